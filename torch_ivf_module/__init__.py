@@ -1,0 +1,17 @@
+"""Vector search inside PyTorch: an inverted-file index that is a torch.nn.Module.
+
+>>> import torch
+>>> from torch_ivf_module import IndexFlatL2
+>>> index = IndexFlatL2(2)
+>>> index.add(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+>>> index.search(torch.tensor([[0.9, 1.0]]), 1)[1]
+tensor([[1]])
+"""
+
+from .checkpoint import load
+from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat
+from .params import SearchParams
+
+__version__ = "0.1.0.dev0"
+
+__all__ = ["IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexIVFFlat", "SearchParams", "load"]

@@ -1,0 +1,119 @@
+"""One index in one file: written whole or not at all, opened without executing anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._optional import require
+from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat
+from .index.base import IndexBase
+
+FORMAT = "torch_ivf_module"
+VERSION = 1
+CLASSES: dict[str, type[IndexBase]] = {c.__name__: c for c in (IndexFlat, IndexFlatL2, IndexFlatIP, IndexIVFFlat)}
+
+
+class BadFile(ValueError):
+    """The file is no index, or is damaged; the text says why."""
+
+
+def save(index: IndexBase, path: str | os.PathLike[str]) -> None:
+    """Write `index` to `path`; see `IndexBase.save`."""
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in index.state_dict().items()}
+    about = {"format": FORMAT, "version": VERSION, "class": type(index).__name__, "config": index.config()}
+    if about["class"] not in CLASSES:
+        raise TypeError(f"index must be one of {', '.join(CLASSES)}, got {about['class']}")
+    if path.suffix == ".safetensors":
+        library = require("safetensors.torch", "safetensors")
+        words = {key: json.dumps(value) for key, value in about.items()}
+        _replace(path, lambda part: library.save_file(tensors, part, metadata=words))
+    else:
+        _replace(path, lambda part: torch.save({**about, "state": tensors}, part))
+
+
+def load(
+    path: str | os.PathLike[str], *, device: torch.device | str | None = None, mmap: bool = False
+) -> IndexBase:
+    """Open an index saved by `save`, of the class the file names.
+
+    `mmap=True` maps the vectors instead of reading them. Nothing in the file is executed. Raises `BadFile` (a
+    ValueError) for a file that is damaged, foreign or from a newer release, FileNotFoundError if there is none.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+        about, tensors = read(path, mmap)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # the readers raise a dozen kinds for damage, all of them meaning the same here
+        raise BadFile(f"{path} cannot be read as an index: {error}") from error
+    index = _rebuild(path, about, tensors)
+    return index if device is None else index.to(device)
+
+
+def _rebuild(path: Path, about: Mapping[str, Any], tensors: dict[str, Tensor]) -> IndexBase:
+    if about.get("format") != FORMAT:
+        raise BadFile(f"{path} was not written by torch_ivf_module")
+    version = about.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise BadFile(f"{path} has format version {version}, this release reads up to {VERSION}")
+    if about.get("class") not in CLASSES:
+        raise BadFile(f"{path} holds a {about.get('class')!r}, this release knows {', '.join(CLASSES)}")
+    try:
+        config = dict(about["config"])
+        config["dtype"] = getattr(torch, config["dtype"])
+        kind = CLASSES[about["class"]]
+        if kind in (IndexFlatL2, IndexFlatIP):
+            del config["metric"]
+        index = kind(**config, device="meta")
+        index.load_state_dict(tensors, assign=True)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise BadFile(f"{path} holds no sound index: {error}") from error
+    return index
+
+
+def _read_torch(path: Path, mmap: bool) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    about = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    if not isinstance(about, dict) or not isinstance(about.get("state"), dict):
+        raise ValueError("it holds no index")
+    return about, about["state"]
+
+
+def _read_safetensors(path: Path, mmap: bool) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    library = require("safetensors", "safetensors")
+    with library.safe_open(path, framework="pt") as file:
+        about = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "format"}
+        about["format"] = json.loads((file.metadata() or {}).get("format", "null"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    return about, tensors if mmap else {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _replace(path: Path, write: Callable[[str], None]) -> None:
+    """Write beside `path`, sync, rename."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        write(part)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

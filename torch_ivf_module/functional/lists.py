@@ -1,0 +1,92 @@
+"""Inverted lists as flat tensors, and the bookkeeping of ragged ranges.
+
+L lists, N vectors, d dim, Q queries, P probes a query, W positions a query. A *row* is a position in the packed
+tensor; an *id* is the user's label of it. Lists are contiguous runs of rows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class InvertedLists(NamedTuple):
+    """The vectors of list l are rows ``offsets[l]:offsets[l + 1]``, in the order they were added."""
+
+    packed: Tensor  # (N, d) storage dtype
+    offsets: Tensor  # (L + 1,) int64
+    ids: Tensor  # (N,) int64
+    bias: Tensor  # (N,) float32, or (0,) where the metric has none; see metric.row_bias
+
+
+def lengths(offsets: Tensor) -> Tensor:
+    """Rows in each list, (L,)."""
+    return offsets[1:] - offsets[:-1]
+
+
+def list_of_rows(offsets: Tensor) -> Tensor:
+    """The list each row belongs to, (N,)."""
+    sizes = lengths(offsets)
+    return torch.repeat_interleave(torch.arange(sizes.shape[0], device=offsets.device), sizes)
+
+
+def offsets_of(assigned: Tensor, nlist: int) -> Tensor:
+    """Offsets (nlist + 1,) of lists holding the rows `assigned` (N,) says."""
+    ends = torch.bincount(assigned, minlength=nlist).cumsum(0)
+    return torch.cat([ends.new_zeros(1), ends])
+
+
+def pack(x: Tensor, ids: Tensor, assigned: Tensor, nlist: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort vectors (N, d) and ids (N,) by list, keeping their order within one: packed, offsets, ids."""
+    order = torch.sort(_narrow(assigned, nlist), stable=True).indices
+    return x.index_select(0, order), offsets_of(assigned, nlist), ids.index_select(0, order)
+
+
+def append(
+    packed: Tensor, offsets: Tensor, ids: Tensor, x: Tensor, new_ids: Tensor, assigned: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """New tensors in which each list is followed by what is added to it; every vector is copied once."""
+    nlist = offsets.shape[0] - 1
+    if packed.shape[0] == 0:
+        return pack(x, new_ids, assigned, nlist)
+    order = torch.sort(_narrow(assigned, nlist), stable=True).indices
+    extra = offsets_of(assigned, nlist)
+    arange = torch.arange(packed.shape[0] + x.shape[0], device=packed.device)
+    # An old row moves up by what was added to earlier lists; a new one lies behind all old rows of its list.
+    old_at = arange[: packed.shape[0]] + torch.repeat_interleave(extra[:-1], lengths(offsets))
+    new_at = arange[: x.shape[0]] + offsets[1:].index_select(0, assigned.index_select(0, order))
+    out = packed.new_empty((arange.shape[0], packed.shape[1]))
+    out.index_copy_(0, old_at, packed).index_copy_(0, new_at, x.index_select(0, order))
+    out_ids = ids.new_empty(arange.shape[0])
+    out_ids.index_copy_(0, old_at, ids).index_copy_(0, new_at, new_ids.index_select(0, order))
+    return out, offsets + extra, out_ids
+
+
+def keep_rows(packed: Tensor, offsets: Tensor, ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """New tensors with only the rows where `kept` (N,) is true, in their order."""
+    before = torch.cat([offsets.new_zeros(1), kept.cumsum(0)])
+    return packed[kept], before.index_select(0, offsets), ids[kept]
+
+
+def ranges_to_positions(starts: Tensor, sizes: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Lay each query's ranges end to end.
+
+    starts, sizes (Q, P) int64: range p of a query is ``starts[p] : starts[p] + sizes[p]``. Returns positions
+    (Q, width), -1 behind the last range, and the range each came from (Q, width), P behind the last.
+    """
+    queries, probes = starts.shape
+    ends = sizes.cumsum(1)
+    # Position w lies in the range whose number is the count of ranges that end at or before w.
+    marks = torch.zeros(queries, width + 1, dtype=torch.int64, device=starts.device)
+    marks.scatter_add_(1, ends.clamp(max=width), torch.ones_like(ends))
+    probe = marks[:, :width].cumsum(1)
+    moves = torch.nn.functional.pad(starts - ends + sizes, (0, 1))
+    along = torch.arange(width, device=starts.device)
+    return (moves.gather(1, probe) + along).masked_fill_(probe == probes, -1), probe
+
+
+def _narrow(assigned: Tensor, nlist: int) -> Tensor:
+    """List numbers in the smallest integer that holds them: a CPU sorts int16 three times as fast as int64."""
+    return assigned.to(torch.int16 if nlist < 1 << 15 else torch.int32)

@@ -1,0 +1,123 @@
+"""Scores, where higher is better for every metric. The only file that branches on the metric.
+
+Q queries, N vectors, K candidates of one query, d dim.
+
+Two kinds of score appear:
+
+* the *ranking score* of a scan, ``<x - origin, v> + bias(v)``: one product and one addition. For l2 it is
+  ``(|x - origin|^2 - |x - v|^2) / 2`` less a term that depends on the query alone, so it orders the vectors as
+  the distance does. Taking the origin inside the data keeps the cancellation of the expanded square away from
+  data that lies far from zero.
+* the *exact score* of the few vectors that survive, computed from differences for l2; it is what users see.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+METRICS = ("l2", "ip", "cosine")
+_ROUNDING = 64 * torch.finfo(torch.float32).eps  # far above the error of a float32 product of any usual d
+_SAMPLE = 1024  # rows that decide the origin; a median of so many is within a few percent of a spread
+
+
+def check_metric(metric: str) -> str:
+    """Return `metric`, or raise ValueError naming the ones there are."""
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
+    return metric
+
+
+def prepare(x: Tensor, metric: str) -> Tensor:
+    """What is compared: `x` itself, or for cosine `x` scaled to unit length (a zero row stays zero)."""
+    if metric != "cosine":
+        return x
+    # Dividing by the largest entry first keeps the square from overflowing or vanishing.
+    largest = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_ones(1)
+    x = x / torch.where(largest > 0, largest, torch.ones_like(largest))
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def on_sphere(centroids: Tensor, metric: str) -> Tensor:
+    """Centroids as training keeps them: at unit length unless the metric is l2."""
+    return centroids if metric == "l2" else prepare(centroids, "cosine")
+
+
+def clustering_objective(shifted: Tensor, best: Tensor, metric: str) -> Tensor:
+    """What k-means improves: the sum of squared distances (l2), or of products, to the assigned centroids.
+
+    `best` (N,) are the ranking scores of rows `shifted` (N, d) against centroids relative to the same origin.
+    """
+    if metric != "l2":
+        return best.sum()
+    return (shifted.square().sum(1) - 2 * best).clamp(min=0).sum()
+
+
+def origin_of(vectors: Tensor, metric: str) -> Tensor:
+    """Where to put the origin (d,): a median, which one far outlier cannot move, or zero where it would not help."""
+    if metric != "l2" or vectors.shape[0] == 0:
+        return torch.zeros(vectors.shape[1], device=vectors.device)
+    step = max(1, vectors.shape[0] // _SAMPLE)
+    return vectors[::step].float().median(dim=0).values
+
+
+def row_bias(vectors: Tensor, origin: Tensor, metric: str) -> Tensor:
+    """The part of the ranking score that a vector brings along, (N,) float32; empty where there is none."""
+    if metric != "l2":
+        return torch.zeros(0, device=vectors.device)
+    parts = [
+        torch.cdist(part.float(), origin[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
+        for part in vectors.split(1 << 16)
+    ]
+    return torch.cat(parts).square_().mul_(-0.5) if parts else torch.zeros(0, device=vectors.device)
+
+
+def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
+    """Exact scores of `vectors` (Q, K, d) for `x` (Q, d): (Q, K), differentiable in `x`.
+
+    l2: the negated squared distance. ip, cosine: the inner product.
+
+    >>> exact_scores(torch.zeros(1, 2), torch.tensor([[[3.0, 4.0]]]), "l2")
+    tensor([[-25.]])
+    """
+    if metric != "l2":
+        return torch.einsum("qd,qkd->qk", x, vectors)
+    if torch.is_grad_enabled() and (x.requires_grad or vectors.requires_grad):
+        return -(x[:, None] - vectors).square().sum(-1)
+    # cdist makes one vectorised pass over the differences; its gradient at zero is not the one we want.
+    return -torch.cdist(x[:, None], vectors, compute_mode="donot_use_mm_for_euclid_dist")[:, 0].square()
+
+
+def to_distance(scores: Tensor, metric: str) -> Tensor:
+    """Exact scores to what users see: squared L2, inner product or cosine."""
+    return -scores if metric == "l2" else scores
+
+
+def radius_to_score(radius: float, metric: str) -> float:
+    """The exact score that a result of a range search must exceed."""
+    return -radius if metric == "l2" else radius
+
+
+def range_floor(x: Tensor, origin: Tensor, score: float, reach: Tensor, metric: str) -> Tensor:
+    """The ranking score (Q,) that every row whose exact score exceeds `score` reaches, rounding allowed for.
+
+    `x` (Q, d) are the queries before the origin is taken off; `reach` is the largest norm of a stored vector.
+    """
+    shifted = shift(x, origin, metric)
+    slack = torch.linalg.vector_norm(shifted, dim=1) * reach
+    if metric != "l2":
+        return score - _ROUNDING * slack
+    # With y = x - o and r the ranking score, |x - v|^2 = |y|^2 - 2 (r - <y, o>).
+    own, offset = shifted.square().sum(1), shifted @ origin
+    return (own + score) / 2 + offset - _ROUNDING * (own + slack + offset.abs() + reach * reach)
+
+
+def largest_norm(vectors: Tensor) -> Tensor:
+    """The largest Euclidean norm among the vectors (N, d), or 0: a scalar tensor."""
+    norms = [torch.linalg.vector_norm(part.float(), dim=1).amax() for part in vectors.split(1 << 14)]
+    return torch.stack(norms).amax() if vectors.shape[0] else torch.zeros((), device=vectors.device)
+
+
+def shift(x: Tensor, origin: Tensor, metric: str) -> Tensor:
+    """The queries as the scan multiplies them: relative to the origin for l2."""
+    return x - origin if metric == "l2" else x

@@ -1,0 +1,52 @@
+"""Which lists a query visits. Assigning a vector to a list is probing with nprobe = 1.
+
+Q queries, L lists, P probes, d dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import metric as metrics
+from .select import best_positions
+
+_CHUNK_SCORES = 1 << 20  # scores held at a time: 4 MiB stays in cache, where a second pass over it is cheap
+
+
+class Coarse(NamedTuple):
+    """The coarse quantizer, ready to be multiplied with queries."""
+
+    centroids: Tensor  # (L, d) float32, relative to the origin
+    bias: Tensor  # (L,) float32, or (0,)
+    origin: Tensor  # (d,) float32
+
+
+def coarse_of(centroids: Tensor, metric: str) -> Coarse:
+    """Centroids (L, d) made ready for `probe`."""
+    origin = metrics.origin_of(centroids, metric)
+    return Coarse(centroids - origin, metrics.row_bias(centroids, origin, metric), origin)
+
+
+def probe(x: Tensor, coarse: Coarse, nprobe: int) -> tuple[Tensor, Tensor]:
+    """The nearest lists of each query, nearest first.
+
+    x (Q, d) float32 *relative to the origin* (see metric.shift). Returns ranking scores and lists, both (Q, P)
+    with P = min(nprobe, L).
+    """
+    lists = coarse.centroids.shape[0]
+    parts = [
+        best_positions(_scores(part, coarse), nprobe)
+        for part in x.split(max(1, _CHUNK_SCORES // max(1, lists)))
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _scores(x: Tensor, coarse: Coarse) -> Tensor:
+    if coarse.bias.shape[0]:
+        return torch.addmm(coarse.bias, x, coarse.centroids.t())
+    return x @ coarse.centroids.t()

@@ -1,0 +1,78 @@
+"""Range search: every row of the probed lists whose score exceeds a bound. List-major, never a dense (Q, N) matrix.
+
+Q queries, N vectors, P probes, H hits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import metric as metrics
+from .cost import scratch_bytes
+from .lists import InvertedLists
+from .probe import Coarse
+from .scan_lists import tasks_of, tiles
+from .search import probed_lists
+
+_RESCORE_ROWS = 1 << 13  # vectors gathered at a time for exact scores
+
+
+def range_search(
+    x: Tensor,
+    coarse: Coarse,
+    segments: Sequence[InvertedLists],
+    *,
+    score: float,
+    nprobe: int,
+    metric: str,
+    max_bytes: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows with an exact score above `score`: lims (Q + 1,), scores (H,) and rows (H,), query by query.
+
+    x (Q, d) as `metric.prepare` gives it; rows count on from segment to segment.
+    """
+    probed = probed_lists(x, coarse, segments, nprobe, metric, None)
+    step = max(1, max_bytes // scratch_bytes("csr", 0, probed.shape[1] + 1, 1))
+    queries, scores, rows = [probed.new_empty(0)], [x.new_empty(0)], [probed.new_empty(0)]
+    before = 0
+    for lists in segments:
+        for start in range(0, x.shape[0], step):
+            part = slice(start, start + step)
+            hits = _near(x[part], coarse.origin, lists, probed[part], score, metric)
+            found = _exact(x[part], lists.packed, *hits, metric)
+            keep = (found > score) & torch.isfinite(found)
+            queries.append(hits[0][keep] + start)
+            scores.append(found[keep])
+            rows.append(hits[1][keep] + before)
+        before += lists.packed.shape[0]
+    order = torch.sort(torch.cat(queries), stable=True).indices
+    counts = torch.bincount(torch.cat(queries), minlength=x.shape[0])
+    lims = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return lims, torch.cat(scores)[order], torch.cat(rows)[order]
+
+
+def _near(
+    x: Tensor, origin: Tensor, lists: InvertedLists, probed: Tensor, score: float, metric: str
+) -> tuple[Tensor, Tensor]:
+    """Queries and rows (H,) whose ranking score may, rounding allowed for, mean an exact score above `score`."""
+    reach = metrics.largest_norm(lists.packed)
+    floor = metrics.range_floor(x, origin, score, reach, metric)
+    shifted = metrics.shift(x, origin, metric)
+    queries, rows = [probed.new_empty(0)], [probed.new_empty(0)]
+    for tile in tiles(shifted, lists, tasks_of(lists.offsets, probed)):
+        row, task = torch.nonzero(tile.scores > floor[tile.queries], as_tuple=True)
+        queries.append(tile.queries[task])
+        rows.append(row + tile.row + lists.offsets[tile.list])
+    return torch.cat(queries), torch.cat(rows)
+
+
+def _exact(x: Tensor, packed: Tensor, queries: Tensor, rows: Tensor, metric: str) -> Tensor:
+    """Exact scores (H,) of pairs of a query and a row."""
+    parts = [
+        metrics.exact_scores(x[query], packed[row][:, None].float(), metric)[:, 0]
+        for query, row in zip(queries.split(_RESCORE_ROWS), rows.split(_RESCORE_ROWS), strict=True)
+    ]
+    return torch.cat(parts) if parts else x.new_empty(0)

@@ -1,0 +1,6 @@
+"""The stateful indexes."""
+
+from .flat import IndexFlat, IndexFlatIP, IndexFlatL2
+from .ivf_flat import IndexIVFFlat
+
+__all__ = ["IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexIVFFlat"]

@@ -1,0 +1,528 @@
+"""The index as a module: buffers, staging, and everything that flat and inverted-file indexes share.
+
+Q queries, N vectors, L lists, d dim, k results.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import lists as ragged
+from ..functional import metric as metrics
+from ..functional.lists import InvertedLists
+from ..functional.probe import Coarse
+from ..functional.range_scan import range_search
+from ..functional.search import MODES, lookup, search
+from ..params import SearchParams, positive
+from . import check, state
+from .staging import Staging, few
+
+Self = TypeVar("Self", bound="IndexBase")
+
+
+class Derived(NamedTuple):
+    """What is computed from the buffers and never saved."""
+
+    sources: tuple[tuple[Tensor, int], ...]
+    coarse: Coarse
+    lists: InvertedLists
+
+
+class IndexBase(nn.Module):
+    """A vector index whose state is buffers of a torch.nn.Module. Use one of its subclasses."""
+
+    centroids: Tensor
+    packed_embeddings: Tensor
+    list_offsets: Tensor
+    list_ids: Tensor
+    next_id: Tensor
+
+    _flat = False
+    _version = 1
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        metric: str,
+        k: int = 10,
+        search_mode: str = "auto",
+        max_bytes: int = 256 << 20,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dtype = torch.float32 if dtype is None else dtype
+        if dtype not in check.STORAGE:
+            raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype}")
+        self.d = positive(d, "d")
+        self.metric = metrics.check_metric(metric)
+        self.k = positive(k, "k")
+        self.search_mode = search_mode
+        self.max_bytes = max_bytes
+        self.register_buffer("centroids", torch.empty(0, d, device=device))
+        self.register_buffer("packed_embeddings", torch.empty(0, d, device=device, dtype=dtype))
+        offsets = torch.zeros(2 if self._flat else 0, dtype=torch.int64, device=device)
+        self.register_buffer("list_offsets", offsets)
+        self.register_buffer("list_ids", torch.empty(0, dtype=torch.int64, device=device))
+        self.register_buffer("next_id", torch.zeros((), dtype=torch.int64, device=device))
+        self._start_caches()
+
+    def _start_caches(self) -> None:
+        self._staging = Staging()
+        self._derived: Derived | None = None
+        self._lock = threading.RLock()
+
+    # -- settings ------------------------------------------------------------------------------------------
+
+    @property
+    def ntotal(self) -> int:
+        """Vectors in the index."""
+        return self._buffers["packed_embeddings"].shape[0] + self._staging.rows  # type: ignore[union-attr]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether vectors can be added."""
+        return self._flat or self._raw("centroids").shape[0] > 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors are."""
+        return self._raw("packed_embeddings").device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype vectors are stored in."""
+        return self._raw("packed_embeddings").dtype
+
+    @property
+    def search_mode(self) -> str:
+        """"auto", "csr" (list-major) or "matrix" (query-major). It changes the time, not the answer."""
+        return self._search_mode
+
+    @search_mode.setter
+    def search_mode(self, value: str) -> None:
+        if value not in MODES:
+            raise ValueError(f"search_mode must be one of {', '.join(map(repr, MODES))}, got {value!r}")
+        self._search_mode = value
+
+    @property
+    def max_bytes(self) -> int:
+        """Scratch memory that a search may use, in bytes."""
+        return self._max_bytes
+
+    @max_bytes.setter
+    def max_bytes(self, value: int) -> None:
+        self._max_bytes = positive(value, "max_bytes")
+
+    @property
+    def _nlist(self) -> int:
+        return max(0, self._raw("list_offsets").shape[0] - 1)
+
+    # -- building ------------------------------------------------------------------------------------------
+
+    def train(self: Self, mode: bool | Tensor = True, **settings: Any) -> Self:
+        """Fit the index to a tensor, as faiss's `train`; or switch the mode, as torch.nn.Module's.
+
+        ``train(x, ...)`` is `fit`; ``train(True)`` and ``train(False)`` set the training flag.
+        """
+        if isinstance(mode, Tensor):
+            return self.fit(mode, **settings)
+        if settings:
+            raise TypeError(f"train(mode) takes no {', '.join(settings)}: pass a tensor to fit the index")
+        return super().train(mode)
+
+    def fit(self: Self, x: Tensor, **settings: Any) -> Self:
+        """Nothing to fit: a flat index is always trained."""
+        check.vectors(x, "x", self.d, self.device)
+        return self
+
+    def add(self, x: Tensor) -> None:
+        """Add vectors x (n, d), numbered on from ``next_id``.
+
+        They are converted to the storage dtype and detached; for cosine they are stored at unit length. Raises
+        ValueError for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and
+        RuntimeError before training or when the ids would pass 2^63 - 2; the index is then as it was.
+        """
+        x = check.vectors(x, "x", self.d, self.device)
+        first = int(self.next_id)
+        if first + x.shape[0] > state.LAST_ID:
+            raise RuntimeError(f"x has {x.shape[0]} rows, but ids would pass 2^63 - 2 from next_id = {first}")
+        self._add(x, torch.arange(first, first + x.shape[0], device=self.device), first + x.shape[0])
+
+    def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
+        """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
+        x = check.vectors(x, "x", self.d, self.device)
+        ids = check.ids(ids, "ids", x.shape[0], self.device).clone()
+        self._add(x, ids, max(int(self.next_id), state.next_id_after(ids)))
+
+    def _add(self, x: Tensor, ids: Tensor, next_id: int) -> None:
+        self._require_trained("add")
+        with torch.no_grad():
+            rows = self._to_store(x, "x")
+            assigned = self._assign(rows)
+        with self._lock:
+            self._staging.push(rows, ids, assigned)
+            self.next_id.fill_(next_id)
+            # Packing whenever the index has doubled keeps bulk loading linear without holding rows twice.
+            if self._staging.rows >= max(self._raw("packed_embeddings").shape[0], 1):
+                self._pack()
+
+    def _to_store(self, x: Tensor, name: str) -> Tensor:
+        """Rows as they are stored: finite, prepared for the metric, in the storage dtype, no longer the caller's."""
+        if self.metric == "cosine":
+            check.finite(x, name)
+            x = metrics.prepare(x.detach().float(), self.metric)
+        return check.stored(x, name, self.dtype)
+
+    def _assign(self, rows: Tensor) -> Tensor:
+        """The list of each row (n,)."""
+        return torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
+
+    def remove_ids(self, ids: Tensor) -> int:
+        """Remove vectors by id and return how many rows went.
+
+        `ids` is int64 (n,), unknown ones being ignored, or a bool mask whose entry i says whether id i goes. Every
+        row of a duplicate id goes; the others keep their ids.
+        """
+        gone = self._with_ids(ids)
+        count = int(gone.sum())
+        if count:
+            self._replace(*ragged.keep_rows(*self._packed(), ~gone))
+        return count
+
+    def _with_ids(self, ids: Tensor) -> Tensor:
+        """Which packed rows (N,) carry one of the ids, given as numbers or as a bool mask over ids."""
+        held = self.list_ids
+        if isinstance(ids, Tensor) and ids.dtype == torch.bool:
+            if ids.dim() != 1 or ids.device != self.device:
+                raise ValueError(f"ids as a mask must have shape (n,) on {self.device}, got {tuple(ids.shape)} on {ids.device}")
+            known = (held >= 0) & (held < ids.shape[0])
+            return known & ids[held.clamp(0, max(0, ids.shape[0] - 1))] if ids.shape[0] else known
+        return torch.isin(held, check.id_list(ids, "ids", self.device))
+
+    def update(self, ids: Tensor, x: Tensor) -> None:
+        """Replace the vectors of ids (n,) by x (n, d). Raises KeyError for an unknown id, ValueError for one given
+        twice; the index is then as it was."""
+        x = check.vectors(x, "x", self.d, self.device)
+        ids = check.ids(ids, "ids", x.shape[0], self.device).clone()
+        if ids.unique().shape[0] != ids.shape[0]:
+            raise ValueError("ids must be distinct in update, got one twice")
+        unknown = ids[~torch.isin(ids, self.list_ids)]
+        if unknown.shape[0]:
+            raise KeyError(f"ids holds {int(unknown[0])}, which is not in the index")
+        rows = self._to_store(x, "x")
+        with torch.no_grad(), self._lock:
+            self.remove_ids(ids)
+            self._staging.push(rows, ids, self._assign(rows))
+
+    def reset(self) -> None:
+        """Forget the vectors; centroids and the count of ids stay."""
+        with self._lock:
+            self._staging = Staging()
+            packed, offsets, ids = self._packed()
+            self._replace(packed[:0].clone(), torch.zeros_like(offsets), ids[:0].clone())
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def reconstruct(self, id: int) -> Tensor:
+        """The stored vector (d,) of an id, in the storage dtype; of a duplicate id the last. KeyError if unknown."""
+        rows = torch.nonzero(self.list_ids == id)
+        if rows.shape[0] == 0:
+            raise KeyError(f"id {id} is not in the index")
+        return self.packed_embeddings[int(rows[-1])].clone()
+
+    def reconstruct_n(self, start: int, n: int) -> Tensor:
+        """The stored vectors (n, d) of ids ``start : start + n``. KeyError if one is unknown."""
+        if n < 0:
+            raise ValueError(f"n must be >= 0, got {n}")
+        held, order = torch.sort(self.list_ids, stable=True)
+        wanted = torch.arange(start, start + n, device=self.device)
+        at = torch.searchsorted(held, wanted, right=True) - 1  # the last row of each id
+        known = (at >= 0) & (held[at.clamp(min=0)] == wanted) if held.shape[0] else torch.zeros_like(wanted).bool()
+        if not bool(known.all()):
+            raise KeyError(f"id {int(wanted[~known][0])} is not in the index")
+        return self.packed_embeddings[order[at]]
+
+    def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
+        """The k nearest stored vectors of each query.
+
+        Parameters
+        ----------
+        x : (nq, d) queries: float16, bfloat16, float32 or float64, any strides.
+        k : results a query, >= 1.
+        params : settings of this call.
+
+        Returns
+        -------
+        D : (nq, k) float32: squared L2 ascending, or inner product / cosine descending; differentiable in `x`.
+        I : (nq, k) int64 ids.
+
+        Where fewer than k vectors are found, I is -1 and D is +inf (l2) or -inf (ip, cosine); so it is in every
+        place for a query that is not finite. Raises ValueError, TypeError or RuntimeError (untrained index), each
+        naming the argument.
+        """
+        x = check.vectors(x, "x", self.d, self.device)
+        k = positive(k, "k")
+        params = self._params(params)
+        self._require_trained("search")
+        with torch.autocast(self.device.type, enabled=False):
+            queries = metrics.prepare(x.float(), self.metric)
+            coarse, segments = self._segments()
+            scores, rows = search(
+                queries,
+                coarse,
+                segments,
+                k=k,
+                metric=self.metric,
+                mode=self.search_mode,
+                max_bytes=self.max_bytes,
+                nprobe=self._nprobe(params),
+                max_codes=self._max_codes(params),
+            )
+            return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
+
+    def range_search(
+        self, x: Tensor, radius: float, *, params: SearchParams | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All vectors of the probed lists strictly inside the radius: D < radius (l2), D > radius (ip, cosine).
+
+        Returns lims (nq + 1,) int64, D (n,) float32 and I (n,) int64; the results of query i are
+        ``lims[i]:lims[i + 1]``, in any order. `max_codes` is ignored, as in faiss. Raises as `search`.
+        """
+        x = check.vectors(x, "x", self.d, self.device)
+        radius = float(radius)
+        if radius != radius:
+            raise ValueError("radius must be a number, got nan")
+        params = self._params(params)
+        self._require_trained("range_search")
+        with torch.autocast(self.device.type, enabled=False), torch.no_grad():
+            queries = metrics.prepare(x.float(), self.metric)
+            coarse, segments = self._segments()
+            lims, scores, rows = range_search(
+                queries,
+                coarse,
+                segments,
+                score=metrics.radius_to_score(radius, self.metric),
+                nprobe=self._nprobe(params),
+                metric=self.metric,
+                max_bytes=self.max_bytes,
+            )
+            return lims, metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``search(x, self.k)`` for x (..., d): D and I of shape (..., k)."""
+        x = check.floats(x, "x", self.device)
+        if x.dim() == 0 or x.shape[-1] != self.d:
+            raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
+        found, ids = self.search(x.reshape(-1, self.d), self.k)
+        return found.view(*x.shape[:-1], self.k), ids.view(*x.shape[:-1], self.k)
+
+    def _nprobe(self, params: SearchParams) -> int:
+        return 1
+
+    def _max_codes(self, params: SearchParams) -> int | None:
+        return None
+
+    def _params(self, params: SearchParams | None) -> SearchParams:
+        if params is not None and not isinstance(params, SearchParams):
+            raise TypeError(f"params must be SearchParams or None, got {type(params).__name__}")
+        return params or SearchParams()
+
+    def _require_trained(self, action: str) -> None:
+        if not self.is_trained:
+            raise RuntimeError(f"{action} needs a trained index: call train(x) first")
+
+    # -- what is computed from the buffers -----------------------------------------------------------------
+
+    def _segments(self) -> tuple[Coarse, list[InvertedLists]]:
+        """What a search reads: the packed lists, and the rows that wait to be packed as a second set."""
+        with self._lock:
+            if not few(self._staging.rows, self._raw("packed_embeddings").shape[0]):
+                self._pack()
+            derived = self._derive()
+            segments = [derived.lists]
+            if self._staging.rows:
+                segments.append(self._staging.lists(self._nlist, derived.coarse.origin, self.metric))
+            return derived.coarse, segments
+
+    def _derive(self) -> Derived:
+        sources = tuple(
+            (tensor, _version_of(tensor)) for tensor in map(self._raw, ("centroids", "packed_embeddings", "list_offsets"))
+        )
+        held = self._derived
+        if held is not None and all(
+            mine is theirs and version == seen
+            for (mine, version), (theirs, seen) in zip(sources, held.sources, strict=True)
+        ):
+            return held
+        with torch.no_grad():
+            coarse = self._coarse()
+            packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+            bias = metrics.row_bias(packed, coarse.origin, self.metric)
+            self._derived = Derived(sources, coarse, InvertedLists(packed, offsets, ids, bias))
+        return self._derived
+
+    def _coarse(self) -> Coarse:
+        raise NotImplementedError
+
+    # -- buffers -------------------------------------------------------------------------------------------
+
+    def _raw(self, name: str) -> Tensor:
+        """A buffer as it is, waiting rows left out."""
+        tensor = self._buffers[name]
+        assert tensor is not None
+        return tensor
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("packed_embeddings", "list_offsets", "list_ids"):
+            self._pack()
+        return super().__getattr__(name)
+
+    def _packed(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.packed_embeddings, self.list_offsets, self.list_ids
+
+    def _pack(self) -> None:
+        """Move the waiting rows into the buffers."""
+        staging = self.__dict__.get("_staging")
+        if staging is None or not staging.rows:
+            return
+        with self._lock, torch.no_grad():
+            if self._staging.rows:
+                held = (self._raw(name) for name in state.NAMES[1:])
+                self._replace(*ragged.append(*held, *self._staging.joined()))
+                self._staging = Staging()
+
+    def _replace(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
+        self._buffers.update(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Centroids stay float32 and vectors stay in a storage dtype, whatever the parent is cast to.
+        self._pack()
+        before = {name: self._raw(name) for name in ("centroids", "packed_embeddings")}
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            cast = self._raw(name).dtype
+            if cast != tensor.dtype and (name == "centroids" or cast not in check.STORAGE):
+                self._buffers[name] = tensor.to(self._raw(name).device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._pack()
+        return {k: v for k, v in self.__dict__.items() if k not in ("_staging", "_derived", "_lock")}
+
+    def __setstate__(self, held: dict[str, Any]) -> None:
+        super().__setstate__(held)
+        self._start_caches()
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch.nn.Module.named_buffers, waiting rows packed first."""
+        self._pack()
+        return super().named_buffers(*args, **kwargs)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._pack()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take over a state of any size, or none of it. A parent's load_state_dict calls this, at any depth."""
+        names = (*state.NAMES, state.NEXT_ID)
+        given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        lost = [name for name in state.NAMES if name not in given]
+        if strict:
+            missing_keys += [prefix + name for name in lost]
+            inner = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
+            unexpected_keys += [prefix + key for key in inner if key not in names]
+        if lost:
+            if given and len(lost) < len(state.NAMES) and not strict:
+                error_msgs.append(f"{prefix}: the state lacks {', '.join(lost)}; an index loads whole or not at all")
+            return
+        wrong = self._refuses(given, local_metadata)
+        if wrong:
+            error_msgs.append(f"{prefix or type(self).__name__}: {wrong}; the index is left as it was")
+            return
+        self._take(given, assign=bool(local_metadata.get("assign_to_params_buffers", False)))
+
+    def _refuses(self, given: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
+        version = metadata.get("version")
+        if version is not None and version > self._version:
+            return f"the state has version {version}, this release reads up to {self._version}"
+        for name, tensor in given.items():
+            if not isinstance(tensor, Tensor):
+                return f"{name} must be a tensor, got {type(tensor).__name__}"
+        return state.misfit(given, self.d, flat=self._flat)
+
+    def _take(self, given: Mapping[str, Tensor], *, assign: bool) -> None:
+        """Make a checked state this index's own: as it is with `assign`, else as copies where this index is."""
+        number = given.get(state.NEXT_ID)
+        if number is None:
+            ids = given["list_ids"]
+            number = torch.zeros_like(ids[:0].sum()) if ids.is_meta else torch.tensor(state.next_id_after(ids))
+            number = number.to(ids.device)
+        with self._lock, torch.no_grad():
+            fresh = {}
+            for name, tensor in (*given.items(), (state.NEXT_ID, number)):
+                old = self._raw(name)
+                fresh[name] = tensor if assign else tensor.detach().to(old.device, old.dtype, copy=True)
+            fresh["centroids"] = fresh["centroids"].float()
+            if fresh["packed_embeddings"].dtype not in check.STORAGE:
+                fresh["packed_embeddings"] = fresh["packed_embeddings"].float()
+            self._staging = Staging()
+            self._buffers.update(fresh)
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """The constructor arguments that rebuild this index, its buffers left out."""
+        return {
+            "d": self.d,
+            "metric": self.metric,
+            "k": self.k,
+            "search_mode": self.search_mode,
+            "max_bytes": self.max_bytes,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index to one file: safetensors for a ``.safetensors`` suffix, else what torch.load opens.
+
+        The file is written beside its place, synced and renamed, so a crash leaves the old one or the new one.
+        """
+        from ..checkpoint import save
+
+        save(self, path)
+
+    def extra_repr(self) -> str:
+        """The settings, as the module shows them."""
+        shown = {key: value for key, value in self.config().items() if key not in ("max_bytes", "dtype")}
+        words = [f"{key}={value!r}" if key != "d" else str(value) for key, value in shown.items()]
+        return ", ".join([*words, f"ntotal={self.ntotal}", f"dtype={self.dtype}", f"device={self.device}"])
+
+
+def _version_of(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def warn_few_rows(rows: int, nlist: int) -> None:
+    """Say that the centroids rest on few rows, as faiss does."""
+    if rows < 39 * nlist:
+        warnings.warn(
+            f"{rows} training rows for {nlist} centroids: give at least {39 * nlist} for good lists",
+            stacklevel=3,
+        )

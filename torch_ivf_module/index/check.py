@@ -1,0 +1,86 @@
+"""Checks of what callers pass. Each error says which argument, what came, and what would work.
+
+N rows, d dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+STORAGE = (torch.float32, torch.float16, torch.bfloat16)
+_FLOATS = (*STORAGE, torch.float64)
+
+
+def vectors(x: object, name: str, d: int, device: torch.device) -> Tensor:
+    """`x` as a float tensor (N, d) on `device`, whatever its strides and its float dtype."""
+    tensor = floats(x, name, device)
+    if tensor.dim() == 1:
+        raise ValueError(f"{name} must have shape (n, {d}), got {tuple(tensor.shape)}; pass {name}[None] for one row")
+    if tensor.dim() != 2 or tensor.shape[1] != d:
+        raise ValueError(f"{name} must have shape (n, {d}), got {tuple(tensor.shape)}")
+    return tensor
+
+
+def floats(x: object, name: str, device: torch.device) -> Tensor:
+    """`x` as a tensor of floats on `device`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor({name})")
+    if x.dtype not in _FLOATS:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {_word(x.dtype)}; cast it with {name}.float()"
+        )
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}, the index is on {device}; move it with {name}.to('{device}')")
+    return x
+
+
+def ids(value: object, name: str, rows: int, device: torch.device) -> Tensor:
+    """`value` as int64 ids (rows,) on `device`."""
+    found = id_list(value, name, device)
+    if found.shape[0] != rows:
+        raise ValueError(f"{name} must have one id for each of the {rows} rows of x, got {found.shape[0]}")
+    if bool((found == -1).any()):
+        at = int(torch.nonzero(found == -1)[0])
+        raise ValueError(f"{name} may hold any int64 but -1, which marks missing results; {name}[{at}] is -1")
+    return found
+
+
+def id_list(value: object, name: str, device: torch.device) -> Tensor:
+    """`value` as a list of int64 ids on `device`, of any length."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be an int64 torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be int64 or int32, got {_word(value.dtype)}; cast it with {name}.long()")
+    if value.dim() != 1:
+        raise ValueError(f"{name} must have shape (n,), got {tuple(value.shape)}")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}, the index is on {device}; move it with {name}.to('{device}')")
+    return value.detach().long()
+
+
+def finite(x: Tensor, name: str) -> None:
+    """Refuse rows with NaN or inf, naming the first."""
+    # A sum is non-finite whenever an entry is, and a single fast pass; a finite sum settles it.
+    if x.is_meta or bool(torch.isfinite(x.sum())):
+        return
+    bad = torch.nonzero(~torch.isfinite(x).all(1))
+    if bad.shape[0]:
+        row = int(bad[0])
+        raise ValueError(f"{name} must be finite, but row {row} holds NaN or inf ({bad.shape[0]} such rows in all)")
+
+
+def stored(x: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """A detached copy of finite rows in the storage dtype; rows that it cannot hold are refused."""
+    finite(x, name)
+    kept = x.detach().to(dtype, copy=True)
+    if kept.dtype != x.dtype and x.dtype != torch.bfloat16:
+        try:
+            finite(kept, name)
+        except ValueError:
+            raise ValueError(f"{name} has values too large for the storage dtype {_word(dtype)}") from None
+    return kept.contiguous()
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,151 @@
+"""The inverted-file index with uncompressed vectors."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._optional import require
+from ..functional import lists as ragged
+from ..functional import metric as metrics
+from ..functional.kmeans import kmeans
+from ..functional.probe import Coarse, coarse_of, probe
+from ..params import SearchParams, positive
+from . import check
+from .base import IndexBase, Self, warn_few_rows
+
+
+class IndexIVFFlat(IndexBase):
+    """Inverted file: vectors are kept in `nlist` lists around centroids, and a query reads the `nprobe` nearest.
+
+    Parameters
+    ----------
+    d : dimension of the vectors.
+    nlist : number of lists; about 4 * sqrt(N) is usual.
+    nprobe : lists that a query visits, min(8, nlist) by default; more of them find more of the true neighbours.
+    metric : "l2" (squared), "ip" or "cosine".
+    max_codes : the most rows a query reads, None for no limit; see `SearchParams`.
+    k : results that `forward` returns.
+    search_mode, max_bytes : see the properties.
+    device, dtype : where and in which dtype (float32, float16, bfloat16) vectors are stored.
+
+    >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
+    >>> index = IndexIVFFlat(16, nlist=8, nprobe=2)
+    >>> index.train(x).add(x)
+    >>> index.search(x[:2], 1)[1].flatten()
+    tensor([0, 1])
+    """
+
+    def __init__(
+        self,
+        d: int,
+        nlist: int = 512,
+        nprobe: int | None = None,
+        metric: str = "l2",
+        *,
+        max_codes: int | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(d, metric=metric, **settings)
+        self._wanted_nlist = positive(nlist, "nlist")
+        self.nprobe = min(8, nlist) if nprobe is None else nprobe
+        self.max_codes = max_codes
+
+    @property
+    def nlist(self) -> int:
+        """Number of lists: of the buffers once trained, as asked for before."""
+        return self._nlist or self._wanted_nlist
+
+    @property
+    def nprobe(self) -> int:
+        """Lists that a query visits; more than `nlist` means all."""
+        return self._own_nprobe
+
+    @nprobe.setter
+    def nprobe(self, value: int) -> None:
+        self._own_nprobe = positive(value, "nprobe")
+
+    @property
+    def max_codes(self) -> int | None:
+        """The most rows that a query reads, None for no limit."""
+        return self._own_max_codes
+
+    @max_codes.setter
+    def max_codes(self, value: int | None) -> None:
+        # 0 is how faiss spells "no limit".
+        self._own_max_codes = None if value is None or value == 0 else positive(value, "max_codes")
+
+    def fit(  # type: ignore[override]
+        self: Self,
+        x: Tensor,
+        *,
+        niter: int = 10,
+        max_points_per_centroid: int = 256,
+        seed: int = 1234,
+        generator: torch.Generator | None = None,
+        verbose: bool = False,
+    ) -> Self:
+        """Fit the centroids to x (n, d) by k-means on at most ``max_points_per_centroid * nlist`` sampled rows.
+
+        The same seed, device and thread count give the same centroids. On a filled index every stored vector
+        moves to its new list. `verbose` shows a progress bar (extra `progress`). Returns self.
+
+        Raises ValueError for fewer rows than `nlist` or rows that are not finite, and warns below 39 rows a list.
+        """
+        x = check.vectors(x, "x", self.d, self.device).detach()
+        niter = positive(niter, "niter")
+        if x.shape[0] < self.nlist:
+            raise ValueError(f"x has {x.shape[0]} rows, but training {self.nlist} lists needs at least {self.nlist}")
+        check.finite(x, "x")
+        warn_few_rows(x.shape[0], self.nlist)
+        bar = functools.partial(require("tqdm", "progress").tqdm, desc="k-means") if verbose else iter
+        with torch.no_grad():
+            centroids, _ = kmeans(
+                metrics.prepare(x.float(), self.metric),
+                self.nlist,
+                niter=niter,
+                metric=self.metric,
+                max_points_per_centroid=positive(max_points_per_centroid, "max_points_per_centroid"),
+                seed=seed,
+                generator=generator,
+                progress=bar,
+            )
+            self._adopt(centroids)
+        return self
+
+    def _adopt(self, centroids: Tensor) -> None:
+        """Take over new centroids and move every stored vector to its new list."""
+        with self._lock:
+            packed, _, ids = self._packed()
+            assigned = _nearest(packed, coarse_of(centroids, self.metric), self.metric)
+            fresh = ragged.pack(packed, ids, assigned, centroids.shape[0])
+            self._buffers["centroids"] = centroids
+            self._replace(*fresh)
+
+    def _assign(self, rows: Tensor) -> Tensor:
+        return _nearest(rows, self._derive().coarse, self.metric)
+
+    def _coarse(self) -> Coarse:
+        return coarse_of(self._raw("centroids"), self.metric)
+
+    def _nprobe(self, params: SearchParams) -> int:
+        return min(self.nlist, self.nprobe if params.nprobe is None else params.nprobe)
+
+    def _max_codes(self, params: SearchParams) -> int | None:
+        return self.max_codes if params.max_codes is None else params.max_codes
+
+    def config(self) -> dict[str, Any]:
+        """The constructor arguments that rebuild this index, its buffers left out."""
+        own = {"nlist": self.nlist, "nprobe": self.nprobe, "max_codes": self.max_codes}
+        return {**super().config(), **own}
+
+
+def _nearest(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
+    """The list (n,) of each row (n, d)."""
+    parts = [
+        probe(metrics.shift(part.float(), coarse.origin, metric), coarse, 1)[1][:, 0] for part in rows.split(1 << 14)
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=rows.device)
