@@ -33,7 +33,6 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise ImportError(
-            f"{package} is needed here and is not installed; it comes with: "
-            f"pip install 'torch-ivf-module[{extra}]'",
+            f"{package} is needed here and is not installed; it comes with: pip install 'torch-ivf-module[{extra}]'",
             name=package,
         ) from error

@@ -40,9 +40,7 @@ def save(index: IndexBase, path: str | os.PathLike[str]) -> None:
         _replace(path, lambda part: torch.save({**about, "state": tensors}, part))
 
 
-def load(
-    path: str | os.PathLike[str], *, device: torch.device | str | None = None, mmap: bool = False
-) -> IndexBase:
+def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None, mmap: bool = False) -> IndexBase:
     """Open an index saved by `save`, of the class the file names.
 
     `mmap=True` maps the vectors instead of reading them. Nothing in the file is executed. Raises `BadFile` (a

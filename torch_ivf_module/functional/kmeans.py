@@ -52,10 +52,11 @@ def kmeans(
     rows = (x[order[:most].to(x.device)] if x.shape[0] > most else x).float()
     start = torch.randperm(rows.shape[0], generator=generator)[:nlist].to(x.device)
     centroids = metrics.on_sphere(rows[start], metric)
+    origin = metrics.origin_of(rows, metric)
+    shifted = metrics.shift(rows, origin, metric)
     objective = []
     for _ in progress(range(niter)):
-        coarse = coarse_of(centroids, metric)
-        shifted = metrics.shift(rows, coarse.origin, metric)
+        coarse = coarse_of(centroids, metric, origin)
         best, assigned = probe(shifted, coarse, 1)
         objective.append(metrics.clustering_objective(shifted, best[:, 0], metric))
         centroids = metrics.on_sphere(_means(rows, assigned[:, 0], centroids, generator), metric)

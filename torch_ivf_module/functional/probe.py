@@ -24,9 +24,9 @@ class Coarse(NamedTuple):
     origin: Tensor  # (d,) float32
 
 
-def coarse_of(centroids: Tensor, metric: str) -> Coarse:
-    """Centroids (L, d) made ready for `probe`."""
-    origin = metrics.origin_of(centroids, metric)
+def coarse_of(centroids: Tensor, metric: str, origin: Tensor | None = None) -> Coarse:
+    """Centroids (L, d) made ready for `probe`, relative to `origin` (d,) or to one inside them."""
+    origin = metrics.origin_of(centroids, metric) if origin is None else origin
     return Coarse(centroids - origin, metrics.row_bias(centroids, origin, metric), origin)
 
 
@@ -37,10 +37,7 @@ def probe(x: Tensor, coarse: Coarse, nprobe: int) -> tuple[Tensor, Tensor]:
     with P = min(nprobe, L).
     """
     lists = coarse.centroids.shape[0]
-    parts = [
-        best_positions(_scores(part, coarse), nprobe)
-        for part in x.split(max(1, _CHUNK_SCORES // max(1, lists)))
-    ]
+    parts = [best_positions(_scores(part, coarse), nprobe) for part in x.split(max(1, _CHUNK_SCORES // max(1, lists)))]
     if len(parts) == 1:
         return parts[0]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

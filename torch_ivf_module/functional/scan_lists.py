@@ -11,6 +11,7 @@ query-major functions. Both scans therefore end in the same candidates.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -33,7 +34,8 @@ class Tasks(NamedTuple):
     """Who visits which list, ordered by list."""
 
     queries: Tensor  # (T,) the query of each task
-    counts: list[int]  # tasks of each list; on the host, since it steers the loop
+    visits: Tensor  # (L,) tasks of each list
+    counts: list[int]  # the same on the host, since it steers the loop
     rank: Tensor  # (Q, P) a task's place among those of its list
     before: Tensor  # (L,) tasks times blocks of all earlier lists: where a list's maxima start
 
@@ -73,6 +75,7 @@ def tasks_of(offsets: Tensor, probed: Tensor) -> Tasks:
     held = counts[:nlist] * blocks_of(lengths(offsets))
     return Tasks(
         torch.div(order, probed.shape[1], rounding_mode="floor"),
+        counts[:nlist],
         counts[:nlist].tolist(),
         rank.view(probed.shape),
         held.cumsum(0) - held,
@@ -105,34 +108,38 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
                         scratch = torch.empty(padded * queries.shape[0], device=x.device)
                     scores = scratch[: padded * queries.shape[0]].view(padded, -1)
                     real = scores[:size]
-                    torch.mm(lists.packed[row : row + size].float(), held, out=real)
+                    vectors = lists.packed[row : row + size].float()
                     if lists.bias.shape[0]:
-                        real += lists.bias[row : row + size, None]
-                    scores[size:] = NEVER
+                        torch.addmm(lists.bias[row : row + size, None], vectors, held, out=real)
+                    else:
+                        torch.mm(vectors, held, out=real)
+                    if size < padded:
+                        scores[size:] = NEVER
                     yield Tile(scores, queries, row - start, task, number)
         first += count
 
 
 def block_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks) -> tuple[Tensor, Tensor]:
-    """Maxima of every block and of every group in it: (B,) and (B, BLOCK), task by task in list order."""
+    """Maxima of every block, task by task, and of every group in it, group by group; both list by list.
+
+    Of a list with m tasks and b blocks the first holds (m, b), the second (BLOCK * b, m) as the reduction leaves
+    it, since turning so many numbers round would cost as much as finding them.
+    """
     blocks = blocks_of(lengths(lists.offsets)).tolist()
-    total = sum(count * size for count, size in zip(tasks.counts, blocks, strict=True))
-    fine = torch.empty(total, BLOCK, device=x.device)
-    coarse = torch.empty(total, device=x.device)
-    before = 0
-    starts = []
-    for count, size in zip(tasks.counts, blocks, strict=True):
-        starts.append(before)
-        before += count * size
+    held = [count * size for count, size in zip(tasks.counts, blocks, strict=True)]
+    before = [0, *itertools.accumulate(held)]
+    coarse = torch.empty(before[-1], device=x.device)
+    fine = torch.empty(before[-1] * BLOCK, device=x.device)
     for tile in tiles(x, lists, tasks):
         rows, count = tile.scores.shape
-        size, at = blocks[tile.list], tile.row // SPAN
-        groups = tile.scores.view(rows // GROUP, GROUP, count).amax(1)
-        first = starts[tile.list] + tile.task * size
-        here = slice(first, first + count * size)
-        part = slice(at, at + rows // SPAN)
-        fine[here].view(count, size * BLOCK)[:, part.start * BLOCK : part.stop * BLOCK] = groups.t()
-        coarse[here].view(count, size)[:, part] = groups.view(-1, BLOCK, count).amax(1).t()
+        here = slice(before[tile.list], before[tile.list + 1])
+        task = slice(tile.task, tile.task + count)
+        block = tile.row // SPAN
+        every = fine[here.start * BLOCK : here.stop * BLOCK].view(-1, tasks.counts[tile.list])
+        groups = every[block * BLOCK : block * BLOCK + rows // GROUP, task]
+        torch.amax(tile.scores.view(-1, GROUP, count), 1, out=groups)
+        maxima = groups.unflatten(0, (-1, BLOCK)).amax(1)
+        coarse[here].view(-1, blocks[tile.list])[task, block : block + rows // SPAN] = maxima.t()
     return coarse, fine
 
 
@@ -149,11 +156,16 @@ def _survivors(
     best, chosen = best_positions(maxima.masked_fill_(position < 0, NEVER), k)
     # From the chosen blocks to the rows they stand for.
     probe = probe.gather(1, chosen).clamp(max=probed.shape[1] - 1)
-    position = position.gather(1, chosen).clamp(min=0)
-    row = offsets[at].gather(1, probe) + (position - address.gather(1, probe)) * SPAN
+    position = position.gather(1, chosen)
+    within = (position - address.gather(1, probe)).masked_fill_(best == NEVER, 0)
+    row = offsets[at].gather(1, probe) + within * SPAN
     end = (offsets[at] + sizes).gather(1, probe).masked_fill(best == NEVER, 0)
-    # The same again among their groups.
-    maxima = fine.index_select(0, position.flatten()).view(*position.shape, BLOCK)
+    # The same again among their groups; those of a task lie as far apart as its list has tasks.
+    count = tasks.visits[at].gather(1, probe)
+    task = rank.gather(1, probe)
+    step = torch.arange(BLOCK, device=row.device)
+    place = (tasks.before[at].gather(1, probe) + within * count) * BLOCK + task
+    maxima = fine.take(place[:, :, None] + count[:, :, None] * step)
     maxima = maxima.masked_fill_(best[:, :, None] == NEVER, NEVER).flatten(1)
     _, chosen = best_positions(maxima, k)
     block = torch.div(chosen, BLOCK, rounding_mode="floor")

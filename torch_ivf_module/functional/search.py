@@ -67,8 +67,7 @@ def search(
         # The scan ranks by a rounded score, so a few more rows than asked for are kept and scored exactly.
         kept = k + 4 + k // 8
         found = [
-            _candidates(shifted, lists, probed, kept, mode=mode, max_bytes=max_bytes, width=width)
-            for lists in segments
+            _candidates(shifted, lists, probed, kept, mode=mode, max_bytes=max_bytes, width=width) for lists in segments
         ]
     scores, rows, before = [], [], 0
     for lists, candidates in zip(segments, found, strict=True):

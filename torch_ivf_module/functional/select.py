@@ -43,17 +43,23 @@ def best_positions(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     width = scores.shape[1]
     group = _group_size(width, k)
     if group == 0:
-        return torch.topk(scores, min(k, width), dim=1)
+        return _top(scores, min(k, width), True)
     groups = width // group
     # Group j holds positions j, j + groups, j + 2 groups, ...: a maximum over strided members vectorises.
     maxima = scores[:, : group * groups].unflatten(1, (group, groups)).amax(1)
-    chosen = torch.topk(maxima, k, dim=1, sorted=False).indices
+    chosen = _top(maxima, k, False)[1]
     steps = torch.arange(group, device=scores.device) * groups
     members = (chosen[:, :, None] + steps).flatten(1)
     rest = torch.arange(group * groups, width, device=scores.device).expand(scores.shape[0], -1)
     members = torch.cat([members, rest], 1)
-    best, at = torch.topk(scores.gather(1, members), k, dim=1)
+    best, at = _top(scores.gather(1, members), k, True)
     return best, members.gather(1, at)
+
+
+def _top(scores: Tensor, k: int, ordered: bool) -> tuple[Tensor, Tensor]:
+    if k == 1:  # a maximum takes a quarter of the time of a top-1
+        return torch.max(scores, dim=1, keepdim=True)
+    return torch.topk(scores, k, dim=1, sorted=ordered)
 
 
 def _group_size(width: int, k: int) -> int:

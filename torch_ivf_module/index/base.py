@@ -1,51 +1,28 @@
-"""The index as a module: buffers, staging, and everything that flat and inverted-file indexes share.
+"""What flat and inverted-file indexes share: building, reading, searching.
 
-Q queries, N vectors, L lists, d dim, k results.
+Q queries, N vectors, d dim, k results.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..functional import lists as ragged
 from ..functional import metric as metrics
-from ..functional.lists import InvertedLists
-from ..functional.probe import Coarse
 from ..functional.range_scan import range_search
 from ..functional.search import MODES, lookup, search
 from ..params import SearchParams, positive
 from . import check, state
-from .staging import Staging, few
-
-Self = TypeVar("Self", bound="IndexBase")
-
-
-class Derived(NamedTuple):
-    """What is computed from the buffers and never saved."""
-
-    sources: tuple[tuple[Tensor, int], ...]
-    coarse: Coarse
-    lists: InvertedLists
+from .module import IndexModule, Self
+from .staging import Staging
 
 
-class IndexBase(nn.Module):
+class IndexBase(IndexModule):
     """A vector index whose state is buffers of a torch.nn.Module. Use one of its subclasses."""
-
-    centroids: Tensor
-    packed_embeddings: Tensor
-    list_offsets: Tensor
-    list_ids: Tensor
-    next_id: Tensor
-
-    _flat = False
-    _version = 1
 
     def __init__(
         self,
@@ -58,53 +35,14 @@ class IndexBase(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        dtype = torch.float32 if dtype is None else dtype
-        if dtype not in check.STORAGE:
-            raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype}")
-        self.d = positive(d, "d")
-        self.metric = metrics.check_metric(metric)
+        super().__init__(d, metric=metric, device=device, dtype=dtype)
         self.k = positive(k, "k")
         self.search_mode = search_mode
         self.max_bytes = max_bytes
-        self.register_buffer("centroids", torch.empty(0, d, device=device))
-        self.register_buffer("packed_embeddings", torch.empty(0, d, device=device, dtype=dtype))
-        offsets = torch.zeros(2 if self._flat else 0, dtype=torch.int64, device=device)
-        self.register_buffer("list_offsets", offsets)
-        self.register_buffer("list_ids", torch.empty(0, dtype=torch.int64, device=device))
-        self.register_buffer("next_id", torch.zeros((), dtype=torch.int64, device=device))
-        self._start_caches()
-
-    def _start_caches(self) -> None:
-        self._staging = Staging()
-        self._derived: Derived | None = None
-        self._lock = threading.RLock()
-
-    # -- settings ------------------------------------------------------------------------------------------
-
-    @property
-    def ntotal(self) -> int:
-        """Vectors in the index."""
-        return self._buffers["packed_embeddings"].shape[0] + self._staging.rows  # type: ignore[union-attr]
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether vectors can be added."""
-        return self._flat or self._raw("centroids").shape[0] > 0
-
-    @property
-    def device(self) -> torch.device:
-        """Where the vectors are."""
-        return self._raw("packed_embeddings").device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype vectors are stored in."""
-        return self._raw("packed_embeddings").dtype
 
     @property
     def search_mode(self) -> str:
-        """"auto", "csr" (list-major) or "matrix" (query-major). It changes the time, not the answer."""
+        """ "auto", "csr" (list-major) or "matrix" (query-major). It changes the time, not the answer."""
         return self._search_mode
 
     @search_mode.setter
@@ -121,10 +59,6 @@ class IndexBase(nn.Module):
     @max_bytes.setter
     def max_bytes(self, value: int) -> None:
         self._max_bytes = positive(value, "max_bytes")
-
-    @property
-    def _nlist(self) -> int:
-        return max(0, self._raw("list_offsets").shape[0] - 1)
 
     # -- building ------------------------------------------------------------------------------------------
 
@@ -203,7 +137,8 @@ class IndexBase(nn.Module):
         held = self.list_ids
         if isinstance(ids, Tensor) and ids.dtype == torch.bool:
             if ids.dim() != 1 or ids.device != self.device:
-                raise ValueError(f"ids as a mask must have shape (n,) on {self.device}, got {tuple(ids.shape)} on {ids.device}")
+                came = f"got {tuple(ids.shape)} on {ids.device}"
+                raise ValueError(f"ids as a mask must have shape (n,) on {self.device}, {came}")
             known = (held >= 0) & (held < ids.shape[0])
             return known & ids[held.clamp(0, max(0, ids.shape[0] - 1))] if ids.shape[0] else known
         return torch.isin(held, check.id_list(ids, "ids", self.device))
@@ -340,152 +275,6 @@ class IndexBase(nn.Module):
         if not self.is_trained:
             raise RuntimeError(f"{action} needs a trained index: call train(x) first")
 
-    # -- what is computed from the buffers -----------------------------------------------------------------
-
-    def _segments(self) -> tuple[Coarse, list[InvertedLists]]:
-        """What a search reads: the packed lists, and the rows that wait to be packed as a second set."""
-        with self._lock:
-            if not few(self._staging.rows, self._raw("packed_embeddings").shape[0]):
-                self._pack()
-            derived = self._derive()
-            segments = [derived.lists]
-            if self._staging.rows:
-                segments.append(self._staging.lists(self._nlist, derived.coarse.origin, self.metric))
-            return derived.coarse, segments
-
-    def _derive(self) -> Derived:
-        sources = tuple(
-            (tensor, _version_of(tensor)) for tensor in map(self._raw, ("centroids", "packed_embeddings", "list_offsets"))
-        )
-        held = self._derived
-        if held is not None and all(
-            mine is theirs and version == seen
-            for (mine, version), (theirs, seen) in zip(sources, held.sources, strict=True)
-        ):
-            return held
-        with torch.no_grad():
-            coarse = self._coarse()
-            packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
-            bias = metrics.row_bias(packed, coarse.origin, self.metric)
-            self._derived = Derived(sources, coarse, InvertedLists(packed, offsets, ids, bias))
-        return self._derived
-
-    def _coarse(self) -> Coarse:
-        raise NotImplementedError
-
-    # -- buffers -------------------------------------------------------------------------------------------
-
-    def _raw(self, name: str) -> Tensor:
-        """A buffer as it is, waiting rows left out."""
-        tensor = self._buffers[name]
-        assert tensor is not None
-        return tensor
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("packed_embeddings", "list_offsets", "list_ids"):
-            self._pack()
-        return super().__getattr__(name)
-
-    def _packed(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.packed_embeddings, self.list_offsets, self.list_ids
-
-    def _pack(self) -> None:
-        """Move the waiting rows into the buffers."""
-        staging = self.__dict__.get("_staging")
-        if staging is None or not staging.rows:
-            return
-        with self._lock, torch.no_grad():
-            if self._staging.rows:
-                held = (self._raw(name) for name in state.NAMES[1:])
-                self._replace(*ragged.append(*held, *self._staging.joined()))
-                self._staging = Staging()
-
-    def _replace(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
-        self._buffers.update(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
-
-    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Centroids stay float32 and vectors stay in a storage dtype, whatever the parent is cast to.
-        self._pack()
-        before = {name: self._raw(name) for name in ("centroids", "packed_embeddings")}
-        super()._apply(fn, recurse)
-        for name, tensor in before.items():
-            cast = self._raw(name).dtype
-            if cast != tensor.dtype and (name == "centroids" or cast not in check.STORAGE):
-                self._buffers[name] = tensor.to(self._raw(name).device)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._pack()
-        return {k: v for k, v in self.__dict__.items() if k not in ("_staging", "_derived", "_lock")}
-
-    def __setstate__(self, held: dict[str, Any]) -> None:
-        super().__setstate__(held)
-        self._start_caches()
-
-    def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
-        """As torch.nn.Module.named_buffers, waiting rows packed first."""
-        self._pack()
-        return super().named_buffers(*args, **kwargs)
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._pack()
-        super()._save_to_state_dict(*args, **kwargs)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        """Take over a state of any size, or none of it. A parent's load_state_dict calls this, at any depth."""
-        names = (*state.NAMES, state.NEXT_ID)
-        given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
-        lost = [name for name in state.NAMES if name not in given]
-        if strict:
-            missing_keys += [prefix + name for name in lost]
-            inner = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
-            unexpected_keys += [prefix + key for key in inner if key not in names]
-        if lost:
-            if given and len(lost) < len(state.NAMES) and not strict:
-                error_msgs.append(f"{prefix}: the state lacks {', '.join(lost)}; an index loads whole or not at all")
-            return
-        wrong = self._refuses(given, local_metadata)
-        if wrong:
-            error_msgs.append(f"{prefix or type(self).__name__}: {wrong}; the index is left as it was")
-            return
-        self._take(given, assign=bool(local_metadata.get("assign_to_params_buffers", False)))
-
-    def _refuses(self, given: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
-        version = metadata.get("version")
-        if version is not None and version > self._version:
-            return f"the state has version {version}, this release reads up to {self._version}"
-        for name, tensor in given.items():
-            if not isinstance(tensor, Tensor):
-                return f"{name} must be a tensor, got {type(tensor).__name__}"
-        return state.misfit(given, self.d, flat=self._flat)
-
-    def _take(self, given: Mapping[str, Tensor], *, assign: bool) -> None:
-        """Make a checked state this index's own: as it is with `assign`, else as copies where this index is."""
-        number = given.get(state.NEXT_ID)
-        if number is None:
-            ids = given["list_ids"]
-            number = torch.zeros_like(ids[:0].sum()) if ids.is_meta else torch.tensor(state.next_id_after(ids))
-            number = number.to(ids.device)
-        with self._lock, torch.no_grad():
-            fresh = {}
-            for name, tensor in (*given.items(), (state.NEXT_ID, number)):
-                old = self._raw(name)
-                fresh[name] = tensor if assign else tensor.detach().to(old.device, old.dtype, copy=True)
-            fresh["centroids"] = fresh["centroids"].float()
-            if fresh["packed_embeddings"].dtype not in check.STORAGE:
-                fresh["packed_embeddings"] = fresh["packed_embeddings"].float()
-            self._staging = Staging()
-            self._buffers.update(fresh)
-
     # -- files ---------------------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
@@ -513,16 +302,3 @@ class IndexBase(nn.Module):
         shown = {key: value for key, value in self.config().items() if key not in ("max_bytes", "dtype")}
         words = [f"{key}={value!r}" if key != "d" else str(value) for key, value in shown.items()]
         return ", ".join([*words, f"ntotal={self.ntotal}", f"dtype={self.dtype}", f"device={self.device}"])
-
-
-def _version_of(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def warn_few_rows(rows: int, nlist: int) -> None:
-    """Say that the centroids rest on few rows, as faiss does."""
-    if rows < 39 * nlist:
-        warnings.warn(
-            f"{rows} training rows for {nlist} centroids: give at least {39 * nlist} for good lists",
-            stacklevel=3,
-        )

@@ -65,4 +65,3 @@ class IndexFlatIP(IndexFlat):
 
     def __init__(self, d: int, **settings: Any) -> None:
         super().__init__(d, "ip", **settings)
-

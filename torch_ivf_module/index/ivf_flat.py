@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from ..functional.kmeans import kmeans
 from ..functional.probe import Coarse, coarse_of, probe
 from ..params import SearchParams, positive
 from . import check
-from .base import IndexBase, Self, warn_few_rows
+from .base import IndexBase
+from .module import Self
 
 
 class IndexIVFFlat(IndexBase):
@@ -100,7 +102,7 @@ class IndexIVFFlat(IndexBase):
         if x.shape[0] < self.nlist:
             raise ValueError(f"x has {x.shape[0]} rows, but training {self.nlist} lists needs at least {self.nlist}")
         check.finite(x, "x")
-        warn_few_rows(x.shape[0], self.nlist)
+        _warn_few_rows(x.shape[0], self.nlist)
         bar = functools.partial(require("tqdm", "progress").tqdm, desc="k-means") if verbose else iter
         with torch.no_grad():
             centroids, _ = kmeans(
@@ -149,3 +151,12 @@ def _nearest(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
         probe(metrics.shift(part.float(), coarse.origin, metric), coarse, 1)[1][:, 0] for part in rows.split(1 << 14)
     ]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=rows.device)
+
+
+def _warn_few_rows(rows: int, nlist: int) -> None:
+    """Say that the centroids rest on few rows, as faiss does."""
+    if rows < 39 * nlist:
+        warnings.warn(
+            f"{rows} training rows for {nlist} centroids: give at least {39 * nlist} for good lists",
+            stacklevel=3,
+        )

@@ -1,0 +1,8 @@
+"""``python -m torch_ivf_module``."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

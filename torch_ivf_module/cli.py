@@ -1,0 +1,66 @@
+"""The command line: ``python -m torch_ivf_module COMMAND``.
+
+A command is a module with ``add_arguments(parser)`` and ``run(args) -> exit status``, and one line in COMMANDS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from . import __version__, demo
+
+__all__ = ["main"]
+
+
+class Command(NamedTuple):
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS = {
+    "demo": Command(
+        "build and search an index over real vectors, beside exact search and faiss",
+        demo.add_arguments,
+        demo.run,
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m torch_ivf_module",
+        description="An inverted-file (IVF) vector index that is a torch.nn.Module.",
+    )
+    parser.add_argument("--version", action="version", version=f"torch_ivf_module {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=command.help, description=command.help)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; without a command, print the help.
+
+    Args:
+        argv: the words after the program's name; None takes them from ``sys.argv``.
+
+    Returns:
+        0 on success; 1 when a check that the command makes has failed, an argument does not suit the data
+        or an optional package is missing. Wrong usage leaves through argparse (status 2).
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 0
+    try:
+        return int(args.run(args))
+    except (ImportError, ValueError) as error:  # their texts are written for the person who typed the command
+        print(f"error: {error}", file=sys.stderr)
+        return 1

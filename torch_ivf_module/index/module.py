@@ -1,0 +1,239 @@
+"""The buffers of an index: staging, caches, and what torch.nn.Module does with them.
+
+N vectors, L lists, d dim.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import lists as ragged
+from ..functional import metric as metrics
+from ..functional.lists import InvertedLists
+from ..functional.probe import Coarse
+from ..params import positive
+from . import check, state
+from .staging import Staging, few
+
+Self = TypeVar("Self", bound="IndexModule")
+
+
+class Derived(NamedTuple):
+    """What is computed from the buffers and never saved."""
+
+    sources: tuple[tuple[Tensor, int], ...]
+    coarse: Coarse
+    lists: InvertedLists
+
+
+class IndexModule(nn.Module):
+    """The state of an index as buffers, in whatever way a parent module, a checkpoint or a device moves them."""
+
+    centroids: Tensor
+    packed_embeddings: Tensor
+    list_offsets: Tensor
+    list_ids: Tensor
+    next_id: Tensor
+
+    _flat = False
+    _version = 1
+
+    def __init__(
+        self, d: int, *, metric: str, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        dtype = torch.float32 if dtype is None else dtype
+        if dtype not in check.STORAGE:
+            raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype}")
+        self.d = positive(d, "d")
+        self.metric = metrics.check_metric(metric)
+        self.register_buffer("centroids", torch.empty(0, d, device=device))
+        self.register_buffer("packed_embeddings", torch.empty(0, d, device=device, dtype=dtype))
+        offsets = torch.zeros(2 if self._flat else 0, dtype=torch.int64, device=device)
+        self.register_buffer("list_offsets", offsets)
+        self.register_buffer("list_ids", torch.empty(0, dtype=torch.int64, device=device))
+        self.register_buffer("next_id", torch.zeros((), dtype=torch.int64, device=device))
+        self._start_caches()
+
+    def _start_caches(self) -> None:
+        self._staging = Staging()
+        self._derived: Derived | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def ntotal(self) -> int:
+        """Vectors in the index."""
+        return self._buffers["packed_embeddings"].shape[0] + self._staging.rows  # type: ignore[union-attr]
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether vectors can be added."""
+        return self._flat or self._raw("centroids").shape[0] > 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors are."""
+        return self._raw("packed_embeddings").device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype vectors are stored in."""
+        return self._raw("packed_embeddings").dtype
+
+    @property
+    def _nlist(self) -> int:
+        return max(0, self._raw("list_offsets").shape[0] - 1)
+
+    # -- what is computed from the buffers -----------------------------------------------------------------
+
+    def _segments(self) -> tuple[Coarse, list[InvertedLists]]:
+        """What a search reads: the packed lists, and the rows that wait to be packed as a second set."""
+        with self._lock:
+            if not few(self._staging.rows, self._raw("packed_embeddings").shape[0]):
+                self._pack()
+            derived = self._derive()
+            segments = [derived.lists]
+            if self._staging.rows:
+                segments.append(self._staging.lists(self._nlist, derived.coarse.origin, self.metric))
+            return derived.coarse, segments
+
+    def _derive(self) -> Derived:
+        read = map(self._raw, ("centroids", "packed_embeddings", "list_offsets"))
+        sources = tuple((tensor, _version_of(tensor)) for tensor in read)
+        held = self._derived
+        if held is not None and all(
+            mine is theirs and version == seen
+            for (mine, version), (theirs, seen) in zip(sources, held.sources, strict=True)
+        ):
+            return held
+        with torch.no_grad():
+            coarse = self._coarse()
+            packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+            bias = metrics.row_bias(packed, coarse.origin, self.metric)
+            self._derived = Derived(sources, coarse, InvertedLists(packed, offsets, ids, bias))
+        return self._derived
+
+    def _coarse(self) -> Coarse:
+        raise NotImplementedError
+
+    # -- buffers -------------------------------------------------------------------------------------------
+
+    def _raw(self, name: str) -> Tensor:
+        """A buffer as it is, waiting rows left out."""
+        tensor = self._buffers[name]
+        assert tensor is not None
+        return tensor
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("packed_embeddings", "list_offsets", "list_ids"):
+            self._pack()
+        return super().__getattr__(name)
+
+    def _packed(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.packed_embeddings, self.list_offsets, self.list_ids
+
+    def _pack(self) -> None:
+        """Move the waiting rows into the buffers."""
+        staging = self.__dict__.get("_staging")
+        if staging is None or not staging.rows:
+            return
+        with self._lock, torch.no_grad():
+            if self._staging.rows:
+                packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+                self._replace(*ragged.append(packed, offsets, ids, *self._staging.joined()))
+                self._staging = Staging()
+
+    def _replace(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
+        self._buffers.update(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Centroids stay float32 and vectors stay in a storage dtype, whatever the parent is cast to.
+        self._pack()
+        before = {name: self._raw(name) for name in ("centroids", "packed_embeddings")}
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            cast = self._raw(name).dtype
+            if cast != tensor.dtype and (name == "centroids" or cast not in check.STORAGE):
+                self._buffers[name] = tensor.to(self._raw(name).device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._pack()
+        return {k: v for k, v in self.__dict__.items() if k not in ("_staging", "_derived", "_lock")}
+
+    def __setstate__(self, held: dict[str, Any]) -> None:
+        super().__setstate__(held)
+        self._start_caches()
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch.nn.Module.named_buffers, waiting rows packed first."""
+        self._pack()
+        return super().named_buffers(*args, **kwargs)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._pack()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take over a state of any size, or none of it. A parent's load_state_dict calls this, at any depth."""
+        names = (*state.NAMES, state.NEXT_ID)
+        given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        lost = [name for name in state.NAMES if name not in given]
+        if strict:
+            missing_keys += [prefix + name for name in lost]
+            inner = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
+            unexpected_keys += [prefix + key for key in inner if key not in names]
+        if lost:
+            if given and len(lost) < len(state.NAMES) and not strict:
+                error_msgs.append(f"{prefix}: the state lacks {', '.join(lost)}; an index loads whole or not at all")
+            return
+        wrong = self._refuses(given, local_metadata)
+        if wrong:
+            error_msgs.append(f"{prefix or type(self).__name__}: {wrong}; the index is left as it was")
+            return
+        self._take(given, assign=bool(local_metadata.get("assign_to_params_buffers", False)))
+
+    def _refuses(self, given: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
+        version = metadata.get("version")
+        if version is not None and version > self._version:
+            return f"the state has version {version}, this release reads up to {self._version}"
+        for name, tensor in given.items():
+            if not isinstance(tensor, Tensor):
+                return f"{name} must be a tensor, got {type(tensor).__name__}"
+        return state.misfit(given, self.d, flat=self._flat)
+
+    def _take(self, given: Mapping[str, Tensor], *, assign: bool) -> None:
+        """Make a checked state this index's own: as it is with `assign`, else as copies where this index is."""
+        number = given.get(state.NEXT_ID)
+        if number is None:
+            ids = given["list_ids"]
+            number = torch.zeros_like(ids[:0].sum()) if ids.is_meta else torch.tensor(state.next_id_after(ids))
+            number = number.to(ids.device)
+        with self._lock, torch.no_grad():
+            fresh = {}
+            for name, tensor in (*given.items(), (state.NEXT_ID, number)):
+                old = self._raw(name)
+                fresh[name] = tensor if assign else tensor.detach().to(old.device, old.dtype, copy=True)
+            fresh["centroids"] = fresh["centroids"].float()
+            if fresh["packed_embeddings"].dtype not in check.STORAGE:
+                fresh["packed_embeddings"] = fresh["packed_embeddings"].float()
+            self._staging = Staging()
+            self._buffers.update(fresh)
+
+
+def _version_of(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
