@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def save(index: IndexBase, path: str | os.PathLike[str]) -> None:
     """Write `index` to `path`; see `IndexBase.save`."""
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in index.state_dict().items()}
-    about = {"format": FORMAT, "version": VERSION, "class": type(index).__name__, "config": index.config()}
+    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "class": type(index).__name__}
+    about.update(config=index.config(), digests={name: _digest(tensor) for name, tensor in tensors.items()})
+    about["digest"] = _digest_of(about)
     if about["class"] not in CLASSES:
         raise TypeError(f"index must be one of {', '.join(CLASSES)}, got {about['class']}")
     if path.suffix == ".safetensors":
@@ -43,7 +46,8 @@ def save(index: IndexBase, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None, mmap: bool = False) -> IndexBase:
     """Open an index saved by `save`, of the class the file names.
 
-    `mmap=True` maps the vectors instead of reading them. Nothing in the file is executed. Raises `BadFile` (a
+    Checksums tell an altered file. `mmap=True` maps the vectors instead of reading them, so theirs is not looked
+    at. Nothing in the file is executed. Raises `BadFile` (a
     ValueError) for a file that is damaged, foreign or from a newer release, FileNotFoundError if there is none.
     """
     path = Path(path)
@@ -56,11 +60,11 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
         raise
     except Exception as error:  # the readers raise a dozen kinds for damage, all of them meaning the same here
         raise BadFile(f"{path} cannot be read as an index: {error}") from error
-    index = _rebuild(path, about, tensors)
+    index = _rebuild(path, about, tensors, unread=("packed_embeddings",) if mmap else ())
     return index if device is None else index.to(device)
 
 
-def _rebuild(path: Path, about: Mapping[str, Any], tensors: dict[str, Tensor]) -> IndexBase:
+def _rebuild(path: Path, about: Mapping[str, Any], tensors: dict[str, Tensor], unread: tuple[str, ...]) -> IndexBase:
     if about.get("format") != FORMAT:
         raise BadFile(f"{path} was not written by torch_ivf_module")
     version = about.get("version")
@@ -68,6 +72,12 @@ def _rebuild(path: Path, about: Mapping[str, Any], tensors: dict[str, Tensor]) -
         raise BadFile(f"{path} has format version {version}, this release reads up to {VERSION}")
     if about.get("class") not in CLASSES:
         raise BadFile(f"{path} holds a {about.get('class')!r}, this release knows {', '.join(CLASSES)}")
+    digests = about.get("digests")
+    if about.get("digest") != _digest_of(about) or not isinstance(digests, dict) or set(digests) != set(tensors):
+        raise BadFile(f"{path} is damaged: its description does not match its checksum")
+    for name, tensor in tensors.items():
+        if name not in unread and digests[name] != _digest(tensor):
+            raise BadFile(f"{path} is damaged: {name} does not match its checksum")
     try:
         config = dict(about["config"])
         config["dtype"] = getattr(torch, config["dtype"])
@@ -97,12 +107,24 @@ def _read_safetensors(path: Path, mmap: bool) -> tuple[Mapping[str, Any], dict[s
     return about, tensors if mmap else {name: tensor.clone() for name, tensor in tensors.items()}
 
 
+def _digest(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+
+
+def _digest_of(about: Mapping[str, Any]) -> int:
+    """CRC-32 of what a file says of itself."""
+    said = {key: about.get(key) for key in ("format", "version", "class", "config", "digests")}
+    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
+
+
 def _replace(path: Path, write: Callable[[str], None]) -> None:
     """Write beside `path`, sync, rename."""
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     try:
         write(part)
+        os.chmod(part, _mode_for(path))
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -115,3 +137,12 @@ def _replace(path: Path, write: Callable[[str], None]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _mode_for(path: Path) -> int:
+    """The permissions that a plain `open` would leave: those of the old file, or what the umask allows."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

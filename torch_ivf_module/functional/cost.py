@@ -61,3 +61,8 @@ def scratch_bytes(mode: str, width: int, probes: int, k: int) -> int:
         return 72 * min(width, SLICE) + 32 * probes
     blocks = width // SPAN + probes  # every list may waste part of a block
     return blocks * 4 * (BLOCK + 1) + 64 * probes + k * 64
+
+
+def query_bytes(lists: int, probes: int, k: int) -> int:
+    """Memory that a query takes outside the scan: its probes, its candidates, their exact scores."""
+    return 32 * min(lists, probes) + 48 * k

@@ -54,6 +54,11 @@ def scan_lists(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: i
     """The k best rows of the probed lists, as scan_queries gives them (`width` bounds rows a query there too)."""
     tasks = tasks_of(lists.offsets, probed)
     coarse, fine = block_maxima(x, lists, tasks)
+    if coarse.shape[0] == 0:
+        return x.new_empty((x.shape[0], 0)), probed.new_empty((x.shape[0], 0))
+    if not bool(coarse.amax() < -NEVER):
+        # A product overflowed: its maximum hides the other rows of its group, so overflow is blanked out first.
+        coarse, fine = block_maxima(x, lists, tasks, blank=True)
     parts = []
     for start in range(0, x.shape[0], _SELECT_QUERIES):
         part = slice(start, start + _SELECT_QUERIES)
@@ -119,7 +124,7 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
         first += count
 
 
-def block_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks) -> tuple[Tensor, Tensor]:
+def block_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, *, blank: bool = False) -> tuple[Tensor, Tensor]:
     """Maxima of every block, task by task, and of every group in it, group by group; both list by list.
 
     Of a list with m tasks and b blocks the first holds (m, b), the second (BLOCK * b, m) as the reduction leaves
@@ -136,6 +141,8 @@ def block_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks) -> tuple[Tensor,
         task = slice(tile.task, tile.task + count)
         block = tile.row // SPAN
         every = fine[here.start * BLOCK : here.stop * BLOCK].view(-1, tasks.counts[tile.list])
+        if blank:
+            tile.scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER)
         groups = every[block * BLOCK : block * BLOCK + rows // GROUP, task]
         torch.amax(tile.scores.view(-1, GROUP, count), 1, out=groups)
         maxima = groups.unflatten(0, (-1, BLOCK)).amax(1)
@@ -165,7 +172,8 @@ def _survivors(
     task = rank.gather(1, probe)
     step = torch.arange(BLOCK, device=row.device)
     place = (tasks.before[at].gather(1, probe) + within * count) * BLOCK + task
-    maxima = fine.take(place[:, :, None] + count[:, :, None] * step)
+    place = (place[:, :, None] + count[:, :, None] * step).masked_fill_(best[:, :, None] == NEVER, 0)
+    maxima = fine.take(place)
     maxima = maxima.masked_fill_(best[:, :, None] == NEVER, NEVER).flatten(1)
     _, chosen = best_positions(maxima, k)
     block = torch.div(chosen, BLOCK, rounding_mode="floor")

@@ -64,7 +64,7 @@ def score_rows(x: Tensor, lists: InvertedLists, rows: Tensor) -> Tensor:
         scores = _sampled_product(x, lists.packed, at, start)
     else:
         scores = start + _gathered_product(x, lists.packed, at)
-    return torch.nan_to_num(scores, nan=NEVER, posinf=float("inf"), neginf=NEVER)
+    return scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER)
 
 
 def _gathered_product(x: Tensor, packed: Tensor, rows: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import budget
 from . import metric as metrics
-from .cost import cheapest, scratch_bytes
+from .cost import cheapest, query_bytes, scratch_bytes
 from .lists import InvertedLists, lengths
 from .probe import Coarse, probe
 from .scan_lists import scan_lists
@@ -60,15 +60,28 @@ def search(
     centroids. `width`, where given, must be at least the rows that any query's lists hold in a segment; it takes
     the place of reading that number back from the device.
     """
-    with torch.no_grad():
-        plain = x.detach()
-        probed = probed_lists(plain, coarse, segments, nprobe, metric, max_codes)
-        shifted = metrics.shift(plain, coarse.origin, metric).masked_fill(probed[:, :1] < 0, 0)
-        # The scan ranks by a rounded score, so a few more rows than asked for are kept and scored exactly.
-        kept = k + 4 + k // 8
-        found = [
-            _candidates(shifted, lists, probed, kept, mode=mode, max_bytes=max_bytes, width=width) for lists in segments
-        ]
+    # The scan ranks by a rounded score, so a few more rows than asked for are kept and scored exactly.
+    kept = k + 4 + k // 8
+    step = max(1, max_bytes // 4 // query_bytes(coarse.centroids.shape[0], nprobe, kept))
+    parts = []
+    for start in range(0, max(1, x.shape[0]), step):
+        part = x[start : start + step]
+        with torch.no_grad():
+            plain = part.detach()
+            probed = probed_lists(plain, coarse, segments, nprobe, metric, max_codes)
+            shifted = metrics.shift(plain, coarse.origin, metric).masked_fill(probed[:, :1] < 0, 0)
+            found = [
+                _candidates(shifted, lists, probed, kept, mode=mode, max_bytes=max_bytes // 2, width=width)
+                for lists in segments
+            ]
+        parts.append(_merge(part, segments, found, k, metric))
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _merge(
+    x: Tensor, segments: Sequence[InvertedLists], found: Sequence[Tensor], k: int, metric: str
+) -> tuple[Tensor, Tensor]:
+    """The k best by exact score of what was found in each segment."""
     scores, rows, before = [], [], 0
     for lists, candidates in zip(segments, found, strict=True):
         part = rescore(x, lists.packed, candidates, k, metric)
@@ -86,7 +99,7 @@ def rescore(x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str) -> tup
     parts = []
     for start in range(0, max(1, x.shape[0]), step):
         part, query = rows[start : start + step], x[start : start + step]
-        vectors = packed.index_select(0, part.clamp(min=0).flatten()).view(*part.shape, -1)
+        vectors = packed.index_select(0, part.clamp(min=0).flatten()).view(*part.shape, packed.shape[1])
         parts.append(select_topk(metrics.exact_scores(query, vectors.float(), metric), part, k))
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
@@ -102,14 +115,15 @@ def _candidates(
     width: int | None,
 ) -> Tensor:
     """Candidate rows (Q, at most k) of one segment, found by a strategy within the scratch allowed."""
+    nothing = probed.new_empty((probed.shape[0], 0))
     if lists.packed.shape[0] == 0 or probed.numel() == 0:
-        return probed.new_empty((probed.shape[0], 0))
+        return nothing
     if width is None:
         at = probed.clamp(min=0)
         width = int(lengths(lists.offsets)[at].masked_fill(probed < 0, 0).sum(1).max())
     width = min(width, lists.packed.shape[0])
     if width == 0:
-        return probed.new_empty((probed.shape[0], 0))
+        return nothing
     if mode == "auto":
         mode = cheapest(lists, probed, k, width)
     need = scratch_bytes(mode, width, probed.shape[1], k)

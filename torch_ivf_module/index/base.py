@@ -36,7 +36,7 @@ class IndexBase(IndexModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(d, metric=metric, device=device, dtype=dtype)
-        self.k = positive(k, "k")
+        self.k = k
         self.search_mode = search_mode
         self.max_bytes = max_bytes
 
@@ -50,6 +50,15 @@ class IndexBase(IndexModule):
         if value not in MODES:
             raise ValueError(f"search_mode must be one of {', '.join(map(repr, MODES))}, got {value!r}")
         self._search_mode = value
+
+    @property
+    def k(self) -> int:
+        """Results that `forward` returns."""
+        return self._k
+
+    @k.setter
+    def k(self, value: int) -> None:
+        self._k = positive(value, "k")
 
     @property
     def max_bytes(self) -> int:
@@ -69,12 +78,23 @@ class IndexBase(IndexModule):
         """
         if isinstance(mode, Tensor):
             return self.fit(mode, **settings)
+        if not isinstance(mode, bool):
+            raise TypeError(f"train takes a bool or a float tensor (n, {self.d}), got {type(mode).__name__}")
         if settings:
             raise TypeError(f"train(mode) takes no {', '.join(settings)}: pass a tensor to fit the index")
         return super().train(mode)
 
-    def fit(self: Self, x: Tensor, **settings: Any) -> Self:
-        """Nothing to fit: a flat index is always trained."""
+    def fit(
+        self: Self,
+        x: Tensor,
+        *,
+        niter: int = 10,
+        max_points_per_centroid: int = 256,
+        seed: int = 1234,
+        generator: torch.Generator | None = None,
+        verbose: bool = False,
+    ) -> Self:
+        """Nothing to fit in a flat index: it is always trained, and takes the settings of `IndexIVFFlat.fit`."""
         check.vectors(x, "x", self.d, self.device)
         return self
 
@@ -89,22 +109,23 @@ class IndexBase(IndexModule):
         first = int(self.next_id)
         if first + x.shape[0] > state.LAST_ID:
             raise RuntimeError(f"x has {x.shape[0]} rows, but ids would pass 2^63 - 2 from next_id = {first}")
-        self._add(x, torch.arange(first, first + x.shape[0], device=self.device), first + x.shape[0])
+        end = first + x.shape[0]
+        self._add(x, torch.arange(first, end, device=self.device), end, custom_ids=False)
 
     def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
         """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
         x = check.vectors(x, "x", self.d, self.device)
         ids = check.ids(ids, "ids", x.shape[0], self.device).clone()
-        self._add(x, ids, max(int(self.next_id), state.next_id_after(ids)))
+        self._add(x, ids, max(int(self.next_id), state.next_id_after(ids)), custom_ids=True)
 
-    def _add(self, x: Tensor, ids: Tensor, next_id: int) -> None:
+    def _add(self, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
         self._require_trained("add")
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             rows = self._to_store(x, "x")
             assigned = self._assign(rows)
         with self._lock:
-            self._staging.push(rows, ids, assigned)
-            self.next_id.fill_(next_id)
+            self._staging.push(rows, ids, assigned, custom_ids=custom_ids)
+            self._put(next_id=torch.full_like(self._raw("next_id"), next_id))
             # Packing whenever the index has doubled keeps bulk loading linear without holding rows twice.
             if self._staging.rows >= max(self._raw("packed_embeddings").shape[0], 1):
                 self._pack()
@@ -156,12 +177,13 @@ class IndexBase(IndexModule):
         rows = self._to_store(x, "x")
         with torch.no_grad(), self._lock:
             self.remove_ids(ids)
-            self._staging.push(rows, ids, self._assign(rows))
+            self._staging.push(rows, ids, self._assign(rows), custom_ids=False)
 
     def reset(self) -> None:
         """Forget the vectors; centroids and the count of ids stay."""
         with self._lock:
             self._staging = Staging()
+            self._latest = {}
             packed, offsets, ids = self._packed()
             self._replace(packed[:0].clone(), torch.zeros_like(offsets), ids[:0].clone())
 
@@ -172,7 +194,8 @@ class IndexBase(IndexModule):
         rows = torch.nonzero(self.list_ids == id)
         if rows.shape[0] == 0:
             raise KeyError(f"id {id} is not in the index")
-        return self.packed_embeddings[int(rows[-1])].clone()
+        row = self._latest_rows().get(id) if rows.shape[0] > 1 and id in self._latest else None
+        return self.packed_embeddings[int(rows[-1]) if row is None else row].clone()
 
     def reconstruct_n(self, start: int, n: int) -> Tensor:
         """The stored vectors (n, d) of ids ``start : start + n``. KeyError if one is unknown."""

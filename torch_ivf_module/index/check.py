@@ -59,7 +59,7 @@ def id_list(value: object, name: str, device: torch.device) -> Tensor:
     return value.detach().long()
 
 
-def finite(x: Tensor, name: str) -> None:
+def finite(x: Tensor, name: str, what: str = "NaN or inf") -> None:
     """Refuse rows with NaN or inf, naming the first."""
     # A sum is non-finite whenever an entry is, and a single fast pass; a finite sum settles it.
     if x.is_meta or bool(torch.isfinite(x.sum())):
@@ -67,18 +67,15 @@ def finite(x: Tensor, name: str) -> None:
     bad = torch.nonzero(~torch.isfinite(x).all(1))
     if bad.shape[0]:
         row = int(bad[0])
-        raise ValueError(f"{name} must be finite, but row {row} holds NaN or inf ({bad.shape[0]} such rows in all)")
+        raise ValueError(f"{name} must be finite, but row {row} holds {what} ({bad.shape[0]} such rows in all)")
 
 
 def stored(x: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     """A detached copy of finite rows in the storage dtype; rows that it cannot hold are refused."""
     finite(x, name)
     kept = x.detach().to(dtype, copy=True)
-    if kept.dtype != x.dtype and x.dtype != torch.bfloat16:
-        try:
-            finite(kept, name)
-        except ValueError:
-            raise ValueError(f"{name} has values too large for the storage dtype {_word(dtype)}") from None
+    if kept.dtype != x.dtype:
+        finite(kept, name, f"values beyond {torch.finfo(dtype).max:.4g}, the largest that {_word(dtype)} holds")
     return kept.contiguous()
 
 

@@ -80,7 +80,7 @@ class IndexIVFFlat(IndexBase):
         # 0 is how faiss spells "no limit".
         self._own_max_codes = None if value is None or value == 0 else positive(value, "max_codes")
 
-    def fit(  # type: ignore[override]
+    def fit(
         self: Self,
         x: Tensor,
         *,
@@ -104,7 +104,7 @@ class IndexIVFFlat(IndexBase):
         check.finite(x, "x")
         _warn_few_rows(x.shape[0], self.nlist)
         bar = functools.partial(require("tqdm", "progress").tqdm, desc="k-means") if verbose else iter
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             centroids, _ = kmeans(
                 metrics.prepare(x.float(), self.metric),
                 self.nlist,
@@ -122,16 +122,26 @@ class IndexIVFFlat(IndexBase):
         """Take over new centroids and move every stored vector to its new list."""
         with self._lock:
             packed, _, ids = self._packed()
+            latest = self._latest_rows()
+            if latest:  # the last added of a duplicate id stays the last
+                rows = torch.arange(packed.shape[0], device=packed.device)
+                last = torch.tensor(list(latest.values()), device=packed.device)
+                order = torch.cat([rows[~torch.isin(rows, last)], last])
+                packed, ids = packed[order], ids[order]
             assigned = _nearest(packed, coarse_of(centroids, self.metric), self.metric)
             fresh = ragged.pack(packed, ids, assigned, centroids.shape[0])
-            self._buffers["centroids"] = centroids
+            self._put(centroids=centroids)
             self._replace(*fresh)
+            self._latest = dict(zip(latest, assigned[packed.shape[0] - len(latest) :].tolist(), strict=True))
 
     def _assign(self, rows: Tensor) -> Tensor:
         return _nearest(rows, self._derive().coarse, self.metric)
 
     def _coarse(self) -> Coarse:
-        return coarse_of(self._raw("centroids"), self.metric)
+        # The origin comes from the vectors, which may lie closer together than the centroids do.
+        packed = self._raw("packed_embeddings")
+        origin = metrics.origin_of(packed, self.metric) if packed.shape[0] else None
+        return coarse_of(self._raw("centroids"), self.metric, origin)
 
     def _nprobe(self, params: SearchParams) -> int:
         return min(self.nlist, self.nprobe if params.nprobe is None else params.nprobe)

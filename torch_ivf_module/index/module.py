@@ -58,6 +58,7 @@ class IndexModule(nn.Module):
         self.register_buffer("list_offsets", offsets)
         self.register_buffer("list_ids", torch.empty(0, dtype=torch.int64, device=device))
         self.register_buffer("next_id", torch.zeros((), dtype=torch.int64, device=device))
+        self._latest: dict[int, int] = {}
         self._start_caches()
 
     def _start_caches(self) -> None:
@@ -68,7 +69,7 @@ class IndexModule(nn.Module):
     @property
     def ntotal(self) -> int:
         """Vectors in the index."""
-        return self._buffers["packed_embeddings"].shape[0] + self._staging.rows  # type: ignore[union-attr]
+        return self._raw("packed_embeddings").shape[0] + self._staging.rows
 
     @property
     def is_trained(self) -> bool:
@@ -125,9 +126,24 @@ class IndexModule(nn.Module):
 
     def _raw(self, name: str) -> Tensor:
         """A buffer as it is, waiting rows left out."""
-        tensor = self._buffers[name]
-        assert tensor is not None
+        tensor: Tensor = self.__dict__["_buffers"][name]
         return tensor
+
+    def _put(self, **tensors: Tensor) -> None:
+        """Exchange buffers."""
+        self.__dict__["_buffers"].update(tensors)
+
+    # Whoever reads the buffers, a parent's state_dict or .buffers() included, comes through one of these two.
+
+    @property
+    def _buffers(self) -> dict[str, Tensor | None]:  # type: ignore[override]
+        self._pack()
+        held: dict[str, Tensor | None] = self.__dict__["_buffers"]
+        return held
+
+    @_buffers.setter
+    def _buffers(self, held: dict[str, Tensor | None]) -> None:
+        self.__dict__["_buffers"] = held
 
     def __getattr__(self, name: str) -> Any:
         if name in ("packed_embeddings", "list_offsets", "list_ids"):
@@ -145,11 +161,34 @@ class IndexModule(nn.Module):
         with self._lock, torch.no_grad():
             if self._staging.rows:
                 packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+                self._note_latest(ids)
                 self._replace(*ragged.append(packed, offsets, ids, *self._staging.joined()))
                 self._staging = Staging()
 
+    def _note_latest(self, held: Tensor) -> None:
+        """Remember the list of the last added row of each id that is now there more than once.
+
+        Rows of one list are in the order they came, but those of different lists are not. A file does not keep
+        this, so a loaded index takes the last row there is.
+        """
+        if self._staging.custom_ids:
+            _, ids, assigned = self._staging.joined()
+            values, counts = torch.unique(torch.cat([held, ids]), return_counts=True)
+            again = torch.isin(ids, values[counts > 1])
+            self._latest.update(zip(ids[again].tolist(), assigned[again].tolist(), strict=True))
+
+    def _latest_rows(self) -> dict[int, int]:
+        """The packed row of the last added vector of each id noted."""
+        rows = {}
+        for id, number in self._latest.items():
+            start, end = self.list_offsets[number : number + 2].tolist()
+            at = torch.nonzero(self.list_ids[start:end] == id)
+            if at.shape[0]:
+                rows[id] = start + int(at[-1])
+        return rows
+
     def _replace(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
-        self._buffers.update(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
+        self._put(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Centroids stay float32 and vectors stay in a storage dtype, whatever the parent is cast to.
@@ -159,7 +198,7 @@ class IndexModule(nn.Module):
         for name, tensor in before.items():
             cast = self._raw(name).dtype
             if cast != tensor.dtype and (name == "centroids" or cast not in check.STORAGE):
-                self._buffers[name] = tensor.to(self._raw(name).device)
+                self._put(**{name: tensor.to(self._raw(name).device)})
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,15 +208,6 @@ class IndexModule(nn.Module):
     def __setstate__(self, held: dict[str, Any]) -> None:
         super().__setstate__(held)
         self._start_caches()
-
-    def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
-        """As torch.nn.Module.named_buffers, waiting rows packed first."""
-        self._pack()
-        return super().named_buffers(*args, **kwargs)
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._pack()
-        super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(
         self,
@@ -218,21 +248,22 @@ class IndexModule(nn.Module):
 
     def _take(self, given: Mapping[str, Tensor], *, assign: bool) -> None:
         """Make a checked state this index's own: as it is with `assign`, else as copies where this index is."""
-        number = given.get(state.NEXT_ID)
+        ids, number = given["list_ids"], given.get(state.NEXT_ID)
         if number is None:
-            ids = given["list_ids"]
-            number = torch.zeros_like(ids[:0].sum()) if ids.is_meta else torch.tensor(state.next_id_after(ids))
-            number = number.to(ids.device)
+            number = torch.zeros((), dtype=torch.int64, device=ids.device)
+        if not ids.is_meta and int(number) < (least := state.next_id_after(ids)):
+            number = torch.full_like(number, least)
         with self._lock, torch.no_grad():
             fresh = {}
-            for name, tensor in (*given.items(), (state.NEXT_ID, number)):
+            for name, tensor in {**given, state.NEXT_ID: number}.items():
                 old = self._raw(name)
                 fresh[name] = tensor if assign else tensor.detach().to(old.device, old.dtype, copy=True)
             fresh["centroids"] = fresh["centroids"].float()
             if fresh["packed_embeddings"].dtype not in check.STORAGE:
                 fresh["packed_embeddings"] = fresh["packed_embeddings"].float()
             self._staging = Staging()
-            self._buffers.update(fresh)
+            self._latest = {}
+            self._put(**fresh)
 
 
 def _version_of(tensor: Tensor) -> int:

@@ -23,10 +23,15 @@ class Staging:
     def __init__(self) -> None:
         self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self.rows = 0
+        self.custom_ids = False
         self._lists: tuple[Tensor, InvertedLists] | None = None
 
-    def push(self, x: Tensor, ids: Tensor, assigned: Tensor) -> None:
-        """Keep rows x (n, d), ids (n,) and lists (n,); the tensors are taken over, not copied."""
+    def push(self, x: Tensor, ids: Tensor, assigned: Tensor, *, custom_ids: bool) -> None:
+        """Keep rows x (n, d), ids (n,) and lists (n,); the tensors are taken over, not copied.
+
+        `custom_ids` says that the ids are the caller's, so that some may be there already.
+        """
+        self.custom_ids |= custom_ids
         self.parts.append((x, ids, assigned))
         self.rows += x.shape[0]
         self._lists = None
