@@ -109,7 +109,7 @@ def _read_safetensors(path: Path, mmap: bool) -> tuple[Mapping[str, Any], dict[s
 
 def _digest(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _digest_of(about: Mapping[str, Any]) -> int:

@@ -136,7 +136,7 @@ class IndexModule(nn.Module):
     # Whoever reads the buffers, a parent's state_dict or .buffers() included, comes through one of these two.
 
     @property
-    def _buffers(self) -> dict[str, Tensor | None]:  # type: ignore[override]
+    def _buffers(self) -> dict[str, Tensor | None]:
         self._pack()
         held: dict[str, Tensor | None] = self.__dict__["_buffers"]
         return held

@@ -1,0 +1,65 @@
+# Every target makes the virtual environment it needs; continuous integration runs these same targets.
+#
+#   make demo         search real image patches, faiss beside it where there is one
+#   make test         the whole test suite
+#   make lint types   ruff and mypy
+#   make bench-quick  a few minutes of benchmarks and their report;  make bench  all of them
+#   make clean        remove the environment and everything generated
+#
+# VENV=dir puts the environment elsewhere, PYTHON=python3.12 builds it from another interpreter,
+# ARGS='...' is handed to the command that the target runs.
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+
+BIN     := $(VENV)/bin
+RUN     := $(BIN)/python
+SETTLED := pyproject.toml constraints.txt
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Two pip runs in one environment would tread on each other.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench-quick bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.ready-demo
+	$(RUN) -m torch_ivf_module demo $(ARGS)
+
+# One torch thread in each of the two workers: two pools on two cores would only fight.
+test: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(ARGS)
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/.ready-dev
+	$(BIN)/mypy
+
+bench-quick: $(VENV)/.ready-bench
+	$(RUN) -m benchmarks.run --quick $(ARGS)
+	$(RUN) -m benchmarks.report
+
+bench: $(VENV)/.ready-bench
+	$(RUN) -m benchmarks.run $(ARGS)
+	$(RUN) -m benchmarks.report
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment, filled by need: each stamp adds its extras and is redone when the settings change.
+$(VENV)/.ready-demo: EXTRAS := demo,faiss
+$(VENV)/.ready-dev: EXTRAS := dev
+$(VENV)/.ready-bench: EXTRAS := bench
+
+$(VENV)/.ready-%: $(SETTLED) | $(RUN)
+	@echo "setting up $(VENV) with [$(EXTRAS)]; the first time this takes a minute or two"
+	$(INSTALL) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(RUN):
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,107 @@
+"""Where and with what a run was made: processor, threads, versions, commit, command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+__all__ = ["describe", "run_id", "set_threads"]
+
+_PACKAGES = (
+    "torch-ivf-module",
+    "torch",
+    "numpy",
+    "faiss-cpu",
+    "torch-ivf",
+    "torch-similarity-search",
+    "scikit-learn",
+    "hnswlib",
+    "usearch",
+)
+_SIMD = re.compile(r"^(sse4|avx|amx|fma|f16c|asimd|sve|bf16|i8mm|neon)")
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def set_threads(threads: int) -> None:
+    """The same number of threads for every library; before their first import this also sets their pools."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def describe(threads: int, arguments: list[str]) -> dict[str, Any]:
+    """The facts that go beside every figure of a run."""
+    import torch
+
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "benchmarks.run", *arguments]),
+        "commit": _git("rev-parse", "HEAD") or "none",
+        "changed": bool(_git("status", "--porcelain", "--", "torch_ivf_module", "benchmarks/*.py")),
+        "threads": threads,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": _cpu_model(),
+        "simd": [flag for flag in _cpu_flags() if _SIMD.match(flag)],
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load": os.getloadavg()[0],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": _versions(),
+    }
+
+
+def run_id(facts: dict[str, Any]) -> str:
+    return f"{re.sub(r'[^0-9]', '', facts['date'])[:14]}-{facts['commit'][:7]}-{os.getpid()}"
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    module = sys.modules.get("torch_ivf_module")
+    if module is not None and "torch-ivf-module" not in found:
+        found["torch-ivf-module"] = str(getattr(module, "__version__", "unpackaged"))
+    return found
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_ROOT), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _cpuinfo(field: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == field), "")
+
+
+def _cpu_model() -> str:
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    numbers = [_cpuinfo(field) for field in ("cpu family", "model", "stepping")]
+    return (
+        f"{name} (family {numbers[0]}, model {numbers[1]}, stepping {numbers[2]})" if all(numbers) else name
+    )
+
+
+def _cpu_flags() -> list[str]:
+    return (_cpuinfo("flags") or _cpuinfo("Features")).split()

@@ -1,0 +1,261 @@
+"""One finished task as a Markdown table. Figures are read from stored rows; ratios stay within one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import Any
+
+from .results import TaskRun
+
+__all__ = ["LEVELS", "TABLES", "auto_ratios", "grid", "growth", "middle", "plain"]
+
+LEVELS = (0.8, 0.9, 0.95, 0.99)  # of recall
+_MIB = 2**20
+_NONE = "–"
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is set to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def middle(rows: Iterable[dict[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return median(values) if values else None
+
+
+def _number(value: float | None, form: str = "{:,.3g}") -> str:
+    return _NONE if value is None else form.format(value)
+
+
+def _speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _times(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    if value >= 10:
+        return f"{value:.0f}×" if value >= 100 else f"{value:.3g}×"
+    return f"{value:.2f}×" if value >= 0.1 else f"{value:.2g}×"
+
+
+def _over(mine: float | None, theirs: float | None) -> float | None:
+    return mine / theirs if mine is not None and theirs else None
+
+
+# --------------------------------------------------------------------------------------------- one per task
+
+
+def ladder(task: TaskRun) -> str:
+    """Queries/s at every batch size, with the ratio to faiss; then what the answers were worth."""
+    nqs = task.values("nq")
+    rows = []
+    for engine in task.engines():
+        cells = []
+        for nq in nqs:
+            found = task.pick(engine=engine, nq=nq)
+            ratio = task.ratio("qps", engine, nq=nq)
+            cells.append(_NONE if not found else _cell(found[0]["qps"], ratio if engine != "faiss" else None))
+        mine = task.pick(engine=engine)
+        agreements = [row["agreement"] for row in mine if "agreement" in row]
+        growth_bytes = max(row["peak_growth_bytes"] for row in mine)
+        rows.append(
+            [
+                engine,
+                *cells,
+                f"{mine[-1]['recall']:.4f}",
+                f"{min(agreements):.5f}" if agreements else _NONE,
+                f"{growth_bytes / _MIB:,.0f}",
+            ]
+        )
+    k = task.rows[0]["k"]
+    return grid(["queries/s", *(f"nq {nq:,}" for nq in nqs), f"recall@{k}", "same ids", "growth, MiB"], rows)
+
+
+def _cell(qps: float, ratio: float | None) -> str:
+    return _speed(qps) + (f" ({_times(ratio)})" if ratio is not None else "")
+
+
+def train(task: TaskRun) -> str:
+    rows = []
+    for engine in task.engines():
+        seconds, objective = (middle(task.pick(engine=engine), name) for name in ("seconds", "objective"))
+        beside = [middle(task.pick(engine="faiss"), name) for name in ("seconds", "objective")]
+        ratios = [_times(_over(seconds, beside[0])), _number(_over(objective, beside[1]), "{:.4f}")]
+        rows.append([engine, _number(seconds), ratios[0], _number(objective, "{:.5g}"), ratios[1]])
+    return grid(["training", "seconds", "time / faiss's", "objective", "objective / faiss's"], rows)
+
+
+def add(task: TaskRun) -> str:
+    rows = []
+    for engine in task.engines():
+        seconds = middle(task.pick(engine=engine), "seconds")
+        ratio = _over(seconds, middle(task.pick(engine="faiss"), "seconds"))
+        rate = _over(float(task.rows[0]["rows"]), seconds)
+        rows.append([engine, _number(seconds), _number(rate, "{:,.0f}"), _times(ratio)])
+    return grid(["adding", "seconds", "rows/s", "time / faiss's"], rows)
+
+
+def recall(task: TaskRun) -> str:
+    """The fastest measured setting that reaches each level of recall; nothing is interpolated."""
+    blocks = []
+    for nq in task.values("nq"):
+        rows = []
+        for engine in task.engines():
+            mine = task.pick(engine=engine, nq=nq)
+            if not mine:
+                continue
+            cells = [_best([row for row in mine if row["recall"] >= level]) for level in LEVELS]
+            rows.append([engine, *cells, _number(mine[0]["build_seconds"])])
+        head = [f"queries/s, nq {nq:,}", *(f"recall ≥ {level:g}" for level in LEVELS), "build, s"]
+        blocks.append(grid(head, rows))
+    return "\n\n".join(blocks)
+
+
+def _best(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return _NONE
+    best = max(rows, key=lambda row: row["qps"])
+    setting = f" ({best['knob']} {best['value']})" if best["knob"] else ""
+    return f"{_speed(best['qps'])}{setting}"
+
+
+def auto_ratios(task: TaskRun) -> list[tuple[int, int, float, str]]:
+    """(nprobe, nq, time of auto over that of the best fixed mode, which mode that is)."""
+    found = []
+    for nprobe in task.values("nprobe"):
+        for nq in task.values("nq"):
+            cell = {row["engine"]: row["seconds"] for row in task.pick(nprobe=nprobe, nq=nq)}
+            chosen = cell.pop("ours", None)
+            if chosen is not None and cell:
+                best = min(cell, key=lambda name: cell[name])
+                found.append((nprobe, nq, chosen / cell[best], best.removeprefix("ours-")))
+    return found
+
+
+def auto(task: TaskRun) -> str:
+    cells = {(nprobe, nq): f"{ratio:.2f} ({mode})" for nprobe, nq, ratio, mode in auto_ratios(task)}
+    nqs = task.values("nq")
+    rows = [
+        [f"nprobe {nprobe}", *(cells.get((nprobe, nq), _NONE) for nq in nqs)]
+        for nprobe in task.values("nprobe")
+    ]
+    unevenness = f"unevenness {task.rows[0]['unevenness']:.1f}"
+    return grid([unevenness, *(f"nq {nq:,}" for nq in nqs)], rows)
+
+
+def maintenance(task: TaskRun) -> str:
+    rows = []
+    for engine in task.engines():
+        whole, batches, turns = (
+            middle(task.pick(engine=engine, what=what), "seconds") for what in ("one add", "batches", "turns")
+        )
+        theirs = middle(task.pick(engine="faiss", what="turns"), "seconds")
+        pairs = task.pick(engine=engine, what="turns")[0]["pairs"]
+        per_pair = None if turns is None else turns * 1_000
+        rows.append(
+            [
+                engine,
+                _number(whole),
+                _number(batches),
+                _times(_over(batches, whole)),
+                f"{pairs:,}",
+                _number(per_pair),
+                _times(_over(turns, theirs)),
+            ]
+        )
+    batch = task.pick(what="batches")[0]["batch"]
+    small = f"batches of {batch}, s"
+    return grid(
+        [
+            "maintenance",
+            "one add, s",
+            small,
+            "batches / one",
+            "add(1)+search(1) pairs",
+            "ms a pair",
+            "/ faiss's",
+        ],
+        rows,
+    )
+
+
+def memory(task: TaskRun) -> str:
+    rows = []
+    for row in task.rows:
+        limit = row["max_bytes"]
+        rows.append(
+            [
+                row["engine"],
+                f"{row['nq']:,}",
+                f"{row['nprobe']}",
+                f"{row['scratch_bytes'] / _MIB:,.0f}",
+                f"{row['result_bytes'] / _MIB:,.1f}",
+                _NONE if limit is None else f"{limit / _MIB:,.0f}",
+                f"{row['index_bytes'] / row['raw_bytes']:.2f}",
+            ]
+        )
+    return grid(
+        ["memory", "nq", "nprobe", "growth, MiB", "results, MiB", "max_bytes, MiB", "index / raw"], rows
+    )
+
+
+def threads(task: TaskRun) -> str:
+    rows = [
+        [
+            f"{row['engine']}, {row['concurrent']} threads",
+            f"{row['agreement']:.5f}",
+            _speed(row["qps_alone"]),
+            _speed(row["qps"]),
+        ]
+        for row in task.rows
+    ]
+    return grid(
+        ["concurrent searches", "agreement with one thread", "one thread's queries/s", "together"], rows
+    )
+
+
+def growth(tasks: Sequence[TaskRun]) -> str:
+    """Time per query against the number of base rows."""
+    nqs = sorted({nq for task in tasks for nq in task.values("nq")})
+    engines = list(dict.fromkeys(engine for task in tasks for engine in task.engines()))
+    blocks = []
+    for nq in nqs:
+        rows = []
+        for task in tasks:
+            found = [task.pick(engine=engine, nq=nq) for engine in engines]
+            times = [_number(1e6 * row[0]["seconds"] / nq if row else None) for row in found]
+            rows.append([f"{task.rows[0]['nb']:,}", f"{task.rows[0]['nlist']:,}", *times])
+        blocks.append(grid([f"µs a query, nq {nq:,}: nb", "nlist", *engines], rows))
+    return "\n\n".join(blocks)
+
+
+TABLES: dict[str, Callable[[TaskRun], str]] = {
+    "search": ladder,
+    "flat": ladder,
+    "train": train,
+    "add": add,
+    "recall": recall,
+    "auto": auto,
+    "maintenance": maintenance,
+    "threads": threads,
+    "memory": memory,
+}
+
+
+def plain(task: TaskRun, before: TaskRun | None = None) -> str:
+    """For the terminal: the table, and how ours stood to faiss in the run before."""
+    table = TABLES[task.task](task) if task.rows else "nothing was measured"
+    lines = [f"\n{task.case}, {task.task}", table]
+    lines += [f"left out: {skip['engine']}, {skip['reason']}" for skip in task.skips]
+    if before is not None and task.task in ("search", "flat"):
+        pairs = [
+            (nq, before.ratio("qps", "ours", nq=nq), task.ratio("qps", "ours", nq=nq))
+            for nq in task.values("nq")
+        ]
+        told = [f"nq {nq:,}: {_times(old)} → {_times(new)}" for nq, old, new in pairs if old and new]
+        lines.append(f"ours / faiss, before ({before.facts['commit'][:7]}) → now: " + ", ".join(told))
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""What the project asks of itself, as data. The report sets each line beside what was measured.
+
+A ratio is ours to faiss-cpu in the same run: of queries/s for searches, of time for everything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["TARGETS", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    task: str
+    case: str
+    value: float
+    at_least: bool  # True: the figure must reach `value`; False: it must not pass it
+    what: str  # how the report names the figure
+    kind: str | None = None  # the kind of row, for tasks that write several
+    nq: int | None = None
+
+
+def _searches(case: str, task: str, wanted: dict[int, float]) -> list[Target]:
+    return [
+        Target(task, case, ratio, True, f"{task}, nq {nq:,}: queries/s against faiss", nq=nq)
+        for nq, ratio in wanted.items()
+    ]
+
+
+TARGETS: tuple[Target, ...] = (
+    *_searches("headline", "search", {1: 1, 8: 1, 32: 1, 128: 2, 512: 4, 2_048: 6, 19_600: 7}),
+    *_searches("photographs", "search", {1: 1, 8: 1, 32: 1, 128: 1, 512: 1, 2_048: 4, 19_600: 4}),
+    *_searches("headline", "flat", {1: 1, 8: 1, 32: 1, 128: 1, 512: 1, 2_048: 1}),
+    *_searches("photographs", "flat", {1: 1, 8: 1, 32: 1, 128: 1, 512: 1, 2_048: 1}),
+    Target("train", "headline", 1.0, False, "train: time against faiss"),
+    Target(
+        "train", "headline", 1.01, False, "train: final k-means objective against faiss", kind="objective"
+    ),
+    Target("add", "headline", 1.0, False, "add: time against faiss"),
+    Target(
+        "maintenance",
+        "headline",
+        2.0,
+        False,
+        "adding in batches of 256: time against one add",
+        kind="batches",
+    ),
+    Target(
+        "maintenance", "headline", 3.0, False, "add(1), search(1) in turn: time against faiss", kind="turns"
+    ),
+    *(
+        Target("auto", case, 1.15, False, "auto: worst time against the best fixed mode")
+        for case in ("headline", "photographs", "even-lists", "uneven-lists")
+    ),
+    *(
+        Target("memory", case, 1.0, False, "search: worst scratch against max_bytes, results aside")
+        for case in ("headline", "photographs", "one-list")
+    ),
+    *(
+        Target("threads", case, 1.0, True, "four threads at once: answers that agree with one thread's")
+        for case in ("headline", "photographs", "uneven-lists")
+    ),
+)

@@ -1,0 +1,59 @@
+"""Each target beside what was measured; a target without a measurement stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .results import TaskRun
+from .tables import auto_ratios, grid, middle
+from .targets import TARGETS, Target
+
+__all__ = ["figure", "table"]
+
+
+def figure(target: Target, task: TaskRun) -> float | None:
+    """The number that `target` speaks of, out of the rows of its task."""
+    if target.task in ("search", "flat"):
+        return task.ratio("qps", "ours", nq=target.nq)
+    if target.task in ("train", "add"):
+        return _ratio(task, target.kind or "seconds", ("ours", {}), ("faiss", {}))
+    if target.task == "maintenance" and target.kind == "batches":
+        return _ratio(task, "seconds", ("ours", {"what": "batches"}), ("ours", {"what": "one add"}))
+    if target.task == "maintenance":
+        return _ratio(task, "seconds", ("ours", {"what": "turns"}), ("faiss", {"what": "turns"}))
+    if target.task == "auto":
+        return max((ratio for _, _, ratio, _ in auto_ratios(task)), default=None)
+    if target.task == "memory":
+        return _worst_scratch(task)
+    shares = [row["agreement"] for row in task.rows if row["engine"].startswith("ours")]
+    return min(shares, default=None)
+
+
+def _ratio(
+    task: TaskRun, name: str, mine: tuple[str, Mapping[str, str]], theirs: tuple[str, Mapping[str, str]]
+) -> float | None:
+    over, under = (middle(task.pick(engine=engine, **wanted), name) for engine, wanted in (mine, theirs))
+    return over / under if over is not None and under else None
+
+
+def _worst_scratch(task: TaskRun) -> float | None:
+    ours = [row for row in task.rows if row["max_bytes"]]
+    return max(((r["scratch_bytes"] - r["result_bytes"]) / r["max_bytes"] for r in ours), default=None)
+
+
+def table(tasks: Mapping[tuple[str, str], TaskRun]) -> str:
+    rows = []
+    for target in TARGETS:
+        task = tasks.get((target.case, target.task))
+        measured = figure(target, task) if task is not None else None
+        bound = f"{'≥' if target.at_least else '≤'} {target.value:g}"
+        rows.append([f"{target.case}: {target.what}", bound, *_verdict(target, measured)])
+    return grid(["figure", "wanted", "measured", "verdict"], rows)
+
+
+def _verdict(target: Target, measured: float | None) -> tuple[str, str]:
+    if measured is None:
+        return "–", "not measured"
+    met = measured >= target.value if target.at_least else measured <= target.value
+    missed_by = abs(measured / target.value - 1)
+    return f"{measured:.4g}", "met" if met else f"missed by {missed_by:.1%}"

@@ -1,0 +1,550 @@
+"""Training, adding, numbering, removing, updating and reading back."""
+
+from __future__ import annotations
+
+import warnings
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.problems import (
+    DTYPES,
+    METRICS,
+    PLAIN,
+    agree,
+    check,
+    check_range,
+    comparable,
+    few_training_rows,
+    flat,
+    held,
+    ivf,
+    normal,
+    probed,
+    same_state,
+    shared,
+    snapshot,
+    unchanged,
+)
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat, load
+
+each_metric = pytest.mark.parametrize("metric", METRICS)
+LAST = 2**63 - 1
+TOO_FAR = (ValueError, RuntimeError, OverflowError)
+KINDS = {"ivf": lambda: shared(PLAIN), "flat": lambda: flat(PLAIN)}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def trained(d=8, nlist=4, **settings):
+    index = IndexIVFFlat(d, nlist=nlist, nprobe=nlist, **settings)
+    index.train(normal(40 * nlist, d, seed=1))
+    return index
+
+
+EMPTY = {"ivf": lambda **settings: trained(**settings), "flat": lambda **settings: IndexFlatL2(8, **settings)}
+each_empty = pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+@each_metric
+def test_training_is_deterministic_and_leaves_the_global_generator_alone(metric):
+    x = normal(400, 8)
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    indexes = [IndexIVFFlat(8, nlist=8, metric=metric) for _ in range(5)]
+    indexes[0].train(x)
+    indexes[1].train(x, seed=1234, niter=10, max_points_per_centroid=256)
+    indexes[2].train(x, seed=99)
+    indexes[3].train(x, generator=torch.Generator().manual_seed(1234))
+    indexes[4].fit(x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(indexes[0].centroids, indexes[1].centroids)
+    assert not torch.equal(indexes[0].centroids, indexes[2].centroids)
+    assert torch.equal(indexes[0].centroids, indexes[3].centroids)
+    assert torch.equal(indexes[0].centroids, indexes[4].centroids)
+    assert indexes[0].centroids.shape == (8, 8)
+    assert indexes[0].centroids.dtype == torch.float32
+    if metric != "l2":
+        torch.testing.assert_close(indexes[0].centroids.norm(dim=1), torch.ones(8))
+
+
+def test_training_needs_a_row_for_every_list():
+    index = IndexIVFFlat(8, nlist=10)
+    with unchanged(index), pytest.raises(ValueError, match=r"(?s)(9.*10|10.*9)"):
+        index.train(normal(9, 8))
+    with few_training_rows():
+        index.train(normal(10, 8))
+    assert index.is_trained
+
+
+def test_few_training_rows_are_warned_about_as_in_faiss():
+    with pytest.warns(UserWarning, match=r"(?s)389.*390|390.*389"):
+        IndexIVFFlat(8, nlist=10).train(normal(389, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        IndexIVFFlat(8, nlist=10).train(normal(390, 8))
+
+
+def test_training_can_show_its_progress(capsys):
+    pytest.importorskip("tqdm")
+    index = IndexIVFFlat(8, nlist=4)
+    index.train(normal(200, 8), verbose=True)
+    shown = capsys.readouterr()
+    assert "%" in shown.err + shown.out
+    IndexIVFFlat(8, nlist=4).train(normal(200, 8))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_metric
+def test_training_again_moves_every_vector_and_loses_none(dtype, metric):
+    index, base, queries = shared(PLAIN, metric, dtype)
+    index.remove_ids(torch.arange(5))
+    index.add(base[:3])
+    before = held(index)
+    numbering = int(index.next_id)
+    index.train(normal(480, PLAIN.d, seed=44), seed=5)
+    after = held(index)
+    one, other = before.ids.argsort(), after.ids.argsort()
+    assert torch.equal(before.ids[one], after.ids[other])
+    assert torch.equal(before.vectors[one], after.vectors[other])
+    assert int(index.next_id) == numbering
+    assert (
+        probed(index, after.vectors.float(), nprobe=1).allowed[torch.arange(index.ntotal), after.lists].all()
+    )
+    assert not torch.equal(before.lists[one], after.lists[other])
+    check(index.search(queries, 10), queries, after, metric, 10, probed(index, queries))
+
+
+def test_training_again_after_a_reset():
+    index, base, queries = shared()
+    index.reset()
+    index.train(base + 3)
+    index.add(base + 3)
+    check(index.search(queries, 10), queries, held(index), "l2", 10, probed(index, queries))
+
+
+def test_a_refused_training_keeps_the_centroids():
+    index, base, _ = shared()
+    bad = base.clone()
+    bad[17, 3] = torch.nan
+    bad[40, 0] = torch.inf
+    with unchanged(index), pytest.raises(ValueError, match=r"\b17\b"):
+        index.train(bad)
+    with unchanged(index), pytest.raises(ValueError, match="12"):
+        index.train(base[:11])
+
+
+# --- adding -------------------------------------------------------------------------------------------------
+
+
+@each_empty
+def test_ids_grow_and_are_never_given_twice(empty):
+    index = empty()
+    x = normal(30, 8)
+    index.add(x[:10])
+    index.remove_ids(torch.arange(5, 10))
+    index.add(x[10:15])
+    assert sorted(index.list_ids.tolist()) == [*range(5), *range(10, 15)]
+    index.remove_ids(index.list_ids)
+    assert index.ntotal == 0
+    index.add(x[:2])
+    assert sorted(index.list_ids.tolist()) == [15, 16]
+    index.add_with_ids(x[:2], torch.tensor([100, 3]))
+    index.add(x[:1])
+    assert sorted(index.list_ids.tolist()) == [3, 15, 16, 100, 101]
+    index.add_with_ids(x[:1], torch.tensor([-9]))
+    index.add(x[:1])
+    assert int(index.next_id) == 103
+    index.add(x[:0])
+    index.add_with_ids(x[:0], torch.tensor([], dtype=torch.int64))
+    assert int(index.next_id) == 103
+    assert index.ntotal == 7
+
+
+@each_empty
+def test_ids_may_be_anything_but_minus_one(empty):
+    index = empty()
+    x = normal(6, 8)
+    ids = torch.tensor([LAST, -(2**63), 0, 5, 5, -2])
+    index.add_with_ids(x, ids)
+    assert sorted(index.list_ids.tolist()) == sorted(ids.tolist())
+    D, I = index.search(x, 1)
+    assert torch.equal(I[:, 0], ids)
+    assert (D == 0).all()
+    with unchanged(index), pytest.raises(ValueError, match="ids"):
+        index.add_with_ids(x[:2], torch.tensor([8, -1]))
+
+
+@each_empty
+def test_int32_ids_are_converted(empty):
+    index = empty()
+    index.add_with_ids(normal(3, 8), torch.tensor([7, 8, 9], dtype=torch.int32))
+    assert index.list_ids.dtype == torch.int64
+    assert sorted(index.list_ids.tolist()) == [7, 8, 9]
+    assert index.remove_ids(torch.tensor([8], dtype=torch.int32)) == 1
+
+
+@each_empty
+@pytest.mark.parametrize("before", [LAST, LAST - 2])
+def test_numbers_that_do_not_fit_int64_are_refused(empty, before):
+    index = empty()
+    x = normal(8, 8)
+    index.add_with_ids(x[:1], torch.tensor([before]))
+    with unchanged(index), pytest.raises(TOO_FAR, match=r"2\^63|2\*\*63|9223372036854775807"):
+        index.add(x[:3])
+    index.add(x[:0])
+    index.add_with_ids(x[:1], torch.tensor([4]))
+    assert index.ntotal == 2
+    again = deepcopy(index)
+    again.load_state_dict({name: value for name, value in index.state_dict().items() if name != "next_id"})
+    for one in (index, again):
+        with pytest.raises(TOO_FAR):
+            one.add(x[:3])
+        assert len(one.list_ids.unique()) == one.ntotal
+
+
+@each_empty
+def test_the_largest_id_is_never_given_out_twice(empty):
+    index = empty()
+    index.add_with_ids(normal(1, 8), torch.tensor([LAST]))
+    with unchanged(index), pytest.raises(TOO_FAR):
+        index.add(normal(1, 8))
+
+
+@each_empty
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_rows_that_are_not_finite_are_refused_by_number(empty, value):
+    index = empty()
+    index.add(normal(4, 8))
+    bad = normal(20, 8)
+    bad[13, 2] = value
+    bad[16] = value
+    for call in (
+        lambda: index.add(bad),
+        lambda: index.add_with_ids(bad, torch.arange(100, 120)),
+        lambda: index.update(torch.arange(4), bad[12:16]),
+    ):
+        with unchanged(index), pytest.raises(ValueError, match=r"row (13|1)\b"):
+            call()
+
+
+@each_empty
+@pytest.mark.parametrize("source", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_rows_that_the_storage_cannot_hold_are_refused(empty, source):
+    """They would be stored as infinities, so they count as not finite."""
+    index = empty(dtype=torch.float16)
+    x = normal(5, 8).to(source)
+    x[3, 1] = 1e6
+    with unchanged(index), pytest.raises(ValueError, match=r"(?s)float16.*\b3\b|\b3\b.*float16"):
+        index.add(x)
+    index.add(x[:3])
+    assert index.ntotal == 3
+
+
+def test_float64_rows_beyond_float32_are_refused():
+    index = trained()
+    x = normal(5, 8).double()
+    x[2, 0] = 1e200
+    with unchanged(index), pytest.raises(ValueError, match=r"\b2\b"):
+        index.add(x)
+
+
+@each_empty
+def test_what_is_added_is_a_detached_copy(empty):
+    index = empty()
+    x = normal(20, 8).requires_grad_()
+    index.add(x)
+    index.add_with_ids(x, torch.arange(20, 40))
+    assert not index.packed_embeddings.requires_grad
+    assert x.grad_fn is None
+    index.add(normal(1, 8))
+    with torch.no_grad():
+        x.zero_()
+        ids = torch.arange(200, 220)
+        index.add_with_ids(x, ids)
+        ids.zero_()
+    assert sorted(index.list_ids.tolist()) == [*range(41), *range(200, 220)]
+    assert (index.reconstruct(3) != 0).any()
+
+
+READERS = {
+    "ntotal": lambda index: index.ntotal,
+    "search": lambda index: int((index.search(normal(1, PLAIN.d), 5000)[1] >= 0).sum()),
+    "range_search": lambda index: len(index.range_search(normal(1, PLAIN.d), 1e6)[2]),
+    "forward": lambda index: int((index(normal(PLAIN.d)))[1].max() >= 0) * index.ntotal,
+    "state_dict": lambda index: len(index.state_dict()["list_ids"]),
+    "packed_embeddings": lambda index: len(index.packed_embeddings),
+    "list_ids": lambda index: len(index.list_ids),
+    "list_offsets": lambda index: int(index.list_offsets[-1]),
+    "next_id": lambda index: int(index.next_id),
+    "named_buffers": lambda index: len(dict(index.named_buffers())["list_ids"]),
+    "reconstruct": lambda index: index.ntotal if index.reconstruct(index.ntotal - 1).shape else 0,
+    "reconstruct_n": lambda index: len(index.reconstruct_n(0, index.ntotal)),
+    "deepcopy": lambda index: len(deepcopy(index).list_ids),
+    "half": lambda index: len(deepcopy(index).half().packed_embeddings),
+    "remove_ids": lambda index: deepcopy(index).remove_ids(torch.arange(10**4)),
+    "repr": lambda index: index.ntotal if f"{index.ntotal}" in repr(index) else 0,
+}
+
+
+@pytest.mark.parametrize("rows", [1, 7, 130, 1000])
+@pytest.mark.parametrize("reader", READERS)
+@each_kind
+def test_every_reader_sees_what_was_just_added(kind, reader, rows):
+    """Rows may wait to be packed; nobody who reads may notice."""
+    index = KINDS[kind]().index
+    if kind == "ivf":
+        index.nprobe = index.nlist
+    for number in range(2):
+        index.add(normal(rows, PLAIN.d, seed=50 + number))
+        assert READERS[reader](index) == PLAIN.nb + rows * (number + 1)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 130])
+@each_kind
+def test_searching_after_each_add(kind, rows, tmp_path):
+    index, _, queries = KINDS[kind]()
+    packed = deepcopy(index)
+    for number in range(3):
+        extra = normal(rows, PLAIN.d, seed=50 + number)
+        index.add(extra)
+        packed.add(extra)
+        packed.state_dict()
+        lists = probed(packed, queries) if kind == "ivf" else None
+        check(index.search(queries, 10), queries, held(packed), "l2", 10, lists)
+        check_range(index.range_search(queries, 12.0), queries, held(packed), "l2", 12.0, lists)
+        assert torch.equal(index.reconstruct(index.ntotal - 1), extra[-1])
+    index.add(extra)
+    packed.add(extra)
+    index.save(tmp_path / "index.pt")
+    assert same_state(snapshot(load(tmp_path / "index.pt")), snapshot(packed))
+    index.add(extra)
+    index.reset()
+    assert index.ntotal == 0
+    assert (index.search(queries, 3)[1] == -1).all()
+
+
+def test_adding_bit_by_bit_is_adding_at_once():
+    whole, base, queries = shared()
+    index, _, _ = shared()
+    index.reset()
+    start = 0
+    for step in (1, 1, 30, 2, 200, 0, 266):
+        index.add_with_ids(base[start : start + step], torch.arange(start, start + step))
+        start += step
+    assert start == len(base)
+    assert same_state(snapshot(index), snapshot(whole))
+    agree(index.search(queries, 10), whole.search(queries, 10), rtol=1e-6)
+
+
+def test_rows_of_a_list_keep_the_order_they_came_in():
+    index, _, _ = shared()
+    offsets = index.list_offsets
+    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        ids = index.list_ids[start:end]
+        assert (ids.diff() > 0).all()
+
+
+def test_many_small_adds_copy_little():
+    """A thousand calls must not copy the index a thousand times: count the bytes of vectors they allocate."""
+
+    class Written(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.dim() == 2 and out.shape[1] == 8 and not out._is_view():
+                self.total += out.nbytes
+            return out
+
+    index = trained()
+    x = normal(3000, 8)
+    with Written() as written:
+        for row in x.split(3):
+            index.add(row)
+    packed = index.packed_embeddings
+    assert written.total < 40 * packed.nbytes
+
+
+# --- removing and updating ----------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("how", ["ids", "mask"])
+def test_remove(kind, how):
+    index, base, queries = KINDS[kind]()
+    gone = torch.zeros(len(base), dtype=torch.bool)
+    gone[::3] = True
+    given = gone if how == "mask" else gone.nonzero()[:, 0].flip(0)
+    count = index.remove_ids(given)
+    assert type(count) is int
+    assert count == int(gone.sum())
+    assert index.ntotal == len(base) - count
+    ids, vectors, _ = held(index)
+    assert torch.equal(ids.sort().values, (~gone).nonzero()[:, 0])
+    assert torch.equal(vectors, base.double()[ids])
+    lists = probed(index, queries) if kind == "ivf" else None
+    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
+    index.add(base[:1])
+    assert int(index.list_ids.max()) == len(base)
+
+
+@each_empty
+def test_remove_ignores_unknown_ids_and_takes_every_duplicate(empty):
+    index = empty()
+    index.add_with_ids(normal(6, 8), torch.tensor([4, 9, 4, -7, 4, LAST]))
+    with unchanged(index):
+        assert index.remove_ids(torch.tensor([5, 1000, -(2**63)])) == 0
+        assert index.remove_ids(torch.tensor([], dtype=torch.int64)) == 0
+    assert index.remove_ids(torch.tensor([4, 4, 77])) == 3
+    assert index.remove_ids(torch.tensor([LAST, -7])) == 2
+    assert index.list_ids.tolist() == [9]
+    assert index.remove_ids(torch.tensor([9])) == 1
+    D, I = index.search(normal(3, 8), 2)
+    assert (I == -1).all()
+    assert (D == torch.inf).all()
+
+
+@each_kind
+def test_reset_forgets_the_vectors_and_keeps_the_centroids(kind):
+    index, base, queries = KINDS[kind]()
+    centroids = index.centroids.clone()
+    index.add(base[:2])
+    index.reset()
+    assert index.ntotal == 0
+    assert torch.equal(index.centroids, centroids)
+    assert index.is_trained
+    assert (index.search(queries, 3)[1] == -1).all()
+    assert index.range_search(queries, 100.0)[0].tolist() == [0] * (len(queries) + 1)
+    index.add(base)
+    assert index.ntotal == len(base)
+    lists = probed(index, queries) if kind == "ivf" else None
+    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
+
+
+@each_kind
+def test_update_replaces_vectors_under_their_ids(kind):
+    index, base, queries = KINDS[kind]()
+    ids = torch.tensor([3, 499, 0, 250])
+    new = normal(4, PLAIN.d, seed=77)
+    numbering = int(index.next_id)
+    index.update(ids, new)
+    assert index.ntotal == len(base)
+    assert int(index.next_id) == numbering
+    expected = base.clone()
+    expected[ids] = new
+    now = held(index)
+    assert torch.equal(now.vectors, expected.double()[now.ids])
+    lists = probed(index, queries) if kind == "ivf" else None
+    check(index.search(queries, 10), queries, now, "l2", 10, lists)
+    if kind == "ivf":
+        assert probed(index, now.vectors.float(), nprobe=1).allowed[torch.arange(len(base)), now.lists].all()
+    index.update(ids[:0], new[:0])
+
+
+@each_kind
+def test_update_right_after_an_add(kind):
+    index, base, _ = KINDS[kind]()
+    index.add(base[:3])
+    index.update(torch.tensor([len(base) + 1]), base[7:8])
+    assert torch.equal(index.reconstruct(len(base) + 1), base[7])
+    assert torch.equal(index.reconstruct(len(base) + 2), base[2])
+
+
+# --- reading back -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_metric
+def test_reconstruct(dtype, metric):
+    index, base, _ = shared(PLAIN, metric, dtype)
+    expected = comparable(base, metric)
+    step = dict(rtol=torch.finfo(dtype).eps, atol=1e-6)
+    for id in (0, 7, len(base) - 1):
+        row = index.reconstruct(id)
+        assert row.shape == (PLAIN.d,)
+        torch.testing.assert_close(row.double(), expected[id], **step)
+    rows = index.reconstruct_n(10, 25)
+    torch.testing.assert_close(rows.double(), expected[10:35], **step)
+    if metric == "cosine":
+        torch.testing.assert_close(rows.double().norm(dim=1), torch.ones(25).double(), rtol=1e-2, atol=0)
+    assert torch.equal(index.reconstruct(torch.tensor(7)), index.reconstruct(7))
+    assert index.reconstruct_n(0, index.ntotal).shape == (len(base), PLAIN.d)
+
+
+@each_kind
+def test_reconstructed_rows_are_copies(kind):
+    index, _, _ = KINDS[kind]()
+    with unchanged(index):
+        index.reconstruct(3).zero_()
+        index.reconstruct_n(0, 9).zero_()
+
+
+@each_empty
+def test_reconstruct_of_unknown_and_duplicate_ids(empty):
+    index = empty()
+    x = normal(9, 8)
+    with pytest.raises(KeyError, match="0"):
+        index.reconstruct(0)
+    index.add_with_ids(x[:4], torch.tensor([5, -3, 5, 5]))
+    assert torch.equal(index.reconstruct(5), x[3])
+    index.state_dict()
+    index.add_with_ids(x[4:6], torch.tensor([5, 6]))
+    assert torch.equal(index.reconstruct(5), x[4])
+    index.state_dict()
+    assert torch.equal(index.reconstruct(5), x[4])
+    assert torch.equal(index.reconstruct(-3), x[1])
+    for unknown in (4, -1, 7, LAST):
+        with pytest.raises(KeyError, match=f"{unknown}"):
+            index.reconstruct(unknown)
+    with pytest.raises(KeyError):
+        index.reconstruct_n(5, 3)
+
+
+def test_the_last_added_of_a_duplicate_lies_in_any_list():
+    """The row added last may lie in an earlier list than the row added first."""
+    index = trained()
+    near = index.centroids.clone()
+    for first in range(4):
+        for last in range(4):
+            index.reset()
+            index.add_with_ids(near[first : first + 1], torch.tensor([1]))
+            index.add_with_ids(near[last : last + 1], torch.tensor([1]))
+            index.state_dict()
+            assert torch.equal(index.reconstruct(1), near[last])
+
+
+# --- zero rows ----------------------------------------------------------------------------------------------
+
+
+@each_empty
+def test_zero_rows_are_valid_everywhere(empty):
+    index = empty()
+    none = torch.zeros(0, 8)
+    index.add(none)
+    index.add_with_ids(none, torch.zeros(0, dtype=torch.int64))
+    index.update(torch.zeros(0, dtype=torch.int64), none)
+    assert index.ntotal == 0
+    for x, rows in ((none, 0), (normal(3, 8), 3)):
+        D, I = index.search(x, 4)
+        assert D.shape == I.shape == (rows, 4)
+        assert (I == -1).all()
+        lims, D, I = index.range_search(x, 5.0)
+        assert lims.tolist() == [0] * (rows + 1)
+        assert D.shape == I.shape == (0,)
+    assert index.reconstruct_n(0, 0).shape == (0, 8)
+    index.add(normal(5, 8))
+    assert index.search(none, 4)[0].shape == (0, 4)
+
+
+def test_a_copy_on_another_seed_searches_alike():
+    """Whatever the centroids, probing every list gives the same answers."""
+    first, _, queries = ivf(PLAIN, nprobe=PLAIN.nlist)
+    other = deepcopy(first)
+    other.train(normal(480, PLAIN.d, seed=3))
+    agree(first.search(queries, 10), other.search(queries, 10), rtol=1e-5)

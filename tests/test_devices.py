@@ -1,0 +1,325 @@
+"""Other devices: on whichever is present, and without any on tensors that only pretend to be elsewhere.
+
+A tensor made on the CPU by mistake goes unnoticed on the CPU. Two stand-ins notice it without hardware:
+torch's own fake tensors, which have a device and no data, for what needs no data; and `Elsewhere`, CPU
+tensors that claim another device and refuse to meet plain ones, for all that reads numbers back to the host.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import nullcontext
+from copy import deepcopy
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from tests.problems import (
+    DTYPES,
+    METRICS,
+    MODES,
+    agree,
+    check,
+    flat,
+    held,
+    normal,
+    probed,
+    problem,
+    settings_of,
+    shared,
+)
+from torch_ivf_module import IndexIVFFlat
+from torch_ivf_module.functional import kmeans
+from torch_ivf_module.functional.search import lookup, search
+
+CASE = problem("odd sizes")
+PRESENT = [
+    name
+    for name, there in (
+        ("cuda", torch.cuda.is_available()),
+        ("mps", torch.backends.mps.is_available()),
+        ("xpu", torch.xpu.is_available()),
+    )
+    if there
+]
+each_metric = pytest.mark.parametrize("metric", METRICS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_mode = pytest.mark.parametrize("mode", MODES)
+
+
+# --- an accelerator, where there is one ---------------------------------------------------------------------
+
+
+ON_PRESENT = list(
+    itertools.product(
+        PRESENT,
+        ["plain", "wide", "d=1", "empty lists", "nothing added", "no queries", "bad queries"],
+        MODES,
+        DTYPES,
+        METRICS,
+    )
+)
+
+
+@pytest.mark.parametrize(("device", "name", "mode", "dtype", "metric"), ON_PRESENT)
+def test_search_on_an_accelerator(device, name, mode, dtype, metric):
+    case = problem(name)
+    index, _, queries = shared(case, metric, dtype, search_mode=mode)
+    moved = deepcopy(index).to(device)
+    D, I = moved.search(queries.to(device), case.k)
+    assert D.device.type == I.device.type == device
+    check((D.cpu(), I.cpu()), queries, held(index), metric, case.k, probed(index, queries))
+    lims, _, _ = moved.range_search(queries.to(device), 3.0)
+    assert lims.device.type == device
+
+
+@pytest.mark.parametrize(("device", "metric"), list(itertools.product(PRESENT, METRICS)))
+def test_building_on_an_accelerator(device, metric):
+    index = IndexIVFFlat(16, nlist=4, nprobe=4, metric=metric, device=device)
+    base, queries = normal(200, 16), normal(9, 16, seed=1)
+    index.train(base.to(device))
+    index.add(base.to(device))
+    index.remove_ids(torch.arange(10, device=device))
+    index.update(torch.arange(20, 25, device=device), base[:5].to(device))
+    D, I = index.search(queries.to(device), 5)
+    check((D, I), queries, held(index), metric, 5)
+    assert index.reconstruct(30).device.type == device
+    agree((D.cpu(), I.cpu()), deepcopy(index).to("cpu").search(queries, 5), rtol=1e-4, atol=1e-5)
+
+
+# --- fake tensors -------------------------------------------------------------------------------------------
+
+
+# A build of torch without CUDA cannot even slice a fake cuda tensor; "lazy" is a kind of device that every
+# build knows and none needs hardware for.
+FAKE = "cuda" if torch.backends.cuda.is_built() else "lazy"
+
+
+def on_fake_device(index, mode):
+    """A copy of `index` whose buffers are fake tensors on another device."""
+    index = deepcopy(index)
+
+    def fake(tensor):
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=FAKE)
+
+    with mode:
+        return index._apply(fake)
+
+
+@each_dtype
+@each_metric
+@pytest.mark.parametrize("kind", ["ivf", "flat"])
+@pytest.mark.parametrize("max_codes", [None, 50])
+def test_query_major_search_on_fake_tensors(metric, dtype, kind, max_codes):
+    if kind == "flat" and metric == "cosine":
+        return
+    index, _, queries = (shared if kind == "ivf" else flat)(CASE, metric, dtype)
+    mode = FakeTensorMode()
+    index = on_fake_device(index, mode)
+    with mode:
+        coarse, segments = index._segments()
+        x = torch.empty(queries.shape, device=FAKE)
+        scores, rows = search(
+            x, coarse, segments, k=4, nprobe=3, metric=metric, mode="matrix", max_codes=max_codes, width=128
+        )
+        ids = lookup([part.ids for part in segments], rows)
+    for tensor in (scores, rows, ids, *coarse, *segments[0]):
+        assert tensor.device.type == FAKE
+    assert scores.shape == ids.shape == (len(queries), 4)
+
+
+def test_fake_tensors_do_notice_a_stray_tensor():
+    index, _, queries = shared(CASE)
+    mode = FakeTensorMode()
+    index = on_fake_device(index, mode)
+    with mode:
+        coarse, segments = index._segments()
+        stray = segments[0]._replace(bias=torch.empty(segments[0].bias.shape))
+        x = torch.empty(queries.shape, device=FAKE)
+        with pytest.raises(RuntimeError, match=r"(?i)device"):
+            search(x, coarse, [stray], k=4, nprobe=3, metric="l2", mode="matrix", width=128)
+
+
+# --- tensors that pretend -----------------------------------------------------------------------------------
+
+AWAY = torch.device("lazy", 0)
+
+
+class Elsewhere(torch.Tensor):
+    """A CPU tensor that says it is on another device."""
+
+    inner: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner):
+        made = torch.Tensor._make_wrapper_subclass(
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=AWAY,
+        )
+        made.inner = inner
+        return made
+
+    def tolist(self):
+        return self.inner.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        with OtherDevice():
+            return func(*args, **(kwargs or {}))
+
+
+class OtherDevice(TorchDispatchMode):
+    """Lets operations run on the pretended device, and refuses those that mix it with the CPU."""
+
+    MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        tensors = []
+        tree_map(
+            lambda leaf: tensors.append(leaf) if isinstance(leaf, torch.Tensor) else None, (args, kwargs)
+        )
+        away = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
+        stray = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and tensor.dim() > 0]
+        if away and stray and func not in self.MOVES:
+            raise RuntimeError(f"{func}: a tensor of shape {tuple(stray[0].shape)} is on the wrong device")
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type == AWAY.type:
+            kwargs["device"] = torch.device("cpu")
+            wrap = True
+        else:
+            wrap = bool(away) and device is None
+        originals = {id(tensor.inner): tensor for tensor in away}
+        args, kwargs = tree_map(
+            lambda leaf: leaf.inner if isinstance(leaf, Elsewhere) else leaf, (args, kwargs)
+        )
+        out = func(*args, **kwargs)
+        if not wrap:
+            return out
+
+        def outside(leaf):
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            return originals[id(leaf)] if id(leaf) in originals else Elsewhere(leaf)
+
+        return tree_map(outside, out)
+
+
+def away(tensor):
+    return Elsewhere(tensor)
+
+
+@pytest.fixture
+def other_device(monkeypatch):
+    # A search switches autocast off; torch has none for this device.
+    known = torch.autocast
+    monkeypatch.setattr(
+        torch,
+        "autocast",
+        lambda kind, *args, **kwargs: nullcontext() if kind == AWAY.type else known(kind, *args, **kwargs),
+    )
+    with OtherDevice():
+        yield
+
+
+def back(tensor):
+    assert isinstance(tensor, Elsewhere), "a result was left on the wrong device"
+    return tensor.inner
+
+
+def test_the_pretended_device_notices_a_stray_tensor(other_device):
+    x = away(torch.ones(3))
+    assert x.device == AWAY
+    assert (x + 1).device == AWAY
+    assert x.sum().item() == 3.0
+    assert x.tolist() == [1.0, 1.0, 1.0]
+    assert torch.zeros(2, device=x.device).device == AWAY
+    assert torch.zeros(2).device.type == "cpu"
+    with pytest.raises(RuntimeError, match="wrong device"):
+        x + torch.ones(3)
+    with pytest.raises(RuntimeError, match="wrong device"):
+        x[torch.arange(2)]
+
+
+def moved(index):
+    return deepcopy(index)._apply(away)
+
+
+@each_mode
+@each_dtype
+@each_metric
+@pytest.mark.parametrize("max_codes", [None, 40])
+def test_search_on_a_pretended_device(other_device, mode, dtype, metric, max_codes):
+    index, base, queries = shared(CASE, metric, dtype, search_mode=mode)
+    index.max_codes = max_codes
+    expected = index.search(queries, CASE.k)
+    index = moved(index)
+    assert index.device == AWAY
+    D, I = index.search(away(queries), CASE.k)
+    agree((back(D), back(I)), expected, rtol=1e-5, atol=1e-5)
+    index.add(away(base[:4]))
+    D, I = index.search(away(queries), CASE.k)
+    assert back(D).shape == (len(queries), CASE.k)
+
+
+@each_metric
+def test_range_search_on_a_pretended_device(other_device, metric):
+    index, _, queries = shared(CASE, metric)
+    expected = index.range_search(queries, 0.5)
+    found = moved(index).range_search(away(queries), 0.5)
+    assert torch.equal(back(found[0]), expected[0])
+    assert back(found[1]).shape == back(found[2]).shape == expected[1].shape
+
+
+@each_metric
+def test_building_on_a_pretended_device(other_device, metric):
+    def build(place):
+        index = IndexIVFFlat(8, nlist=4, nprobe=4, metric=metric, device=place(torch.ones(1)).device)
+        base = normal(200, 8)
+        index.train(place(base))
+        index.add(place(base))
+        index.add_with_ids(place(base[:3]), place(torch.tensor([900, 901, 902])))
+        index.remove_ids(place(torch.arange(10)))
+        index.remove_ids(place(torch.arange(300) % 7 == 1))
+        index.update(place(torch.tensor([20, 30])), place(base[:2]))
+        return index
+
+    index, reference = build(away), build(lambda tensor: tensor)
+    assert settings_of(index) == settings_of(reference)
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(back(index.state_dict()[name]), value)
+    assert torch.equal(back(index.reconstruct(40)), reference.reconstruct(40))
+    assert torch.equal(back(index.reconstruct_n(37, 3)), reference.reconstruct_n(37, 3))
+    index.reset()
+    assert index.ntotal == 0
+
+
+def test_a_tensor_on_another_device_is_refused_in_words(other_device):
+    index, _, queries = shared(CASE)
+    index = moved(index)
+    for call in (
+        lambda: index.search(queries, 3),
+        lambda: index.range_search(queries, 3.0),
+        lambda: index.add(queries),
+        lambda: index.train(queries),
+        lambda: index(queries),
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=r"(?s)x .*cpu.*lazy"):
+            call()
+
+
+@each_metric
+def test_kmeans_on_a_pretended_device(other_device, metric):
+    x = normal(200, 8)
+    centroids, objective = kmeans(away(x), 5, metric=metric)
+    expected = kmeans(x, 5, metric=metric)
+    torch.testing.assert_close(back(centroids), expected[0])
+    torch.testing.assert_close(back(objective), expected[1])

@@ -1,0 +1,43 @@
+"""Everything public says what it is, with an example that runs."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import torch_ivf_module
+
+SKIPPED = ("__main__",)  # runs the program when imported
+MODULES = sorted(
+    name
+    for _, name, _ in pkgutil.walk_packages(torch_ivf_module.__path__, f"{torch_ivf_module.__name__}.")
+    if not name.endswith(SKIPPED)
+)
+
+
+@pytest.mark.parametrize("name", [torch_ivf_module.__name__, *MODULES])
+def test_examples_give_what_they_say(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    assert doctest.testmod(module, optionflags=flags).failed == 0
+
+
+@pytest.mark.parametrize("name", torch_ivf_module.__all__)
+def test_public_names_are_documented(name):
+    item = getattr(torch_ivf_module, name)
+    assert inspect.getdoc(item)
+    assert ">>>" in item.__doc__
+    if inspect.isclass(item):
+        for member, value in inspect.getmembers(item, callable):
+            own = member in vars(item) or any(member in vars(base) for base in item.__mro__ if _ours(base))
+            if own and not member.startswith("_"):
+                assert inspect.getdoc(value), f"{name}.{member} has no docstring"
+
+
+def _ours(kind):
+    return kind.__module__.startswith(torch_ivf_module.__name__)

@@ -1,0 +1,177 @@
+"""Against faiss on the same centroids and lists: ids but for ties, distances to 1e-4."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.problems import (
+    METRICS,
+    MODES,
+    Problem,
+    agree,
+    flat,
+    held,
+    ivf,
+    normal,
+    probed,
+    problem,
+    shared,
+    unit,
+)
+from torch_ivf_module import IndexIVFFlat, SearchParams
+
+CASES = [
+    "plain",
+    "wide",
+    "odd sizes",
+    "d=1",
+    "k above the candidates",
+    "empty lists",
+    "one list holds everything",
+    "more lists than vectors",
+    "duplicates",
+    "nothing added",
+]
+GAUSSIAN = Problem("gaussian against faiss", nb=20_000, d=64, nq=500, nlist=64, nprobe=8, k=20)
+
+
+def twin(faiss, index):
+    """A faiss index with the centroids and the lists of `index`, row for row."""
+    measure = faiss.METRIC_L2 if index.metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    quantizer = (faiss.IndexFlatL2 if index.metric == "l2" else faiss.IndexFlatIP)(index.d)
+    quantizer.add(index.centroids.numpy())
+    other = faiss.IndexIVFFlat(quantizer, index.d, index.nlist, measure)
+    state = index.state_dict()
+    vectors, ids, offsets = (state[name] for name in ("packed_embeddings", "list_ids", "list_offsets"))
+    vectors, ids = vectors.float().contiguous().numpy(), ids.numpy()
+    for number, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+        if end > start:
+            codes = vectors[start:end].view("uint8").reshape(-1)
+            other.invlists.add_entries(
+                number, end - start, faiss.swig_ptr(ids[start:end]), faiss.swig_ptr(codes)
+            )
+    other.ntotal, other.nprobe = index.ntotal, index.nprobe
+    return other
+
+
+def asked(queries, metric):
+    """The queries as faiss must be given them: cosine is the inner product of unit vectors."""
+    return (unit(queries).float() if metric == "cosine" else queries).contiguous().numpy()
+
+
+def answers(metric, D, I):
+    """What faiss returned, as tensors padded the way we pad."""
+    D, I = torch.from_numpy(D), torch.from_numpy(I)
+    return D.masked_fill(I < 0, torch.inf if metric == "l2" else -torch.inf), I
+
+
+def compare(index, other, queries, k):
+    """Assert that both indexes answer alike, wherever it is clear which lists a query visits."""
+    found = index.search(queries, k)
+    theirs = answers(index.metric, *other.search(asked(queries, index.metric), k))
+    lists = probed(index, queries)
+    clear = (lists.required == lists.allowed).all(1)
+    assert clear.double().mean() > 0.95
+    agree(*((D[clear], I[clear]) for D, I in (found, theirs)), atol=2e-6 * _reach(index, queries))
+
+
+# In one dimension all directions are two, so every probe by inner product is a tie: nothing to compare there.
+@pytest.mark.parametrize(
+    ("name", "metric"), [(n, m) for n in CASES for m in METRICS if n != "d=1" or m == "l2"]
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_search_as_faiss(faiss, name, mode, metric):
+    index, _, queries = shared(problem(name), metric, search_mode=mode)
+    compare(index, twin(faiss, index), queries, index.k)
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    return {metric: ivf(GAUSSIAN, metric) for metric in METRICS}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("metric", METRICS)
+def test_gaussian_vectors_as_faiss(faiss, gaussian, metric, mode):
+    index, _, queries = gaussian[metric]
+    index.search_mode = mode
+    other = twin(faiss, index)
+    for nprobe, k in ((1, 5), (8, 20), (64, 20)):
+        index.nprobe = other.nprobe = nprobe
+        compare(index, other, queries, k)
+
+
+def _reach(index, queries):
+    """The largest product of norms: the measure of what rounding does to an inner product; l2 needs none."""
+    if index.metric == "l2" or index.ntotal == 0:
+        return 0.0
+    longest = 1.0 if index.metric == "cosine" else float(queries.norm(dim=1).max())
+    return longest * float(held(index).vectors.norm(dim=1).max())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", ["plain", "wide", "d=1", "empty lists", "duplicates"])
+def test_range_search_as_faiss(faiss, name, metric):
+    """faiss ignores max_codes here, and so do we."""
+    index, _, queries = shared(problem(name), metric)
+    other = twin(faiss, index)
+    middle = float(index.search(queries, 8)[0][:, 7].median())
+    radius = middle + 0.013 if metric == "l2" else middle - 0.013
+    index.max_codes = other.max_codes = 5
+    lims, D, I = index.range_search(queries, radius)
+    their_lims, theirs, J = other.range_search(asked(queries, metric), radius)
+    assert lims.tolist() == their_lims.tolist()
+    assert lims[-1] > 0
+    for start, end in zip(lims[:-1].tolist(), lims[1:].tolist(), strict=True):
+        order, other_order = I[start:end].argsort(), J[start:end].argsort()
+        assert I[start:end][order].tolist() == J[start:end][other_order].tolist()
+        expected = torch.from_numpy(theirs[start:end][other_order])
+        atol = 2e-6 * _reach(index, queries) + 1e-12
+        torch.testing.assert_close(D[start:end][order], expected, rtol=1e-4, atol=atol)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_flat_as_faiss(faiss, metric):
+    index, base, queries = flat(problem("wide"), metric)
+    other = (faiss.IndexFlatL2 if metric == "l2" else faiss.IndexFlatIP)(index.d)
+    other.add(base.numpy())
+    theirs = answers(metric, *other.search(queries.numpy(), 21))
+    agree(
+        index.search(queries, 21),
+        theirs,
+        atol=2e-6 * float(queries.norm(dim=1).max() * base.norm(dim=1).max()),
+    )
+    radius = float(theirs[0][:, 10].median()) + 0.013
+    assert (
+        index.range_search(queries, radius)[0].tolist()
+        == other.range_search(queries.numpy(), radius)[0].tolist()
+    )
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_vectors_go_to_the_lists_that_faiss_would_choose(faiss, metric):
+    index, base, _ = shared(problem("wide"), metric)
+    other = twin(faiss, index)
+    _, nearest = other.quantizer.search(asked(base, metric), 1)
+    ids, _, lists = held(index)
+    assert torch.equal(torch.from_numpy(nearest[:, 0])[ids], lists)
+
+
+def test_clustered_vectors_need_few_probes_as_in_faiss(faiss):
+    """On vectors that do cluster, our own training gives faiss's recall within a hundredth."""
+    centres = normal(40, 16, seed=8) * 4
+    base = centres.repeat(100, 1) + normal(4000, 16, seed=9)
+    queries = centres.repeat(3, 1) + normal(120, 16, seed=10)
+    index = IndexIVFFlat(16, nlist=40)
+    index.train(base)
+    index.add(base)
+    other = faiss.index_factory(16, "IVF40,Flat")
+    other.train(base.numpy())
+    other.add(base.numpy())
+    truth = torch.cdist(queries, base).topk(10, largest=False).indices
+    other.nprobe = 4
+    ours = index.search(queries, 10, params=SearchParams(nprobe=4))[1]
+    theirs = torch.from_numpy(other.search(queries.numpy(), 10)[1])
+    recall = [(found[:, :, None] == truth[:, None]).any(2).double().mean() for found in (ours, theirs)]
+    assert recall[0] > recall[1] - 0.01

@@ -1,0 +1,160 @@
+"""Imports never point up, and optional packages are imported only where they are used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import torch_ivf_module
+
+ROOT = Path(torch_ivf_module.__file__).parent
+NAME = ROOT.name
+# From the lowest to the highest; a part may import those of its own level and below. `_optional` only finds
+# other packages; `__init__` is the library as its users see it, which is what the programs above it see too.
+LEVELS = [
+    ("_optional",),
+    ("functional",),
+    ("native",),
+    ("params",),
+    ("index",),
+    ("graph", "checkpoint", "faiss_bridge", "sharded"),
+    ("export",),
+    ("__init__",),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+OPTIONAL = {
+    "faiss",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "sklearn",
+    "tqdm",
+    "matplotlib",
+    "safetensors",
+    "PIL",
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+class Import(NamedTuple):
+    module: str  # absolute, dotted
+    line: int
+    inside: bool  # of a function, and so run only when that is called
+
+
+def part_of(file: Path) -> str:
+    """The name in LEVELS that a file belongs to."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(file: Path) -> Iterator[Import]:
+    """Every import in a file, relative ones made absolute, `from package import module` as the module."""
+    package = [NAME, *file.relative_to(ROOT).parts[:-1]]
+
+    def visit(node: ast.AST, inside: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                yield Import(".".join(_module_of(base, alias.name)), node.lineno, inside)
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, inside)
+
+    yield from visit(ast.parse(file.read_text()), False)
+
+
+def _module_of(base: list[str], name: str) -> list[str]:
+    if base[0] != NAME:
+        return base
+    folder = ROOT.joinpath(*base[1:])
+    return [*base, name] if (folder / name).is_dir() or (folder / f"{name}.py").exists() else base
+
+
+def for_types_only(file: Path) -> set[int]:
+    """Lines below `if TYPE_CHECKING:`, which never run."""
+    lines: set[int] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            lines.update(range(node.lineno, (node.body[-1].end_lineno or 0) + 1))
+    return lines
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_point_down(file):
+    part = part_of(file)
+    assert part in LEVEL, f"{part} has no place in the order of levels"
+    ignored = for_types_only(file)
+    for found in imports(file):
+        if found.module.partition(".")[0] != NAME or found.line in ignored:
+            continue
+        other = (found.module.split(".")[1:] or ["__init__"])[0]
+        lazily_saved = part == "index" and other == "checkpoint" and found.inside
+        assert LEVEL[other] <= LEVEL[part] or lazily_saved, (
+            f"{file}:{found.line} imports {found.module}, which is above"
+        )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_optional_packages_are_imported_inside_functions(file):
+    for found in imports(file):
+        if found.module.partition(".")[0] in OPTIONAL:
+            assert found.inside, f"{file}:{found.line} imports {found.module} for everybody"
+
+
+def test_functional_imports_torch_only():
+    allowed = {"torch", NAME, *sys.stdlib_module_names}
+    for file in FILES:
+        if part_of(file) == "functional":
+            for found in imports(file):
+                assert found.module.partition(".")[0] in allowed, (
+                    f"{file}:{found.line} imports {found.module}"
+                )
+
+
+def test_functional_knows_no_modules_or_parameters():
+    """It takes tensors and plain values: no class of it is an nn.Module."""
+    for file in FILES:
+        if part_of(file) == "functional":
+            tree = ast.parse(file.read_text())
+            bases = [
+                ast.unparse(base)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ClassDef)
+                for base in node.bases
+            ]
+            assert not [base for base in bases if "Module" in base]
+
+
+def test_the_checker_sees_what_it_should(tmp_path):
+    """A checker that finds nothing would pass as well."""
+    found = list(imports(ROOT / "index" / "base.py"))
+    assert any(item.module.startswith(f"{NAME}.functional") for item in found)
+    assert any(item.module == "torch" for item in found)
+    tree = [item.module for item in imports(ROOT / "__init__.py")]
+    assert f"{NAME}.index" in tree
+    assert f"{NAME}.checkpoint" in tree
+
+
+def test_importing_the_package_imports_nothing_optional():
+    script = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        f"import {NAME}\n"
+        f"print(sorted({{m.partition('.')[0] for m in set(sys.modules) - before}} & {OPTIONAL!r}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    assert done.stdout.strip() == "[]"

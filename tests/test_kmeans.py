@@ -1,0 +1,166 @@
+"""Fitting centroids."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.problems import METRICS, normal, unit
+from torch_ivf_module.functional import kmeans
+
+each_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+def blobs(count=12, each=50, d=8, seed=0):
+    centres = normal(count, d, seed=seed) * 6
+    return centres.repeat_interleave(each, 0) + normal(count * each, d, seed=seed + 1)
+
+
+def objective_of(x, centroids, metric):
+    """What k-means optimises, in float64: a sum of squared distances, or of inner products."""
+    x, centroids = x.double(), centroids.double()
+    if metric == "l2":
+        return float(
+            torch.cdist(x, centroids, compute_mode="donot_use_mm_for_euclid_dist").square().amin(1).sum()
+        )
+    return float((x @ centroids.T).amax(1).sum())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: normal(600, 8), blobs, lambda: blobs() + 1000], ids=["noise", "blobs", "far"]
+)
+@each_metric
+def test_the_objective_never_gets_worse(make, metric):
+    x = make()
+    centroids, objective = kmeans(x, 12, niter=12, metric=metric)
+    assert centroids.shape == (12, 8)
+    assert centroids.dtype == objective.dtype == torch.float32
+    assert objective.shape == (12,)
+    steps = objective.double().diff() * (1 if metric == "l2" else -1)
+    assert (steps <= 1e-5 * objective.double().abs().amax()).all()
+    # The last one reported is that of the assignment before the last update, so the final one is no worse.
+    final = objective_of(x, centroids, metric)
+    assert (final - float(objective[-1])) * (1 if metric == "l2" else -1) <= 1e-5 * abs(final)
+
+
+def test_the_reported_objective_is_the_true_one():
+    x = blobs()
+    for metric in METRICS:
+        _, reported = kmeans(x, 12, niter=5, metric=metric)
+        before, _ = kmeans(x, 12, niter=4, metric=metric)
+        expected = objective_of(x, before, metric)
+        assert float(reported[4]) == pytest.approx(expected, rel=1e-4)
+
+
+@each_metric
+def test_centroids_are_on_the_sphere_where_the_metric_wants_it(metric):
+    for x in (blobs(), blobs() * 1e-15, blobs() * 1e12):
+        norms = kmeans(x, 12, metric=metric)[0].norm(dim=1)
+        if metric == "l2":
+            assert (norms / x.norm(dim=1).mean() - 1).abs().max() > 0.01
+        else:
+            torch.testing.assert_close(norms, torch.ones(12), rtol=1e-5, atol=0)
+
+
+def test_centroids_are_means_of_what_is_nearest_to_them():
+    x = blobs(count=6)
+    centroids, _ = kmeans(x, 6, niter=30)
+    nearest = torch.cdist(x, centroids).argmin(1)
+    means = torch.stack([x[nearest == number].mean(0) for number in range(6)])
+    torch.testing.assert_close(means, centroids, rtol=1e-4, atol=1e-4)
+
+
+@each_metric
+def test_the_same_seed_gives_the_same_centroids(metric):
+    x = blobs()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = kmeans(x, 12, metric=metric, seed=5)
+    again = kmeans(x, 12, metric=metric, seed=5)
+    other = kmeans(x, 12, metric=metric, seed=6)
+    given = kmeans(x, 12, metric=metric, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    assert torch.equal(first[0], given[0])
+
+
+def test_a_generator_moves_on():
+    generator = torch.Generator().manual_seed(5)
+    x = blobs()
+    assert not torch.equal(kmeans(x, 12, generator=generator)[0], kmeans(x, 12, generator=generator)[0])
+
+
+@each_metric
+def test_empty_clusters_are_split(metric):
+    """Most rows are one point, so most random starts coincide: their clusters stay empty unless split."""
+    x = torch.cat([normal(1, 8).expand(400, -1), blobs(count=16, each=10, seed=4)])
+    centroids, _ = kmeans(x, 16, niter=15, metric=metric)
+    rows = unit(x) if metric == "cosine" else x.double()
+    scores = -torch.cdist(rows, centroids.double()) if metric == "l2" else rows @ centroids.double().T
+    used = torch.bincount(scores.argmax(1), minlength=16)
+    assert centroids.isfinite().all()
+    assert len(centroids.unique(dim=0)) == 16
+    assert (used > 0).sum() >= 10
+
+
+@each_metric
+@pytest.mark.parametrize("kind", ["identical", "zero", "as many as centroids", "two values"])
+def test_hopeless_data_gives_finite_centroids(metric, kind):
+    x = {
+        "identical": normal(1, 8).expand(40, -1),
+        "zero": torch.zeros(40, 8),
+        "as many as centroids": normal(7, 8),
+        "two values": normal(2, 8).repeat(20, 1),
+    }[kind]
+    centroids, objective = kmeans(x, 7, metric=metric)
+    assert centroids.shape == (7, 8)
+    assert centroids.isfinite().all()
+    assert objective.isfinite().all()
+
+
+def test_translating_the_rows_translates_the_centroids():
+    x = (blobs() * 64).round() / 64
+    near, far = kmeans(x, 12)[0], kmeans(x + 1000, 12)[0]
+    assert objective_of(x, far - 1000, "l2") == pytest.approx(objective_of(x, near, "l2"), rel=1e-3)
+
+
+def test_rows_are_sampled_where_there_are_many():
+    x = normal(5000, 4)
+    few = kmeans(x, 4, max_points_per_centroid=20)
+    assert float(few[1][0]) < objective_of(x, few[0], "l2") / 10
+    assert objective_of(x, few[0], "l2") < 1.3 * objective_of(x, kmeans(x, 4)[0], "l2")
+    # The sample follows the seed too.
+    assert torch.equal(few[0], kmeans(x, 4, max_points_per_centroid=20)[0])
+
+
+def test_rows_of_any_floating_type_and_stride():
+    x = (blobs() * 8).round() / 8
+    expected = kmeans(x, 12)[0]
+    for same in (x.double(), x.t().contiguous().t(), torch.cat([x, x], 1)[:, 8:]):
+        found = kmeans(same, 12)[0]
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert kmeans(x.half(), 12)[0].dtype == torch.float32
+
+
+def test_the_rows_are_left_alone():
+    x = blobs()
+    before = x.clone()
+    for metric in METRICS:
+        kmeans(x, 12, metric=metric)
+    assert torch.equal(x, before)
+
+
+@each_metric
+def test_as_good_as_faiss(faiss, metric):
+    x = normal(4000, 16, seed=11)
+    if metric == "cosine":
+        x = unit(x).float()
+    theirs = faiss.Kmeans(16, 32, niter=10, seed=1234, spherical=metric != "l2")
+    theirs.train(x.numpy())
+    ours, _ = kmeans(x, 32, niter=10, metric=metric)
+    best = objective_of(x, torch.from_numpy(theirs.centroids), metric)
+    mine = objective_of(x, ours, metric)
+    assert mine <= 1.01 * best if metric == "l2" else mine >= 0.99 * best

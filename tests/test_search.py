@@ -1,0 +1,502 @@
+"""Every search mode, metric and storage type on every case, against the oracle; and what must not matter."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.problems import (
+    DTYPES,
+    METRICS,
+    MODES,
+    PLAIN,
+    PROBLEMS,
+    Problem,
+    agree,
+    check,
+    check_range,
+    comparable,
+    flat,
+    held,
+    ivf,
+    lattice,
+    normal,
+    probed,
+    problem,
+    scores_of,
+    shared,
+    unchanged,
+)
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
+
+each_mode = pytest.mark.parametrize("mode", MODES)
+each_metric = pytest.mark.parametrize("metric", METRICS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_flat_metric = pytest.mark.parametrize("metric", ["l2", "ip"])
+each_problem = pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
+
+
+# --- the grid -----------------------------------------------------------------------------------------------
+
+
+@each_problem
+@each_mode
+@each_dtype
+@each_metric
+def test_search_finds_the_best_of_the_probed_lists(case, mode, dtype, metric):
+    index, _, queries = shared(case, metric, dtype, search_mode=mode)
+    found = index.search(queries, case.k)
+    check(found, queries, held(index), metric, case.k, probed(index, queries))
+
+
+@each_problem
+@each_mode
+@each_dtype
+@each_metric
+def test_probing_every_list_is_exhaustive_search(case, mode, dtype, metric):
+    index, _, queries = shared(case, metric, dtype, search_mode=mode, nprobe=case.nlist)
+    check(index.search(queries, case.k), queries, held(index), metric, case.k)
+
+
+@each_problem
+@each_dtype
+@each_flat_metric
+def test_flat_search_is_exhaustive(case, dtype, metric):
+    index, _, queries = flat(case, metric, dtype)
+    check(index.search(queries, case.k), queries, held(index), metric, case.k)
+
+
+@each_mode
+@each_flat_metric
+def test_flat_search_in_every_mode(mode, metric):
+    index, _, queries = flat(problem("wide"), metric)
+    index.search_mode = mode
+    check(index.search(queries, 10), queries, held(index), metric, 10)
+
+
+@each_problem
+@each_dtype
+@each_metric
+def test_every_vector_is_stored_once_in_its_nearest_list(case, dtype, metric):
+    index, base, _ = shared(case, metric, dtype)
+    ids, vectors, lists = held(index)
+    assert index.ntotal == len(base)
+    assert torch.equal(ids.sort().values, torch.arange(len(base)))
+    assert index.packed_embeddings.dtype == dtype
+    expected = comparable(base, metric)[ids]
+    kind = torch.finfo(dtype)
+    relative = kind.eps + (4 * torch.finfo(torch.float32).eps if metric == "cosine" else 0)
+    assert ((vectors - expected).abs() <= relative * expected.abs() + kind.tiny * kind.eps).all()
+    if case.data == "overflow":  # the distances to every centroid overflow: any list will do
+        return
+    nearest = probed(index, vectors.float(), nprobe=1)
+    assert nearest.allowed[torch.arange(len(ids)), lists].all()
+
+
+# --- padding, caps, parameters ------------------------------------------------------------------------------
+
+
+@each_mode
+@each_metric
+def test_padding(mode, metric):
+    index, base, queries = shared(problem("k above everything"), metric, search_mode=mode)
+    D, I = index.search(queries, 50)
+    n = len(base)
+    assert (I[:, n:] == -1).all()
+    assert (D[:, n:] == (math.inf if metric == "l2" else -math.inf)).all()
+    assert torch.equal(I[:, :n].sort(1).values, torch.arange(n).expand(len(queries), -1))
+
+
+@each_mode
+@each_metric
+def test_rows_with_different_numbers_of_candidates_are_padded_separately(mode, metric):
+    """Beside a full list another may be empty: no id may then stand beside an infinite distance."""
+    index, _, queries = shared(PLAIN, metric, search_mode=mode, nprobe=1)
+    ids, _, lists = held(index)
+    index.remove_ids(ids[lists % 2 == 0])
+    D, I = index.search(queries, 20)
+    assert (I == -1).all(1).any()
+    assert (I != -1).all(1).any()
+    assert torch.equal(I == -1, D.isinf())
+    check((D, I), queries, held(index), metric, 20, probed(index, queries))
+
+
+@pytest.mark.parametrize("cap", [1, 60, 130, 10**9])
+@each_mode
+@each_metric
+def test_max_codes_keeps_whole_lists_nearest_first(cap, mode, metric):
+    index, _, queries = shared(PLAIN, metric, search_mode=mode, nprobe=6)
+    expected = probed(index, queries, max_codes=cap)
+    check(
+        index.search(queries, 30, params=SearchParams(max_codes=cap)),
+        queries,
+        held(index),
+        metric,
+        30,
+        expected,
+    )
+    index.max_codes = cap
+    check(index.search(queries, 30), queries, held(index), metric, 30, expected)
+
+
+@each_mode
+def test_max_codes_reads_the_nearest_list_even_when_it_is_empty(mode):
+    """An empty list takes nothing from the allowance, so the lists after it are read as far as they fit."""
+    index, _, queries = shared(PLAIN, "l2", search_mode=mode, nprobe=3)
+    nearest = probed(index, queries[:1], nprobe=1).required[0]
+    ids, _, lists = held(index)
+    index.remove_ids(ids[nearest[lists]])
+    query = queries[:1]
+    for cap in (1, 10**6):
+        expected = probed(index, query, max_codes=cap)
+        found = index.search(query, 10, params=SearchParams(max_codes=cap))
+        check(found, query, held(index), "l2", 10, expected)
+
+
+@each_mode
+def test_parameters_go_before_the_settings_of_the_index(mode):
+    index, _, queries = shared(PLAIN, "l2", search_mode=mode, nprobe=2, max_codes=30)
+    with unchanged(index):
+        few = index.search(queries, 10)
+        more = index.search(queries, 10, params=SearchParams(nprobe=5, max_codes=10**6))
+    check(few, queries, held(index), "l2", 10, probed(index, queries, 2, 30))
+    check(more, queries, held(index), "l2", 10, probed(index, queries, 5))
+
+
+@each_mode
+def test_exact_and_speed_profiles_give_the_same_answers(mode):
+    index, _, queries = shared(PLAIN, "l2", search_mode=mode)
+    plain = index.search(queries, 10)
+    for profile in ("exact", "speed"):
+        agree(index.search(queries, 10, params=SearchParams(profile=profile)), plain, rtol=1e-6)
+
+
+# --- what must not matter -----------------------------------------------------------------------------------
+
+
+@each_dtype
+@each_metric
+def test_modes_agree(dtype, metric):
+    case = problem("wide")
+    answers = [
+        index.search(queries, case.k)
+        for index, _, queries in (shared(case, metric, dtype, search_mode=mode) for mode in MODES)
+    ]
+    for answer in answers[1:]:
+        agree(answer, answers[0], rtol=1e-5, atol=1e-5)
+
+
+@each_mode
+@each_metric
+def test_the_batch_a_query_came_in_does_not_matter(mode, metric):
+    index, _, queries = shared(problem("wide"), metric, search_mode=mode)
+    whole = index.search(queries, 10)
+    for size in (1, 8, 50):
+        parts = [index.search(part, 10) for part in queries.split(size)]
+        agree(tuple(map(torch.cat, zip(*parts, strict=True))), whole, rtol=1e-5, atol=1e-5)
+
+
+@each_mode
+@pytest.mark.parametrize("name", ["plain", "ties", "duplicates", "zero vectors"])
+def test_the_same_call_gives_the_same_answer(mode, name):
+    index, _, queries = shared(problem(name), "l2", search_mode=mode)
+    D, I = index.search(queries, 10)
+    again = index.search(queries, 10)
+    assert torch.equal(D, again[0])
+    assert torch.equal(I, again[1])
+
+
+@each_mode
+@each_metric
+def test_bad_queries_do_not_disturb_others(mode, metric):
+    index, _, queries = shared(problem("bad queries"), metric, search_mode=mode)
+    good = queries.isfinite().all(1)
+    D, I = index.search(queries, 10)
+    assert (I[~good] == -1).all()
+    assert D[~good].isinf().all()
+    agree((D[good], I[good]), index.search(queries[good], 10), rtol=1e-5, atol=1e-5)
+
+
+@each_mode
+@each_dtype
+@each_metric
+def test_queries_of_any_floating_type(mode, dtype, metric):
+    """A value that two types share is the same query in both."""
+    index, _, queries = shared(PLAIN, metric, dtype, search_mode=mode)
+    queries = lattice(*queries.shape) + 0.5
+    plain = index.search(queries, 10)
+    for kind in (torch.float64, torch.float16, torch.bfloat16):
+        agree(index.search(queries.to(kind), 10), plain, rtol=1e-5, atol=1e-5)
+
+
+@each_dtype
+def test_vectors_of_any_floating_type(dtype):
+    base = lattice(200, 8) + 0.5
+    index = IndexIVFFlat(8, nlist=4, nprobe=4, dtype=dtype)
+    index.train(base)
+    for kind in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        index.add(base.to(kind))
+    assert index.packed_embeddings.dtype == dtype
+    assert torch.equal(held(index).vectors[held(index).ids.argsort()], base.double().repeat(4, 1))
+
+
+STRIDES = {
+    "transposed": lambda x: x.t().contiguous().t(),
+    "every other row": lambda x: x.repeat_interleave(2, 0)[::2],
+    "every other column": lambda x: x.repeat_interleave(2, 1)[:, ::2],
+    "offset": lambda x: torch.cat([x[:1], x])[1:],
+    "a slice of columns": lambda x: torch.cat([x, x, x], 1)[:, x.shape[1] : 2 * x.shape[1]],
+}
+
+
+@each_mode
+@pytest.mark.parametrize("layout", STRIDES)
+def test_strides_do_not_matter(mode, layout):
+    index, base, queries = shared(PLAIN, "l2", search_mode=mode)
+    plain = index.search(queries, 10)
+    agree(index.search(STRIDES[layout](queries), 10), plain, rtol=1e-5, atol=1e-5)
+    index.reset()
+    with torch.no_grad():
+        index.add_with_ids(STRIDES[layout](base), torch.arange(2 * len(base))[::2] // 2)
+    agree(index.search(queries, 10), plain, rtol=1e-5, atol=1e-5)
+
+
+@each_mode
+def test_one_query_expanded(mode):
+    index, _, queries = shared(PLAIN, "l2", search_mode=mode)
+    D, I = index.search(queries[:1].expand(9, -1), 10)
+    agree((D, I), tuple(part.expand(9, -1) for part in index.search(queries[:1], 10)), rtol=1e-5, atol=1e-5)
+
+
+@each_mode
+@each_metric
+@pytest.mark.parametrize("max_bytes", [1, 1 << 12, 1 << 16])
+def test_little_memory_gives_the_same_answers(mode, metric, max_bytes):
+    case = problem("wide")
+    index, _, queries = shared(case, metric, search_mode=mode)
+    plain = index.search(queries, case.k)
+    index.max_bytes = max_bytes
+    agree(index.search(queries, case.k), plain, rtol=1e-5, atol=1e-5)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside the block held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[StorageWeakRef, int] = {}
+        self.known: set[int] = set()
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):
+            self.count(tensor, own=False)
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            self.count(tensor, own=True)
+        self.live = {ref: size for ref, size in self.live.items() if not ref.expired()}
+        self.peak = max(self.peak, sum(self.live.values()))
+        return out
+
+    def count(self, tensor: object, own: bool) -> None:
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            return
+        ref = StorageWeakRef(tensor.untyped_storage())
+        if ref not in self.live:
+            self.live[ref] = tensor.untyped_storage().nbytes() if own else 0
+
+
+CROWDS = {
+    "many queries": Problem("many queries", nb=5000, d=8, nq=9000, nlist=16, nprobe=2, k=4),
+    "many probes": Problem("many probes", nb=10_000, d=8, nq=150, nlist=256, nprobe=256),
+    "one long list": Problem("one long list", nb=20_000, d=8, nq=300, nlist=1, nprobe=1),
+}
+
+
+@each_mode
+@pytest.mark.parametrize("name", CROWDS)
+def test_memory_stays_within_the_bound(mode, name):
+    case = CROWDS[name]
+    index, _, queries = shared(case, search_mode=mode, max_bytes=8 << 20)
+    index.search(queries[:2], case.k)  # what is made once and kept is no scratch
+    with LiveBytes() as memory:
+        D, I = index.search(queries, case.k)
+    scratch = memory.peak - D.nbytes - I.nbytes
+    assert scratch <= index.max_bytes, f"{scratch / 2**20:.1f} MiB of scratch"
+    index.max_bytes = 1 << 30
+    agree((D, I), index.search(queries, case.k), rtol=1e-6)
+
+
+LONG = {
+    "more queries than a tile holds": Problem("", nb=300, d=4, nq=9000, nlist=2, nprobe=1, k=3),
+    "more candidates than a slice holds": Problem("", nb=270_000, d=2, nq=3, nlist=1, nprobe=1, k=4),
+    "a list of many numbers": Problem("", nb=70_000, d=64, nq=2, nlist=1, nprobe=1, k=4),
+}
+
+
+@each_mode
+@pytest.mark.parametrize("name", LONG)
+def test_sizes_beyond_what_is_handled_in_one_piece(mode, name):
+    case = LONG[name]
+    index, _, queries = shared(case, search_mode=mode)
+    check(index.search(queries, case.k), queries, held(index), "l2", case.k, probed(index, queries))
+
+
+@each_mode
+@each_metric
+def test_autocast_does_not_change_answers(mode, metric):
+    plain, _, queries = shared(PLAIN, metric, search_mode=mode)
+    expected = plain.search(queries, 10)
+    radius = float(expected[0][:, 5].median())
+    ranges = plain.range_search(queries, radius)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside, _, _ = ivf(PLAIN, metric)
+        inside.search_mode = mode
+        found = inside.search(queries, 10)
+        found_ranges = plain.range_search(queries, radius)
+    assert torch.equal(plain.centroids, inside.centroids)
+    assert torch.equal(plain.list_ids, inside.list_ids)
+    agree(found, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(found_ranges[0], ranges[0])
+
+
+@each_mode
+@pytest.mark.parametrize("kind", ["ivf", "flat"])
+def test_search_does_not_change_the_index(mode, kind):
+    index, _, queries = shared(PLAIN, search_mode=mode) if kind == "ivf" else flat(PLAIN)
+    queries_before = queries.clone()
+    with unchanged(index):
+        index.search(queries, 10, params=SearchParams(nprobe=3))
+        index.range_search(queries, 10.0)
+        index(queries)
+    assert torch.equal(queries, queries_before)
+
+
+@each_mode
+def test_translating_everything_changes_nothing(mode):
+    """Multiples of 1/64 stay exact when 1,000 is added, so distances must too."""
+    base, queries = (normal(800, 24, seed=3) * 64).round() / 64, (normal(60, 24, seed=4) * 64).round() / 64
+    answers = []
+    for shift in (0, 1000):
+        index = IndexIVFFlat(24, nlist=16, nprobe=16)
+        index.train(base + shift)
+        index.add(base + shift)
+        index.search_mode = mode
+        answers.append(index.search(queries + shift, 10))
+    agree(*answers, rtol=1e-6)
+    exhaustive = IndexFlatL2(24)
+    exhaustive.add(base + 1000)
+    agree(exhaustive.search(queries + 1000, 10), answers[0], rtol=1e-6)
+
+
+@each_mode
+def test_a_stored_vector_is_at_distance_zero_from_itself(mode):
+    index, base, _ = shared(PLAIN, "l2", search_mode=mode)
+    D, I = index.search(base[:50], 1)
+    assert torch.equal(I[:, 0], torch.arange(50))
+    assert (D == 0).all()
+
+
+# --- range search -------------------------------------------------------------------------------------------
+
+RANGED = [
+    "plain",
+    "wide",
+    "d=1",
+    "one query",
+    "no queries",
+    "empty lists",
+    "nothing added",
+    "duplicates",
+    "ties",
+    "zero vectors",
+    "huge norms",
+    "tiny norms",
+    "mixed norms",
+    "overflowing distances",
+    "translated",
+    "bad queries",
+]
+
+
+def _radii(index, queries):
+    """Radii that let nothing, a little, a lot, and everything in."""
+    scores = scores_of(comparable(queries, index.metric), held(index).vectors, index.metric)
+    scores = scores[scores.isfinite()]
+    sign = -1 if index.metric == "l2" else 1
+    middle = [float((sign * scores.quantile(q)).float()) for q in (0.5, 0.95)] if len(scores) else [1.0]
+    return [*middle, *((0.0, 3e38) if index.metric == "l2" else (3e38, -3e38))]
+
+
+@pytest.mark.parametrize("name", RANGED)
+@each_dtype
+@each_metric
+def test_range_search(name, dtype, metric):
+    index, _, queries = shared(problem(name), metric, dtype)
+    queries = queries[:24]
+    lists = probed(index, queries)
+    for radius in _radii(index, queries):
+        check_range(index.range_search(queries, radius), queries, held(index), metric, radius, lists)
+
+
+@pytest.mark.parametrize("name", RANGED)
+@each_dtype
+@each_flat_metric
+def test_flat_range_search(name, dtype, metric):
+    index, _, queries = flat(problem(name), metric, dtype)
+    queries = queries[:24]
+    for radius in _radii(index, queries):
+        check_range(index.range_search(queries, radius), queries, held(index), metric, radius)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "flat"])
+@each_flat_metric
+def test_a_row_exactly_on_the_radius_is_outside(kind, metric):
+    case = problem("ties")
+    index, base, queries = shared(case, metric, nprobe=case.nlist) if kind == "ivf" else flat(case, metric)
+    D = (queries[:, None] - base).square().sum(2) if metric == "l2" else queries @ base.T
+    for radius in map(float, range(1, 12)):
+        inside = D < radius if metric == "l2" else D > radius
+        assert (radius == D).any()
+        lims, found, ids = index.range_search(queries, radius)
+        assert torch.equal(lims.diff(), inside.sum(1))
+        for q in range(len(queries)):
+            mine = slice(int(lims[q]), int(lims[q + 1]))
+            assert torch.equal(ids[mine].sort().values, inside[q].nonzero()[:, 0])
+            assert torch.equal(found[mine], D[q, ids[mine]])
+
+
+@each_mode
+@each_metric
+def test_range_search_in_every_mode(mode, metric):
+    index, _, queries = shared(problem("wide"), metric, search_mode=mode)
+    radius = _radii(index, queries)[0]
+    check_range(
+        index.range_search(queries, radius), queries, held(index), metric, radius, probed(index, queries)
+    )
+
+
+@each_metric
+def test_range_search_ignores_max_codes_and_keeps_to_nprobe(metric):
+    index, _, queries = shared(PLAIN, metric, nprobe=3)
+    radius = _radii(index, queries)[0]
+    plain = index.range_search(queries, radius)
+    index.max_codes = 1
+    for part, other in zip(index.range_search(queries, radius), plain, strict=True):
+        assert torch.equal(part, other)
+    fewer = index.range_search(queries, radius, params=SearchParams(nprobe=1))
+    check_range(fewer, queries, held(index), metric, radius, probed(index, queries, nprobe=1))
+
+
+@each_metric
+def test_range_search_within_little_memory(metric):
+    index, _, queries = shared(problem("wide"), metric)
+    radius = _radii(index, queries)[0]
+    index.max_bytes = 1 << 12
+    lists = probed(index, queries)
+    assert check_range(index.range_search(queries, radius), queries, held(index), metric, radius, lists) > 100

@@ -1,0 +1,103 @@
+"""Concurrent searches give what one thread gets, also right after an add."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+import torch
+
+from tests.problems import METRICS, MODES, agree, flat, normal, problem, shared
+
+THREADS = 4
+CASE = problem("wide")
+
+
+def together(work):
+    """Run `work(number)` in threads that set out at the same moment; return their results in order."""
+    barrier = Barrier(THREADS)
+
+    def start(number):
+        barrier.wait(timeout=60)
+        return work(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [
+            future.result(timeout=120) for future in [pool.submit(start, number) for number in range(THREADS)]
+        ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+def test_searching_in_threads(mode, metric, warm):
+    index, _, queries = shared(CASE, metric, search_mode=mode)
+    parts = queries.chunk(THREADS)
+    expected = [shared(CASE, metric, search_mode=mode).index.search(part, 10) for part in parts]
+    if warm:
+        index.search(queries, 10)
+    for found, wanted in zip(together(lambda number: index.search(parts[number], 10)), expected, strict=True):
+        agree(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 40, 2000])
+@pytest.mark.parametrize("kind", ["ivf", "flat"])
+def test_searching_in_threads_right_after_an_add(rows, kind):
+    """What was added waits to be packed; the first readers pack it at the same time."""
+    index, _, queries = shared(CASE) if kind == "ivf" else flat(CASE)
+    reference = shared(CASE).index if kind == "ivf" else flat(CASE).index
+    parts = queries.chunk(THREADS)
+    for round in range(3):
+        extra = normal(rows, CASE.d, seed=70 + round)
+        index.add(extra)
+        reference.add(extra)
+        expected = [reference.search(part, 10) for part in parts]
+        if round == 2:
+            reference.state_dict()
+        for found, wanted in zip(
+            together(lambda number: index.search(parts[number], 10)), expected, strict=True
+        ):
+            agree(found, wanted, rtol=1e-6, atol=1e-6)
+    assert index.ntotal == reference.ntotal
+
+
+@pytest.mark.parametrize("kind", ["ivf", "flat"])
+def test_different_readers_at_the_same_time(kind):
+    index, _, queries = shared(CASE) if kind == "ivf" else flat(CASE)
+    extra = normal(30, CASE.d, seed=3)
+    index.add(extra)
+    total = index.ntotal
+    readers = [
+        lambda: index.search(queries, 5)[1],
+        lambda: index.state_dict()["list_ids"],
+        lambda: index.range_search(queries[:5], 60.0)[0],
+        lambda: index.reconstruct(total - 1),
+    ]
+    results = together(lambda number: readers[number]())
+    assert results[0].shape == (len(queries), 5)
+    assert len(results[1].unique()) == total
+    assert torch.equal(results[3], extra[-1])
+    agree(index.search(queries, 5), (index.search(queries, 5)[0], results[0]), rtol=1e-5)
+
+
+def test_searching_while_others_add():
+    """Every search sees a whole number of the adds: results are always rows that were there."""
+    index, base, queries = shared(CASE, nprobe=CASE.nlist)
+
+    def work(number):
+        if number == 0:
+            for round in range(20):
+                index.add(normal(7, CASE.d, seed=round))
+            return None
+        return [index.search(queries[:9], 10) for _ in range(10)]
+
+    answers = together(work)[1:]
+    assert index.ntotal == len(base) + 140
+    assert len(index.list_ids.unique()) == index.ntotal
+    final = torch.cat([index.reconstruct(id)[None] for id in range(len(base), index.ntotal)])
+    vectors = torch.cat([base, final])
+    for D, I in (answer for several in answers for answer in several):
+        assert (I >= 0).all()
+        exact = (queries[:9, None] - vectors[I]).square().sum(2)
+        torch.testing.assert_close(D, exact, rtol=1e-4, atol=0)
