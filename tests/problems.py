@@ -85,6 +85,7 @@ PROBLEMS = (
     Problem("mixed norms", data="mixed"),
     Problem("overflowing distances", data="overflow"),
     Problem("translated", data="translated"),
+    Problem("far clumps", data="clumps"),
     Problem("bad queries", data="bad_queries"),
 )
 PLAIN = PROBLEMS[0]
@@ -187,6 +188,16 @@ def bad_queries(problem: Problem, dtype: torch.dtype, generator: torch.Generator
 def translated(problem: Problem, dtype: torch.dtype, generator: torch.Generator) -> Data:
     base, queries = _draw(problem, generator)
     return Data(base + 1000, base + 1000, queries + 1000)
+
+
+@_data
+def clumps(problem: Problem, dtype: torch.dtype, generator: torch.Generator) -> Data:
+    """Clumps so far apart that no one origin is near to all."""
+    base, queries = _draw(problem, generator)
+    for part in (base, queries):
+        part[::3] += 1000
+        part[1::3, ::2] -= 1000
+    return Data(base, base, queries)
 
 
 @_data

@@ -305,6 +305,17 @@ def test_every_reader_sees_what_was_just_added(kind, reader, rows):
         assert READERS[reader](index) == PLAIN.nb + rows * (number + 1)
 
 
+@each_kind
+def test_an_index_takes_its_own_rows(kind):
+    index, base, queries = KINDS[kind]()
+    index.add(index.packed_embeddings)
+    index.add_with_ids(index.packed_embeddings[:9], index.list_ids[:9])
+    assert index.ntotal == 2 * len(base) + 9
+    index.update(torch.arange(20, 25), index.packed_embeddings[:5])
+    lists = probed(index, queries) if kind == "ivf" else None
+    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 130])
 @each_kind
 def test_searching_after_each_add(kind, rows, tmp_path):

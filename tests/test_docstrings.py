@@ -37,6 +37,17 @@ def test_public_names_are_documented(name):
             own = member in vars(item) or any(member in vars(base) for base in item.__mro__ if _ours(base))
             if own and not member.startswith("_"):
                 assert inspect.getdoc(value), f"{name}.{member} has no docstring"
+                _is_annotated(value, f"{name}.{member}")
+    else:
+        _is_annotated(item, name)
+
+
+def _is_annotated(function, name):
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not inspect.Signature.empty, f"{name} does not say what it returns"
+    for parameter in signature.parameters.values():
+        said = parameter.annotation is not inspect.Parameter.empty or parameter.name == "self"
+        assert said, f"{name} does not say what {parameter.name} is"
 
 
 def _ours(kind):

@@ -147,6 +147,16 @@ def test_the_checker_sees_what_it_should(tmp_path):
     assert f"{NAME}.checkpoint" in tree
 
 
+def test_public_names_are_where_users_look_for_them():
+    from torch_ivf_module import index
+
+    for name in ("IndexFlatL2", "IndexFlatIP", "IndexIVFFlat", "SearchParams"):
+        assert getattr(torch_ivf_module, name) is getattr(index, name)
+        assert name in torch_ivf_module.__all__
+    assert callable(torch_ivf_module.load)
+    assert (ROOT / "py.typed").exists()
+
+
 def test_importing_the_package_imports_nothing_optional():
     script = (
         "import sys, torch\n"

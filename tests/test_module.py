@@ -331,6 +331,7 @@ def test_load_into_an_index_made_on_the_meta_device(kind, nesting):
     with torch.device("meta"):
         module = wrap(fresh(index))
     assert unwrap(module).centroids.is_meta
+    assert f"{index.d}" in repr(unwrap(module))
     module.load_state_dict(source.state_dict(), assign=True)
     loaded = unwrap(module)
     assert not any(value.is_meta for value in module.state_dict().values())
@@ -618,8 +619,11 @@ def _gradient(x, vectors, metric):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each_metric
-def test_gradient_of_distances(mode, dtype, metric):
-    index, _, queries = shared(PLAIN, metric, dtype, search_mode=mode)
+@pytest.mark.parametrize("staged", [False, True])
+def test_gradient_of_distances(staged, mode, dtype, metric):
+    index, base, queries = shared(PLAIN, metric, dtype, search_mode=mode)
+    if staged:
+        index.add(base[:40] * 1.1)
     plain = index.search(queries, 6)
     x = queries.clone().requires_grad_()
     D, I = index.search(x, 6)

@@ -274,7 +274,8 @@ def test_ranges_are_laid_end_to_end(ranges, extra):
             for p, (start, size) in enumerate(zip((100, 7, 50), row, strict=True))
             for i in range(size)
         ]
-        assert positions[q].tolist() == [at for at, _ in pairs] + [-1] * (width - len(pairs))
+        assert positions[q, : len(pairs)].tolist() == [at for at, _ in pairs]
+        assert (positions[q, len(pairs) :] < 0).all()
         assert probe[q, : len(pairs)].tolist() == [p for _, p in pairs]
 
 

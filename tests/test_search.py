@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -28,8 +29,10 @@ from tests.problems import (
     normal,
     probed,
     problem,
+    same_state,
     scores_of,
     shared,
+    snapshot,
     unchanged,
 )
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
@@ -262,7 +265,7 @@ def test_strides_do_not_matter(mode, layout):
     agree(index.search(STRIDES[layout](queries), 10), plain, rtol=1e-5, atol=1e-5)
     index.reset()
     with torch.no_grad():
-        index.add_with_ids(STRIDES[layout](base), torch.arange(2 * len(base))[::2] // 2)
+        index.add_with_ids(STRIDES[layout](base), torch.arange(len(base)).repeat_interleave(2)[::2])
     agree(index.search(queries, 10), plain, rtol=1e-5, atol=1e-5)
 
 
@@ -334,7 +337,7 @@ def test_memory_stays_within_the_bound(mode, name):
 
 LONG = {
     "more queries than a tile holds": Problem("", nb=300, d=4, nq=9000, nlist=2, nprobe=1, k=3),
-    "more candidates than a slice holds": Problem("", nb=270_000, d=2, nq=3, nlist=1, nprobe=1, k=4),
+    "more candidates than a slice holds": Problem("", nb=300_000, d=2, nq=3, nlist=3, nprobe=3, k=4),
     "a list of many numbers": Problem("", nb=70_000, d=64, nq=2, nlist=1, nprobe=1, k=4),
 }
 
@@ -363,6 +366,75 @@ def test_autocast_does_not_change_answers(mode, metric):
     assert torch.equal(plain.list_ids, inside.list_ids)
     agree(found, expected, rtol=1e-6, atol=1e-6)
     assert torch.equal(found_ranges[0], ranges[0])
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+SURROUNDINGS = {
+    "default dtype float64": lambda: default_dtype(torch.float64),
+    "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
+    "default device meta": lambda: torch.device("meta"),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+}
+
+
+@each_mode
+@each_metric
+@pytest.mark.parametrize("kind", ["ivf", "flat"])
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+def test_what_torch_is_set_to_outside_does_not_matter(kind, surroundings, metric, mode):
+    """Models are often built, and run, under another default dtype or device."""
+    if (kind, metric) == ("flat", "cosine"):
+        return
+    make = ivf if kind == "ivf" else flat
+    _, base, queries = reference = make(PLAIN, metric)
+    reference = reference.index
+    expected = reference.search(queries, 10)
+    radius = float(expected[0][:, 5].median())
+    ranges = reference.range_search(queries, radius)
+    ivf_settings = {"nlist": PLAIN.nlist, "metric": metric} if kind == "ivf" else {}
+    index = type(reference)(PLAIN.d, **ivf_settings)
+    with SURROUNDINGS[surroundings]():
+        if kind == "ivf":
+            index.train(base, niter=4)
+            index.nprobe = PLAIN.nprobe
+        index.search_mode = mode
+        index.add(base[:200])
+        index.add_with_ids(base[200:], torch.arange(200, len(base), device="cpu"))
+        found = index.search(queries, 10)
+        again = index.range_search(queries, radius)
+        index.add(base[:1])
+        index.remove_ids(torch.tensor([len(base)], device="cpu"))
+        index.update(torch.tensor([7], device="cpu"), base[7:8])
+    assert same_state(
+        {name: value for name, value in snapshot(index).items() if name in ("centroids", "list_offsets")},
+        {name: value for name, value in snapshot(reference).items() if name in ("centroids", "list_offsets")},
+    )
+    assert found[0].dtype == torch.float32
+    agree(found, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(again[0], ranges[0])
+    agree(index.search(queries, 10), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("surroundings", ["default dtype float64", "default dtype bfloat16"])
+def test_an_index_made_under_another_default_dtype(surroundings):
+    with SURROUNDINGS[surroundings]():
+        for index in (IndexIVFFlat(8, nlist=2), IndexFlatL2(8)):
+            assert index.centroids.dtype == index.packed_embeddings.dtype == torch.float32
+            if isinstance(index, IndexIVFFlat):
+                index.train(normal(100, 8).float())
+            index.add(normal(100, 8).float())
+            assert index.centroids.dtype == index.packed_embeddings.dtype == torch.float32
+            assert index.search(normal(3, 8).float(), 4)[0].dtype == torch.float32
 
 
 @each_mode
@@ -420,6 +492,7 @@ RANGED = [
     "mixed norms",
     "overflowing distances",
     "translated",
+    "far clumps",
     "bad queries",
 ]
 

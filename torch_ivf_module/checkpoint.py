@@ -49,6 +49,12 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     Checksums tell an altered file. `mmap=True` maps the vectors instead of reading them, so theirs is not looked
     at. Nothing in the file is executed. Raises `BadFile` (a
     ValueError) for a file that is damaged, foreign or from a newer release, FileNotFoundError if there is none.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     IndexFlatL2(4).save(f"{folder}/index.pt")
+    ...     load(f"{folder}/index.pt").d
+    4
     """
     path = Path(path)
     if not path.is_file():

@@ -10,48 +10,52 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .lists import InvertedLists, lengths
-from .scan_lists import BLOCK, GROUP, SPAN
+from .lists import InvertedLists
+from .maxima import BLOCK, GROUP, PRODUCT_PAYS, SPAN
+from .sampled import has_sampled_product
 from .scan_queries import SLICE
 
 
 class Costs(NamedTuple):
-    """Nanoseconds on the device's threads together."""
+    """Nanoseconds on the device's threads together; *_dim is a share for each dimension of a vector."""
 
     candidate: float  # query-major: find a candidate, add its bias, select
-    candidate_dim: float  # query-major: one dimension of a candidate's product
-    visit: float  # list-major: the calls that one list takes
-    row_dim: float  # list-major: read one dimension of a visited row
-    pair: float  # list-major: reduce one score
-    pair_dim: float  # list-major: one dimension of a score's product
-    fixed: float  # list-major: ordering the tasks and selecting, whatever the sizes
+    candidate_dim: float
+    order: float  # list-major: the calls that any search takes beyond a query-major one
+    select: float  # list-major: the selections of one query
+    survivor: float  # list-major: one row scored again
+    visit: float  # list-major: the calls for one list by matrix product
+    row_dim: float  # list-major: reading a visited row
+    product: float  # list-major: reduce one score of a matrix product
+    product_dim: float
+    sampled: float  # list-major: one score of the sampled product
+    sampled_dim: float
 
 
-# Fitted to the sweep in docs/benchmarks.md on two x86-64 cores with AVX2.
-_CPU = Costs(14.0, 0.15, 60_000.0, 0.2, 0.4, 0.0135, 500_000.0)
+# Fitted to the headline's nq from 1 to 19,600 on two x86-64 cores with AVX2; docs/benchmarks.md holds auto against it.
+_CPU = Costs(14.0, 0.2, 1.4e6, 15e3, 60.0, 120e3, 0.15, 0.25, 0.0135, 4.0, 0.06)
+# There is no sampled product for half precision: vectors are gathered and widened, lists are widened once.
+_CPU_HALF = _CPU._replace(candidate=30.0, candidate_dim=1.2, survivor=180.0, row_dim=0.4)
 # Not measured: an accelerator pays for launches, of which list-major takes about ten a list.
-_OTHER = Costs(0.2, 0.01, 100_000.0, 0.001, 0.001, 0.0001, 300_000.0)
+_OTHER = Costs(0.2, 0.01, 2e6, 100.0, 1.0, 100e3, 0.001, 0.001, 0.0001, 0.0, 0.0)
 
 
-def cheapest(lists: InvertedLists, probed: Tensor, k: int, width: int) -> str:
+def cheapest(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int) -> str:
     """The strategy with the lower predicted time for this batch. Waits for the device once."""
-    queries, dim = probed.shape[0], lists.packed.shape[1]
-    price = _CPU if probed.device.type == "cpu" else _OTHER
-    candidate = price.candidate + price.candidate_dim * dim
-    by_query = queries * width * candidate
-    if queries == 1:
+    queries, dim = x.shape
+    fused = has_sampled_product(x, lists.packed, SPAN)
+    price = _OTHER if x.device.type != "cpu" else _CPU if fused else _CPU_HALF
+    by_query = queries * width * (price.candidate + price.candidate_dim * dim)
+    by_list = price.order + queries * (price.select + price.survivor * min(k * GROUP, width))
+    if by_query <= by_list:
         return "matrix"
-    sizes = lengths(lists.offsets)
-    visits = torch.bincount(probed.flatten() + 1, minlength=sizes.shape[0] + 1)[1:]
-    seen = visits > 0
-    visited, rows, pairs = torch.stack([seen.sum(), sizes[seen].sum(), (visits * sizes).sum()]).tolist()
-    by_list = (
-        price.fixed
-        + visited * price.visit
-        + rows * dim * price.row_dim
-        + pairs * (price.pair + dim * price.pair_dim)
-        + queries * k * GROUP * candidate
-    )
+    visits = torch.bincount(probed.flatten(), minlength=lists.sizes.shape[0])
+    scores = visits * lists.sizes
+    sampled = (scores < PRODUCT_PAYS) & fused
+    counted = [(scores * sampled).sum(), scores.sum(), (scores * ~sampled > 0).sum(), lists.sizes[visits > 0].sum()]
+    few, every, products, rows = torch.stack(counted).tolist()
+    by_list += few * (price.sampled + price.sampled_dim * dim) + rows * price.row_dim * dim
+    by_list += products * price.visit + (every - few) * (price.product + price.product_dim * dim)
     return "csr" if by_list < by_query else "matrix"
 
 

@@ -60,7 +60,7 @@ def kmeans(
         best, assigned = probe(shifted, coarse, 1)
         objective.append(metrics.clustering_objective(shifted, best[:, 0], metric))
         centroids = metrics.on_sphere(_means(rows, assigned[:, 0], centroids, generator), metric)
-    return centroids, torch.stack(objective) if objective else torch.zeros(0, device=x.device)
+    return centroids, torch.stack(objective) if objective else torch.zeros(0, dtype=torch.float32, device=x.device)
 
 
 def _means(rows: Tensor, assigned: Tensor, centroids: Tensor, generator: torch.Generator) -> Tensor:

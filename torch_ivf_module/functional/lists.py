@@ -13,12 +13,21 @@ from torch import Tensor
 
 
 class InvertedLists(NamedTuple):
-    """The vectors of list l are rows ``offsets[l]:offsets[l + 1]``, in the order they were added."""
+    """The vectors of list l are rows ``offsets[l]:offsets[l + 1]``, in the order they were added.
+
+    List number L stands for no list: it is empty, and lies behind the last one.
+    """
 
     packed: Tensor  # (N, d) storage dtype
     offsets: Tensor  # (L + 1,) int64
     ids: Tensor  # (N,) int64
+    sizes: Tensor  # (L + 1,) int64: rows in each list, 0 in the last entry
     bias: Tensor  # (N,) float32, or (0,) where the metric has none; see metric.row_bias
+
+
+def inverted_lists(packed: Tensor, offsets: Tensor, ids: Tensor, bias: Tensor) -> InvertedLists:
+    """InvertedLists of the buffers and the bias of each row."""
+    return InvertedLists(packed, offsets, ids, torch.nn.functional.pad(lengths(offsets), (0, 1)), bias)
 
 
 def lengths(offsets: Tensor) -> Tensor:
@@ -74,17 +83,17 @@ def ranges_to_positions(starts: Tensor, sizes: Tensor, width: int) -> tuple[Tens
     """Lay each query's ranges end to end.
 
     starts, sizes (Q, P) int64: range p of a query is ``starts[p] : starts[p] + sizes[p]``. Returns positions
-    (Q, width), -1 behind the last range, and the range each came from (Q, width), P behind the last.
+    (Q, width), negative behind the last range, and the range each came from (Q, width), P behind the last.
     """
-    queries, probes = starts.shape
+    queries = starts.shape[0]
     ends = sizes.cumsum(1)
     # Position w lies in the range whose number is the count of ranges that end at or before w.
     marks = torch.zeros(queries, width + 1, dtype=torch.int64, device=starts.device)
     marks.scatter_add_(1, ends.clamp(max=width), torch.ones_like(ends))
     probe = marks[:, :width].cumsum(1)
-    moves = torch.nn.functional.pad(starts - ends + sizes, (0, 1))
+    moves = torch.nn.functional.pad(starts - ends + sizes, (0, 1), value=-width)
     along = torch.arange(width, device=starts.device)
-    return (moves.gather(1, probe) + along).masked_fill_(probe == probes, -1), probe
+    return moves.gather(1, probe).add_(along), probe
 
 
 def _narrow(assigned: Tensor, nlist: int) -> Tensor:

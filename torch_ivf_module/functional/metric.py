@@ -56,7 +56,7 @@ def clustering_objective(shifted: Tensor, best: Tensor, metric: str) -> Tensor:
 def origin_of(vectors: Tensor, metric: str) -> Tensor:
     """Where to put the origin (d,): a median, which one far outlier cannot move, or zero where it would not help."""
     if metric != "l2" or vectors.shape[0] == 0:
-        return torch.zeros(vectors.shape[1], device=vectors.device)
+        return torch.zeros(vectors.shape[1], dtype=torch.float32, device=vectors.device)
     step = max(1, vectors.shape[0] // _SAMPLE)
     return vectors[::step].float().median(dim=0).values
 
@@ -64,12 +64,14 @@ def origin_of(vectors: Tensor, metric: str) -> Tensor:
 def row_bias(vectors: Tensor, origin: Tensor, metric: str) -> Tensor:
     """The part of the ranking score that a vector brings along, (N,) float32; empty where there is none."""
     if metric != "l2":
-        return torch.zeros(0, device=vectors.device)
+        return torch.zeros(0, dtype=torch.float32, device=vectors.device)
     parts = [
         torch.cdist(part.float(), origin[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
         for part in vectors.split(1 << 16)
     ]
-    return torch.cat(parts).square_().mul_(-0.5) if parts else torch.zeros(0, device=vectors.device)
+    return (
+        torch.cat(parts).square_().mul_(-0.5) if parts else torch.zeros(0, dtype=torch.float32, device=vectors.device)
+    )
 
 
 def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
@@ -83,6 +85,27 @@ def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
     if metric != "l2":
         return torch.einsum("qd,qkd->qk", x, vectors)
     return -(x[:, None] - vectors).square().sum(-1)
+
+
+def doubtful(x: Tensor, origin: Tensor, last: Tensor, kth: Tensor, metric: str) -> Tensor | None:
+    """Queries x (Q, d) for which a row that a scan left out may be nearer than the k-th kept: bool (Q,), or None.
+
+    `last` (Q,) is the lowest ranking score kept and `kth` (Q,) the exact score of the k-th result. A product of d
+    terms is taken to err by at most (2 + sqrt(d)) units in the last place of |y| |v|, several times what rounding
+    errors that do not conspire add up to. For ip and cosine the exact score carries the same error, so None.
+    """
+    if metric != "l2":
+        return None
+    y, o = (x - origin).double(), origin.double()
+    square, distance = y.square().sum(1), -kth.double()
+    size = square.sqrt()
+    # A row nearer than the k-th lies within `reach` of the origin, and its norm is at most reach + |o|.
+    reach = size + distance.sqrt()
+    unit = (2 + x.shape[1] ** 0.5) * torch.finfo(torch.float32).eps
+    error = unit * (size * (reach + torch.linalg.vector_norm(o)) + reach.square() / 2)
+    needed = (square - distance) / 2 + y @ o  # the ranking score of a row as near as the k-th
+    # Three times: once for the row left out, and twice for the kept ones, which may be scored by two kernels.
+    return torch.isfinite(last) & ~(last.double() + 3 * error < needed)
 
 
 def to_distance(scores: Tensor, metric: str) -> Tensor:
@@ -112,7 +135,7 @@ def range_floor(x: Tensor, origin: Tensor, score: float, reach: Tensor, metric: 
 def largest_norm(vectors: Tensor) -> Tensor:
     """The largest Euclidean norm among the vectors (N, d), or 0: a scalar tensor."""
     if vectors.shape[0] == 0:
-        return torch.zeros((), device=vectors.device)
+        return torch.zeros((), dtype=torch.float32, device=vectors.device)
     return torch.stack([torch.linalg.vector_norm(part.float(), dim=1).amax() for part in vectors.split(1 << 14)]).amax()
 
 

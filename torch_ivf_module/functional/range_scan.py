@@ -13,8 +13,8 @@ from torch import Tensor
 from . import metric as metrics
 from .cost import scratch_bytes
 from .lists import InvertedLists
+from .maxima import tasks_of, tiles
 from .probe import Coarse
-from .scan_lists import tasks_of, tiles
 from .search import probed_lists
 
 _RESCORE_ROWS = 1 << 13  # vectors gathered at a time for exact scores
@@ -62,7 +62,7 @@ def _near(
     floor = metrics.range_floor(x, origin, score, reach, metric)
     shifted = metrics.shift(x, origin, metric)
     queries, rows = [probed.new_empty(0)], [probed.new_empty(0)]
-    for tile in tiles(shifted, lists, tasks_of(lists.offsets, probed)):
+    for tile in tiles(shifted, lists, tasks_of(shifted, lists, probed, sample=False)):
         row, task = torch.nonzero(tile.scores > floor[tile.queries], as_tuple=True)
         queries.append(tile.queries[task])
         rows.append(row + tile.row + lists.offsets[tile.list])

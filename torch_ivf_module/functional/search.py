@@ -7,6 +7,7 @@ segment s counts on from the rows of the segments before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,31 +15,33 @@ from torch import Tensor
 from . import budget
 from . import metric as metrics
 from .cost import cheapest, query_bytes, scratch_bytes
-from .lists import InvertedLists, lengths
+from .lists import InvertedLists
 from .probe import Coarse, probe
 from .scan_lists import scan_lists
-from .scan_queries import scan_queries
-from .select import select_topk
+from .scan_queries import candidate_rows, scan_queries
+from .select import NEVER, select_topk
 
 Scan = Callable[[Tensor, InvertedLists, Tensor, int, int], tuple[Tensor, Tensor]]
 
 STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
 MODES = ("auto", *STRATEGIES)
 
+_EXACT_ROWS = 1 << 13  # rows scored exactly at a time
 _RESCORE_BYTES = 4 << 20  # vectors gathered at a time for exact scores: more leaves the cache
 
 
 def probed_lists(
     x: Tensor, coarse: Coarse, segments: Sequence[InvertedLists], nprobe: int, metric: str, max_codes: int | None
 ) -> Tensor:
-    """The lists each query x (Q, d) reads, nearest first: (Q, P), -1 where a cap or a bad query leaves none."""
-    finite = torch.isfinite(x).all(1, keepdim=True)
+    """The lists each query x (Q, d) reads, nearest first: (Q, P), L where a cap or a bad query leaves none."""
+    nlist = coarse.centroids.shape[0]
+    finite = (x * 0).sum(1, keepdim=True) == 0  # 0 * inf and 0 * NaN are NaN
     shifted = metrics.shift(x.masked_fill(~finite, 0), coarse.origin, metric)
-    probed = probe(shifted, coarse, nprobe)[1].masked_fill_(~finite, -1)
+    probed = probe(shifted, coarse, nprobe)[1].masked_fill_(~finite, nlist)
     if max_codes is None:
         return probed
-    sizes = sum((lengths(lists.offsets) for lists in segments), torch.zeros_like(lengths(segments[0].offsets)))
-    return probed.masked_fill(~budget.within_max_codes(sizes[probed.clamp(min=0)], max_codes), -1)
+    sizes = torch.stack([lists.sizes for lists in segments]).sum(0)
+    return probed.masked_fill(~budget.within_max_codes(sizes[probed], max_codes), nlist)
 
 
 def search(
@@ -60,7 +63,8 @@ def search(
     centroids. `width`, where given, must be at least the rows that any query's lists hold in a segment; it takes
     the place of reading that number back from the device.
     """
-    # The scan ranks by a rounded score, so a few more rows than asked for are kept and scored exactly.
+    # The scan ranks by a rounded score, so a few more rows than asked for are kept and scored exactly. Where even
+    # these may not be enough, the query is scanned again without rounding in the way; see metric.doubtful.
     kept = k + 4 + k // 8
     step = max(1, max_bytes // 4 // query_bytes(coarse.centroids.shape[0], nprobe, kept))
     parts = []
@@ -69,80 +73,122 @@ def search(
         with torch.no_grad():
             plain = part.detach()
             probed = probed_lists(plain, coarse, segments, nprobe, metric, max_codes)
-            shifted = metrics.shift(plain, coarse.origin, metric).masked_fill(probed[:, :1] < 0, 0)
-            found = [
-                _candidates(shifted, lists, probed, kept, mode=mode, max_bytes=max_bytes // 2, width=width)
-                for lists in segments
-            ]
-        parts.append(_merge(part, segments, found, k, metric))
+            settings = Settings(k, kept, metric, mode, max_bytes // 2, width)
+            found = [_search_segment(plain, coarse.origin, lists, probed, settings) for lists in segments]
+        if torch.is_grad_enabled() and part.requires_grad:
+            pairs = zip(segments, found, strict=True)
+            found = [rescore(part, lists.packed, rows, k, metric) for lists, (_, rows) in pairs]
+        parts.append(_merge(segments, found, k))
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
-def _merge(
-    x: Tensor, segments: Sequence[InvertedLists], found: Sequence[Tensor], k: int, metric: str
+class Settings(NamedTuple):
+    """What the search of one segment needs to know."""
+
+    k: int
+    kept: int
+    metric: str
+    mode: str
+    max_bytes: int
+    width: int | None
+
+
+def _search_segment(
+    x: Tensor, origin: Tensor, lists: InvertedLists, probed: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
-    """The k best by exact score of what was found in each segment."""
-    scores, rows, before = [], [], 0
-    for lists, candidates in zip(segments, found, strict=True):
-        part = rescore(x, lists.packed, candidates, k, metric)
-        scores.append(part[0])
-        rows.append(torch.where(part[1] < 0, -1, part[1] + before))
-        before += lists.packed.shape[0]
+    """The k best rows of one segment: exact scores and rows (Q, k)."""
+    shifted = metrics.shift(x, origin, settings.metric).nan_to_num(nan=0, posinf=0, neginf=0)
+    ranking, rows = _candidates(shifted, lists, probed, settings)
+    scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric)
+    if settings.width is not None or rows.shape[1] < settings.kept:  # static shapes, or nothing was left out
+        return scores, best
+    doubtful = metrics.doubtful(x, origin, ranking[:, -1], scores[:, -1], settings.metric)
+    if doubtful is not None and bool(doubtful.any()):
+        at = torch.nonzero(doubtful)[:, 0]
+        again = scan_exactly(x[at], lists, probed[at], settings.k, settings.metric)
+        scores, best = scores.index_copy(0, at, again[0]), best.index_copy(0, at, again[1])
+    return scores, best
+
+
+def _merge(segments: Sequence[InvertedLists], found: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """The k best of what was found in each segment."""
     if len(segments) == 1:
-        return scores[0], rows[0]
-    return select_topk(torch.cat(scores, 1), torch.cat(rows, 1), k)
+        return found[0]
+    rows, before = [], 0
+    for lists, (_, part) in zip(segments, found, strict=True):
+        rows.append(torch.where(part < 0, -1, part + before))
+        before += lists.packed.shape[0]
+    return select_topk(torch.cat([scores for scores, _ in found], 1), torch.cat(rows, 1), k)
+
+
+def scan_exactly(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
+    """The k best rows by exact score of every vector of the probed lists: slow, and needing no proof."""
+    scores, best = [], []
+    for query, visited in zip(x.split(1), probed.split(1), strict=True):
+        width = int(lists.sizes[visited].sum())
+        found = x.new_empty(1, 0), probed.new_empty(1, 0)
+        for start in range(0, width, _EXACT_ROWS):
+            rows = candidate_rows(lists, visited, start, min(_EXACT_ROWS, width - start))
+            part = rescore(query, lists.packed, rows, k, metric)
+            found = select_topk(torch.cat([found[0], part[0]], 1), torch.cat([found[1], part[1]], 1), k)
+        scores.append(found[0])
+        best.append(found[1])
+    return torch.cat(scores), torch.cat(best)
 
 
 def rescore(x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
     """The k best of `rows` (Q, K) by exact score: scores and rows (Q, k). Differentiable in x (Q, d)."""
+    if packed.shape[0] == 0:
+        rows = rows[:, :0]
     step = max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1]))
     parts = []
     for start in range(0, max(1, x.shape[0]), step):
         part, query = rows[start : start + step], x[start : start + step]
         vectors = packed.index_select(0, part.clamp(min=0).flatten()).view(*part.shape, packed.shape[1])
         parts.append(select_topk(metrics.exact_scores(query, vectors.float(), metric), part, k))
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
-def _candidates(
-    x: Tensor,
-    lists: InvertedLists,
-    probed: Tensor,
-    k: int,
-    *,
-    mode: str,
-    max_bytes: int,
-    width: int | None,
-) -> Tensor:
-    """Candidate rows (Q, at most k) of one segment, found by a strategy within the scratch allowed."""
-    nothing = probed.new_empty((probed.shape[0], 0))
+def _candidates(x: Tensor, lists: InvertedLists, probed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Candidates of one segment, found by a strategy: ranking scores and rows (Q, at most settings.kept)."""
+    nothing = x.new_empty((probed.shape[0], 0)), probed.new_empty((probed.shape[0], 0))
     if lists.packed.shape[0] == 0 or probed.numel() == 0:
         return nothing
-    if width is None:
-        at = probed.clamp(min=0)
-        width = int(lengths(lists.offsets)[at].masked_fill(probed < 0, 0).sum(1).max())
+    width = int(lists.sizes[probed].sum(1).max()) if settings.width is None else settings.width
     width = min(width, lists.packed.shape[0])
     if width == 0:
         return nothing
+    mode, k = settings.mode, settings.kept
     if mode == "auto":
-        mode = cheapest(lists, probed, k, width)
-    need = scratch_bytes(mode, width, probed.shape[1], k)
-    step = max(1, max_bytes // need)
+        mode = cheapest(x, lists, probed, k, width)
+    step = max(1, settings.max_bytes // scratch_bytes(mode, width, probed.shape[1], k))
     parts = [
-        STRATEGIES[mode](x[start : start + step], lists, probed[start : start + step], k, width)[1]
+        STRATEGIES[mode](x[start : start + step], lists, probed[start : start + step], k, width)
         for start in range(0, x.shape[0], step)
     ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(parts) == 1:
+        return parts[0]
+    columns = max(part.shape[1] for _, part in parts)
+    padded = [_pad(scores, rows, columns) for scores, rows in parts]
+    return torch.cat([p[0] for p in padded]), torch.cat([p[1] for p in padded])
+
+
+def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    more = (0, columns - rows.shape[1])
+    return torch.nn.functional.pad(scores, more, value=NEVER), torch.nn.functional.pad(rows, more, value=-1)
 
 
 def lookup(ids: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """The ids of rows (Q, k); -1 stays -1."""
-    found = torch.full_like(rows, -1)
-    before = 0
+    """The ids of rows (Q, k) that count on from segment to segment; -1 stays -1."""
+    found, before = torch.full_like(rows, -1), 0
     for part in ids:
-        at = rows - before
-        inside = (at >= 0) & (at < part.shape[0])
         if part.shape[0]:
-            found = torch.where(inside, part[at.clamp(0, part.shape[0] - 1)], found)
+            at = rows - before if before else rows
+            other = (at < 0) | (at >= part.shape[0])
+            found = torch.where(other, found, part.take(at.masked_fill(other, 0)))
         before += part.shape[0]
     return found

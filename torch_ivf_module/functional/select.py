@@ -14,6 +14,7 @@ NEVER = -math.inf  # the score of padding
 # torch.topk costs 3-5 ns an element on a CPU and a maximum 0.15 ns, so selecting among group maxima first pays
 # once the row is this much wider than the members that are looked at again.
 _GROUPING_PAYS = 4
+_SMALL = 1 << 14  # elements that one call of top-k has done before six smaller calls have begun
 
 
 def select_topk(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -24,7 +25,7 @@ def select_topk(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]
     >>> select_topk(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[7, 8, 9]]), 2)
     (tensor([[3., 2.]]), tensor([[8, 9]]))
     """
-    scores = scores.masked_fill(~torch.isfinite(scores) | (labels < 0), NEVER)
+    scores = scores.nan_to_num(nan=NEVER, posinf=NEVER, neginf=NEVER).masked_fill(labels < 0, NEVER)
     best, at = best_positions(scores, k)
     found = labels.gather(1, at).masked_fill(best == NEVER, -1)
     short = k - best.shape[1]
@@ -41,7 +42,7 @@ def best_positions(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     first and then their members.
     """
     width = scores.shape[1]
-    group = _group_size(width, k)
+    group = _group_size(width, k) if scores.numel() > _SMALL else 0
     if group == 0:
         return _top(scores, min(k, width), True)
     groups = width // group

@@ -1,6 +1,7 @@
 """The stateful indexes."""
 
+from ..params import SearchParams
 from .flat import IndexFlat, IndexFlatIP, IndexFlatL2
 from .ivf_flat import IndexIVFFlat
 
-__all__ = ["IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexIVFFlat"]
+__all__ = ["IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexIVFFlat", "SearchParams"]

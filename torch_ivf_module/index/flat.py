@@ -37,7 +37,7 @@ class IndexFlat(IndexBase):
         """One list whose centroid is the origin of the vectors."""
         packed = self._raw("packed_embeddings")
         origin = metrics.origin_of(packed, self.metric)
-        zero = torch.zeros(1, self.d, device=packed.device)
+        zero = torch.zeros(1, self.d, dtype=torch.float32, device=packed.device)
         return Coarse(zero, metrics.row_bias(zero, torch.zeros_like(origin), self.metric), origin)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..functional import lists as ragged
 from ..functional import metric as metrics
-from ..functional.lists import InvertedLists
+from ..functional.lists import InvertedLists, inverted_lists
 from ..functional.probe import Coarse
 from ..params import positive
 from . import check, state
@@ -52,7 +52,7 @@ class IndexModule(nn.Module):
             raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype}")
         self.d = positive(d, "d")
         self.metric = metrics.check_metric(metric)
-        self.register_buffer("centroids", torch.empty(0, d, device=device))
+        self.register_buffer("centroids", torch.empty(0, d, dtype=torch.float32, device=device))
         self.register_buffer("packed_embeddings", torch.empty(0, d, device=device, dtype=dtype))
         offsets = torch.zeros(2 if self._flat else 0, dtype=torch.int64, device=device)
         self.register_buffer("list_offsets", offsets)
@@ -116,7 +116,7 @@ class IndexModule(nn.Module):
             coarse = self._coarse()
             packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
             bias = metrics.row_bias(packed, coarse.origin, self.metric)
-            self._derived = Derived(sources, coarse, InvertedLists(packed, offsets, ids, bias))
+            self._derived = Derived(sources, coarse, inverted_lists(packed, offsets, ids, bias))
         return self._derived
 
     def _coarse(self) -> Coarse:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
-from ..functional.lists import InvertedLists, pack
+from ..functional.lists import InvertedLists, inverted_lists, pack
 
 _FEW = 512  # waiting rows that are cheap to sort again at every read, whatever the size of the index
 
@@ -48,7 +48,7 @@ class Staging:
         if self._lists is None or self._lists[0] is not origin:
             packed, offsets, ids = pack(*self.joined(), nlist)
             bias = metrics.row_bias(packed, origin, metric)
-            self._lists = origin, InvertedLists(packed, offsets, ids, bias)
+            self._lists = origin, inverted_lists(packed, offsets, ids, bias)
         return self._lists[1]
 
 
