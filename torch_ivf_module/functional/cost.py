@@ -64,7 +64,7 @@ def scratch_bytes(mode: str, width: int, probes: int, k: int) -> int:
     if mode == "matrix":
         return 72 * min(width, SLICE) + 32 * probes
     blocks = width // SPAN + probes  # every list may waste part of a block
-    return blocks * 4 * (BLOCK + 1) + 64 * probes + k * 64
+    return blocks * (4 * (BLOCK + 1) + 16) + 112 * probes + 64 * k
 
 
 def query_bytes(lists: int, probes: int, k: int) -> int:

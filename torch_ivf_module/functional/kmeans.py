@@ -46,11 +46,11 @@ def kmeans(
     if x.shape[0] < nlist:
         raise ValueError(f"x has {x.shape[0]} rows, but {nlist} centroids need at least {nlist}")
     if generator is None:
-        generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(x.shape[0], generator=generator)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+    order = torch.randperm(x.shape[0], generator=generator, device="cpu")
     most = max_points_per_centroid * nlist
     rows = (x[order[:most].to(x.device)] if x.shape[0] > most else x).float()
-    start = torch.randperm(rows.shape[0], generator=generator)[:nlist].to(x.device)
+    start = torch.randperm(rows.shape[0], generator=generator, device="cpu")[:nlist].to(x.device)
     centroids = metrics.on_sphere(rows[start], metric)
     origin = metrics.origin_of(rows, metric)
     shifted = metrics.shift(rows, origin, metric)

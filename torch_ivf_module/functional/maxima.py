@@ -25,7 +25,7 @@ BLOCK = 16  # groups a coarse maximum stands for
 SPAN = GROUP * BLOCK
 _TILE = 1 << 20  # scores of a product: 4 MiB, so that the passes over it find it in cache
 _ROWS = 1 << 22  # numbers of a list read at a time: bounds the float32 copy of half-precision rows
-_BLOCKS = 1 << 13  # blocks of a sampled product at a time: 16 MiB of pattern
+_BLOCKS = 1 << 10  # blocks of a sampled product at a time: 2 MiB of pattern
 # A matrix product costs about 120 us a list and saves about 8 ns a score against the sampled one: measured at nq = 128
 # (headline), where 6,000 and 20,000 take 61 and 57 ms, and at nq = 32, where they take 23 and 15 ms.
 PRODUCT_PAYS = 20_000  # scores of a list
@@ -166,26 +166,22 @@ def _sampled_blocks(tasks: Tasks) -> Tensor:
 
 def _sample_blocks(x: Tensor, lists: InvertedLists, tasks: Tasks, found: Maxima) -> None:
     """The lists that few queries visit, as rows of a sampled product: one row of SPAN entries a block."""
-    number = torch.repeat_interleave(torch.arange(tasks.visits.shape[0], device=x.device), _sampled_blocks(tasks))
-    along = torch.arange(number.shape[0], device=x.device) - tasks.before[number]
-    size = tasks.blocks[number]
-    task = torch.div(along, size, rounding_mode="floor")
+    held = _sampled_blocks(tasks)
+    numbers = torch.repeat_interleave(torch.arange(held.shape[0], device=x.device), held)
     first = tasks.visits.cumsum(0) - tasks.visits
-    query = tasks.queries[first[number] + task]
-    within = (along - task * size) * SPAN
-    start = lists.offsets[number] + within
-    left = lists.sizes[number] - within
     step = torch.arange(SPAN, device=x.device)
-    for chunk in range(0, number.shape[0], _BLOCKS):
-        part = slice(chunk, min(chunk + _BLOCKS, number.shape[0]))
-        rows = start[part, None] + step
-        if lists.bias.shape[0]:
-            bias = lists.bias.unfold(0, SPAN, 1)[start[part]]
-        else:
-            bias = x.new_zeros(rows.shape)
-        scores = sampled_product(x.index_select(0, query[part]), lists.packed, rows, bias)
-        short = torch.nonzero(left[part] < SPAN)[:, 0]
-        scores[short] = scores[short].masked_fill_(step >= left[part][short, None], NEVER)
+    for chunk in range(0, numbers.shape[0], _BLOCKS):
+        number = numbers[chunk : chunk + _BLOCKS]
+        part = slice(chunk, chunk + number.shape[0])
+        along = torch.arange(part.start, part.stop, device=x.device) - tasks.before[number]
+        task = torch.div(along, tasks.blocks[number], rounding_mode="floor")
+        query = tasks.queries[first[number] + task]
+        within = (along - task * tasks.blocks[number]) * SPAN
+        start, left = lists.offsets[number] + within, lists.sizes[number] - within
+        bias = lists.bias.unfold(0, SPAN, 1)[start] if lists.bias.shape[0] else x.new_zeros(len(start), SPAN)
+        scores = sampled_product(x.index_select(0, query), lists.packed, start[:, None] + step, bias)
+        short = torch.nonzero(left < SPAN)[:, 0]
+        scores[short] = scores[short].masked_fill_(step >= left[short, None], NEVER)
         groups = scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER).view(-1, BLOCK, GROUP).amax(2)
         found.fine[part.start * BLOCK : part.stop * BLOCK] = groups.flatten()
         torch.amax(groups, 1, out=found.coarse[part])

@@ -90,9 +90,9 @@ def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
 def doubtful(x: Tensor, origin: Tensor, last: Tensor, kth: Tensor, metric: str) -> Tensor | None:
     """Queries x (Q, d) for which a row that a scan left out may be nearer than the k-th kept: bool (Q,), or None.
 
-    `last` (Q,) is the lowest ranking score kept and `kth` (Q,) the exact score of the k-th result. A product of d
-    terms is taken to err by at most (2 + sqrt(d)) units in the last place of |y| |v|, several times what rounding
-    errors that do not conspire add up to. For ip and cosine the exact score carries the same error, so None.
+    `last` (Q,) is the lowest ranking score kept and `kth` (Q,) the exact score of the k-th result. A product is
+    taken to err by at most four roundings of |y| |v|: float32 errors of both signs in blocked sums add up to less
+    than one. For ip and cosine the exact score carries the same error, so None.
     """
     if metric != "l2":
         return None
@@ -101,7 +101,7 @@ def doubtful(x: Tensor, origin: Tensor, last: Tensor, kth: Tensor, metric: str) 
     size = square.sqrt()
     # A row nearer than the k-th lies within `reach` of the origin, and its norm is at most reach + |o|.
     reach = size + distance.sqrt()
-    unit = (2 + x.shape[1] ** 0.5) * torch.finfo(torch.float32).eps
+    unit = 2 * torch.finfo(torch.float32).eps
     error = unit * (size * (reach + torch.linalg.vector_norm(o)) + reach.square() / 2)
     needed = (square - distance) / 2 + y @ o  # the ranking score of a row as near as the k-th
     # Three times: once for the row left out, and twice for the kept ones, which may be scored by two kernels.

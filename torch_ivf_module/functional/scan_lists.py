@@ -17,28 +17,31 @@ from .maxima import BLOCK, GROUP, SPAN, Maxima, Tasks, block_maxima, tasks_of
 from .scan_queries import best_rows
 from .select import NEVER, best_positions
 
-_SELECT_QUERIES = 512  # queries selected for at a time: larger temporaries cost page faults
+_SELECTED = 1 << 17  # maxima selected among at a time: 5 MiB of temporaries, more cost page faults
 
 
 def scan_lists(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists, as scan_queries gives them. `width` plays no part."""
     tasks = tasks_of(x, lists, probed)
     maxima = block_maxima(x, lists, tasks)
+    blocks = int(tasks.blocks[probed].sum(1).max())
+    step = max(1, _SELECTED // max(1, blocks, k * BLOCK))
     parts = []
-    for start in range(0, x.shape[0], _SELECT_QUERIES):
-        part = slice(start, start + _SELECT_QUERIES)
-        rows = _survivors(lists, probed[part], tasks, tasks.rank[part], maxima, k)
+    for start in range(0, x.shape[0], step):
+        part = slice(start, start + step)
+        rows = _survivors(lists, probed[part], tasks, tasks.rank[part], maxima, k, blocks)
         parts.append(best_rows(x[part], lists, rows, k))
     if len(parts) == 1:
         return parts[0]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
-def _survivors(lists: InvertedLists, probed: Tensor, tasks: Tasks, rank: Tensor, maxima: Maxima, k: int) -> Tensor:
-    """The rows (Q, k * GROUP) of each query's k best groups, negative for padding."""
+def _survivors(
+    lists: InvertedLists, probed: Tensor, tasks: Tasks, rank: Tensor, maxima: Maxima, k: int, width: int
+) -> Tensor:
+    """The rows (Q, k * GROUP) of each query's k best groups, negative for padding; `width` bounds its blocks."""
     blocks = tasks.blocks[probed]
     address = tasks.before[probed] + rank * blocks
-    width = int(blocks.sum(1).max())
     if width == 0:
         return probed.new_empty(probed.shape[0], 0)
     position, probe = ranges_to_positions(address, blocks, width)
