@@ -3,7 +3,7 @@
 #   make demo         search real image patches, faiss beside it where there is one
 #   make test         the whole test suite
 #   make lint types   ruff and mypy
-#   make bench-quick  a few minutes of benchmarks and their report;  make bench  all of them
+#   make bench-quick  the headline beside faiss, in about a minute;  make bench  all benchmarks and their report
 #   make clean        remove the environment and everything generated
 #
 # VENV=dir puts the environment elsewhere, PYTHON=python3.12 builds it from another interpreter,
@@ -41,7 +41,6 @@ types: $(VENV)/.ready-dev
 
 bench-quick: $(VENV)/.ready-bench
 	$(RUN) -m benchmarks.run --quick $(ARGS)
-	$(RUN) -m benchmarks.report
 
 bench: $(VENV)/.ready-bench
 	$(RUN) -m benchmarks.run $(ARGS)

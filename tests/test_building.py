@@ -528,6 +528,7 @@ def test_the_last_added_of_a_duplicate_lies_in_any_list():
             index.add_with_ids(near[last : last + 1], torch.tensor([1]))
             index.state_dict()
             assert torch.equal(index.reconstruct(1), near[last])
+            assert torch.equal(index.reconstruct_n(1, 1)[0], near[last])
 
 
 # --- zero rows ----------------------------------------------------------------------------------------------

@@ -172,11 +172,16 @@ def test_parameters_go_before_the_settings_of_the_index(mode):
 
 
 @each_mode
-def test_exact_and_speed_profiles_give_the_same_answers(mode):
-    index, _, queries = shared(PLAIN, "l2", search_mode=mode)
-    plain = index.search(queries, 10)
-    for profile in ("exact", "speed"):
-        agree(index.search(queries, 10, params=SearchParams(profile=profile)), plain, rtol=1e-6)
+@each_metric
+@pytest.mark.parametrize("name", ["gaussian", "far clumps"])
+def test_exact_scores_every_row_and_speed_finds_the_same(mode, metric, name, monkeypatch):
+    index, _, queries = shared(PLAIN if name == "gaussian" else problem(name), metric, search_mode=mode)
+    speed = index.search(queries, 10, params=SearchParams(profile="speed"))
+    monkeypatch.setattr("torch_ivf_module.functional.metric.doubtful", None)  # exact rests on no allowance
+    agree(index.search(queries, 10, params=SearchParams(profile="exact")), speed, rtol=1e-6)
+    if metric == "l2":
+        with pytest.raises(TypeError):
+            index.search(queries, 10)
 
 
 # --- what must not matter -----------------------------------------------------------------------------------
@@ -318,6 +323,7 @@ CROWDS = {
     "many queries": Problem("many queries", nb=5000, d=8, nq=9000, nlist=16, nprobe=2, k=4),
     "many probes": Problem("many probes", nb=10_000, d=8, nq=150, nlist=256, nprobe=256),
     "one long list": Problem("one long list", nb=20_000, d=8, nq=300, nlist=1, nprobe=1),
+    "one vector many times": Problem("one vector many times", "identical", nb=20_000, d=8, nq=40, nlist=1, nprobe=1),
 }
 
 

@@ -47,8 +47,8 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     """Open an index saved by `save`, of the class the file names.
 
     Checksums tell an altered file. `mmap=True` maps the vectors instead of reading them, so theirs is not looked
-    at. Nothing in the file is executed. Raises `BadFile` (a
-    ValueError) for a file that is damaged, foreign or from a newer release, FileNotFoundError if there is none.
+    at. Nothing in the file is executed. Raises `BadFile` (a ValueError) for a file that is damaged, foreign or from
+    a newer release, FileNotFoundError if there is none.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -13,8 +13,8 @@ class SearchParams:
 
     Parameters
     ----------
-    profile : "speed" (default) takes every shortcut that leaves the answers as they are, "exact" takes none that
-        rests on a bound. Both give the same answers.
+    profile : "speed" (default) ranks by a rounded score, allows for its error and scores the best exactly; "exact"
+        scores every vector of the probed lists exactly, which takes several times as long.
     nprobe : lists to visit, >= 1.
     max_codes : the most rows to read: whole lists, nearest first, until the next would pass it; the nearest is
         always read.

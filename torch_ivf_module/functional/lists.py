@@ -35,12 +35,6 @@ def lengths(offsets: Tensor) -> Tensor:
     return offsets[1:] - offsets[:-1]
 
 
-def list_of_rows(offsets: Tensor) -> Tensor:
-    """The list each row belongs to, (N,)."""
-    sizes = lengths(offsets)
-    return torch.repeat_interleave(torch.arange(sizes.shape[0], device=offsets.device), sizes)
-
-
 def offsets_of(assigned: Tensor, nlist: int) -> Tensor:
     """Offsets (nlist + 1,) of lists holding the rows `assigned` (N,) says."""
     ends = torch.bincount(assigned, minlength=nlist).cumsum(0)
@@ -49,7 +43,7 @@ def offsets_of(assigned: Tensor, nlist: int) -> Tensor:
 
 def pack(x: Tensor, ids: Tensor, assigned: Tensor, nlist: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sort vectors (N, d) and ids (N,) by list, keeping their order within one: packed, offsets, ids."""
-    order = torch.sort(_narrow(assigned, nlist), stable=True).indices
+    order = torch.sort(narrow(assigned, nlist), stable=True).indices
     return x.index_select(0, order), offsets_of(assigned, nlist), ids.index_select(0, order)
 
 
@@ -60,7 +54,7 @@ def append(
     nlist = offsets.shape[0] - 1
     if packed.shape[0] == 0:
         return pack(x, new_ids, assigned, nlist)
-    order = torch.sort(_narrow(assigned, nlist), stable=True).indices
+    order = torch.sort(narrow(assigned, nlist), stable=True).indices
     extra = offsets_of(assigned, nlist)
     arange = torch.arange(packed.shape[0] + x.shape[0], device=packed.device)
     # An old row moves up by what was added to earlier lists; a new one lies behind all old rows of its list.
@@ -96,6 +90,6 @@ def ranges_to_positions(starts: Tensor, sizes: Tensor, width: int) -> tuple[Tens
     return moves.gather(1, probe).add_(along), probe
 
 
-def _narrow(assigned: Tensor, nlist: int) -> Tensor:
+def narrow(assigned: Tensor, nlist: int) -> Tensor:
     """List numbers in the smallest integer that holds them: a CPU sorts int16 three times as fast as int64."""
     return assigned.to(torch.int16 if nlist < 1 << 15 else torch.int32)

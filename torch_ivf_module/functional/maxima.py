@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .lists import InvertedLists
+from .lists import InvertedLists, narrow
 from .sampled import has_sampled_product, sampled_product
 from .select import NEVER
 
@@ -63,8 +63,7 @@ def tasks_of(x: Tensor, lists: InvertedLists, probed: Tensor, *, sample: bool = 
     """Order the tasks of probed (Q, P) by list; list number L is none."""
     nlist = lists.offsets.shape[0] - 1
     target = probed.flatten()
-    key = target.to(torch.int16 if nlist < (1 << 15) - 1 else torch.int32)  # sorts in a third of the time
-    order = torch.sort(key, stable=True).indices
+    order = torch.sort(narrow(target, nlist + 1), stable=True).indices
     visits = torch.bincount(target, minlength=nlist + 1)
     first = visits.cumsum(0) - visits
     rank = torch.empty_like(order)

@@ -29,9 +29,10 @@ def check_metric(metric: str) -> str:
 
 
 def prepare(x: Tensor, metric: str) -> Tensor:
-    """What is compared: `x` itself, or for cosine `x` scaled to unit length (a zero row stays zero)."""
+    """What is compared: `x` itself, or for cosine `x` at unit length, at least float32 (a zero row stays zero)."""
     if metric != "cosine":
         return x
+    x = x if x.dtype == torch.float64 else x.float()
     # Dividing by the largest entry first keeps the square from overflowing or vanishing.
     largest = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_ones(1)
     x = x / torch.where(largest > 0, largest, torch.ones_like(largest))
@@ -69,9 +70,7 @@ def row_bias(vectors: Tensor, origin: Tensor, metric: str) -> Tensor:
         torch.cdist(part.float(), origin[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
         for part in vectors.split(1 << 16)
     ]
-    return (
-        torch.cat(parts).square_().mul_(-0.5) if parts else torch.zeros(0, dtype=torch.float32, device=vectors.device)
-    )
+    return torch.cat(parts).square_().mul_(-0.5)
 
 
 def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
@@ -91,8 +90,9 @@ def doubtful(x: Tensor, origin: Tensor, last: Tensor, kth: Tensor, metric: str) 
     """Queries x (Q, d) for which a row that a scan left out may be nearer than the k-th kept: bool (Q,), or None.
 
     `last` (Q,) is the lowest ranking score kept and `kth` (Q,) the exact score of the k-th result. A product is
-    taken to err by at most four roundings of |y| |v|: float32 errors of both signs in blocked sums add up to less
-    than one. For ip and cosine the exact score carries the same error, so None.
+    allowed an error of four roundings of |y| |v|. That is an allowance, not a proof: errors of both signs in a sum
+    over d terms stay well below it, errors that all had one sign might not. For ip and cosine the exact score is
+    such a product itself, so None.
     """
     if metric != "l2":
         return None

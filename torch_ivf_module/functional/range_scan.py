@@ -39,9 +39,10 @@ def range_search(
     queries, scores, rows = [probed.new_empty(0)], [x.new_empty(0)], [probed.new_empty(0)]
     before = 0
     for lists in segments:
+        reach = metrics.largest_norm(lists.packed)
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
-            hits = _near(x[part], coarse.origin, lists, probed[part], score, metric)
+            hits = _near(x[part], coarse.origin, lists, probed[part], score, reach, metric)
             found = _exact(x[part], lists.packed, *hits, metric)
             keep = (found > score) & torch.isfinite(found)
             queries.append(hits[0][keep] + start)
@@ -55,10 +56,9 @@ def range_search(
 
 
 def _near(
-    x: Tensor, origin: Tensor, lists: InvertedLists, probed: Tensor, score: float, metric: str
+    x: Tensor, origin: Tensor, lists: InvertedLists, probed: Tensor, score: float, reach: Tensor, metric: str
 ) -> tuple[Tensor, Tensor]:
     """Queries and rows (H,) whose ranking score may, rounding allowed for, mean an exact score above `score`."""
-    reach = metrics.largest_norm(lists.packed)
     floor = metrics.range_floor(x, origin, score, reach, metric)
     shifted = metrics.shift(x, origin, metric)
     queries, rows = [probed.new_empty(0)], [probed.new_empty(0)]

@@ -29,7 +29,7 @@ MODES = ("auto", *STRATEGIES)
 # Times as many candidates for a query that is in doubt. On image patches (k = 20) 11% of the queries are with 26
 # candidates, 4% with 33, 2% with 40 and 0.1% with 60, while each candidate more costs every query.
 _KEEP_MORE = 4
-_RESCORE_BYTES = 4 << 20  # vectors gathered at a time for exact scores: more leaves the cache
+_RESCORE_BYTES = 1 << 20  # vectors gathered at a time for exact scores: with two temporaries more leaves the cache
 
 
 def probed_lists(
@@ -58,16 +58,20 @@ def search(
     max_codes: int | None = None,
     max_bytes: int = 256 << 20,
     width: int | None = None,
+    exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the `nprobe` nearest lists: exact scores (Q, k), differentiable in x, and rows (Q, k).
 
     x (Q, d) float32 as `metric.prepare` gives it. `segments` are one or more sets of inverted lists over the same
     centroids. `width`, where given, must be at least the rows that any query's lists hold in a segment; it takes
-    the place of reading that number back from the device.
+    the place of reading that number back from the device. `exact` scores every row of the probed lists exactly,
+    instead of the best by a rounded score and an allowance for its error.
     """
     # The scan ranks by a rounded score, so a few more rows than asked for are kept and scored exactly. Where even
     # these may not be enough, the query is searched again with more of them; see metric.doubtful.
     kept = k + 8 + k // 4
+    if exact:
+        kept = 1 + max(lists.packed.shape[0] for lists in segments)
     step = max(1, max_bytes // 4 // query_bytes(coarse.centroids.shape[0], nprobe, kept))
     parts = []
     for start in range(0, max(1, x.shape[0]), step):
@@ -104,14 +108,16 @@ def _search_segment(
     shifted = metrics.shift(x, origin, settings.metric).nan_to_num(nan=0, posinf=0, neginf=0)
     ranking, rows = _candidates(shifted, lists, probed, settings)
     scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric)
-    if settings.width is not None or rows.shape[1] < settings.kept:  # static shapes, or nothing was left out
+    nothing_left_out = rows.shape[1] < settings.kept or lists.packed.shape[0] < settings.kept
+    if settings.width is not None or nothing_left_out:
         return scores, best
     doubtful = metrics.doubtful(x, origin, ranking[:, -1], scores[:, -1], settings.metric)
     if doubtful is not None and bool(doubtful.any()):
         at = torch.nonzero(doubtful)[:, 0]
         more = settings._replace(kept=_KEEP_MORE * settings.kept)  # in the end that is every row there is
-        again = _search_segment(x[at], origin, lists, probed[at], more)
-        scores, best = scores.index_copy(0, at, again[0]), best.index_copy(0, at, again[1])
+        step = max(1, settings.max_bytes // query_bytes(1, 1, more.kept))
+        for part in at.split(step):
+            scores[part], best[part] = _search_segment(x[part], origin, lists, probed[part], more)
     return scores, best
 
 
@@ -130,6 +136,10 @@ def rescore(x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str) -> tup
     """The k best of `rows` (Q, K) by exact score: scores and rows (Q, k). Differentiable in x (Q, d)."""
     if packed.shape[0] == 0:
         rows = rows[:, :0]
+    most = max(1, _RESCORE_BYTES // (4 * packed.shape[1]))
+    if rows.shape[1] > most:
+        found = [rescore(x, packed, part, k, metric) for part in rows.split(most, dim=1)]
+        return select_topk(torch.cat([f[0] for f in found], 1), torch.cat([f[1] for f in found], 1), k)
     step = max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1]))
     parts = []
     for start in range(0, max(1, x.shape[0]), step):

@@ -120,9 +120,7 @@ class IndexBase(IndexModule):
 
     def _add(self, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
         self._require_trained("add")
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            rows = self._to_store(x, "x")
-            assigned = self._assign(rows)
+        rows, assigned = self._place(x)
         with self._lock:
             self._staging.push(rows, ids, assigned, custom_ids=custom_ids)
             self._put(next_id=torch.full_like(self._raw("next_id"), next_id))
@@ -130,12 +128,11 @@ class IndexBase(IndexModule):
             if self._staging.rows >= max(self._raw("packed_embeddings").shape[0], 1):
                 self._pack()
 
-    def _to_store(self, x: Tensor, name: str) -> Tensor:
-        """Rows as they are stored: finite, prepared for the metric, in the storage dtype, no longer the caller's."""
-        if self.metric == "cosine":
-            check.finite(x, name)
-            x = metrics.prepare(x.detach().float(), self.metric)
-        return check.stored(x, name, self.dtype)
+    def _place(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows as they are stored, prepared and no longer the caller's, and the list of each."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            rows = check.stored(metrics.prepare(x, self.metric), "x", self.dtype)
+            return rows, self._assign(rows)
 
     def _assign(self, rows: Tensor) -> Tensor:
         """The list of each row (n,)."""
@@ -174,10 +171,10 @@ class IndexBase(IndexModule):
         unknown = ids[~torch.isin(ids, self.list_ids)]
         if unknown.shape[0]:
             raise KeyError(f"ids holds {int(unknown[0])}, which is not in the index")
-        rows = self._to_store(x, "x")
-        with torch.no_grad(), self._lock:
+        rows, assigned = self._place(x)
+        with self._lock:
             self.remove_ids(ids)
-            self._staging.push(rows, ids, self._assign(rows), custom_ids=False)
+            self._staging.push(rows, ids, assigned, custom_ids=False)
 
     def reset(self) -> None:
         """Forget the vectors; centroids and the count of ids stay."""
@@ -194,11 +191,10 @@ class IndexBase(IndexModule):
         rows = torch.nonzero(self.list_ids == id)
         if rows.shape[0] == 0:
             raise KeyError(f"id {id} is not in the index")
-        row = self._latest_rows().get(id) if rows.shape[0] > 1 and id in self._latest else None
-        return self.packed_embeddings[int(rows[-1]) if row is None else row].clone()
+        return self.packed_embeddings[self._latest_rows().get(int(id), int(rows[-1]))].clone()
 
     def reconstruct_n(self, start: int, n: int) -> Tensor:
-        """The stored vectors (n, d) of ids ``start : start + n``. KeyError if one is unknown."""
+        """The stored vectors (n, d) of ids ``start : start + n``, each as `reconstruct`. KeyError if one is unknown."""
         if n < 0:
             raise ValueError(f"n must be >= 0, got {n}")
         held, order = torch.sort(self.list_ids, stable=True)
@@ -207,7 +203,11 @@ class IndexBase(IndexModule):
         known = (at >= 0) & (held[at.clamp(min=0)] == wanted) if held.shape[0] else torch.zeros_like(wanted).bool()
         if not bool(known.all()):
             raise KeyError(f"id {int(wanted[~known][0])} is not in the index")
-        return self.packed_embeddings[order[at]]
+        rows = order[at]
+        for id, row in self._latest_rows().items():
+            if start <= id < start + n:
+                rows[id - start] = row
+        return self.packed_embeddings[rows]
 
     def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
         """The k nearest stored vectors of each query.
@@ -244,6 +244,7 @@ class IndexBase(IndexModule):
                 max_bytes=self.max_bytes,
                 nprobe=self._nprobe(params),
                 max_codes=self._max_codes(params),
+                exact=params.profile == "exact",
             )
             return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
 
