@@ -1,4 +1,4 @@
-"""What a scan costs: the model behind search_mode="auto", and the scratch a scan needs.
+"""What a scan costs: the model behind search_mode="auto".
 
 Q queries, L lists, P probes, d dim, k results, W candidates a query.
 """
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from .lists import InvertedLists
-from .maxima import BLOCK, GROUP, PRODUCT_PAYS, SPAN
+from .maxima import GROUP, PRODUCT_PAYS, SPAN
 from .sampled import has_sampled_product
-from .scan_queries import SLICE
 
 
 class Costs(NamedTuple):
@@ -57,16 +56,3 @@ def cheapest(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int
     by_list += few * (price.sampled + price.sampled_dim * dim) + rows * price.row_dim * dim
     by_list += products * price.visit + (every - few) * (price.product + price.product_dim * dim)
     return "csr" if by_list < by_query else "matrix"
-
-
-def scratch_bytes(mode: str, width: int, probes: int, k: int) -> int:
-    """Scratch that one query takes, an upper bound within a factor of two."""
-    if mode == "matrix":
-        return 72 * min(width, SLICE) + 32 * probes
-    blocks = width // SPAN + probes  # every list may waste part of a block
-    return blocks * (4 * (BLOCK + 1) + 16) + 112 * probes + 64 * k
-
-
-def query_bytes(lists: int, probes: int, k: int) -> int:
-    """Memory that a query takes outside the scan: its probes, its candidates, their exact scores."""
-    return 32 * min(lists, probes) + 48 * k

@@ -2,9 +2,12 @@
 
 L lists, N vectors, d dim, B blocks, n rows of a list, m tasks of a list (a task is a query on a list).
 
-Scores are never kept. They are reduced, while in cache, to the maximum of GROUP consecutive rows and that of BLOCK
-groups. A list that many queries visit is one matrix product; lists that few visit are blocks of one sampled product,
+Scores are never kept. They are reduced, while in cache, to the maximum of each group of GROUP rows; BLOCK groups are
+a block. A list that many queries visit is one matrix product; lists that few visit are blocks of one sampled product,
 which reads a list's rows once for all its tasks too, and costs no call a list.
+
+A list is cut into sections of SECTION rows, and the groups of a section lie as strands: with G groups, group g holds
+rows g, g + G, g + 2 G, ... A maximum over strands reads scores as they lie: 0.08 ns a score, neighbours take 0.6.
 """
 
 from __future__ import annotations
@@ -18,17 +21,18 @@ from torch import Tensor
 
 from .lists import InvertedLists, narrow
 from .sampled import has_sampled_product, sampled_product
+from .scratch import Scratch
 from .select import NEVER
 
 GROUP = 8  # rows a maximum stands for: 4 stores twice the maxima, 16 scores twice the rows again
 BLOCK = 16  # groups a coarse maximum stands for
 SPAN = GROUP * BLOCK
-_TILE = 1 << 20  # scores of a product: 4 MiB, so that the passes over it find it in cache
-_ROWS = 1 << 22  # numbers of a list read at a time: bounds the float32 copy of half-precision rows
+SECTION = 32 * SPAN  # rows of a list in one product
+_TILE = 1 << 20  # scores of a product: 4 MiB, so that the pass over them finds them in cache
 _BLOCKS = 1 << 10  # blocks of a sampled product at a time: 2 MiB of pattern
 # A matrix product costs about 120 us a list and saves about 8 ns a score against the sampled one: measured at nq = 128
 # (headline), where 6,000 and 20,000 take 61 and 57 ms, and at nq = 32, where they take 23 and 15 ms.
-PRODUCT_PAYS = 20_000  # scores of a list
+PRODUCT_PAYS = 10_000  # scores of a list
 
 
 class Tasks(NamedTuple):
@@ -38,25 +42,27 @@ class Tasks(NamedTuple):
     visits: Tensor  # (L + 1,) tasks of each list; the last entry is of no list
     blocks: Tensor  # (L + 1,) blocks of each list
     rank: Tensor  # (Q, P) a task's place among those of its list
-    before: Tensor  # (L + 1,) where a list's maxima start, in blocks
+    before: Tensor  # (L + 1,) where a list's maxima start, in blocks: list by list, task by task
     sampled: Tensor  # (L + 1,) whether the list is part of the sampled product
 
 
-class Maxima(NamedTuple):
-    """What is known of each block: its maximum, and those of its groups."""
-
-    coarse: Tensor  # (B,) list by list, task by task
-    fine: Tensor  # (B * BLOCK,) the same, but of a list by matrix product group by group and then task by task
-
-
 class Tile(NamedTuple):
-    """A product of some tasks with some rows of one list."""
+    """A product of some tasks with a section of one list."""
 
-    scores: Tensor  # (n, m) ranking scores, n made a multiple of GROUP by rows of -inf
+    scores: Tensor  # (m, n) ranking scores, n made a multiple of GROUP by columns of -inf
     queries: Tensor  # (m,)
     row: int  # the first row, counted in this list
     task: int  # the first task, counted in this list
     list: int
+
+
+class Strands(NamedTuple):
+    """The rows of a group: ``first + j * apart`` for j < GROUP, as long as ``along + j * apart < held``."""
+
+    first: Tensor
+    along: Tensor  # the group's number in its section
+    apart: Tensor  # groups of the section
+    held: Tensor  # rows of the section
 
 
 def tasks_of(x: Tensor, lists: InvertedLists, probed: Tensor, *, sample: bool = True) -> Tasks:
@@ -68,17 +74,16 @@ def tasks_of(x: Tensor, lists: InvertedLists, probed: Tensor, *, sample: bool = 
     first = visits.cumsum(0) - visits
     rank = torch.empty_like(order)
     rank[order] = torch.arange(order.shape[0], device=order.device) - first[target[order]]
-    sizes = lists.sizes
-    blocks = torch.div(sizes + (SPAN - 1), SPAN, rounding_mode="floor")
+    blocks = _quotient(lists.sizes + (SPAN - 1), SPAN)
     held = visits * blocks
     sampled = torch.zeros_like(held, dtype=torch.bool)
     if sample and has_sampled_product(x, lists.packed, SPAN):
         # A sampled block reads SPAN rows whatever its list; it must not reach behind the last row.
-        sampled = (visits * sizes < PRODUCT_PAYS) & (lists.offsets + blocks * SPAN <= lists.packed.shape[0])
-    mine, others = held * sampled, held * ~sampled
-    before = torch.where(sampled, mine.cumsum(0) - mine, mine.sum() + others.cumsum(0) - others)
-    queries = torch.div(order, probed.shape[1], rounding_mode="floor")
-    return Tasks(queries, visits, blocks, rank.view(probed.shape), before, sampled)
+        reach = lists.offsets + lists.sizes + (GROUP + BLOCK)
+        sampled = (visits * lists.sizes < PRODUCT_PAYS) & (reach <= lists.packed.shape[0])
+    return Tasks(
+        _quotient(order, probed.shape[1]), visits, blocks, rank.view(probed.shape), held.cumsum(0) - held, sampled
+    )
 
 
 def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
@@ -89,73 +94,68 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
     starts, ends = lists.offsets[:-1].tolist(), lists.offsets[1:].tolist()
     counts, skipped = tasks.visits.tolist(), tasks.sampled.tolist()
     firsts = [0, *itertools.accumulate(counts)]
-    scratch = torch.empty(0, dtype=torch.float32, device=x.device)
-    most = max(SPAN, _ROWS // max(1, x.shape[1]) // SPAN * SPAN)
+    scratch = Scratch(x.device)
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         count = counts[number]
-        if not count or end == start or skipped[number]:
+        if not count or skipped[number]:
             continue
-        step = min(count, _TILE // SPAN)
-        rows = min(most, max(SPAN, _TILE // step // SPAN * SPAN))
-        for task in range(0, count, step):
-            first = firsts[number] + task
-            queries = tasks.queries[first : first + min(step, count - task)]
-            held = x.index_select(0, queries).t()
-            for row in range(start, end, rows):
-                size = min(rows, end - row)
-                padded = -(-size // GROUP) * GROUP
-                if scratch.shape[0] < padded * queries.shape[0]:
-                    scratch = torch.empty(padded * queries.shape[0], dtype=torch.float32, device=x.device)
-                scores = scratch[: padded * queries.shape[0]].view(padded, -1)
-                _product(lists, row, size, held, scores)
+        for row in range(start, end, SECTION):
+            size = min(SECTION, end - row)
+            padded = -(-size // GROUP) * GROUP
+            vectors = lists.packed[row : row + size].float().t()
+            bias = lists.bias[row : row + size] if lists.bias.shape[0] else None
+            step = max(1, _TILE // padded)
+            for task in range(0, count, step):
+                first = firsts[number] + task
+                queries = tasks.queries[first : first + min(step, count - task)]
+                scores = scratch.take(queries.shape[0], padded)
+                _product(x.index_select(0, queries), vectors, bias, scores)
                 yield Tile(scores, queries, row - start, task, number)
 
 
-def _product(lists: InvertedLists, row: int, size: int, queries: Tensor, out: Tensor) -> None:
-    """Ranking scores of `size` rows against `queries` (d, m), written to the first rows of `out`."""
-    vectors = lists.packed[row : row + size].float()
-    real = out[:size]
-    if lists.bias.shape[0]:
-        torch.addmm(lists.bias[row : row + size, None], vectors, queries, out=real)
+def _product(x: Tensor, vectors: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Ranking scores of `vectors` (d, n) for x (m, d), written to the first columns of `out`."""
+    real = out[:, : vectors.shape[1]]
+    if bias is None:
+        torch.mm(x, vectors, out=real)
     else:
-        torch.mm(vectors, queries, out=real)
-    if size < out.shape[0]:
-        out[size:] = NEVER
+        torch.addmm(bias, x, vectors, out=real)
+    if real.shape[1] < out.shape[1]:
+        out[:, real.shape[1] :] = NEVER
 
 
-def block_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Maxima:
-    """The maxima of every task's blocks and groups, for queries x (Q, d) relative to the origin."""
+def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Scratch) -> tuple[Tensor, Tensor]:
+    """The maxima of every task's blocks (B,) and groups (B, BLOCK), for queries x (Q, d) relative to the origin.
+
+    The latter lie in `memory`.
+    """
     total, sampled = torch.stack([(tasks.visits * tasks.blocks).sum(), _sampled_blocks(tasks).sum()]).tolist()
-    coarse = torch.empty(total, dtype=torch.float32, device=x.device)
-    fine = torch.empty(total * BLOCK, dtype=torch.float32, device=x.device)
-    found = Maxima(coarse, fine)
+    fine = memory.take(total, BLOCK)
     if sampled:
-        _sample_blocks(x, lists, tasks, found)
+        _sample_blocks(x, lists, tasks, fine)
     if sampled < total:
-        _multiply_lists(x, lists, tasks, found, blank=False)
-        if not bool(coarse[sampled:].amax() < -NEVER):
-            # A product overflowed: its maximum hides the other rows of its group, so overflow is blanked out first.
-            _multiply_lists(x, lists, tasks, found, blank=True)
-    return found
+        _multiply_lists(x, lists, tasks, fine, blank=False)
+    coarse = fine.amax(1)
+    if sampled < total and not bool(coarse.amax() < -NEVER):
+        # A product overflowed: its maximum hides the other rows of its group, so overflow is blanked out first.
+        _multiply_lists(x, lists, tasks, fine, blank=True)
+        torch.amax(fine, 1, out=coarse)
+    return coarse, fine
 
 
-def _multiply_lists(x: Tensor, lists: InvertedLists, tasks: Tasks, found: Maxima, *, blank: bool) -> None:
+def _multiply_lists(x: Tensor, lists: InvertedLists, tasks: Tasks, fine: Tensor, *, blank: bool) -> None:
     before, counts, blocks = tasks.before.tolist(), tasks.visits.tolist(), tasks.blocks.tolist()
     for tile in tiles(x, lists, tasks):
-        rows, count = tile.scores.shape
+        count, rows = tile.scores.shape
         if blank:
             tile.scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER)
-        start, all_tasks, size = before[tile.list], counts[tile.list], blocks[tile.list]
-        end, block = start + all_tasks * size, tile.row // SPAN
-        span = -(-rows // SPAN)
-        task = slice(tile.task, tile.task + count)
-        # Group by group, as the reduction leaves it: to turn so many numbers round costs as much as finding them.
-        every = found.fine[start * BLOCK : end * BLOCK].view(-1, all_tasks)
-        groups = every[block * BLOCK : (block + span) * BLOCK, task]
-        torch.amax(tile.scores.view(-1, GROUP, count), 1, out=groups[: rows // GROUP])
-        groups[rows // GROUP :] = NEVER
-        maxima = groups.unflatten(0, (-1, BLOCK)).amax(1)
-        found.coarse[start:end].view(-1, size)[task, block : block + span] = maxima.t()
+        start, held, first = before[tile.list], counts[tile.list] * blocks[tile.list], tile.row // SPAN
+        maxima = fine[start : start + held].view(counts[tile.list], -1)[tile.task : tile.task + count]
+        groups = rows // GROUP
+        section = maxima[:, first * BLOCK : (first + -(-rows // SPAN)) * BLOCK]
+        torch.amax(tile.scores.view(count, GROUP, groups), 1, out=section[:, :groups])
+        if groups < section.shape[1]:
+            section[:, groups:] = NEVER
 
 
 def _sampled_blocks(tasks: Tasks) -> Tensor:
@@ -163,24 +163,43 @@ def _sampled_blocks(tasks: Tasks) -> Tensor:
     return tasks.visits * tasks.blocks * tasks.sampled
 
 
-def _sample_blocks(x: Tensor, lists: InvertedLists, tasks: Tasks, found: Maxima) -> None:
+def _sample_blocks(x: Tensor, lists: InvertedLists, tasks: Tasks, fine: Tensor) -> None:
     """The lists that few queries visit, as rows of a sampled product: one row of SPAN entries a block."""
     held = _sampled_blocks(tasks)
     numbers = torch.repeat_interleave(torch.arange(held.shape[0], device=x.device), held)
-    first = tasks.visits.cumsum(0) - tasks.visits
-    step = torch.arange(SPAN, device=x.device)
+    firsts, shifts = tasks.visits.cumsum(0) - tasks.visits, held.cumsum(0) - held
     for chunk in range(0, numbers.shape[0], _BLOCKS):
         number = numbers[chunk : chunk + _BLOCKS]
-        part = slice(chunk, chunk + number.shape[0])
-        along = torch.arange(part.start, part.stop, device=x.device) - tasks.before[number]
-        task = torch.div(along, tasks.blocks[number], rounding_mode="floor")
-        query = tasks.queries[first[number] + task]
-        within = (along - task * tasks.blocks[number]) * SPAN
-        start, left = lists.offsets[number] + within, lists.sizes[number] - within
-        bias = lists.bias.unfold(0, SPAN, 1)[start] if lists.bias.shape[0] else x.new_zeros(len(start), SPAN)
-        scores = sampled_product(x.index_select(0, query), lists.packed, start[:, None] + step, bias)
-        short = torch.nonzero(left < SPAN)[:, 0]
-        scores[short] = scores[short].masked_fill_(step >= left[short, None], NEVER)
-        groups = scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER).view(-1, BLOCK, GROUP).amax(2)
-        found.fine[part.start * BLOCK : part.stop * BLOCK] = groups.flatten()
-        torch.amax(groups, 1, out=found.coarse[part])
+        along = torch.arange(chunk, chunk + number.shape[0], device=x.device) - shifts[number]
+        task = _quotient(along, tasks.blocks[number])
+        block = along - task * tasks.blocks[number]
+        at = strands(lists, number, block * BLOCK)
+        query = x.index_select(0, tasks.queries[firsts[number] + task])
+        runs = at.first[:, None] + at.apart[:, None] * torch.arange(GROUP, device=x.device)
+        rows = runs[:, :, None] + torch.arange(BLOCK, device=x.device)
+        bias = lists.bias.unfold(0, BLOCK, 1)[runs] if lists.bias.shape[0] else x.new_zeros(rows.shape)
+        scores = sampled_product(query, lists.packed, rows.flatten(1), bias.flatten(1)).view(rows.shape)
+        short = torch.nonzero(at.along + (GROUP - 1) * at.apart + BLOCK > at.held)[:, 0]
+        if short.shape[0]:
+            scores[short] = scores[short].masked_fill_(_behind(Strands(*(part[short] for part in at))), NEVER)
+        fine[tasks.before[number] + along] = scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER).amax(1)
+
+
+def _behind(at: Strands) -> Tensor:
+    """Entries (B, GROUP, BLOCK) of sampled blocks that are of no group, or of none of its rows."""
+    group = at.along[:, None, None] + torch.arange(BLOCK, device=at.along.device)
+    row = group + at.apart[:, None, None] * torch.arange(GROUP, device=group.device)[:, None]
+    return (group >= at.apart[:, None, None]) | (row >= at.held[:, None, None])
+
+
+def strands(lists: InvertedLists, number: Tensor, group: Tensor) -> Strands:
+    """Where the rows of a group lie. number, group (...): a list, and a group counted in it."""
+    section = _quotient(group, SECTION // GROUP)
+    along = group - section * (SECTION // GROUP)
+    held = (lists.sizes[number] - section * SECTION).clamp_(max=SECTION)
+    first = lists.offsets[number] + section * SECTION + along
+    return Strands(first, along, _quotient(held + (GROUP - 1), GROUP), held)
+
+
+def _quotient(x: Tensor, y: Tensor | int) -> Tensor:
+    return torch.div(x, y, rounding_mode="floor")

@@ -76,14 +76,17 @@ def row_bias(vectors: Tensor, origin: Tensor, metric: str) -> Tensor:
 def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
     """Exact scores of `vectors` (Q, K, d) for `x` (Q, d): (Q, K), differentiable in `x`.
 
-    l2: the negated squared distance. ip, cosine: the inner product.
+    l2: the negated squared distance. ip, cosine: the inner product. May overwrite `vectors`: fresh memory for the
+    differences would cost a CPU more than the arithmetic.
 
     >>> exact_scores(torch.zeros(1, 2), torch.tensor([[[3.0, 4.0]]]), "l2")
     tensor([[-25.]])
     """
     if metric != "l2":
         return torch.einsum("qd,qkd->qk", x, vectors)
-    return -(x[:, None] - vectors).square().sum(-1)
+    if torch.is_grad_enabled() and x.requires_grad:
+        return -(x[:, None] - vectors).square().sum(-1)
+    return vectors.sub_(x[:, None]).square_().sum(-1).neg_()
 
 
 def doubtful(x: Tensor, origin: Tensor, last: Tensor, kth: Tensor, metric: str) -> Tensor | None:

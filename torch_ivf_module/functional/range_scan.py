@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
-from .cost import scratch_bytes
 from .lists import InvertedLists
 from .maxima import tasks_of, tiles
 from .probe import Coarse
 from .search import probed_lists
 
+_PROBE_BYTES = 112  # of a query, for each list it visits
 _RESCORE_ROWS = 1 << 13  # vectors gathered at a time for exact scores
 
 
@@ -35,7 +35,7 @@ def range_search(
     x (Q, d) as `metric.prepare` gives it; rows count on from segment to segment.
     """
     probed = probed_lists(x, coarse, segments, nprobe, metric, None)
-    step = max(1, max_bytes // scratch_bytes("csr", 0, probed.shape[1] + 1, 1))
+    step = max(1, max_bytes // (_PROBE_BYTES * (probed.shape[1] + 1)))
     queries, scores, rows = [probed.new_empty(0)], [x.new_empty(0)], [probed.new_empty(0)]
     before = 0
     for lists in segments:
@@ -63,7 +63,7 @@ def _near(
     shifted = metrics.shift(x, origin, metric)
     queries, rows = [probed.new_empty(0)], [probed.new_empty(0)]
     for tile in tiles(shifted, lists, tasks_of(shifted, lists, probed, sample=False)):
-        row, task = torch.nonzero(tile.scores > floor[tile.queries], as_tuple=True)
+        task, row = torch.nonzero(tile.scores > floor[tile.queries, None], as_tuple=True)
         queries.append(tile.queries[task])
         rows.append(row + tile.row + lists.offsets[tile.list])
     return torch.cat(queries), torch.cat(rows)

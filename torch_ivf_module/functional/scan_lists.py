@@ -1,6 +1,6 @@
 """The list-major scan, "csr": every visited list is read once for all queries that visit it.
 
-Q queries, L lists, P probes, d dim, k results, W blocks a query.
+Q queries, L lists, P probes, d dim, k results, B blocks, W blocks a query.
 
 The k best rows of a query lie in its k best groups of rows, and those in its k best blocks. So two small selections
 among the maxima leave k * GROUP rows a query, which the query-major functions score again: both scans end in the
@@ -9,35 +9,79 @@ same candidates.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from .lists import InvertedLists, ranges_to_positions
-from .maxima import BLOCK, GROUP, SPAN, Maxima, Tasks, block_maxima, tasks_of
+from .maxima import BLOCK, GROUP, SPAN, Tasks, group_maxima, strands, tasks_of
 from .scan_queries import best_rows
+from .scratch import Scratch
 from .select import NEVER, best_positions
 
 _SELECTED = 1 << 17  # maxima selected among at a time: 5 MiB of temporaries, more cost page faults
+_COARSE_PAYS = 2  # times as many blocks as are chosen: with fewer, looking into all of them is as good
 
 
-def scan_lists(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
-    """The k best rows of the probed lists, as scan_queries gives them. `width` plays no part."""
-    tasks = tasks_of(x, lists, probed)
-    maxima = block_maxima(x, lists, tasks)
-    blocks = int(tasks.blocks[probed].sum(1).max())
-    step = max(1, _SELECTED // max(1, blocks, k * BLOCK))
-    parts = []
-    for start in range(0, x.shape[0], step):
-        part = slice(start, start + step)
-        rows = _survivors(lists, probed[part], tasks, tasks.rank[part], maxima, k, blocks)
-        parts.append(best_rows(x[part], lists, rows, k))
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+def scan_lists(
+    x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int, max_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """The k best rows of the probed lists, as scan_queries gives them, in about `max_bytes` of scratch.
+
+    `width` is at least the largest number of rows that a query's lists hold together.
+    """
+    memory = Scratch(x.device)
+    found = []
+    for part, some in _pieces(x, lists, probed, k, max_bytes):
+        tasks = tasks_of(part, lists, some)
+        found += _select(part, lists, some, tasks, group_maxima(part, lists, tasks, memory), k)
+    if len(found) == 1:
+        return found[0]
+    columns = max(rows.shape[1] for _, rows in found)
+    padded = [_pad(scores, rows, columns) for scores, rows in found]
+    return torch.cat([p[0] for p in padded]), torch.cat([p[1] for p in padded])
+
+
+def _pieces(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Queries cut where their scratch reaches `max_bytes`; evenly, for a product of few tasks is a slow one."""
+    blocks = torch.div(lists.sizes + (SPAN - 1), SPAN, rounding_mode="floor")[probed].sum(1)
+    # Of each query its maxima, its tasks and its candidates.
+    needed = (blocks * (4 * (BLOCK + 1)) + 64 * probed.shape[1] + 32 * k).cumsum(0)
+    pieces = -(-int(needed[-1]) // max(1, max_bytes))
+    if pieces == 1:
+        return [(x, probed)]
+    piece = torch.div(needed * pieces - 1, needed[-1], rounding_mode="floor")
+    sizes = [size for size in torch.bincount(piece).tolist() if size]
+    return zip(x.split(sizes), probed.split(sizes), strict=True)
+
+
+def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    more = (0, columns - rows.shape[1])
+    return torch.nn.functional.pad(scores, more, value=NEVER), torch.nn.functional.pad(rows, more, value=-1)
+
+
+def _select(
+    x: Tensor, lists: InvertedLists, probed: Tensor, tasks: Tasks, maxima: tuple[Tensor, Tensor], k: int
+) -> list[tuple[Tensor, Tensor]]:
+    """The k best rows of each query, some queries at a time."""
+    width = int(tasks.blocks[probed].sum(1).max())
+    step = max(1, _SELECTED // max(1, width, k * BLOCK))
+    found = []
+    for query, some, rank in zip(x.split(step), probed.split(step), tasks.rank.split(step), strict=True):
+        rows = _survivors(lists, some, tasks, rank, maxima, k, width)
+        found.append(best_rows(query, lists, rows, k))
+    return found
 
 
 def _survivors(
-    lists: InvertedLists, probed: Tensor, tasks: Tasks, rank: Tensor, maxima: Maxima, k: int, width: int
+    lists: InvertedLists,
+    probed: Tensor,
+    tasks: Tasks,
+    rank: Tensor,
+    maxima: tuple[Tensor, Tensor],
+    k: int,
+    width: int,
 ) -> Tensor:
     """The rows (Q, k * GROUP) of each query's k best groups, negative for padding; `width` bounds its blocks."""
     blocks = tasks.blocks[probed]
@@ -45,23 +89,20 @@ def _survivors(
     if width == 0:
         return probed.new_empty(probed.shape[0], 0)
     position, probe = ranges_to_positions(address, blocks, width)
-    coarse = maxima.coarse.take(position.clamp(min=0)).masked_fill_(position < 0, NEVER)
-    best, chosen = best_positions(coarse, k)
-    # From the chosen blocks to their groups: those of a list by matrix product lie as far apart as it has tasks.
-    lost = best == NEVER
-    probe = probe.gather(1, chosen).masked_fill_(lost, 0)
-    number, task = probed.gather(1, probe), rank.gather(1, probe)
-    within = (position.gather(1, chosen) - address.gather(1, probe)).masked_fill_(lost, 0)
-    apart = torch.where(tasks.sampled, 1, tasks.visits)[number]
-    place = torch.where(tasks.sampled, tasks.blocks * BLOCK, 1)[number] * task
-    place += (tasks.before[number] + within * apart) * BLOCK
-    step = torch.arange(BLOCK, device=place.device)
-    fine = maxima.fine.take((place[:, :, None] + apart[:, :, None] * step).masked_fill_(lost[:, :, None], 0))
-    _, group = best_positions(fine.masked_fill_(lost[:, :, None], NEVER).flatten(1), k)
+    coarse, fine = maxima
+    if width > _COARSE_PAYS * k:
+        best = coarse.take(position.clamp(min=0)).masked_fill_(position < 0, NEVER)
+        chosen = best_positions(best, k)[1]
+        position, probe = position.gather(1, chosen), probe.gather(1, chosen)
+    lost = position < 0
+    fine = fine.index_select(0, position.clamp(min=0).flatten()).view(*position.shape, BLOCK)
+    best, chosen = best_positions(fine.masked_fill_(lost[:, :, None], NEVER).flatten(1), k)
     # From the chosen groups to their rows.
-    block = torch.div(group, BLOCK, rounding_mode="floor")
-    number, within = number.gather(1, block), within.gather(1, block)
-    row = lists.offsets[number] + within * SPAN + group % BLOCK * GROUP
-    end = (lists.offsets[number] + lists.sizes[number]).masked_fill_(lost.gather(1, block), 0)
-    rows = row[:, :, None] + torch.arange(GROUP, device=row.device)
-    return rows.masked_fill_(rows >= end[:, :, None], -1).flatten(1)
+    block = torch.div(chosen, BLOCK, rounding_mode="floor")
+    probe = probe.gather(1, block).clamp_(max=probed.shape[1] - 1)
+    first = (position.gather(1, block) - address.gather(1, probe)) * BLOCK
+    at = strands(lists, probed.gather(1, probe), first + chosen - block * BLOCK)
+    step = torch.arange(GROUP, device=position.device) * at.apart[:, :, None]
+    held = at.held.masked_fill_(best == NEVER, 0)
+    rows = at.first[:, :, None] + step
+    return rows.masked_fill_(at.along[:, :, None] + step >= held[:, :, None], -1).flatten(1)

@@ -18,12 +18,22 @@ _GATHER_BYTES = 32 << 20  # vectors gathered at a time where there is no fused g
 _SPLIT_ROWS = 16  # a few queries are cut into this many parts, which keep two to eight threads evenly busy
 
 
-def scan_queries(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
+def scan_queries(
+    x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int, max_bytes: int
+) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists: ranking scores and rows (Q, min(k, width)), -inf and -1 for padding.
 
     x (Q, d) relative to the origin; probed (Q, P), L where nothing is probed; `width` at least the largest number
-    of rows that a query's lists hold together.
+    of rows that a query's lists hold together. Takes about `max_bytes` of scratch.
     """
+    step = max(1, max_bytes // (72 * min(width, SLICE) + 32 * probed.shape[1]))
+    found = [_scan(part, lists, some, k, width) for part, some in zip(x.split(step), probed.split(step), strict=True)]
+    if len(found) == 1:
+        return found[0]
+    return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+
+
+def _scan(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
     parts = []
     for start in range(0, width, SLICE):
         rows = candidate_rows(lists, probed, start, min(SLICE, width - start))

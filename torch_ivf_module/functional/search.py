@@ -14,14 +14,14 @@ from torch import Tensor
 
 from . import budget
 from . import metric as metrics
-from .cost import cheapest, query_bytes, scratch_bytes
+from .cost import cheapest
 from .lists import InvertedLists
 from .probe import Coarse, probe
 from .scan_lists import scan_lists
 from .scan_queries import scan_queries
-from .select import NEVER, select_topk
+from .select import select_topk
 
-Scan = Callable[[Tensor, InvertedLists, Tensor, int, int], tuple[Tensor, Tensor]]
+Scan = Callable[[Tensor, InvertedLists, Tensor, int, int, int], tuple[Tensor, Tensor]]
 
 STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
 MODES = ("auto", *STRATEGIES)
@@ -29,6 +29,7 @@ MODES = ("auto", *STRATEGIES)
 # Times as many candidates for a query that is in doubt. On image patches (k = 20) 11% of the queries are with 26
 # candidates, 4% with 33, 2% with 40 and 0.1% with 60, while each candidate more costs every query.
 _KEEP_MORE = 4
+_ASIDE_BYTES = 64 << 20  # for what a scan holds beside its maxima or candidates, half of max_bytes if that is less
 _RESCORE_BYTES = 1 << 20  # vectors gathered at a time for exact scores: with two temporaries more leaves the cache
 
 
@@ -72,14 +73,14 @@ def search(
     kept = k + 8 + k // 4
     if exact:
         kept = 1 + max(lists.packed.shape[0] for lists in segments)
-    step = max(1, max_bytes // 4 // query_bytes(coarse.centroids.shape[0], nprobe, kept))
+    step = max(1, max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], nprobe, kept))
     parts = []
     for start in range(0, max(1, x.shape[0]), step):
         part = x[start : start + step]
         with torch.no_grad():
             plain = part.detach()
             probed = probed_lists(plain, coarse, segments, nprobe, metric, max_codes)
-            settings = Settings(k, kept, metric, mode, max_bytes // 2, width)
+            settings = Settings(k, kept, metric, mode, max_bytes - min(max_bytes // 2, _ASIDE_BYTES), width)
             found = [_search_segment(plain, coarse.origin, lists, probed, settings) for lists in segments]
         if torch.is_grad_enabled() and part.requires_grad:
             pairs = zip(segments, found, strict=True)
@@ -115,7 +116,7 @@ def _search_segment(
     if doubtful is not None and bool(doubtful.any()):
         at = torch.nonzero(doubtful)[:, 0]
         more = settings._replace(kept=_KEEP_MORE * settings.kept)  # in the end that is every row there is
-        step = max(1, settings.max_bytes // query_bytes(1, 1, more.kept))
+        step = max(1, settings.max_bytes // _query_bytes(1, 1, more.kept))
         for part in at.split(step):
             scores[part], best[part] = _search_segment(x[part], origin, lists, probed[part], more)
     return scores, best
@@ -163,21 +164,12 @@ def _candidates(x: Tensor, lists: InvertedLists, probed: Tensor, settings: Setti
     mode, k = settings.mode, settings.kept
     if mode == "auto":
         mode = cheapest(x, lists, probed, k, width)
-    step = max(1, settings.max_bytes // scratch_bytes(mode, width, probed.shape[1], k))
-    parts = [
-        STRATEGIES[mode](x[start : start + step], lists, probed[start : start + step], k, width)
-        for start in range(0, x.shape[0], step)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    columns = max(part.shape[1] for _, part in parts)
-    padded = [_pad(scores, rows, columns) for scores, rows in parts]
-    return torch.cat([p[0] for p in padded]), torch.cat([p[1] for p in padded])
+    return STRATEGIES[mode](x, lists, probed, k, width, settings.max_bytes)
 
 
-def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    more = (0, columns - rows.shape[1])
-    return torch.nn.functional.pad(scores, more, value=NEVER), torch.nn.functional.pad(rows, more, value=-1)
+def _query_bytes(lists: int, probes: int, k: int) -> int:
+    """Memory that a query takes outside the scan: its probes, its candidates, their exact scores."""
+    return 32 * min(lists, probes) + 48 * k
 
 
 def lookup(ids: Sequence[Tensor], rows: Tensor) -> Tensor:
