@@ -30,8 +30,8 @@ SPAN = GROUP * BLOCK
 SECTION = 32 * SPAN  # rows of a list in one product
 _TILE = 1 << 20  # scores of a product: 4 MiB, so that the pass over them finds them in cache
 _BLOCKS = 1 << 10  # blocks of a sampled product at a time: 2 MiB of pattern
-# A matrix product costs about 100 us a list, and a sampled score about 10 ns more than one of a product. Measured on the
-# headline and the photographs at nq from 32 to 2,048: between 6,000 and 20,000 little changes, 3,000 and 40,000 lose 10%.
+# A matrix product costs about 100 us a list, a sampled score about 10 ns more than one of a product. Measured on the
+# headline and the photographs, nq 32 to 2,048: between 6,000 and 20,000 little changes, 3,000 and 40,000 lose 10%.
 PRODUCT_PAYS = 10_000  # scores of a list
 
 
