@@ -100,8 +100,8 @@ def test_imports_point_down(file):
         if found.module.partition(".")[0] != NAME or found.line in ignored:
             continue
         other = (found.module.split(".")[1:] or ["__init__"])[0]
-        lazily_saved = part == "index" and other == "checkpoint" and found.inside
-        assert LEVEL[other] <= LEVEL[part] or lazily_saved, (
+        lazily = part == "index" and other in ("checkpoint", "graph") and found.inside
+        assert LEVEL[other] <= LEVEL[part] or lazily, (
             f"{file}:{found.line} imports {found.module}, which is above"
         )
 

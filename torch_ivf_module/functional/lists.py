@@ -6,6 +6,7 @@ tensor; an *id* is the user's label of it. Lists are contiguous runs of rows.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -71,6 +72,18 @@ def keep_rows(packed: Tensor, offsets: Tensor, ids: Tensor, kept: Tensor) -> tup
     """New tensors with only the rows where `kept` (N,) is true, in their order."""
     before = torch.cat([offsets.new_zeros(1), kept.cumsum(0)])
     return packed[kept], before.index_select(0, offsets), ids[kept]
+
+
+def marked(ids: Tensor, mask: Tensor) -> Tensor:
+    """Which ids (N,) a bool mask over ids marks: bool (N,); an id that lies outside the mask is not marked."""
+    outside = (ids < 0) | (ids >= mask.shape[0])
+    return torch.cat([mask, mask.new_zeros(1)])[torch.where(outside, mask.shape[0], ids)]
+
+
+def only(lists: InvertedLists, kept: Tensor) -> InvertedLists:
+    """The lists with nothing to be found in them but the rows that `kept` (N,) says."""
+    bias = lists.bias if lists.bias.shape[0] else torch.zeros(kept.shape, dtype=torch.float32, device=kept.device)
+    return lists._replace(bias=torch.where(kept, bias, -math.inf))
 
 
 def ranges_to_positions(starts: Tensor, sizes: Tensor, width: int) -> tuple[Tensor, Tensor]:

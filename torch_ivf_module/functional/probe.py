@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
+from .parts import in_parts
 from .select import best_positions
 
 _CHUNK_SCORES = 1 << 20  # scores held at a time: 4 MiB stays in cache, where a second pass over it is cheap
@@ -37,10 +38,8 @@ def probe(x: Tensor, coarse: Coarse, nprobe: int) -> tuple[Tensor, Tensor]:
     with P = min(nprobe, L).
     """
     lists = coarse.centroids.shape[0]
-    parts = [best_positions(_scores(part, coarse), nprobe) for part in x.split(max(1, _CHUNK_SCORES // max(1, lists)))]
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    step = max(1, _CHUNK_SCORES // max(1, lists))
+    return in_parts(lambda part: best_positions(_scores(part, coarse), nprobe), step, x)
 
 
 def _scores(x: Tensor, coarse: Coarse) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import metric as metrics
 from .lists import InvertedLists
 from .maxima import tasks_of, tiles
+from .parts import in_parts
 from .probe import Coarse
 from .search import probed_lists
 
@@ -34,7 +35,7 @@ def range_search(
 
     x (Q, d) as `metric.prepare` gives it; rows count on from segment to segment.
     """
-    probed = probed_lists(x, coarse, segments, nprobe, metric, None)
+    shifted, probed = probed_lists(x, coarse, segments, nprobe, metric, None)
     step = max(1, max_bytes // (_PROBE_BYTES * (probed.shape[1] + 1)))
     queries, scores, rows = [probed.new_empty(0)], [x.new_empty(0)], [probed.new_empty(0)]
     before = 0
@@ -42,7 +43,7 @@ def range_search(
         reach = metrics.largest_norm(lists.packed)
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
-            hits = _near(x[part], coarse.origin, lists, probed[part], score, reach, metric)
+            hits = _near(x[part], shifted[part], coarse.origin, lists, probed[part], score, reach, metric)
             found = _exact(x[part], lists.packed, *hits, metric)
             keep = (found > score) & torch.isfinite(found)
             queries.append(hits[0][keep] + start)
@@ -56,11 +57,17 @@ def range_search(
 
 
 def _near(
-    x: Tensor, origin: Tensor, lists: InvertedLists, probed: Tensor, score: float, reach: Tensor, metric: str
+    x: Tensor,
+    shifted: Tensor,
+    origin: Tensor,
+    lists: InvertedLists,
+    probed: Tensor,
+    score: float,
+    reach: Tensor,
+    metric: str,
 ) -> tuple[Tensor, Tensor]:
     """Queries and rows (H,) whose ranking score may, rounding allowed for, mean an exact score above `score`."""
     floor = metrics.range_floor(x, origin, score, reach, metric)
-    shifted = metrics.shift(x, origin, metric)
     queries, rows = [probed.new_empty(0)], [probed.new_empty(0)]
     for tile in tiles(shifted, lists, tasks_of(shifted, lists, probed, sample=False)):
         task, row = torch.nonzero(tile.scores > floor[tile.queries, None], as_tuple=True)
@@ -71,8 +78,8 @@ def _near(
 
 def _exact(x: Tensor, packed: Tensor, queries: Tensor, rows: Tensor, metric: str) -> Tensor:
     """Exact scores (H,) of pairs of a query and a row."""
-    parts = [
-        metrics.exact_scores(x[query], packed[row][:, None].float(), metric)[:, 0]
-        for query, row in zip(queries.split(_RESCORE_ROWS), rows.split(_RESCORE_ROWS), strict=True)
-    ]
-    return torch.cat(parts) if parts else x.new_empty(0)
+
+    def score(query: Tensor, row: Tensor) -> Tensor:
+        return metrics.exact_scores(x[query], packed[row][:, None].float(), metric)[:, 0]
+
+    return in_parts(score, _RESCORE_ROWS, queries, rows)

@@ -11,9 +11,13 @@ import warnings
 import torch
 from torch import Tensor
 
+from .parts import tracing
+
 
 def has_sampled_product(x: Tensor, packed: Tensor, width: int) -> bool:
     """Whether `sampled_product` serves these tensors: float32 on a CPU, rows no longer than there are vectors."""
+    if tracing():  # no graph format has it
+        return False
     return packed.device.type == "cpu" and packed.dtype == x.dtype == torch.float32 and width <= packed.shape[0]
 
 

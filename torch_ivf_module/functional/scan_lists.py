@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .lists import InvertedLists, ranges_to_positions
 from .maxima import BLOCK, GROUP, SPAN, Tasks, group_maxima, strands, tasks_of
+from .parts import joined
 from .scan_queries import best_rows
 from .scratch import Scratch
 from .select import NEVER, best_positions
@@ -36,11 +37,8 @@ def scan_lists(
     for part, some in _pieces(x, lists, probed, k, max_bytes):
         tasks = tasks_of(part, lists, some)
         found += _select(part, lists, some, tasks, group_maxima(part, lists, tasks, memory), k)
-    if len(found) == 1:
-        return found[0]
     columns = max(rows.shape[1] for _, rows in found)
-    padded = [_pad(scores, rows, columns) for scores, rows in found]
-    return torch.cat([p[0] for p in padded]), torch.cat([p[1] for p in padded])
+    return joined([_pad(scores, rows, columns) for scores, rows in found])
 
 
 def _pieces(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) -> Iterable[tuple[Tensor, Tensor]]:
@@ -58,6 +56,8 @@ def _pieces(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, max_bytes: 
 
 def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     more = (0, columns - rows.shape[1])
+    if not more[1]:
+        return scores, rows
     return torch.nn.functional.pad(scores, more, value=NEVER), torch.nn.functional.pad(rows, more, value=-1)
 
 

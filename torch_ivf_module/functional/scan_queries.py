@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from .lists import InvertedLists, ranges_to_positions
+from .parts import in_parts, tracing
 from .sampled import has_sampled_product, sampled_product
-from .select import NEVER, best_positions, select_topk
+from .select import NEVER, best_positions, merge
 
 SLICE = 1 << 18  # candidates of a query held at a time
 _GATHER_BYTES = 32 << 20  # vectors gathered at a time where there is no fused gather-and-dot
@@ -27,10 +28,7 @@ def scan_queries(
     of rows that a query's lists hold together. Takes about `max_bytes` of scratch.
     """
     step = max(1, max_bytes // (72 * min(width, SLICE) + 32 * probed.shape[1]))
-    found = [_scan(part, lists, some, k, width) for part, some in zip(x.split(step), probed.split(step), strict=True)]
-    if len(found) == 1:
-        return found[0]
-    return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+    return in_parts(lambda part, some: _scan(part, lists, some, k, width), step, x, probed)
 
 
 def _scan(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
@@ -38,9 +36,7 @@ def _scan(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int) -
     for start in range(0, width, SLICE):
         rows = candidate_rows(lists, probed, start, min(SLICE, width - start))
         parts.append(best_rows(x, lists, rows, k))
-    if len(parts) == 1:
-        return parts[0]
-    return select_topk(torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1), min(k, width))
+    return parts[0] if len(parts) == 1 else merge(parts, min(k, width))
 
 
 def candidate_rows(lists: InvertedLists, probed: Tensor, start: int, width: int) -> Tensor:
@@ -66,7 +62,7 @@ def score_rows(x: Tensor, lists: InvertedLists, rows: Tensor) -> Tensor:
     else:
         start = torch.zeros(rows.shape, dtype=torch.float32, device=x.device)
     start = start.masked_fill_(rows < 0, NEVER)
-    if rows.numel() and has_sampled_product(x, lists.packed, rows.shape[1]):
+    if has_sampled_product(x, lists.packed, rows.shape[1]) and rows.numel():
         scores = _split_product(x, lists.packed, at, start)
     else:
         scores = start + _gathered_product(x, lists.packed, at)
@@ -74,12 +70,10 @@ def score_rows(x: Tensor, lists: InvertedLists, rows: Tensor) -> Tensor:
 
 
 def _gathered_product(x: Tensor, packed: Tensor, rows: Tensor) -> Tensor:
+    if tracing():  # as the compiler can fuse it: then no vector is gathered anywhere
+        return (packed[rows].float() * x[:, None]).sum(2)
     step = max(1, _GATHER_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1]))
-    parts = [
-        torch.bmm(packed[part].float(), query[:, :, None])[:, :, 0]
-        for query, part in zip(x.split(step), rows.split(step), strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return in_parts(lambda query, at: torch.bmm(packed[at].float(), query[:, :, None])[:, :, 0], step, x, rows)
 
 
 def _split_product(x: Tensor, packed: Tensor, rows: Tensor, start: Tensor) -> Tensor:

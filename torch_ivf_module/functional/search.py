@@ -16,10 +16,11 @@ from . import budget
 from . import metric as metrics
 from .cost import cheapest
 from .lists import InvertedLists
+from .parts import in_parts
 from .probe import Coarse, probe
 from .scan_lists import scan_lists
 from .scan_queries import scan_queries
-from .select import select_topk
+from .select import merge, select_topk
 
 Scan = Callable[[Tensor, InvertedLists, Tensor, int, int, int], tuple[Tensor, Tensor]]
 
@@ -35,16 +36,20 @@ _RESCORE_BYTES = 1 << 20  # vectors gathered at a time for exact scores: with tw
 
 def probed_lists(
     x: Tensor, coarse: Coarse, segments: Sequence[InvertedLists], nprobe: int, metric: str, max_codes: int | None
-) -> Tensor:
-    """The lists each query x (Q, d) reads, nearest first: (Q, P), L where a cap or a bad query leaves none."""
+) -> tuple[Tensor, Tensor]:
+    """What a scan takes: the queries x (Q, d) relative to the origin, all numbers finite, and the lists they read.
+
+    The latter are (Q, P), nearest first, L where a cap or a bad query leaves none. A graph is faster for computing
+    the former once: the product with the centroids needs it in memory, and so no later loop computes it again.
+    """
     nlist = coarse.centroids.shape[0]
     finite = (x * 0).sum(1, keepdim=True) == 0  # 0 * inf and 0 * NaN are NaN
-    shifted = metrics.shift(x.masked_fill(~finite, 0), coarse.origin, metric)
+    shifted = metrics.shift(x.masked_fill(~finite, 0), coarse.origin, metric).nan_to_num(nan=0, posinf=0, neginf=0)
     probed = probe(shifted, coarse, nprobe)[1].masked_fill_(~finite, nlist)
     if max_codes is None:
-        return probed
+        return shifted, probed
     sizes = torch.stack([lists.sizes for lists in segments]).sum(0)
-    return probed.masked_fill(~budget.within_max_codes(sizes[probed], max_codes), nlist)
+    return shifted, probed.masked_fill(~budget.within_max_codes(sizes[probed], max_codes), nlist)
 
 
 def search(
@@ -55,7 +60,7 @@ def search(
     k: int,
     nprobe: int,
     metric: str,
-    mode: str = "auto",
+    mode: str | Scan = "auto",
     max_codes: int | None = None,
     max_bytes: int = 256 << 20,
     width: int | None = None,
@@ -64,49 +69,61 @@ def search(
     """The k best rows of the `nprobe` nearest lists: exact scores (Q, k), differentiable in x, and rows (Q, k).
 
     x (Q, d) float32 as `metric.prepare` gives it. `segments` are one or more sets of inverted lists over the same
-    centroids. `width`, where given, must be at least the rows that any query's lists hold in a segment; it takes
-    the place of reading that number back from the device. `exact` scores every row of the probed lists exactly,
-    instead of the best by a rounded score and an allowance for its error.
+    centroids. `mode` is one of MODES, or a scan. `width`, where given, must be at least the rows that any query's
+    lists hold in a segment; it takes the place of reading that number back from the device, and with it the search
+    is a graph of static shapes, in which no query is searched twice. `exact` scores every row of the probed lists
+    exactly, instead of the best by a rounded score and an allowance for its error.
     """
     # The scan ranks by a rounded score, so a few more rows than asked for are kept and scored exactly. Where even
     # these may not be enough, the query is searched again with more of them; see metric.doubtful.
     kept = k + 8 + k // 4
     if exact:
         kept = 1 + max(lists.packed.shape[0] for lists in segments)
+    settings = Settings(
+        k=k,
+        kept=kept,
+        nprobe=nprobe,
+        metric=metric,
+        mode=mode,
+        max_codes=max_codes,
+        width=width,
+        max_bytes=max_bytes - min(max_bytes // 2, _ASIDE_BYTES),
+    )
     step = max(1, max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], nprobe, kept))
-    parts = []
-    for start in range(0, max(1, x.shape[0]), step):
-        part = x[start : start + step]
-        with torch.no_grad():
-            plain = part.detach()
-            probed = probed_lists(plain, coarse, segments, nprobe, metric, max_codes)
-            settings = Settings(k, kept, metric, mode, max_bytes - min(max_bytes // 2, _ASIDE_BYTES), width)
-            found = [_search_segment(plain, coarse.origin, lists, probed, settings) for lists in segments]
-        if torch.is_grad_enabled() and part.requires_grad:
-            pairs = zip(segments, found, strict=True)
-            found = [rescore(part, lists.packed, rows, k, metric) for lists, (_, rows) in pairs]
-        parts.append(_merge(segments, found, k))
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    return in_parts(lambda part: _search_batch(part, coarse, segments, settings), step, x)
 
 
 class Settings(NamedTuple):
-    """What the search of one segment needs to know."""
+    """What a search is told, the vectors left out."""
 
     k: int
     kept: int
+    nprobe: int
     metric: str
-    mode: str
-    max_bytes: int
+    mode: str | Scan
+    max_codes: int | None
     width: int | None
+    max_bytes: int
+
+
+def _search_batch(
+    x: Tensor, coarse: Coarse, segments: Sequence[InvertedLists], settings: Settings
+) -> tuple[Tensor, Tensor]:
+    k, metric = settings.k, settings.metric
+    with torch.no_grad():
+        plain = x.detach()
+        shifted, probed = probed_lists(plain, coarse, segments, settings.nprobe, metric, settings.max_codes)
+        found = [_search_segment(plain, shifted, coarse.origin, lists, probed, settings) for lists in segments]
+    if torch.is_grad_enabled() and x.requires_grad:
+        pairs = zip(segments, found, strict=True)
+        found = [rescore(x, lists.packed, rows, k, metric) for lists, (_, rows) in pairs]
+    return _merge(segments, found, k)
 
 
 def _search_segment(
-    x: Tensor, origin: Tensor, lists: InvertedLists, probed: Tensor, settings: Settings
+    x: Tensor, shifted: Tensor, origin: Tensor, lists: InvertedLists, probed: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of one segment: exact scores and rows (Q, k)."""
-    shifted = metrics.shift(x, origin, settings.metric).nan_to_num(nan=0, posinf=0, neginf=0)
     ranking, rows = _candidates(shifted, lists, probed, settings)
     scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric)
     nothing_left_out = rows.shape[1] < settings.kept or lists.packed.shape[0] < settings.kept
@@ -118,7 +135,7 @@ def _search_segment(
         more = settings._replace(kept=_KEEP_MORE * settings.kept)  # in the end that is every row there is
         step = max(1, settings.max_bytes // _query_bytes(1, 1, more.kept))
         for part in at.split(step):
-            scores[part], best[part] = _search_segment(x[part], origin, lists, probed[part], more)
+            scores[part], best[part] = _search_segment(x[part], shifted[part], origin, lists, probed[part], more)
     return scores, best
 
 
@@ -130,7 +147,7 @@ def _merge(segments: Sequence[InvertedLists], found: Sequence[tuple[Tensor, Tens
     for lists, (_, part) in zip(segments, found, strict=True):
         rows.append(torch.where(part < 0, -1, part + before))
         before += lists.packed.shape[0]
-    return select_topk(torch.cat([scores for scores, _ in found], 1), torch.cat(rows, 1), k)
+    return merge([(scores, moved) for (scores, _), moved in zip(found, rows, strict=True)], k)
 
 
 def rescore(x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
@@ -139,23 +156,19 @@ def rescore(x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str) -> tup
         rows = rows[:, :0]
     most = max(1, _RESCORE_BYTES // (4 * packed.shape[1]))
     if rows.shape[1] > most:
-        found = [rescore(x, packed, part, k, metric) for part in rows.split(most, dim=1)]
-        return select_topk(torch.cat([f[0] for f in found], 1), torch.cat([f[1] for f in found], 1), k)
-    step = max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1]))
-    parts = []
-    for start in range(0, max(1, x.shape[0]), step):
-        part, query = rows[start : start + step], x[start : start + step]
+        return merge([rescore(x, packed, part, k, metric) for part in rows.split(most, dim=1)], k)
+
+    def score(query: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         vectors = packed.index_select(0, part.clamp(min=0).flatten()).view(*part.shape, packed.shape[1])
-        parts.append(select_topk(metrics.exact_scores(query, vectors.float(), metric), part, k))
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        return select_topk(metrics.exact_scores(query, vectors.float(), metric), part, k)
+
+    return in_parts(score, max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1])), x, rows)
 
 
 def _candidates(x: Tensor, lists: InvertedLists, probed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     """Candidates of one segment, found by a strategy: ranking scores and rows (Q, at most settings.kept)."""
     nothing = x.new_empty((probed.shape[0], 0)), probed.new_empty((probed.shape[0], 0))
-    if lists.packed.shape[0] == 0 or probed.numel() == 0:
+    if lists.packed.shape[0] == 0 or (settings.width is None and probed.numel() == 0):
         return nothing
     width = int(lists.sizes[probed].sum(1).max()) if settings.width is None else settings.width
     width = min(width, lists.packed.shape[0])
@@ -164,7 +177,8 @@ def _candidates(x: Tensor, lists: InvertedLists, probed: Tensor, settings: Setti
     mode, k = settings.mode, settings.kept
     if mode == "auto":
         mode = cheapest(x, lists, probed, k, width)
-    return STRATEGIES[mode](x, lists, probed, k, width, settings.max_bytes)
+    scan = STRATEGIES[mode] if isinstance(mode, str) else mode
+    return scan(x, lists, probed, k, width, settings.max_bytes)
 
 
 def _query_bytes(lists: int, probes: int, k: int) -> int:

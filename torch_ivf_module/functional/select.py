@@ -6,9 +6,12 @@ Q queries, W candidates a query, k results. Scores are higher-is-better; a label
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .parts import tracing
 
 NEVER = -math.inf  # the score of padding
 # torch.topk costs 3-5 ns an element on a CPU and a maximum 0.15 ns, so selecting among group maxima first pays
@@ -35,6 +38,11 @@ def select_topk(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]
     return best, found
 
 
+def merge(found: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """The k best of several selections: scores and labels, each (Q, any)."""
+    return select_topk(torch.cat([scores for scores, _ in found], 1), torch.cat([labels for _, labels in found], 1), k)
+
+
 def best_positions(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The min(k, W) best of each row of `scores` (Q, W), best first, and their positions. No NaN may be in it.
 
@@ -42,7 +50,7 @@ def best_positions(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     first and then their members.
     """
     width = scores.shape[1]
-    group = _group_size(width, k) if scores.numel() > _SMALL else 0
+    group = _group_size(width, k) if tracing() or scores.numel() > _SMALL else 0
     if group == 0:
         return _top(scores, min(k, width), True)
     groups = width // group

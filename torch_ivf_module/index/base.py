@@ -6,7 +6,7 @@ Q queries, N vectors, d dim, k results.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from ..params import SearchParams, positive
 from . import check, state
 from .module import IndexModule, Self
 from .staging import Staging
+
+if TYPE_CHECKING:
+    from ..graph import SearchGraph
 
 
 class IndexBase(IndexModule):
@@ -157,8 +160,7 @@ class IndexBase(IndexModule):
             if ids.dim() != 1 or ids.device != self.device:
                 came = f"got {tuple(ids.shape)} on {ids.device}"
                 raise ValueError(f"ids as a mask must have shape (n,) on {self.device}, {came}")
-            known = (held >= 0) & (held < ids.shape[0])
-            return known & ids[held.clamp(0, max(0, ids.shape[0] - 1))] if ids.shape[0] else known
+            return ragged.marked(held, ids)
         return torch.isin(held, check.id_list(ids, "ids", self.device))
 
     def update(self, ids: Tensor, x: Tensor) -> None:
@@ -277,12 +279,47 @@ class IndexBase(IndexModule):
             return lims, metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``search(x, self.k)`` for x (..., d): D and I of shape (..., k)."""
+        """``search(x, self.k)`` for x (..., d): D and I of shape (..., k).
+
+        Under torch.compile it is the last graph made by ``graph()``, if the index has not changed since.
+        """
+        if torch.compiler.is_compiling() and self._own_graph is not None:
+            own: tuple[Tensor, Tensor] = self._own_graph(x)
+            return own
         x = check.floats(x, "x", self.device)
         if x.dim() == 0 or x.shape[-1] != self.d:
             raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
         found, ids = self.search(x.reshape(-1, self.d), self.k)
         return found.view(*x.shape[:-1], self.k), ids.view(*x.shape[:-1], self.k)
+
+    def graph(
+        self,
+        k: int | None = None,
+        nprobe: int | None = None,
+        *,
+        max_codes: int | None = None,
+        storage: torch.dtype | None = None,
+        layout: str = "rows",
+    ) -> SearchGraph:
+        """The search as a module of static shapes, for torch.compile and the formats of `torch_ivf_module.export`.
+
+        Parameters
+        ----------
+        k, nprobe, max_codes : as the index has them, by default.
+        storage : dtype of the vectors that are scanned (float32, float16, bfloat16), by default the index's own.
+        layout : "rows" scans the index's own buffers, or one copy if `storage` differs from their dtype, and distances
+            are then those to the copy. "tiles" scans a copy that a compiler makes faster code of, N * d *
+            itemsize bytes beside the buffers; what is returned is scored with the index's own vectors.
+
+        The graph has to be made again after every change of the index. One made with the index's own `k` is what
+        `forward` takes under torch.compile. Raises RuntimeError for an untrained index, ValueError for a wrong setting.
+        """
+        from ..graph import SearchGraph
+
+        graph = SearchGraph(self, k=k, nprobe=nprobe, max_codes=max_codes, storage=storage, layout=layout)
+        if graph.k == self.k:
+            self.__dict__["_own_graph"] = graph  # not a submodule: its buffers are this module's
+        return graph
 
     def _nprobe(self, params: SearchParams) -> int:
         return 1

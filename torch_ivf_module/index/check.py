@@ -59,6 +59,16 @@ def id_list(value: object, name: str, device: torch.device) -> Tensor:
     return value.detach().long()
 
 
+def mask(value: object, name: str, device: torch.device) -> Tensor:
+    """`value` as a bool mask over ids on `device`, of any length."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool or value.dim() != 1:
+        came = f"{_word(value.dtype)} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a bool torch.Tensor of shape (n,), entry i for id i, got {came}")
+    if value.device != device:
+        raise ValueError(f"{name} is on {value.device}, the index is on {device}; move it with {name}.to('{device}')")
+    return value
+
+
 def finite(x: Tensor, name: str, what: str = "NaN or inf") -> None:
     """Refuse rows with NaN or inf, naming the first."""
     # A sum is non-finite whenever an entry is, and a single fast pass; a finite sum settles it.

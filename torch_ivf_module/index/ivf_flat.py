@@ -13,6 +13,7 @@ from .._optional import require
 from ..functional import lists as ragged
 from ..functional import metric as metrics
 from ..functional.kmeans import kmeans
+from ..functional.parts import in_parts
 from ..functional.probe import Coarse, coarse_of, probe
 from ..params import SearchParams, positive
 from . import check
@@ -157,10 +158,11 @@ class IndexIVFFlat(IndexBase):
 
 def _nearest(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
     """The list (n,) of each row (n, d)."""
-    parts = [
-        probe(metrics.shift(part.float(), coarse.origin, metric), coarse, 1)[1][:, 0] for part in rows.split(1 << 14)
-    ]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=rows.device)
+
+    def assign(part: Tensor) -> Tensor:
+        return probe(metrics.shift(part.float(), coarse.origin, metric), coarse, 1)[1][:, 0]
+
+    return in_parts(assign, 1 << 14, rows)
 
 
 def _warn_few_rows(rows: int, nlist: int) -> None:

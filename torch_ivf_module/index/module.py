@@ -21,6 +21,7 @@ from . import check, state
 from .staging import Staging, few
 
 Self = TypeVar("Self", bound="IndexModule")
+_NOT_COPIED = ("_staging", "_derived", "_lock", "_own_graph")
 
 
 class Derived(NamedTuple):
@@ -29,6 +30,12 @@ class Derived(NamedTuple):
     sources: tuple[tuple[Tensor, int], ...]
     coarse: Coarse
     lists: InvertedLists
+
+
+class Contents:
+    """What an index holds at one time; whoever made something of it learns here that it has changed."""
+
+    changed = False
 
 
 class IndexModule(nn.Module):
@@ -59,11 +66,13 @@ class IndexModule(nn.Module):
         self.register_buffer("list_ids", torch.empty(0, dtype=torch.int64, device=device))
         self.register_buffer("next_id", torch.zeros((), dtype=torch.int64, device=device))
         self._latest: dict[int, int] = {}
+        self._contents = Contents()
         self._start_caches()
 
     def _start_caches(self) -> None:
         self._staging = Staging()
         self._derived: Derived | None = None
+        self._own_graph: Any = None
         self._lock = threading.RLock()
 
     @property
@@ -131,6 +140,8 @@ class IndexModule(nn.Module):
 
     def _put(self, **tensors: Tensor) -> None:
         """Exchange buffers."""
+        self._contents.changed = True
+        self._contents, self._own_graph = Contents(), None
         self.__dict__["_buffers"].update(tensors)
 
     # Whoever reads the buffers, a parent's state_dict or .buffers() included, comes through one of these two.
@@ -193,6 +204,7 @@ class IndexModule(nn.Module):
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Centroids stay float32 and vectors stay in a storage dtype, whatever the parent is cast to.
         self._pack()
+        self._own_graph = None
         before = {name: self._raw(name) for name in ("centroids", "packed_embeddings")}
         super()._apply(fn, recurse)
         for name, tensor in before.items():
@@ -203,10 +215,10 @@ class IndexModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self._pack()
-        return {k: v for k, v in self.__dict__.items() if k not in ("_staging", "_derived", "_lock")}
+        return {k: v for k, v in self.__dict__.items() if k not in _NOT_COPIED}
 
     def __setstate__(self, held: dict[str, Any]) -> None:
-        super().__setstate__(held)
+        super().__setstate__({"_contents": Contents(), **held})
         self._start_caches()
 
     def _load_from_state_dict(

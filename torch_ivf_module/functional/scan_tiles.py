@@ -1,0 +1,87 @@
+"""The query-major scan over a copy of the lists made for compilers: tiles of TILE rows, dimensions outside.
+
+Q queries, L lists, P probes, T tiles, W tiles a query, d dim, k results.
+
+A list takes whole tiles, so that a query's candidates are W numbers of tiles instead of TILE * W numbers of rows, and
+the rows of a tile lie side by side for each dimension, so that a compiler's loop over d fills a vector register with
+rows. Rows that a last tile lacks have a bias of -inf, and so has the one tile behind all lists that stands for "none".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .lists import InvertedLists, ranges_to_positions
+from .parts import in_parts
+from .select import NEVER, best_positions
+
+TILE = 16  # rows: two AVX2 registers of float32, one AVX-512 register
+_TILES_AT_A_TIME = 1 << 12  # while copying
+_GATHER_BYTES = 32 << 20  # tiles gathered at a time where no compiler fuses the gather with the product
+
+
+class Tiles(NamedTuple):
+    """Vectors of inverted lists, copied."""
+
+    vectors: Tensor  # (T + 1, d, TILE) any float dtype
+    bias: Tensor  # (T + 1, TILE) float32, -inf where there is no row
+    rows: Tensor  # (T + 1,) int64: the packed row that a tile begins with
+    offsets: Tensor  # (L + 1,) int64
+    sizes: Tensor  # (L + 1,) int64: tiles of each list, 0 in the last entry
+
+
+def tiles_of(lists: InvertedLists, dtype: torch.dtype) -> Tiles:
+    """Copy the vectors of `lists` into tiles of `dtype`. Waits for the device."""
+    sizes = torch.div(lists.sizes + (TILE - 1), TILE, rounding_mode="floor")
+    offsets = sizes.cumsum(0) - sizes
+    number = torch.repeat_interleave(torch.arange(sizes.shape[0], device=sizes.device), sizes)
+    within = (torch.arange(number.shape[0], device=sizes.device) - offsets[number]) * TILE
+    rows = torch.nn.functional.pad(lists.offsets[number] + within, (0, 1))
+    left = torch.nn.functional.pad(lists.sizes[number] - within, (0, 1))
+    lane = torch.arange(TILE, device=sizes.device)
+    real = lane < left[:, None]
+    at = (rows[:, None] + lane).masked_fill_(~real, 0)
+    vectors = lists.packed.new_zeros((at.shape[0], lists.packed.shape[1], TILE), dtype=dtype)
+    bias = torch.zeros(at.shape, dtype=torch.float32, device=at.device)
+    if lists.packed.shape[0]:
+        for start in range(0, at.shape[0], _TILES_AT_A_TIME):
+            part = slice(start, start + _TILES_AT_A_TIME)
+            vectors[part] = lists.packed[at[part]].transpose(1, 2).to(dtype)
+        if lists.bias.shape[0]:
+            bias = lists.bias[at]
+    return Tiles(vectors, bias.masked_fill_(~real, NEVER), rows, offsets, sizes)
+
+
+def only(tiles: Tiles, kept: Tensor) -> Tiles:
+    """The tiles with nothing to be found in them but the packed rows that `kept` (N,) says."""
+    at = tiles.rows[:, None] + torch.arange(TILE, device=kept.device)
+    return tiles._replace(bias=torch.where(kept[at.clamp(max=kept.shape[0] - 1)], tiles.bias, NEVER))
+
+
+def most_tiles(tiles: Tiles, nprobe: int) -> int:
+    """The most tiles that `nprobe` lists hold together. Waits for the device."""
+    return int(torch.sort(tiles.sizes, descending=True).values[:nprobe].sum())
+
+
+def scan_tiles(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
+    """The k best rows of the probed lists: ranking scores and packed rows (Q, min(k, TILE * width)), -inf and -1.
+
+    x (Q, d) relative to the origin; probed (Q, P), L where nothing is probed; `width` as `most_tiles` says.
+    """
+    step = max(1, _GATHER_BYTES // max(1, 4 * TILE * width * x.shape[1]))
+    return in_parts(lambda part, some: _scan(part, tiles, some, k, width), step, x, probed)
+
+
+def _scan(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
+    at = ranges_to_positions(tiles.offsets[probed], tiles.sizes[probed], width)[0]
+    at = torch.where(at < 0, tiles.rows.shape[0] - 1, at)
+    scores = tiles.bias[at] + (tiles.vectors[at].float() * x[:, None, :, None]).sum(2)  # (Q, W, TILE)
+    scores = scores.nan_to_num(nan=NEVER, posinf=NEVER, neginf=NEVER)
+    chosen = best_positions(scores.amax(2), k)[1]
+    best, among = best_positions(scores.gather(1, chosen[:, :, None].expand(-1, -1, TILE)).flatten(1), k)
+    tile = torch.div(among, TILE, rounding_mode="floor")
+    rows = tiles.rows[at.gather(1, chosen.gather(1, tile))] + (among - tile * TILE)
+    return best, rows.masked_fill(best == NEVER, -1)

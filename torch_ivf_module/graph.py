@@ -1,0 +1,157 @@
+"""SearchGraph: an index frozen into a module of static shapes, for torch.compile and for every export format.
+
+Q queries, L lists, N vectors, d dim, k results.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .functional import metric as metrics
+from .functional.lists import InvertedLists, marked, only
+from .functional.probe import Coarse
+from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
+from .functional.scan_tiles import only as only_tiles
+from .functional.search import Scan, lookup, search
+from .index import check
+from .index.base import IndexBase
+from .params import positive
+
+LAYOUTS = ("rows", "tiles")
+_SHARED = {"list_packed": "packed_embeddings"}  # the rest has the names of the index's buffers as it is
+
+
+class SearchGraph(nn.Module):
+    """The search of one index with everything frozen that decides a shape; made by ``index.graph()``.
+
+    It calls the functions that ``search_mode="matrix"`` calls, with nothing read back from the device, so that
+    torch.compile takes it whole, with any batch size, and torch.export, AOTInductor, ONNX and TorchScript carry it
+    (see `torch_ivf_module.export`). The vectors are the index's own buffers, not saved in ``state_dict`` again.
+
+    What is frozen is `k`, `nprobe`, `max_codes`, and the most candidates that any query can have: the total length of
+    the `nprobe` longest lists, which every query pays for. Vectors added later are not in it; a graph whose index has
+    changed raises RuntimeError instead of answering (an exported file cannot know).
+
+    Answers are those of `search`, but for queries whose k-th and next neighbours lie within float32 rounding of one
+    another: there `search` looks a second time, and a graph of static shapes cannot.
+
+    >>> from torch_ivf_module import IndexFlatL2
+    >>> index = IndexFlatL2(2)
+    >>> index.add(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    >>> index.graph(k=1)(torch.tensor([[0.9, 1.0]]))[1]
+    tensor([[1]])
+    """
+
+    packed_embeddings: Tensor
+    list_ids: Tensor
+
+    def __init__(
+        self,
+        index: IndexBase,
+        *,
+        k: int | None = None,
+        nprobe: int | None = None,
+        max_codes: int | None = None,
+        storage: torch.dtype | None = None,
+        layout: str = "rows",
+    ) -> None:
+        super().__init__()
+        index._require_trained("graph")
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
+        if storage is not None and storage not in check.STORAGE:
+            raise ValueError(f"storage must be torch.float32, torch.float16 or torch.bfloat16, got {storage}")
+        self.d, self.metric = index.d, index.metric
+        self.k = index.k if k is None else positive(k, "k")
+        self.layout = layout
+        self.max_bytes = index.max_bytes
+        params = index._params(None)
+        self.nprobe = min(max(1, index._nlist), index._nprobe(params) if nprobe is None else positive(nprobe, "nprobe"))
+        self.max_codes = index._max_codes(params) if max_codes is None else positive(max_codes, "max_codes")
+        index._pack()
+        self._contents = index._contents
+        coarse, (lists,) = index._segments()
+        self._width = int(torch.sort(lists.sizes, descending=True).values[: self.nprobe].sum())
+        self._tiles = 0
+        if layout == "tiles":
+            tiles = tiles_of(lists, storage or lists.packed.dtype)
+            self._tiles = most_tiles(tiles, self.nprobe)
+            self._hold("tile", tiles)
+        elif storage is not None:
+            lists = lists._replace(packed=lists.packed.to(storage))
+        self._hold("coarse", coarse)
+        self._hold("list", lists)
+
+    def _hold(self, name: str, tensors: Any) -> None:
+        for field, tensor in zip(tensors._fields, tensors, strict=True):
+            self.register_buffer(_buffer(name, field), tensor, persistent=False)
+
+    def _held(self, kind: Any, name: str) -> Any:
+        return kind(*(getattr(self, _buffer(name, field)) for field in kind._fields))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """D and I, both (..., k), for queries x (..., d), as `search` gives them.
+
+        `mask` (n,) bool says for each id below n whether it may be found; other ids may not.
+        """
+        if self._contents.changed:
+            raise RuntimeError("the index has changed since this graph was made of it: call index.graph(...) again")
+        x = check.floats(x, "x", self.list_ids.device)
+        if x.dim() == 0 or x.shape[-1] != self.d:
+            raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
+        if mask is not None:
+            check.mask(mask, "mask", self.list_ids.device)
+        if x.dim() == 2:
+            return self.rows(x, mask)
+        found, ids = self.rows(x.reshape(-1, self.d), mask)
+        return found.view(*x.shape[:-1], self.k), ids.view(*x.shape[:-1], self.k)
+
+    def rows(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`forward` for x (Q, d), unchecked."""
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._search(x, mask)
+        return self._search(x, mask)
+
+    def _search(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        lists: InvertedLists = self._held(InvertedLists, "list")
+        if mask is not None:
+            allowed = marked(lists.ids, mask)
+            lists = only(lists, allowed)
+        scan: str | Scan = "matrix"
+        if self._tiles:
+            tiles = self._held(Tiles, "tile")
+            scan = self._tile_scan(tiles if mask is None else only_tiles(tiles, allowed))
+        scores, rows = search(
+            metrics.prepare(x.float(), self.metric),
+            self._held(Coarse, "coarse"),
+            [lists],
+            k=self.k,
+            nprobe=self.nprobe,
+            metric=self.metric,
+            mode=scan,
+            max_codes=self.max_codes,
+            max_bytes=self.max_bytes,
+            width=self._width,
+        )
+        return metrics.to_distance(scores, self.metric), lookup([lists.ids], rows)
+
+    def _tile_scan(self, tiles: Tiles) -> Scan:
+        width = self._tiles
+
+        def scan(
+            x: Tensor, lists: InvertedLists, probed: Tensor, k: int, rows: int, max_bytes: int
+        ) -> tuple[Tensor, Tensor]:
+            return scan_tiles(x, tiles, probed, k, width)
+
+        return scan
+
+    def extra_repr(self) -> str:
+        return f"{self.d}, metric={self.metric!r}, k={self.k}, nprobe={self.nprobe}, layout={self.layout!r}"
+
+
+def _buffer(name: str, field: str) -> str:
+    return _SHARED.get(f"{name}_{field}", f"{name}_{field}")
