@@ -18,12 +18,12 @@ NAME = ROOT.name
 # From the lowest to the highest; a part may import those of its own level and below. `_optional` only finds
 # other packages; `__init__` is the library as its users see it, which is what the programs above it see too.
 LEVELS = [
-    ("_optional",),
+    ("_files", "_optional"),
     ("functional",),
     ("native",),
     ("params",),
     ("index",),
-    ("graph", "checkpoint", "faiss_bridge", "sharded"),
+    ("graph", "torchscript", "checkpoint", "parallel", "faiss_bridge", "sharded"),
     ("export",),
     ("__init__",),
     ("demo",),

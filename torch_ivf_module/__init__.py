@@ -9,9 +9,20 @@ tensor([[1]])
 """
 
 from .checkpoint import load
+from .graph import SearchGraph
 from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat
+from .parallel import ignore_in_ddp
 from .params import SearchParams
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexIVFFlat", "SearchParams", "load"]
+__all__ = [
+    "IndexFlat",
+    "IndexFlatIP",
+    "IndexFlatL2",
+    "IndexIVFFlat",
+    "SearchGraph",
+    "SearchParams",
+    "ignore_in_ddp",
+    "load",
+]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._files import replace
 from ._optional import require
 from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat
 from .index.base import IndexBase
@@ -38,9 +38,9 @@ def save(index: IndexBase, path: str | os.PathLike[str]) -> None:
     if path.suffix == ".safetensors":
         library = require("safetensors.torch", "safetensors")
         words = {key: json.dumps(value) for key, value in about.items()}
-        _replace(path, lambda part: library.save_file(tensors, part, metadata=words))
+        replace(path, lambda part: library.save_file(tensors, part, metadata=words))
     else:
-        _replace(path, lambda part: torch.save({**about, "state": tensors}, part))
+        replace(path, lambda part: torch.save({**about, "state": tensors}, part))
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None, mmap: bool = False) -> IndexBase:
@@ -122,33 +122,3 @@ def _digest_of(about: Mapping[str, Any]) -> int:
     """CRC-32 of what a file says of itself."""
     said = {key: about.get(key) for key in ("format", "version", "class", "config", "digests")}
     return zlib.crc32(json.dumps(said, sort_keys=True).encode())
-
-
-def _replace(path: Path, write: Callable[[str], None]) -> None:
-    """Write beside `path`, sync, rename."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    try:
-        write(part)
-        os.chmod(part, _mode_for(path))
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _mode_for(path: Path) -> int:
-    """The permissions that a plain `open` would leave: those of the old file, or what the umask allows."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

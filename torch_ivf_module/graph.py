@@ -92,6 +92,22 @@ class SearchGraph(nn.Module):
     def _held(self, kind: Any, name: str) -> Any:
         return kind(*(getattr(self, _buffer(name, field)) for field in kind._fields))
 
+    def lists(self) -> InvertedLists:
+        """The inverted lists that are searched."""
+        held: InvertedLists = self._held(InvertedLists, "list")
+        return held
+
+    def coarse(self) -> Coarse:
+        """The coarse quantizer."""
+        held: Coarse = self._held(Coarse, "coarse")
+        return held
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles in place of this module."""
+        from .torchscript import ScriptedSearch
+
+        return ScriptedSearch(self)
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """D and I, both (..., k), for queries x (..., d), as `search` gives them.
 
@@ -117,7 +133,7 @@ class SearchGraph(nn.Module):
         return self._search(x, mask)
 
     def _search(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        lists: InvertedLists = self._held(InvertedLists, "list")
+        lists = self.lists()
         if mask is not None:
             allowed = marked(lists.ids, mask)
             lists = only(lists, allowed)
@@ -127,7 +143,7 @@ class SearchGraph(nn.Module):
             scan = self._tile_scan(tiles if mask is None else only_tiles(tiles, allowed))
         scores, rows = search(
             metrics.prepare(x.float(), self.metric),
-            self._held(Coarse, "coarse"),
+            self.coarse(),
             [lists],
             k=self.k,
             nprobe=self.nprobe,

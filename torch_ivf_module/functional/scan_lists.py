@@ -69,12 +69,12 @@ def _select(
     step = max(1, _SELECTED // max(1, width, k * BLOCK))
     found = []
     for query, some, rank in zip(x.split(step), probed.split(step), tasks.rank.split(step), strict=True):
-        rows = _survivors(lists, some, tasks, rank, maxima, k, width)
+        rows = survivors(lists, some, tasks, rank, maxima, k, width)
         found.append(best_rows(query, lists, rows, k))
     return found
 
 
-def _survivors(
+def survivors(
     lists: InvertedLists,
     probed: Tensor,
     tasks: Tasks,

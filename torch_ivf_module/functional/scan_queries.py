@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .lists import InvertedLists, ranges_to_positions
-from .parts import in_parts, tracing
+from .parts import in_parts
 from .sampled import has_sampled_product, sampled_product
 from .select import NEVER, best_positions, merge
 
@@ -70,7 +70,7 @@ def score_rows(x: Tensor, lists: InvertedLists, rows: Tensor) -> Tensor:
 
 
 def _gathered_product(x: Tensor, packed: Tensor, rows: Tensor) -> Tensor:
-    if tracing():  # as the compiler can fuse it: then no vector is gathered anywhere
+    if torch.compiler.is_compiling():  # as the compiler can fuse it: then no vector is gathered anywhere
         return (packed[rows].float() * x[:, None]).sum(2)
     step = max(1, _GATHER_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1]))
     return in_parts(lambda query, at: torch.bmm(packed[at].float(), query[:, :, None])[:, :, 0], step, x, rows)

@@ -74,9 +74,7 @@ def search(
     is a graph of static shapes, in which no query is searched twice. `exact` scores every row of the probed lists
     exactly, instead of the best by a rounded score and an allowance for its error.
     """
-    # The scan ranks by a rounded score, so a few more rows than asked for are kept and scored exactly. Where even
-    # these may not be enough, the query is searched again with more of them; see metric.doubtful.
-    kept = k + 8 + k // 4
+    kept = kept_for(k)
     if exact:
         kept = 1 + max(lists.packed.shape[0] for lists in segments)
     settings = Settings(
@@ -91,6 +89,15 @@ def search(
     )
     step = max(1, max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], nprobe, kept))
     return in_parts(lambda part: _search_batch(part, coarse, segments, settings), step, x)
+
+
+def kept_for(k: int) -> int:
+    """Candidates that are scored exactly.
+
+    The scan ranks by a rounded score, so these are a few more than asked for. Where even they may not be enough, the
+    query is searched again with more of them; see metric.doubtful.
+    """
+    return k + 8 + k // 4
 
 
 class Settings(NamedTuple):

@@ -283,9 +283,11 @@ class IndexBase(IndexModule):
 
         Under torch.compile it is the last graph made by ``graph()``, if the index has not changed since.
         """
-        if torch.compiler.is_compiling() and self._own_graph is not None:
-            own: tuple[Tensor, Tensor] = self._own_graph(x)
-            return own
+        if torch.compiler.is_compiling():
+            if self._own_graph is not None:
+                own: tuple[Tensor, Tensor] = self._own_graph(x)
+                return own
+            torch._dynamo.graph_break("an index compiles once index.graph() has been called, and again after a change")
         x = check.floats(x, "x", self.device)
         if x.dim() == 0 or x.shape[-1] != self.d:
             raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")

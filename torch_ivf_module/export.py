@@ -1,0 +1,220 @@
+"""Model files that search: TorchScript, torch.export, AOTInductor and ONNX.
+
+Each function takes a SearchGraph, or any module that holds one (an encoder before it, a head behind it), and writes a
+file that runs without this package. The batch is dynamic; everything else is frozen as the graph has it.
+
+>>> import tempfile, torch
+>>> from torch_ivf_module import IndexFlatL2, export
+>>> index = IndexFlatL2(2)
+>>> index.add(torch.eye(2))
+>>> with tempfile.TemporaryDirectory() as folder:
+...     path = export.to_exported(index.graph(k=1), f"{folder}/search.pt2")
+...     export.runner(path, "exported")(torch.eye(2))[1].flatten()
+tensor([0, 1])
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ._files import replace
+from ._optional import require
+from .graph import SearchGraph
+from .params import positive
+from .torchscript import ScriptedLists, quietly
+
+__all__ = ["FORMATS", "Agreement", "compare", "runner", "to_aoti", "to_exported", "to_onnx", "to_torchscript"]
+
+ONNX_OPSET = 18
+_MOST_BYTES = 2_000_000_000  # protobuf refuses messages beyond 2 GiB
+_MOST_BATCH = 1 << 20
+
+
+def to_torchscript(model: nn.Module, path: str | os.PathLike[str], *, search_mode: str = "matrix") -> Path:
+    """Write `model` as TorchScript, for torch.jit.load in Python and torch::jit::load in C++.
+
+    Its `forward` keeps the optional mask and any leading shape. With ``search_mode="csr"``, for a SearchGraph, it is a
+    loop over lists instead, for batches of hundreds of queries x (nq, d). The file is bound to the device of the
+    index. Returns the path.
+    """
+    if search_mode not in ("matrix", "csr"):
+        raise ValueError(f"search_mode must be 'matrix' or 'csr', got {search_mode!r}")
+    if search_mode == "csr":
+        if not isinstance(model, SearchGraph):
+            raise ValueError(f"search_mode='csr' is for a SearchGraph, got {type(model).__name__}")
+        model = ScriptedLists(model)
+    with quietly():
+        _swapped(model, lambda module: replace(Path(path), torch.jit.script(module).save))
+    return Path(path)
+
+
+def _swapped(model: nn.Module, use: Callable[[nn.Module], Any]) -> None:
+    """Do something that exchanges submodules of `model`, as torch.jit.script does, and put them back."""
+    before = {module: dict(module._modules) for module in model.modules() if type(module._modules) is dict}
+    try:
+        use(model)
+    finally:
+        for module, held in before.items():
+            module._modules.update(held)
+
+
+def to_exported(
+    model: nn.Module, path: str | os.PathLike[str], *, example: Tensor | None = None, mask: int | None = None
+) -> Path:
+    """Write `model` as torch.export records it, for torch.export.load. Returns the path.
+
+    Parameters
+    ----------
+    example : an input of `model` of at least two rows, needed unless it is a SearchGraph.
+    mask : number of ids that a second input, a bool mask over ids, speaks of; None for no such input.
+    """
+    program = _exported(model, example, mask)
+    replace(Path(path), lambda part: torch.export.save(program, part), ".pt2")
+    return Path(path)
+
+
+def to_aoti(
+    model: nn.Module, path: str | os.PathLike[str], *, example: Tensor | None = None, mask: int | None = None
+) -> Path:
+    """Compile `model` ahead of time into a package (.pt2) of machine code for this kind of processor.
+
+    torch._inductor.aoti_load_package opens it in Python, AOTIModelPackageLoader in C++. Needs a C++ compiler here, not
+    where it runs. See `to_exported` for the parameters.
+    """
+    program = _exported(model, example, mask)
+    replace(Path(path), lambda part: _compile(program, part), ".pt2")
+    return Path(path)
+
+
+def to_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    example: Tensor | None = None,
+    mask: int | None = None,
+    most_bytes: int = _MOST_BYTES,
+) -> Path:
+    """Write `model` as ONNX, opset 18, inputs ``x`` (and ``mask``), outputs ``D`` and ``I`` of a SearchGraph.
+
+    One file, or if its vectors take more than `most_bytes` a second one beside it with ``.data`` added to the name.
+    A runtime gathers every candidate before it multiplies them: N queries take N * d * 4 bytes times the candidates
+    of one, so batches are best small. Needs the extra `export`. See `to_exported` for the other parameters.
+    """
+    require("onnxscript", "export")
+    onnx = require("onnx", "export")
+    args, shapes = _inputs(model, example, mask)
+    outputs = ["D", "I"] if isinstance(model, SearchGraph) else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model.eval(),
+            args,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=["x", "mask"][: len(args)],
+            output_names=outputs,
+            opset_version=ONNX_OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    weights = sum(tensor.nbytes for tensor in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
+        part = Path(folder, Path(path).name)
+        program.save(part, external_data=weights > most_bytes)
+        onnx.checker.check_model(part)
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == part):  # the model when its data is there
+            os.replace(file, Path(path).with_name(file.name))
+    return Path(path)
+
+
+def _compile(program: torch.export.ExportedProgram, path: str) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    aoti_compile_and_package(program, package_path=path)
+
+
+FORMATS: dict[str, Callable[..., Path]] = {
+    "torchscript": to_torchscript,
+    "exported": to_exported,
+    "aoti": to_aoti,
+    "onnx": to_onnx,
+}
+
+
+def _exported(model: nn.Module, example: Tensor | None, mask: int | None) -> torch.export.ExportedProgram:
+    args, shapes = _inputs(model, example, mask)
+    with torch.no_grad():
+        return torch.export.export(model.eval(), args, dynamic_shapes=shapes)
+
+
+def _inputs(
+    model: nn.Module, example: Tensor | None, mask: int | None
+) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+    """Inputs to record `model` with, and which of their dimensions may change."""
+    if example is None:
+        if not isinstance(model, SearchGraph):
+            raise ValueError(f"example is needed to export a {type(model).__name__}: an input of at least two rows")
+        example = torch.zeros(2, model.d, device=model.list_ids.device)
+    if example.dim() == 0 or example.shape[0] < 2:
+        raise ValueError(f"example must have at least two rows, got shape {tuple(example.shape)}")
+    batch: tuple[dict[int, Any], ...] = ({0: torch.export.Dim("batch", min=1, max=_MOST_BATCH)},)
+    if mask is None:
+        return (example,), batch
+    ids = torch.ones(positive(mask, "mask"), dtype=torch.bool, device=example.device)
+    return (example, ids), (*batch, {})
+
+
+def runner(path: str | os.PathLike[str], format: str) -> Callable[..., tuple[Tensor, ...]]:
+    """Open a file that one of the functions above wrote: a function of tensors that returns tensors.
+
+    An ONNX file is run by onnxruntime on the CPU (extra `export`).
+    """
+    if format == "torchscript":
+        with quietly():
+            module = torch.jit.load(str(path))
+        return lambda *inputs: tuple(module(*inputs))
+    if format == "exported":
+        program = torch.export.load(str(path)).module()
+        return lambda *inputs: tuple(program(*inputs))
+    if format == "aoti":
+        package = torch._inductor.aoti_load_package(str(path))
+        return lambda *inputs: tuple(package(*inputs))
+    if format == "onnx":
+        session = require("onnxruntime", "export").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_inputs()]
+
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            feeds = {name: value.detach().cpu().numpy() for name, value in zip(names, inputs, strict=True)}
+            return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
+
+        return run
+    raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+
+
+class Agreement(NamedTuple):
+    """How alike two answers are."""
+
+    ids: float  # share of places with the same id, or with a distance equal up to rounding: a tie
+    distances: float  # largest difference of distances, relative to the larger one or to 1
+
+    @property
+    def good(self) -> bool:
+        return self.ids == 1.0 and self.distances < 1e-4
+
+
+def compare(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Agreement:
+    """Compare D and I of two searches of the same queries."""
+    D, I = (part.flatten() for part in expected)
+    other, ids = (part.flatten() for part in found)
+    real = torch.isfinite(D) & torch.isfinite(other)
+    apart = torch.where(real, (D - other).abs() / D.abs().clamp(min=1), (D != other).float())
+    same = (I == ids) | (real & (apart < 1e-5))
+    return Agreement(same.float().mean().item() if len(D) else 1.0, apart.max().item() if len(D) else 0.0)

@@ -1,0 +1,203 @@
+"""TorchScript: whatever is written for its sake is written here.
+
+TorchScript is deprecated upstream and understands a part of Python only. So the search is not written for it but
+recorded (torch.jit.trace), and what a recording cannot hold - shapes to restore, an optional mask, a loop over
+lists - is scripted around it. Annotations are spelled as it reads them; this file has no `from __future__`.
+"""
+
+import warnings
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional, Tuple  # noqa: UP035
+
+import torch
+from torch import Tensor, nn
+
+from .functional import metric as metrics
+from .functional.maxima import BLOCK, GROUP, SECTION, SPAN, Tasks, tasks_of
+from .functional.scan_lists import survivors
+from .functional.scan_queries import best_rows
+from .functional.search import kept_for, lookup, probed_lists, rescore
+from .graph import SearchGraph
+
+_TILE = 1 << 20  # scores of a product
+_SELECTED = 1 << 17  # maxima selected among at a time
+
+
+class ScriptedSearch(nn.Module):
+    """What torch.jit.script takes for a SearchGraph, with its `forward`."""
+
+    def __init__(self, graph: SearchGraph) -> None:
+        super().__init__()
+        self.d, self.k = graph.d, graph.k
+        self.search = _record(_Search(graph), graph, "plain", "masked")
+
+    def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:  # noqa: UP006, UP045
+        shape = list(x.shape)
+        if len(shape) == 0 or shape[-1] != self.d:
+            raise ValueError("x must have shape (..., d)")
+        rows = x.reshape(-1, self.d)
+        if mask is None:
+            found, ids = self.search.plain(rows)
+        else:
+            found, ids = self.search.masked(rows, mask)
+        return found.view(shape[:-1] + [self.k]), ids.view(shape[:-1] + [self.k])  # noqa: RUF005
+
+
+class _Search(nn.Module):
+    def __init__(self, graph: SearchGraph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def plain(self, x: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        return self.graph.rows(x)
+
+    def masked(self, x: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        return self.graph.rows(x, mask)
+
+
+class ScriptedLists(nn.Module):
+    """The list-major search of a SearchGraph for torch.jit.script: for large batches, x (Q, d) only.
+
+    As in functional/maxima.py, each list is multiplied once with the queries that visit it.
+    """
+
+    packed: Tensor
+    bias: Tensor
+
+    def __init__(self, graph: SearchGraph) -> None:
+        super().__init__()
+        lists = graph.lists()
+        blocks = torch.div(lists.sizes + (SPAN - 1), SPAN, rounding_mode="floor")
+        self.width = int(torch.sort(blocks, descending=True).values[: graph.nprobe].sum())
+        # Maxima of a batch are held at a time, so a batch is cut where they may reach max_bytes.
+        self.batch = max(1, graph.max_bytes // (4 * (BLOCK + 1) * max(1, self.width)))
+        self.selected = max(1, _SELECTED // max(1, self.width, kept_for(graph.k) * BLOCK))
+        self.group, self.block, self.span, self.section, self.tile = GROUP, BLOCK, SPAN, SECTION, _TILE
+        self.register_buffer("packed", lists.packed, persistent=False)
+        self.register_buffer("bias", lists.bias, persistent=False)
+        self.offsets: List[int] = lists.offsets.tolist()  # noqa: UP006
+        self.begin = _record(_Begin(graph), graph, "forward")
+        self.finish = _record_finish(_Finish(graph, self.width), graph, self.begin)
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        distances: List[Tensor] = []  # noqa: UP006
+        ids: List[Tensor] = []  # noqa: UP006
+        for batch in x.split(self.batch):
+            prepared, shifted, probed, queries, visits, before, rank = self.begin(batch)
+            fine = self.maxima(shifted, queries, visits, before)
+            coarse = fine.amax(1)
+            for start in range(0, batch.shape[0], self.selected):
+                end = min(start + self.selected, batch.shape[0])
+                found, names = self.finish(
+                    prepared[start:end], shifted[start:end], probed[start:end], rank[start:end], before, coarse, fine
+                )
+                distances.append(found)
+                ids.append(names)
+        return torch.cat(distances), torch.cat(ids)
+
+    def maxima(self, x: Tensor, queries: Tensor, visits: Tensor, before: Tensor) -> Tensor:
+        counts: List[int] = visits.tolist()  # noqa: UP006
+        starts: List[int] = before.tolist()  # noqa: UP006
+        total = 0
+        for number in range(len(self.offsets) - 1):
+            size = self.offsets[number + 1] - self.offsets[number]
+            total += counts[number] * ((size + self.span - 1) // self.span)
+        fine = torch.full([total, self.block], float("-inf"), device=x.device)
+        scratch = torch.empty([0], device=x.device)
+        first = 0
+        for number in range(len(self.offsets) - 1):
+            count, begin = counts[number], self.offsets[number]
+            size = self.offsets[number + 1] - begin
+            blocks = (size + self.span - 1) // self.span
+            held = fine[starts[number] : starts[number] + count * blocks].view(count, blocks * self.block)
+            for row in range(0, size if count > 0 else 0, self.section):
+                rows = min(self.section, size - row)
+                groups = (rows + self.group - 1) // self.group
+                vectors = self.packed[begin + row : begin + row + rows].float().t()
+                step = max(1, self.tile // (groups * self.group))
+                for task in range(0, count, step):
+                    some = min(step, count - task)
+                    if scratch.numel() < some * groups * self.group:
+                        scratch = torch.empty([some * groups * self.group], device=x.device)
+                    scores = scratch[: some * groups * self.group].view(some, groups * self.group)
+                    scores[:, rows:] = float("-inf")
+                    part = x.index_select(0, queries[first + task : first + task + some])
+                    if self.bias.numel() > 0:
+                        torch.addmm(self.bias[begin + row : begin + row + rows], part, vectors, out=scores[:, :rows])
+                    else:
+                        torch.mm(part, vectors, out=scores[:, :rows])
+                    scores.nan_to_num_(float("-inf"), float("-inf"), float("-inf"))
+                    at = row // self.group
+                    held[task : task + some, at : at + groups] = scores.view(some, self.group, groups).amax(1)
+            first += count
+        return fine
+
+
+class _Begin(nn.Module):
+    """What comes before the loop: the tasks of each list."""
+
+    def __init__(self, graph: SearchGraph) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # noqa: UP006
+        graph, lists = self.graph, self.graph.lists()
+        prepared = metrics.prepare(x.float(), graph.metric)
+        shifted, probed = probed_lists(
+            prepared.detach(), graph.coarse(), [lists], graph.nprobe, graph.metric, graph.max_codes
+        )
+        tasks = tasks_of(shifted, lists, probed)
+        return prepared, shifted, probed, tasks.queries, tasks.visits, tasks.before, tasks.rank
+
+
+class _Finish(nn.Module):
+    """What comes behind it: from maxima to D and I."""
+
+    def __init__(self, graph: SearchGraph, width: int) -> None:
+        super().__init__()
+        self.graph, self.width = graph, width
+
+    def forward(
+        self, x: Tensor, shifted: Tensor, probed: Tensor, rank: Tensor, before: Tensor, coarse: Tensor, fine: Tensor
+    ) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        graph, lists = self.graph, self.graph.lists()
+        blocks = torch.div(lists.sizes + (SPAN - 1), SPAN, rounding_mode="floor")
+        tasks = Tasks(probed, probed, blocks, rank, before, probed)
+        kept = kept_for(graph.k)
+        rows = survivors(lists, probed, tasks, rank, (coarse, fine), kept, self.width)
+        rows = best_rows(shifted, lists, rows, kept)[1]
+        scores, rows = rescore(x, lists.packed, rows, graph.k, graph.metric)
+        return metrics.to_distance(scores, graph.metric), lookup([lists.ids], rows)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the notice that TorchScript is deprecated, and a tracer's that shapes of buffers are constants."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+. is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings(
+            "ignore",
+            category=torch.jit.TracerWarning,  # type: ignore[attr-defined]
+        )
+        yield
+
+
+def _record(module: nn.Module, graph: SearchGraph, *methods: str) -> Any:
+    # Two queries that want a gradient: so the recording is differentiable in them.
+    x = torch.zeros(2, graph.d, device=graph.list_ids.device).requires_grad_()
+    mask = torch.ones(1, dtype=torch.bool, device=x.device)
+    inputs = {name: (x, mask) if name == "masked" else x for name in methods}
+    with quietly():
+        return torch.jit.trace_module(module, inputs, check_trace=False)
+
+
+def _record_finish(module: nn.Module, graph: SearchGraph, begin: Any) -> Any:
+    prepared, shifted, probed, _, visits, before, rank = begin(torch.zeros(2, graph.d, device=graph.list_ids.device))
+    blocks = torch.div(graph.lists().sizes + (SPAN - 1), SPAN, rounding_mode="floor")
+    fine = torch.zeros(max(1, int((visits * blocks).sum())), BLOCK, device=prepared.device)
+    with quietly():
+        return torch.jit.trace(
+            module,
+            (prepared.detach().requires_grad_(), shifted, probed, rank, before, fine.amax(1), fine),
+            check_trace=False,
+        )
