@@ -159,6 +159,8 @@ def _inputs(
     model: nn.Module, example: Tensor | None, mask: int | None
 ) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     """Inputs to record `model` with, and which of their dimensions may change."""
+    if "graph" in model._modules:
+        raise ValueError("model has a submodule called 'graph', a name that torch.export uses itself: call it another")
     if example is None:
         if not isinstance(model, SearchGraph):
             raise ValueError(f"example is needed to export a {type(model).__name__}: an input of at least two rows")

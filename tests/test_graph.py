@@ -1,0 +1,438 @@
+"""SearchGraph and every format it goes into: the same answers as `search`, by running what was made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat, export, ignore_in_ddp
+
+ROOT = Path(__file__).parent.parent
+D, K = 12, 5
+BATCHES = (7, 1, 2, 30)
+
+
+@cache
+def index_of(metric: str = "l2", dtype: torch.dtype = torch.float32) -> IndexIVFFlat:
+    """Uneven lists, ids of all sizes, an empty list and duplicates."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(900, D, generator=generator)
+    index = IndexIVFFlat(D, nlist=9, nprobe=3, metric=metric, k=K, dtype=dtype)
+    index.train(x[:400])
+    index.add(x)
+    index.add(x[:300] * 0.01 + x[0])
+    index.add_with_ids(x[:50] + 0.5, torch.arange(50) + (1 << 40))
+    return index
+
+
+def queries(n: int = 30, seed: int = 4) -> torch.Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
+
+
+def same(found, expected) -> None:
+    agreement = export.compare(tuple(found), tuple(expected))
+    assert agreement.good, agreement
+
+
+GRAPHS = {
+    "rows": dict(),
+    "tiles": dict(layout="tiles"),
+    "half": dict(storage=torch.float16),
+    "half tiles": dict(storage=torch.float16, layout="tiles"),
+    "all lists": dict(nprobe=9),
+    "capped": dict(max_codes=300),
+    "k beyond": dict(k=2000, nprobe=9),
+}
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_answers_as_search(name, metric):
+    index = index_of(metric)
+    settings = GRAPHS[name]
+    graph = index.graph(**settings)
+    twin = index
+    if settings.get("storage") and not settings.get("layout"):  # then it is the copy that is searched
+        twin = index_of(metric)
+        twin = type(twin)(**{**twin.config(), "dtype": torch.float16})
+        twin.load_state_dict(index.state_dict())
+    before = twin.nprobe, twin.max_codes
+    twin.nprobe, twin.max_codes = graph.nprobe, graph.max_codes
+    expected = twin.search(queries(), graph.k)
+    twin.nprobe, twin.max_codes = before
+    tolerance = 2e-3 if settings.get("storage") else 1e-5
+    torch.testing.assert_close(graph(queries())[0], expected[0], rtol=tolerance, atol=tolerance)
+    if not settings.get("storage"):
+        same(graph(queries()), expected)
+
+
+def test_a_graph_shares_the_vectors_and_saves_none():
+    index = index_of()
+    graph = index.graph()
+    assert graph.packed_embeddings.data_ptr() == index.packed_embeddings.data_ptr()
+    assert graph.list_ids.data_ptr() == index.list_ids.data_ptr()
+    assert not graph.state_dict()
+    assert "graph" not in "".join(index.state_dict())
+
+
+@pytest.mark.parametrize("layout", ["rows", "tiles"])
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_a_mask_leaves_only_what_it_marks(layout, metric):
+    index = index_of(metric)
+    graph = index.graph(nprobe=9, layout=layout)
+    mask = torch.rand(1000, generator=torch.Generator().manual_seed(1)) < 0.02
+    D, I = graph(queries(), mask)
+    held = index.list_ids[(index.list_ids < 1000) & mask[index.list_ids.clamp(max=999)]]
+    everything = IndexFlatL2 if metric == "l2" else None
+    assert torch.isin(I[I >= 0], held).all()
+    assert ((I >= 0).sum(1) == min(K, len(held))).all()
+    if everything:
+        flat = IndexFlatL2(12)
+        flat.add_with_ids(index.packed_embeddings[torch.isin(index.list_ids, held)], held)
+        torch.testing.assert_close(D, flat.search(queries(), K)[0], rtol=1e-5, atol=1e-5)
+    assert (graph(queries(), torch.zeros(0, dtype=torch.bool))[1] == -1).all()
+
+
+def test_leading_dimensions_other_floats_and_bad_queries():
+    index = index_of()
+    graph = index.graph()
+    x = queries(24).view(2, 3, 4, D)
+    D_, I = graph(x)
+    assert D_.shape == I.shape == (2, 3, 4, K)
+    same((D_.flatten(0, 2), I.flatten(0, 2)), index.search(queries(24), K))
+    assert graph(queries(1)[0])[1].shape == (K,)
+    assert torch.equal(graph(queries().double())[1], index.search(queries().double(), K)[1])
+    x = queries()
+    x[3, 2] = torch.nan
+    x[5, 0] = torch.inf
+    found = graph(x)
+    assert (found[1][[3, 5]] == -1).all()
+    assert torch.isinf(found[0][[3, 5]]).all()
+    assert torch.equal(found[1][6:], index.search(queries(), K)[1][6:])
+    assert graph(queries(0))[1].shape == (0, K)
+
+
+def test_empty_and_flat_indexes():
+    flat = IndexFlatL2(D, k=3)
+    assert (flat.graph()(queries())[1] == -1).all()
+    flat.add(queries(40, seed=9))
+    for layout in ("rows", "tiles"):
+        same(flat.graph(layout=layout)(queries()), flat.search(queries(), 3))
+
+
+def test_a_graph_says_when_its_index_has_changed():
+    index = IndexFlatL2(D)
+    index.add(queries())
+    changes = [
+        lambda: index.add(queries(1)),
+        lambda: index.remove_ids(torch.tensor([0])),
+        lambda: index.update(torch.tensor([1]), queries(1)),
+        lambda: index.load_state_dict(index.state_dict()),
+        lambda: index.reset(),
+    ]
+    for change in changes:
+        graph = index.graph()
+        graph(queries())
+        change()
+        with pytest.raises(RuntimeError, match=r"call index.graph\(...\) again"):
+            graph(queries())
+    index.add(queries())
+    graph = index.graph()
+    index.search(queries(), 2)  # reading is no change
+    index.state_dict()
+    graph(queries())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        (dict(layout="columns"), ValueError, "layout must be one of 'rows', 'tiles', got 'columns'"),
+        (dict(storage=torch.int8), ValueError, "storage must be torch.float32"),
+        (dict(k=0), ValueError, "k must be >= 1, got 0"),
+        (dict(nprobe=-1), ValueError, "nprobe must be >= 1, got -1"),
+    ],
+)
+def test_wrong_settings_are_named(settings, error, words):
+    with pytest.raises(error, match=words):
+        index_of().graph(**settings)
+
+
+def test_wrong_inputs_are_named():
+    graph = index_of().graph()
+    with pytest.raises(ValueError, match=r"x must have shape \(..., 12\), got \(2, 3\)"):
+        graph(torch.zeros(2, 3))
+    with pytest.raises(TypeError, match="mask must be a bool"):
+        graph(queries(), torch.zeros(9))
+    with pytest.raises(RuntimeError, match="trained"):
+        IndexIVFFlat(4, nlist=2).graph()
+
+
+def alike(found, expected) -> None:
+    """Of a model whose head has changed the distances."""
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    assert torch.equal(found[1], expected[1])
+
+
+class Model(nn.Module):
+    """An encoder, a graph, a head."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.index, self.head = nn.Linear(6, D), graph, nn.Linear(K, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        D_, I = self.index(self.encoder(x))
+        return self.head(D_), I
+
+
+# The compiler uses what PyTorch says is deprecated.
+compiles = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+def compiled(model: nn.Module, **settings) -> nn.Module:
+    torch._dynamo.reset()
+    return torch.compile(model, fullgraph=True, **settings)
+
+
+@compiles
+@pytest.mark.parametrize("layout", ["rows", "tiles"])
+def test_compiled_with_a_dynamic_batch_and_gradients(layout):
+    model = Model(index_of().graph(layout=layout))
+    fast = compiled(model, dynamic=True)
+    x = torch.randn(30, 6)
+    with torch._dynamo.config.patch(error_on_recompile=True):  # one compilation serves every size but 1
+        for n in (30, 7, 2):
+            out, I = fast(x[:n].clone())
+            alike((out, I), model(x[:n]))
+    fast(x.clone())[0].square().sum().backward()
+    found = model.encoder.weight.grad.clone()
+    model.zero_grad()
+    model(x)[0].square().sum().backward()
+    assert found.abs().max() > 0
+    torch.testing.assert_close(found, model.encoder.weight.grad, rtol=1e-4, atol=1e-4)
+
+
+@compiles
+def test_an_index_compiles_when_it_takes_its_graph():
+    index = IndexFlatL2(D, k=K)
+    index.add(queries(50, seed=1))
+    index.graph()
+    fast = compiled(index, dynamic=True)
+    same(fast(queries()), index.search(queries(), K))
+    index.add(queries(50, seed=2))
+    with pytest.raises(torch._dynamo.exc.Unsupported):  # no longer the index's graph
+        fast(queries())
+    index.graph()
+    same(fast(queries()), index.search(queries(), K))
+
+
+@compiles
+def test_a_compiled_graph_says_when_its_index_has_changed():
+    index = IndexFlatL2(D)
+    index.add(queries(50, seed=1))
+    fast = compiled(index.graph(k=1))
+    fast(queries())
+    index.add(queries(1))
+    with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported)):
+        fast(queries())
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Write each format once: name -> path."""
+    folder = tmp_path_factory.mktemp("exported")
+    made: dict[tuple, Path] = {}
+
+    def write(format: str, graph: str = "rows", mask: int | None = None) -> Path:
+        key = (format, graph, mask)
+        if key not in made:
+            pytest.importorskip("onnxscript" if format == "onnx" else "torch")
+            name = "-".join(str(part) for part in key).replace(" ", "-")
+            settings = {} if format == "torchscript" else dict(mask=mask)
+            suffix = {"torchscript": "pt", "onnx": "onnx"}.get(format, "pt2")
+            made[key] = export.FORMATS[format](
+                index_of().graph(**GRAPHS[graph]), folder / f"{name}.{suffix}", **settings
+            )
+        return made[key]
+
+    return write
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporters, about themselves
+@pytest.mark.parametrize("graph", ["rows", "tiles"])
+@pytest.mark.parametrize("format", list(export.FORMATS))
+def test_every_format_answers_as_search(written, format, graph):
+    run = export.runner(written(format, graph), format)
+    for n in BATCHES:
+        same(run(queries(n)), index_of().search(queries(n), K))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("format", ["torchscript", "exported", "onnx"])
+def test_masks_in_files(written, format):
+    mask = torch.rand(1000, generator=torch.Generator().manual_seed(1)) < 0.1
+    masked = None if format == "torchscript" else 1000
+    run = export.runner(written(format, "rows", masked), format)
+    same(run(queries(), mask), index_of().graph()(queries(), mask))
+
+
+ALONE = """
+import sys, torch
+path, format, answers = sys.argv[1:]
+if format == "torchscript":
+    run = torch.jit.load(path)
+elif format == "exported":
+    run = torch.export.load(path).module()
+else:
+    run = torch._inductor.aoti_load_package(path)
+held = torch.load(answers)
+D, I = run(held["x"])
+assert torch.equal(I, held["I"])
+torch.testing.assert_close(D, held["D"])
+assert not [name for name in sys.modules if name.startswith("torch_ivf_module")]
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("format", ["torchscript", "exported", "aoti"])
+def test_files_run_in_a_process_without_the_package(written, format, tmp_path):
+    x = queries(9)
+    found, ids = index_of().search(x, K)
+    torch.save({"x": x, "D": found, "I": ids}, tmp_path / "answers.pt")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ALONE, str(written(format)), format, str(tmp_path / "answers.pt")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_torchscript_of_a_users_model(tmp_path):
+    model = Model(index_of().graph()).eval()
+    x = torch.randn(4, 5, 6)
+    run = export.runner(export.to_torchscript(model, tmp_path / "model.pt"), "torchscript")
+    alike(run(x), model(x))
+    assert type(model.index).__name__ == "SearchGraph"  # scripting leaves the model as it was
+    y = x.clone().requires_grad_()
+    run(y)[0].sum().backward()
+    z = x.clone().requires_grad_()
+    model(z)[0].sum().backward()
+    torch.testing.assert_close(y.grad, z.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_scripted_loop_over_lists(metric, tmp_path):
+    path = export.to_torchscript(index_of(metric).graph(), tmp_path / "lists.pt", search_mode="csr")
+    run = export.runner(path, "torchscript")
+    for n in (1, 30, 600):
+        same(run(queries(n)), index_of(metric).search(queries(n), K))
+
+
+def test_scripted_loop_cuts_batches_by_bytes(tmp_path):
+    index = IndexFlatL2(D, k=K, max_bytes=1 << 16)
+    index.add(queries(5000, seed=8))  # more than a section
+    path = export.to_torchscript(index.graph(), tmp_path / "lists.pt", search_mode="csr")
+    same(export.runner(path, "torchscript")(queries(100)), index.search(queries(100), K))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_with_half_vectors_in_one_file_and_in_two(tmp_path):
+    pytest.importorskip("onnxscript")
+    graph = index_of().graph(storage=torch.float16)
+    one = export.to_onnx(graph, tmp_path / "one.onnx")
+    two = export.to_onnx(graph, tmp_path / "two.onnx", most_bytes=1000)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.onnx", "two.onnx", "two.onnx.data"]
+    assert two.stat().st_size < one.stat().st_size
+    for path in (one, two):
+        same(export.runner(path, "onnx")(queries()), graph(queries()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_users_models_in_files(tmp_path):
+    pytest.importorskip("onnxscript")
+    model = Model(index_of().graph()).eval()
+    x = torch.randn(6, 6)
+    for format, suffix in (("exported", "pt2"), ("onnx", "onnx")):
+        path = export.FORMATS[format](model, tmp_path / f"model.{suffix}", example=x)
+        alike(export.runner(path, format)(x[:3]), model(x[:3]))
+    with pytest.raises(ValueError, match="example is needed to export a Model"):
+        export.to_exported(model, tmp_path / "none.pt2")
+    with pytest.raises(ValueError, match="example must have at least two rows"):
+        export.to_exported(model, tmp_path / "none.pt2", example=x[:1])
+    model.graph = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="called 'graph'"):
+        export.to_exported(model, tmp_path / "none.pt2", example=x)
+    with pytest.raises(ValueError, match="format must be one of"):
+        export.runner(path, "pickle")
+    assert not (tmp_path / "none.pt2").exists()
+
+
+def test_export_script(tmp_path):
+    index = index_of()
+    index.save(tmp_path / "index.pt")
+    script = [sys.executable, str(ROOT / "export" / "export_index.py"), str(tmp_path / "index.pt")]
+    done = subprocess.run(
+        [*script, "--format", "torchscript", "--k", "3", "--nprobe", "2", "--out", str(tmp_path / "out.pt"), "--check"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "check, batch 33: 100.00% of the ids agree" in done.stdout
+    refused = subprocess.run(
+        [*script, "--format", "torchscript"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert refused.returncode != 0
+    assert "would overwrite" in refused.stderr
+
+
+# -- contexts ------------------------------------------------------------------------------------------------------
+
+
+def test_autocast_and_inference_mode_change_nothing():
+    graph = index_of().graph()
+    expected = index_of().search(queries(), K)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same(graph(queries()), expected)
+    with torch.inference_mode():
+        same(graph(queries()), expected)
+        same(index_of().graph()(queries()), expected)
+
+
+def test_ddp_is_told_to_leave_vectors_alone():
+    model = nn.Sequential(nn.Linear(D, D), nn.BatchNorm1d(D), index_of())
+    model._ddp_params_and_buffers_to_ignore = ["0.weight"]
+    names = ignore_in_ddp(model)
+    assert names == [f"2.{name}" for name, _ in model[2].named_buffers()]
+    assert model._ddp_params_and_buffers_to_ignore == ["0.weight", *names]
+    model = Model(index_of().graph())
+    assert "index.packed_embeddings" in ignore_in_ddp(model)
+
+
+def test_ddp_broadcasts_no_vectors(tmp_path):
+    model = Model(index_of().graph())
+    ignore_in_ddp(model)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        x = torch.randn(4, 6)
+        wrapped(x)[0].sum().backward()
+        assert not wrapped.modules_buffers
+        alike(wrapped(x), model(x))
+    finally:
+        torch.distributed.destroy_process_group()
