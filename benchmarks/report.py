@@ -32,6 +32,7 @@ _TITLES = {
     "maintenance": "An index that changes",
     "threads": "Concurrent searches",
     "memory": "Memory",
+    "formats": "Formats of model graphs",
 }
 
 _HEAD = """# Benchmarks

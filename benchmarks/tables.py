@@ -233,6 +233,37 @@ def growth(tasks: Sequence[TaskRun]) -> str:
     return "\n\n".join(blocks)
 
 
+def formats(task: TaskRun) -> str:
+    """Milliseconds a batch in each format, and in brackets its queries/s as a multiple of faiss's."""
+    nqs = task.values("nq")
+    rows = []
+    for engine in task.engines():
+        mine = task.pick(engine=engine)
+        cells = [_batch(task, engine, nq) for nq in nqs]
+        alone = engine not in ("ours", "faiss") and not engine.startswith("compiled")
+        agreements = [row["agreement"] for row in mine if "agreement" in row]
+        rows.append(
+            [
+                "ours, eager" if engine == "ours" else engine,
+                *cells,
+                f"{mine[0]['bytes'] / _MIB:,.0f}" if mine[0].get("bytes") else _NONE,
+                _number(mine[0].get("make_seconds")),
+                _NONE if engine == "faiss" else "no" if alone else "yes",
+                f"{min(agreements):.5f}" if agreements else _NONE,
+            ]
+        )
+    head = ["ms a batch", *(f"nq {nq:,}" for nq in nqs), "file, MiB", "made in, s", "needs the package", "same ids"]
+    return grid(head, rows)
+
+
+def _batch(task: TaskRun, engine: str, nq: int) -> str:
+    found = task.pick(engine=engine, nq=nq)
+    if not found:
+        return _NONE
+    ratio = "" if engine == "faiss" else f" ({_times(task.ratio('qps', engine, nq=nq))})"
+    return f"{1e3 * found[0]['seconds']:.3g}{ratio}"
+
+
 TABLES: dict[str, Callable[[TaskRun], str]] = {
     "search": ladder,
     "flat": ladder,
@@ -243,6 +274,7 @@ TABLES: dict[str, Callable[[TaskRun], str]] = {
     "maintenance": maintenance,
     "threads": threads,
     "memory": memory,
+    "formats": formats,
 }
 
 

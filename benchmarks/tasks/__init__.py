@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..context import Context
-from . import auto, build, flat, maintenance, memory, recall, search, threads
+from . import auto, build, flat, formats, maintenance, memory, recall, search, threads
 
 __all__ = ["TASKS"]
 
@@ -19,4 +19,5 @@ TASKS: dict[str, Callable[[Context], None]] = {
     "maintenance": maintenance.run,
     "threads": threads.run,
     "memory": memory.run,
+    "formats": formats.run,
 }
