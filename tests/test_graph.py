@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
+import re
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -119,6 +122,14 @@ def test_leading_dimensions_other_floats_and_bad_queries():
     assert graph(queries(0))[1].shape == (0, K)
 
 
+def test_a_graph_keeps_its_dtypes_and_copies_with_its_model():
+    model = Model(index_of().graph()).eval()
+    expected = model.index(queries())
+    same(model.half().index(queries()), expected)
+    same(copy.deepcopy(model).index(queries()), expected)
+    same(pickle.loads(pickle.dumps(model.index))(queries()), expected)
+
+
 def test_empty_and_flat_indexes():
     flat = IndexFlatL2(D, k=3)
     assert (flat.graph()(queries())[1] == -1).all()
@@ -127,7 +138,7 @@ def test_empty_and_flat_indexes():
         same(flat.graph(layout=layout)(queries()), flat.search(queries(), 3))
 
 
-def test_a_graph_says_when_its_index_has_changed():
+def test_a_graph_says_when_its_index_has_changed(tmp_path):
     index = IndexFlatL2(D)
     index.add(queries())
     changes = [
@@ -143,6 +154,12 @@ def test_a_graph_says_when_its_index_has_changed():
         change()
         with pytest.raises(RuntimeError, match=r"call index.graph\(...\) again"):
             graph(queries())
+    graph = index.graph()
+    index.packed_embeddings = index.packed_embeddings.clone()
+    for write in (export.to_torchscript, partial(export.to_torchscript, search_mode="csr"), export.to_exported):
+        with pytest.raises(RuntimeError, match="again"):
+            write(graph, tmp_path / "stale.pt2")
+    assert not list(tmp_path.iterdir())
     index.add(queries())
     graph = index.graph()
     index.search(queries(), 2)  # reading is no change
@@ -232,6 +249,10 @@ def test_an_index_compiles_when_it_takes_its_graph():
         fast(queries())
     index.graph()
     same(fast(queries()), index.search(queries(), K))
+    index.k = 2
+    index.graph(k=1)  # not with the index's own settings
+    index.graph()
+    same(fast(queries()), index.search(queries(), 2))
 
 
 @compiles
@@ -336,8 +357,17 @@ def test_torchscript_of_a_users_model(tmp_path):
 def test_scripted_loop_over_lists(metric, tmp_path):
     path = export.to_torchscript(index_of(metric).graph(), tmp_path / "lists.pt", search_mode="csr")
     run = export.runner(path, "torchscript")
-    for n in (1, 30, 600):
+    for n in (1, 30, 600, 0):
         same(run(queries(n)), index_of(metric).search(queries(n), K))
+    assert (run(torch.full((2, D), torch.nan))[1] == -1).all()
+    with torch.no_grad():
+        path = export.to_torchscript(index_of(metric).graph(), tmp_path / "lists.pt", search_mode="csr")
+    x = queries().requires_grad_()
+    found = export.runner(path, "torchscript")(x)[0]
+    y = queries().requires_grad_()
+    index_of(metric).search(y, K)[0].sum().backward()
+    found.sum().backward()
+    torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_scripted_loop_cuts_batches_by_bytes(tmp_path):
@@ -353,7 +383,9 @@ def test_onnx_with_half_vectors_in_one_file_and_in_two(tmp_path):
     graph = index_of().graph(storage=torch.float16)
     one = export.to_onnx(graph, tmp_path / "one.onnx")
     two = export.to_onnx(graph, tmp_path / "two.onnx", most_bytes=1000)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.onnx", "two.onnx", "two.onnx.data"]
+    two = export.to_onnx(graph, tmp_path / "two.onnx", most_bytes=1000)  # leaves no weights of the file before
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert [re.sub("[0-9a-f]{8}", "#", name) for name in names] == ["one.onnx", "two.onnx", "two.onnx.#.data"]
     assert two.stat().st_size < one.stat().st_size
     for path in (one, two):
         same(export.runner(path, "onnx")(queries()), graph(queries()))
@@ -367,6 +399,12 @@ def test_users_models_in_files(tmp_path):
     for format, suffix in (("exported", "pt2"), ("onnx", "onnx")):
         path = export.FORMATS[format](model, tmp_path / f"model.{suffix}", example=x)
         alike(export.runner(path, format)(x[:3]), model(x[:3]))
+    model.train()
+    export.to_exported(model, tmp_path / "model.pt2", example=x)
+    export.to_torchscript(model, tmp_path / "model.pt")
+    assert all(module.training for module in model.modules())
+    with pytest.raises(ValueError, match=r"path must end in .pt2"):
+        export.to_aoti(model, tmp_path / "model.so", example=x)
     with pytest.raises(ValueError, match="example is needed to export a Model"):
         export.to_exported(model, tmp_path / "none.pt2")
     with pytest.raises(ValueError, match="example must have at least two rows"):
@@ -392,7 +430,7 @@ def test_export_script(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "check, batch 33: 100.00% of the ids agree" in done.stdout
     refused = subprocess.run(
-        [*script, "--format", "torchscript"],
+        [*script, "--format", "torchscript", "--out", str(tmp_path / "index.pt")],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -16,9 +16,13 @@ tensor([0, 1])
 from __future__ import annotations
 
 import os
+import re
+import secrets
+import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +38,7 @@ from .torchscript import ScriptedLists, quietly
 __all__ = ["FORMATS", "Agreement", "compare", "runner", "to_aoti", "to_exported", "to_onnx", "to_torchscript"]
 
 ONNX_OPSET = 18
-_MOST_BYTES = 2_000_000_000  # protobuf refuses messages beyond 2 GiB
+_MOST_BYTES = 1_500_000_000  # protobuf refuses messages beyond 2 GiB, and torch.onnx stops short of that
 _MOST_BATCH = 1 << 20
 
 
@@ -51,9 +55,21 @@ def to_torchscript(model: nn.Module, path: str | os.PathLike[str], *, search_mod
         if not isinstance(model, SearchGraph):
             raise ValueError(f"search_mode='csr' is for a SearchGraph, got {type(model).__name__}")
         model = ScriptedLists(model)
-    with quietly():
+    with quietly(), _evaluating(model):
         _swapped(model, lambda module: replace(Path(path), torch.jit.script(module).save))
     return Path(path)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, every module as it was afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _swapped(model: nn.Module, use: Callable[[nn.Module], Any]) -> None:
@@ -89,6 +105,8 @@ def to_aoti(
     torch._inductor.aoti_load_package opens it in Python, AOTIModelPackageLoader in C++. Needs a C++ compiler here, not
     where it runs. See `to_exported` for the parameters.
     """
+    if Path(path).suffix != ".pt2":
+        raise ValueError(f"path must end in .pt2, by which an AOTInductor package is known, got {os.fspath(path)!r}")
     program = _exported(model, example, mask)
     replace(Path(path), lambda part: _compile(program, part), ".pt2")
     return Path(path)
@@ -104,7 +122,8 @@ def to_onnx(
 ) -> Path:
     """Write `model` as ONNX, opset 18, inputs ``x`` (and ``mask``), outputs ``D`` and ``I`` of a SearchGraph.
 
-    One file, or if its vectors take more than `most_bytes` a second one beside it with ``.data`` added to the name.
+    One file; or if its weights take more than `most_bytes`, which may be up to 1.5e9, a second one beside it named
+    ``path.<8 digits>.data``, which the first refers to and which has to stay beside it.
     A runtime gathers every candidate before it multiplies them: N queries take N * d * 4 bytes times the candidates
     of one, so batches are best small. Needs the extra `export`. See `to_exported` for the other parameters.
     """
@@ -112,10 +131,10 @@ def to_onnx(
     onnx = require("onnx", "export")
     args, shapes = _inputs(model, example, mask)
     outputs = ["D", "I"] if isinstance(model, SearchGraph) else None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _evaluating(model):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model.eval(),
+            model,
             args,
             dynamo=True,
             dynamic_shapes=shapes,
@@ -126,13 +145,22 @@ def to_onnx(
         )
     assert program is not None
     weights = sum(tensor.nbytes for tensor in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
-    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
-        part = Path(folder, Path(path).name)
+    path = Path(path)
+    stale = [
+        file for file in path.parent.iterdir() if re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{8}\.data", file.name)
+    ]
+    # A model names its second file. That one is new each time, and is there before the model that names it.
+    name = f"{path.name}.{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        part = Path(folder, name)
         program.save(part, external_data=weights > most_bytes)
         onnx.checker.check_model(part)
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == part):  # the model when its data is there
-            os.replace(file, Path(path).with_name(file.name))
-    return Path(path)
+        for data in Path(folder).glob("*.data"):
+            os.replace(data, path.with_name(data.name))
+        replace(path, lambda temporary: shutil.copyfile(part, temporary))
+    for file in stale:
+        file.unlink()
+    return path
 
 
 def _compile(program: torch.export.ExportedProgram, path: str) -> None:
@@ -151,8 +179,8 @@ FORMATS: dict[str, Callable[..., Path]] = {
 
 def _exported(model: nn.Module, example: Tensor | None, mask: int | None) -> torch.export.ExportedProgram:
     args, shapes = _inputs(model, example, mask)
-    with torch.no_grad():
-        return torch.export.export(model.eval(), args, dynamic_shapes=shapes)
+    with torch.no_grad(), _evaluating(model):
+        return torch.export.export(model, args, dynamic_shapes=shapes)
 
 
 def _inputs(

@@ -5,7 +5,8 @@ Q queries, L lists, N vectors, d dim, k results.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from .index import check
 from .index.base import IndexBase
 from .params import positive
 
+Self = TypeVar("Self", bound="SearchGraph")
 LAYOUTS = ("rows", "tiles")
 _SHARED = {"list_packed": "packed_embeddings"}  # the rest has the names of the index's buffers as it is
 
@@ -33,7 +35,8 @@ class SearchGraph(nn.Module):
 
     What is frozen is `k`, `nprobe`, `max_codes`, and the most candidates that any query can have: the total length of
     the `nprobe` longest lists, which every query pays for. Vectors added later are not in it; a graph whose index has
-    changed raises RuntimeError instead of answering (an exported file cannot know).
+    changed raises RuntimeError instead of answering (an exported file cannot know, and no one notices what is written
+    into the buffers in place).
 
     Answers are those of `search`, but for queries whose k-th and next neighbours lie within float32 rounding of one
     another: there `search` looks a second time, and a graph of static shapes cannot.
@@ -71,9 +74,10 @@ class SearchGraph(nn.Module):
         params = index._params(None)
         self.nprobe = min(max(1, index._nlist), index._nprobe(params) if nprobe is None else positive(nprobe, "nprobe"))
         self.max_codes = index._max_codes(params) if max_codes is None else positive(max_codes, "max_codes")
-        index._pack()
-        self._contents = index._contents
-        coarse, (lists,) = index._segments()
+        with index._lock:
+            index._pack()
+            self._contents = index._contents
+            coarse, (lists,) = index._segments()
         self._width = int(torch.sort(lists.sizes, descending=True).values[: self.nprobe].sum())
         self._tiles = 0
         if layout == "tiles":
@@ -91,6 +95,16 @@ class SearchGraph(nn.Module):
 
     def _held(self, kind: Any, name: str) -> Any:
         return kind(*(getattr(self, _buffer(name, field)) for field in kind._fields))
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Moves with its parent, but is frozen in its dtypes: a parent's half() would ruin biases and centroids.
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            moved = self._buffers[name]
+            if tensor is not None and moved is not None and moved.dtype != tensor.dtype:
+                self._buffers[name] = tensor.to(moved.device)
+        return self
 
     def lists(self) -> InvertedLists:
         """The inverted lists that are searched."""
@@ -113,8 +127,7 @@ class SearchGraph(nn.Module):
 
         `mask` (n,) bool says for each id below n whether it may be found; other ids may not.
         """
-        if self._contents.changed:
-            raise RuntimeError("the index has changed since this graph was made of it: call index.graph(...) again")
+        self.check_current()
         x = check.floats(x, "x", self.list_ids.device)
         if x.dim() == 0 or x.shape[-1] != self.d:
             raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
@@ -124,6 +137,11 @@ class SearchGraph(nn.Module):
             return self.rows(x, mask)
         found, ids = self.rows(x.reshape(-1, self.d), mask)
         return found.view(*x.shape[:-1], self.k), ids.view(*x.shape[:-1], self.k)
+
+    def check_current(self) -> None:
+        """Raise RuntimeError if the index has changed since this graph was made of it."""
+        if self._contents.changed:
+            raise RuntimeError("the index has changed since this graph was made of it: call index.graph(...) again")
 
     def rows(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`forward` for x (Q, d), unchecked."""

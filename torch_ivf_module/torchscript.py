@@ -13,14 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .functional import metric as metrics
-from .functional.maxima import BLOCK, GROUP, SECTION, SPAN, Tasks, tasks_of
-from .functional.scan_lists import survivors
+from .functional.maxima import BLOCK, GROUP, SECTION, SPAN, TILE_SCORES, blocks_of, tasks_of
+from .functional.scan_lists import BLOCK_BYTES, selected_at_a_time, survivors
 from .functional.scan_queries import best_rows
 from .functional.search import kept_for, lookup, probed_lists, rescore
 from .graph import SearchGraph
-
-_TILE = 1 << 20  # scores of a product
-_SELECTED = 1 << 17  # maxima selected among at a time
 
 
 class ScriptedSearch(nn.Module):
@@ -28,6 +25,7 @@ class ScriptedSearch(nn.Module):
 
     def __init__(self, graph: SearchGraph) -> None:
         super().__init__()
+        graph.check_current()
         self.d, self.k = graph.d, graph.k
         self.search = _record(_Search(graph), graph, "plain", "masked")
 
@@ -67,12 +65,13 @@ class ScriptedLists(nn.Module):
     def __init__(self, graph: SearchGraph) -> None:
         super().__init__()
         lists = graph.lists()
-        blocks = torch.div(lists.sizes + (SPAN - 1), SPAN, rounding_mode="floor")
-        self.width = int(torch.sort(blocks, descending=True).values[: graph.nprobe].sum())
+        graph.check_current()
+        self.d = graph.d
+        self.width = int(torch.sort(blocks_of(lists.sizes), descending=True).values[: graph.nprobe].sum())
         # Maxima of a batch are held at a time, so a batch is cut where they may reach max_bytes.
-        self.batch = max(1, graph.max_bytes // (4 * (BLOCK + 1) * max(1, self.width)))
-        self.selected = max(1, _SELECTED // max(1, self.width, kept_for(graph.k) * BLOCK))
-        self.group, self.block, self.span, self.section, self.tile = GROUP, BLOCK, SPAN, SECTION, _TILE
+        self.batch = max(1, graph.max_bytes // (BLOCK_BYTES * max(1, self.width)))
+        self.selected = selected_at_a_time(self.width, kept_for(graph.k))
+        self.group, self.block, self.span, self.section, self.tile = GROUP, BLOCK, SPAN, SECTION, TILE_SCORES
         self.register_buffer("packed", lists.packed, persistent=False)
         self.register_buffer("bias", lists.bias, persistent=False)
         self.offsets: List[int] = lists.offsets.tolist()  # noqa: UP006
@@ -80,13 +79,15 @@ class ScriptedLists(nn.Module):
         self.finish = _record_finish(_Finish(graph, self.width), graph, self.begin)
 
     def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        if x.dim() != 2 or x.shape[1] != self.d:
+            raise ValueError("x must have shape (n, d)")
         distances: List[Tensor] = []  # noqa: UP006
         ids: List[Tensor] = []  # noqa: UP006
         for batch in x.split(self.batch):
             prepared, shifted, probed, queries, visits, before, rank = self.begin(batch)
             fine = self.maxima(shifted, queries, visits, before)
             coarse = fine.amax(1)
-            for start in range(0, batch.shape[0], self.selected):
+            for start in range(0, max(1, batch.shape[0]), self.selected):
                 end = min(start + self.selected, batch.shape[0])
                 found, names = self.finish(
                     prepared[start:end], shifted[start:end], probed[start:end], rank[start:end], before, coarse, fine
@@ -102,7 +103,7 @@ class ScriptedLists(nn.Module):
         for number in range(len(self.offsets) - 1):
             size = self.offsets[number + 1] - self.offsets[number]
             total += counts[number] * ((size + self.span - 1) // self.span)
-        fine = torch.full([total, self.block], float("-inf"), device=x.device)
+        fine = torch.full([max(1, total), self.block], float("-inf"), device=x.device)
         scratch = torch.empty([0], device=x.device)
         first = 0
         for number in range(len(self.offsets) - 1):
@@ -161,10 +162,8 @@ class _Finish(nn.Module):
         self, x: Tensor, shifted: Tensor, probed: Tensor, rank: Tensor, before: Tensor, coarse: Tensor, fine: Tensor
     ) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         graph, lists = self.graph, self.graph.lists()
-        blocks = torch.div(lists.sizes + (SPAN - 1), SPAN, rounding_mode="floor")
-        tasks = Tasks(probed, probed, blocks, rank, before, probed)
         kept = kept_for(graph.k)
-        rows = survivors(lists, probed, tasks, rank, (coarse, fine), kept, self.width)
+        rows = survivors(lists, probed, before, rank, (coarse, fine), kept, self.width)
         rows = best_rows(shifted, lists, rows, kept)[1]
         scores, rows = rescore(x, lists.packed, rows, graph.k, graph.metric)
         return metrics.to_distance(scores, graph.metric), lookup([lists.ids], rows)
@@ -187,15 +186,15 @@ def _record(module: nn.Module, graph: SearchGraph, *methods: str) -> Any:
     x = torch.zeros(2, graph.d, device=graph.list_ids.device).requires_grad_()
     mask = torch.ones(1, dtype=torch.bool, device=x.device)
     inputs = {name: (x, mask) if name == "masked" else x for name in methods}
-    with quietly():
+    with quietly(), torch.inference_mode(False), torch.enable_grad():
         return torch.jit.trace_module(module, inputs, check_trace=False)
 
 
 def _record_finish(module: nn.Module, graph: SearchGraph, begin: Any) -> Any:
     prepared, shifted, probed, _, visits, before, rank = begin(torch.zeros(2, graph.d, device=graph.list_ids.device))
-    blocks = torch.div(graph.lists().sizes + (SPAN - 1), SPAN, rounding_mode="floor")
+    blocks = blocks_of(graph.lists().sizes)
     fine = torch.zeros(max(1, int((visits * blocks).sum())), BLOCK, device=prepared.device)
-    with quietly():
+    with quietly(), torch.inference_mode(False), torch.enable_grad():
         return torch.jit.trace(
             module,
             (prepared.detach().requires_grad_(), shifted, probed, rank, before, fine.amax(1), fine),

@@ -16,6 +16,9 @@
 namespace {
 
 torch::Tensor read_queries(const std::string& path, int64_t d) {
+  if (d <= 0) {
+    throw std::runtime_error("D must be at least 1, got " + std::to_string(d));
+  }
   std::ifstream file(path, std::ios::binary);
   if (!file) {
     throw std::runtime_error("cannot read " + path);

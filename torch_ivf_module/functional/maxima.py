@@ -28,7 +28,7 @@ GROUP = 8  # rows a maximum stands for: 4 stores twice the maxima, 16 scores twi
 BLOCK = 16  # groups a coarse maximum stands for
 SPAN = GROUP * BLOCK
 SECTION = 32 * SPAN  # rows of a list in one product
-_TILE = 1 << 20  # scores of a product: 4 MiB, so that the pass over them finds them in cache
+TILE_SCORES = 1 << 20  # scores of a product: 4 MiB, so that the pass over them finds them in cache
 _BLOCKS = 1 << 10  # blocks of a sampled product at a time: 2 MiB of pattern
 # A matrix product costs about 100 us a list, a sampled score about 10 ns more than one of a product. Measured on the
 # headline and the photographs, nq 32 to 2,048: between 6,000 and 20,000 little changes, 3,000 and 40,000 lose 10%.
@@ -65,6 +65,11 @@ class Strands(NamedTuple):
     held: Tensor  # rows of the section
 
 
+def blocks_of(sizes: Tensor) -> Tensor:
+    """Blocks of lists of so many rows."""
+    return _quotient(sizes + (SPAN - 1), SPAN)
+
+
 def tasks_of(x: Tensor, lists: InvertedLists, probed: Tensor, *, sample: bool = True) -> Tasks:
     """Order the tasks of probed (Q, P) by list; list number L is none."""
     nlist = lists.offsets.shape[0] - 1
@@ -74,7 +79,7 @@ def tasks_of(x: Tensor, lists: InvertedLists, probed: Tensor, *, sample: bool = 
     first = visits.cumsum(0) - visits
     rank = torch.empty_like(order)
     rank[order] = torch.arange(order.shape[0], device=order.device) - first[target[order]]
-    blocks = _quotient(lists.sizes + (SPAN - 1), SPAN)
+    blocks = blocks_of(lists.sizes)
     held = visits * blocks
     sampled = torch.zeros_like(held, dtype=torch.bool)
     if sample and has_sampled_product(x, lists.packed, SPAN):
@@ -104,7 +109,7 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
             padded = -(-size // GROUP) * GROUP
             vectors = lists.packed[row : row + size].float().t()
             bias = lists.bias[row : row + size] if lists.bias.shape[0] else None
-            step = max(1, _TILE // padded)
+            step = max(1, TILE_SCORES // padded)
             for task in range(0, count, step):
                 first = firsts[number] + task
                 queries = tasks.queries[first : first + min(step, count - task)]

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from .lists import InvertedLists, ranges_to_positions
-from .maxima import BLOCK, GROUP, SPAN, Tasks, group_maxima, strands, tasks_of
+from .maxima import BLOCK, GROUP, Tasks, blocks_of, group_maxima, strands, tasks_of
 from .parts import joined
 from .scan_queries import best_rows
 from .scratch import Scratch
 from .select import NEVER, best_positions
 
 _SELECTED = 1 << 17  # maxima selected among at a time: 5 MiB of temporaries, more cost page faults
+BLOCK_BYTES = 4 * (BLOCK + 1)  # of its maxima
 _COARSE_PAYS = 2  # times as many blocks as are chosen: with fewer, looking into all of them is as good
 
 
@@ -43,9 +44,9 @@ def scan_lists(
 
 def _pieces(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) -> Iterable[tuple[Tensor, Tensor]]:
     """Queries cut where their scratch reaches `max_bytes`; evenly, for a product of few tasks is a slow one."""
-    blocks = torch.div(lists.sizes + (SPAN - 1), SPAN, rounding_mode="floor")[probed].sum(1)
+    blocks = blocks_of(lists.sizes)[probed].sum(1)
     # Of each query its maxima, its tasks and its candidates.
-    needed = (blocks * (4 * (BLOCK + 1)) + 64 * probed.shape[1] + 32 * k).cumsum(0)
+    needed = (blocks * BLOCK_BYTES + 64 * probed.shape[1] + 32 * k).cumsum(0)
     pieces = -(-int(needed[-1]) // max(1, max_bytes))
     if pieces == 1:
         return [(x, probed)]
@@ -66,26 +67,34 @@ def _select(
 ) -> list[tuple[Tensor, Tensor]]:
     """The k best rows of each query, some queries at a time."""
     width = int(tasks.blocks[probed].sum(1).max())
-    step = max(1, _SELECTED // max(1, width, k * BLOCK))
+    step = selected_at_a_time(width, k)
     found = []
     for query, some, rank in zip(x.split(step), probed.split(step), tasks.rank.split(step), strict=True):
-        rows = survivors(lists, some, tasks, rank, maxima, k, width)
+        rows = survivors(lists, some, tasks.before, rank, maxima, k, width)
         found.append(best_rows(query, lists, rows, k))
     return found
+
+
+def selected_at_a_time(width: int, k: int) -> int:
+    """Queries of `width` blocks each whose maxima are selected among at a time."""
+    return max(1, _SELECTED // max(1, width, k * BLOCK))
 
 
 def survivors(
     lists: InvertedLists,
     probed: Tensor,
-    tasks: Tasks,
+    before: Tensor,
     rank: Tensor,
     maxima: tuple[Tensor, Tensor],
     k: int,
     width: int,
 ) -> Tensor:
-    """The rows (Q, k * GROUP) of each query's k best groups, negative for padding; `width` bounds its blocks."""
-    blocks = tasks.blocks[probed]
-    address = tasks.before[probed] + rank * blocks
+    """The rows (Q, k * GROUP) of each query's k best groups, negative for padding; `width` bounds its blocks.
+
+    before (L + 1,) and rank (Q, P) are those of `Tasks`.
+    """
+    blocks = blocks_of(lists.sizes)[probed]
+    address = before[probed] + rank * blocks
     if width == 0:
         return probed.new_empty(probed.shape[0], 0)
     position, probe = ranges_to_positions(address, blocks, width)

@@ -62,6 +62,7 @@ class IndexBase(IndexModule):
     @k.setter
     def k(self, value: int) -> None:
         self._k = positive(value, "k")
+        self._own_graph = None
 
     @property
     def max_bytes(self) -> int:
@@ -281,7 +282,7 @@ class IndexBase(IndexModule):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``search(x, self.k)`` for x (..., d): D and I of shape (..., k).
 
-        Under torch.compile it is the last graph made by ``graph()``, if the index has not changed since.
+        Under torch.compile it is the graph made by ``graph()``, if neither index nor settings have changed since.
         """
         if torch.compiler.is_compiling():
             if self._own_graph is not None:
@@ -313,13 +314,15 @@ class IndexBase(IndexModule):
             are then those to the copy. "tiles" scans a copy that a compiler makes faster code of, N * d *
             itemsize bytes beside the buffers; what is returned is scored with the index's own vectors.
 
-        The graph has to be made again after every change of the index. One made with the index's own `k` is what
-        `forward` takes under torch.compile. Raises RuntimeError for an untrained index, ValueError for a wrong setting.
+        The graph has to be made again after every change of the index. One made with the index's own settings is what
+        `forward` takes under torch.compile, until a setting changes. Raises RuntimeError for an untrained index, ValueError for a wrong setting.
         """
         from ..graph import SearchGraph
 
         graph = SearchGraph(self, k=k, nprobe=nprobe, max_codes=max_codes, storage=storage, layout=layout)
-        if graph.k == self.k:
+        params = self._params(None)
+        own = (self.k, min(max(1, self._nlist), self._nprobe(params)), self._max_codes(params))
+        if (graph.k, graph.nprobe, graph.max_codes) == own and storage in (None, self.dtype):
             self.__dict__["_own_graph"] = graph  # not a submodule: its buffers are this module's
         return graph
 

@@ -70,6 +70,7 @@ class IndexIVFFlat(IndexBase):
     @nprobe.setter
     def nprobe(self, value: int) -> None:
         self._own_nprobe = positive(value, "nprobe")
+        self._own_graph = None
 
     @property
     def max_codes(self) -> int | None:
@@ -80,6 +81,7 @@ class IndexIVFFlat(IndexBase):
     def max_codes(self, value: int | None) -> None:
         # 0 is how faiss spells "no limit".
         self._own_max_codes = None if value is None or value == 0 else positive(value, "max_codes")
+        self._own_graph = None
 
     def fit(
         self: Self,

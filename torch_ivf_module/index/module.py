@@ -139,10 +139,11 @@ class IndexModule(nn.Module):
         return tensor
 
     def _put(self, **tensors: Tensor) -> None:
-        """Exchange buffers."""
-        self._contents.changed = True
-        self._contents, self._own_graph = Contents(), None
-        self.__dict__["_buffers"].update(tensors)
+        """Exchange buffers; whoever made something of the old ones is told."""
+        with self._lock:
+            self.__dict__["_buffers"].update(tensors)
+            self._contents.changed = True
+            self._contents, self._own_graph = Contents(), None
 
     # Whoever reads the buffers, a parent's state_dict or .buffers() included, comes through one of these two.
 
@@ -155,6 +156,11 @@ class IndexModule(nn.Module):
     @_buffers.setter
     def _buffers(self, held: dict[str, Tensor | None]) -> None:
         self.__dict__["_buffers"] = held
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in state.NAMES:
+            self._put()
 
     def __getattr__(self, name: str) -> Any:
         if name in ("packed_embeddings", "list_offsets", "list_ids"):
