@@ -146,9 +146,8 @@ def to_onnx(
     assert program is not None
     weights = sum(tensor.nbytes for tensor in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
     path = Path(path)
-    stale = [
-        file for file in path.parent.iterdir() if re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{8}\.data", file.name)
-    ]
+    written = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
+    stale = [file for file in path.parent.iterdir() if written.fullmatch(file.name)]
     # A model names its second file. That one is new each time, and is there before the model that names it.
     name = f"{path.name}.{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -157,10 +156,14 @@ def to_onnx(
         onnx.checker.check_model(part)
         for data in Path(folder).glob("*.data"):
             os.replace(data, path.with_name(data.name))
-        replace(path, lambda temporary: shutil.copyfile(part, temporary))
+        replace(path, lambda temporary: _copy(part, temporary))
     for file in stale:
         file.unlink()
     return path
+
+
+def _copy(file: Path, to: str) -> None:
+    shutil.copyfile(file, to)
 
 
 def _compile(program: torch.export.ExportedProgram, path: str) -> None:

@@ -315,7 +315,8 @@ class IndexBase(IndexModule):
             itemsize bytes beside the buffers; what is returned is scored with the index's own vectors.
 
         The graph has to be made again after every change of the index. One made with the index's own settings is what
-        `forward` takes under torch.compile, until a setting changes. Raises RuntimeError for an untrained index, ValueError for a wrong setting.
+        `forward` takes under torch.compile, until a setting changes. Raises RuntimeError for an untrained index,
+        ValueError for a wrong setting.
         """
         from ..graph import SearchGraph
 
