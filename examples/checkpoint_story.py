@@ -2,7 +2,8 @@
 
 python examples/checkpoint_story.py [--folder FOLDER]
 
-The first process builds the model and writes model.state_dict(); the second knows only the class and that file.
+The model is the one of index_in_a_model.py. The first process builds it and writes model.state_dict(); the second
+knows only the class and that file.
 """
 
 import argparse
@@ -13,21 +14,9 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
-
-from torch_ivf_module import IndexIVFFlat
+from index_in_a_model import Retriever
 
 ITEMS, CHECKED = 20_000, 64
-
-
-class Retriever(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 32))
-        self.index = IndexIVFFlat(32, nlist=64, nprobe=8, metric="cosine", k=5)
-
-    def forward(self, x):
-        return self.index(self.encoder(x))  # cosines (..., 5), ids (..., 5)
 
 
 def build(folder: Path) -> None:

@@ -19,16 +19,21 @@ class Retriever(nn.Module):
         return self.index(self.encoder(x))  # scores (..., 5), ids (..., 5)
 
 
-model, items = Retriever().eval(), torch.randn(10_000, 64)
-with torch.no_grad():
-    vectors = model.encoder(items)
-model.index.fit(vectors).add(vectors)
+def main() -> None:
+    model, items = Retriever().eval(), torch.randn(10_000, 64)
+    with torch.no_grad():
+        vectors = model.encoder(items)
+    model.index.fit(vectors).add(vectors)
 
-twin = Retriever().eval()  # its index is empty and untrained until the next line
-twin.load_state_dict(model.state_dict())
-assert torch.equal(model(items[:100])[1], twin(items[:100])[1])
+    twin = Retriever().eval()  # its index is empty and untrained until the next line
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(model(items[:100])[1], twin(items[:100])[1])
 
-scores, ids = twin(items[:3])
-print(f"the twin holds {twin.index.ntotal:,} vectors; nearest to items 0, 1, 2, with their cosines:")
-for n, (best, near) in enumerate(zip(scores.tolist(), ids.tolist(), strict=True)):
-    print(f"  {n}: " + "  ".join(f"{i} ({s:.3f})" for i, s in zip(near, best, strict=True)))
+    scores, ids = twin(items[:3])
+    print(f"the twin holds {twin.index.ntotal:,} vectors; nearest to items 0, 1, 2, with their cosines:")
+    for n, (best, near) in enumerate(zip(scores.tolist(), ids.tolist(), strict=True)):
+        print(f"  {n}: " + "  ".join(f"{i} ({s:.3f})" for i, s in zip(near, best, strict=True)))
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from torch_ivf_module import IndexFlat, SearchGraph, SearchParams, export, load
+from torch_ivf_module.graph import LAYOUTS
 
 SUFFIXES = {"torchscript": ".ts.pt", "exported": ".pt2", "aoti": ".aoti.pt2", "onnx": ".onnx"}
 BATCHES = (1, 2, 33)  # of the check: the batch is dynamic
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--nprobe", type=int, help="lists a query visits (default: the index's own)")
     made.add_argument("--max-codes", type=int, help="the most rows a query reads (default: the index's own)")
     made.add_argument("--storage", choices=("float32", "float16", "bfloat16"), help="dtype of the scanned vectors")
-    made.add_argument("--layout", choices=("rows", "tiles"), default="rows", help="see IndexBase.graph")
+    made.add_argument("--layout", choices=LAYOUTS, default="rows", help="see IndexBase.graph")
     made.add_argument("--out", type=Path, help="where to write (default: beside the index)")
     made.add_argument("--check", action="store_true", help="run the file and compare its answers")
     return made

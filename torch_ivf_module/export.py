@@ -236,7 +236,7 @@ class Agreement(NamedTuple):
     """How alike two answers are."""
 
     ids: float  # share of places with the same id, or with a distance equal up to rounding: a tie
-    distances: float  # largest difference of distances, relative to the larger one or to 1
+    distances: float  # largest difference of distances, relative to what was expected or to 1
 
     @property
     def good(self) -> bool:

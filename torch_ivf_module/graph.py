@@ -179,12 +179,13 @@ class SearchGraph(nn.Module):
         def scan(
             x: Tensor, lists: InvertedLists, probed: Tensor, k: int, rows: int, max_bytes: int
         ) -> tuple[Tensor, Tensor]:
-            return scan_tiles(x, tiles, probed, k, width)
+            return scan_tiles(x, tiles, probed, k, width, max_bytes)
 
         return scan
 
     def extra_repr(self) -> str:
-        return f"{self.d}, metric={self.metric!r}, k={self.k}, nprobe={self.nprobe}, layout={self.layout!r}"
+        shape = f"k={self.k}, nprobe={self.nprobe}, max_codes={self.max_codes}, width={self._width}"
+        return f"{self.d}, metric={self.metric!r}, {shape}, layout={self.layout!r}"
 
 
 def _buffer(name: str, field: str) -> str:

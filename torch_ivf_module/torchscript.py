@@ -32,7 +32,7 @@ class ScriptedSearch(nn.Module):
     def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:  # noqa: UP006, UP045
         shape = list(x.shape)
         if len(shape) == 0 or shape[-1] != self.d:
-            raise ValueError("x must have shape (..., d)")
+            raise ValueError("x must have shape (..., {}), got {}".format(self.d, shape))  # noqa: UP032
         rows = x.reshape(-1, self.d)
         if mask is None:
             found, ids = self.search.plain(rows)
@@ -64,8 +64,8 @@ class ScriptedLists(nn.Module):
 
     def __init__(self, graph: SearchGraph) -> None:
         super().__init__()
-        lists = graph.lists()
         graph.check_current()
+        lists = graph.lists()
         self.d = graph.d
         self.width = int(torch.sort(blocks_of(lists.sizes), descending=True).values[: graph.nprobe].sum())
         # Maxima of a batch are held at a time, so a batch is cut where they may reach max_bytes.
@@ -80,7 +80,7 @@ class ScriptedLists(nn.Module):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         if x.dim() != 2 or x.shape[1] != self.d:
-            raise ValueError("x must have shape (n, d)")
+            raise ValueError("x must have shape (n, {}), got {}".format(self.d, list(x.shape)))  # noqa: UP032
         distances: List[Tensor] = []  # noqa: UP006
         ids: List[Tensor] = []  # noqa: UP006
         for batch in x.split(self.batch):

@@ -31,7 +31,7 @@ def scan_lists(
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists, as scan_queries gives them, in about `max_bytes` of scratch.
 
-    `width` is at least the largest number of rows that a query's lists hold together.
+    `width` plays no part.
     """
     memory = Scratch(x.device)
     found = []

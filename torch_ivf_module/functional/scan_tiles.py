@@ -66,12 +66,14 @@ def most_tiles(tiles: Tiles, nprobe: int) -> int:
     return int(torch.sort(tiles.sizes, descending=True).values[:nprobe].sum())
 
 
-def scan_tiles(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
+def scan_tiles(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int, max_bytes: int) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists: ranking scores and packed rows (Q, min(k, TILE * width)), -inf and -1.
 
     x (Q, d) relative to the origin; probed (Q, P), L where nothing is probed; `width` as `most_tiles` says.
+    Outside a graph it takes about `max_bytes` of scratch, or what one query needs.
     """
-    step = max(1, _GATHER_BYTES // max(1, 4 * TILE * width * x.shape[1]))
+    # A query's tiles are there twice: gathered, and multiplied.
+    step = max(1, min(_GATHER_BYTES, max_bytes) // max(1, 8 * TILE * width * x.shape[1]))
     return in_parts(lambda part, some: _scan(part, tiles, some, k, width), step, x, probed)
 
 

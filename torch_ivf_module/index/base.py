@@ -158,10 +158,7 @@ class IndexBase(IndexModule):
         """Which packed rows (N,) carry one of the ids, given as numbers or as a bool mask over ids."""
         held = self.list_ids
         if isinstance(ids, Tensor) and ids.dtype == torch.bool:
-            if ids.dim() != 1 or ids.device != self.device:
-                came = f"got {tuple(ids.shape)} on {ids.device}"
-                raise ValueError(f"ids as a mask must have shape (n,) on {self.device}, {came}")
-            return ragged.marked(held, ids)
+            return ragged.marked(held, check.mask(ids, "ids", self.device))
         return torch.isin(held, check.id_list(ids, "ids", self.device))
 
     def update(self, ids: Tensor, x: Tensor) -> None:
@@ -314,16 +311,14 @@ class IndexBase(IndexModule):
             are then those to the copy. "tiles" scans a copy that a compiler makes faster code of, N * d *
             itemsize bytes beside the buffers; what is returned is scored with the index's own vectors.
 
-        The graph has to be made again after every change of the index. One made with the index's own settings is what
-        `forward` takes under torch.compile, until a setting changes. Raises RuntimeError for an untrained index,
-        ValueError for a wrong setting.
+        The graph has to be made again after every change of the index. One made without `k`, `nprobe`, `max_codes` and
+        `storage` is what `forward` takes under torch.compile, until a setting of the index changes. Raises
+        RuntimeError for an untrained index, ValueError for a wrong setting.
         """
         from ..graph import SearchGraph
 
         graph = SearchGraph(self, k=k, nprobe=nprobe, max_codes=max_codes, storage=storage, layout=layout)
-        params = self._params(None)
-        own = (self.k, min(max(1, self._nlist), self._nprobe(params)), self._max_codes(params))
-        if (graph.k, graph.nprobe, graph.max_codes) == own and storage in (None, self.dtype):
+        if k is None and nprobe is None and max_codes is None and storage is None:
             self.__dict__["_own_graph"] = graph  # not a submodule: its buffers are this module's
         return graph
 

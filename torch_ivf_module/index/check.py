@@ -61,11 +61,12 @@ def id_list(value: object, name: str, device: torch.device) -> Tensor:
 
 def mask(value: object, name: str, device: torch.device) -> Tensor:
     """`value` as a bool mask over ids on `device`, of any length."""
-    if not isinstance(value, Tensor) or value.dtype != torch.bool or value.dim() != 1:
-        came = f"{_word(value.dtype)} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be a bool torch.Tensor of shape (n,), entry i for id i, got {came}")
-    if value.device != device:
-        raise ValueError(f"{name} is on {value.device}, the index is on {device}; move it with {name}.to('{device}')")
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        came = _word(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a bool torch.Tensor, entry i for id i, got {came}")
+    if value.dim() != 1 or value.device != device:
+        came = f"got {tuple(value.shape)} on {value.device}"
+        raise ValueError(f"{name} as a mask must have shape (n,) on {device}, {came}")
     return value
 
 
