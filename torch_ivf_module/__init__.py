@@ -8,21 +8,27 @@
 tensor([[1]])
 """
 
+from .averaging import AveragedModel
 from .checkpoint import load
+from .faiss_bridge import from_faiss, to_faiss
 from .graph import SearchGraph
-from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat
+from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from .parallel import ignore_in_ddp
 from .params import SearchParams
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AveragedModel",
     "IndexFlat",
     "IndexFlatIP",
     "IndexFlatL2",
     "IndexIVFFlat",
+    "IndexPreTransform",
     "SearchGraph",
     "SearchParams",
+    "from_faiss",
     "ignore_in_ddp",
     "load",
+    "to_faiss",
 ]

@@ -5,36 +5,40 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from . import faiss_bridge, torch_ivf_bridge
 from ._files import replace
 from ._optional import require
-from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat
+from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from .index.base import IndexBase
+from .index.pre_transform import Normalize
 
 FORMAT = "torch_ivf_module"
 VERSION = 1
-CLASSES: dict[str, type[IndexBase]] = {c.__name__: c for c in (IndexFlat, IndexFlatL2, IndexFlatIP, IndexIVFFlat)}
+NEEDS = "0.1.0"  # the first release that reads VERSION; written into the file, for the errors of older ones
+PLAIN: dict[str, type[IndexBase]] = {c.__name__: c for c in (IndexFlat, IndexFlatL2, IndexFlatIP, IndexIVFFlat)}
+CLASSES = (*PLAIN, IndexPreTransform.__name__)
+
+AnyIndex = IndexBase | IndexPreTransform
 
 
 class BadFile(ValueError):
     """The file is no index, or is damaged; the text says why."""
 
 
-def save(index: IndexBase, path: str | os.PathLike[str]) -> None:
+def save(index: AnyIndex, path: str | os.PathLike[str]) -> None:
     """Write `index` to `path`; see `IndexBase.save`."""
     path = Path(path)
+    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "needs": NEEDS, **description(index)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in index.state_dict().items()}
-    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "class": type(index).__name__}
-    about.update(config=index.config(), digests={name: _digest(tensor) for name, tensor in tensors.items()})
+    about["digests"] = {name: _digest(tensor) for name, tensor in tensors.items()}
     about["digest"] = _digest_of(about)
-    if about["class"] not in CLASSES:
-        raise TypeError(f"index must be one of {', '.join(CLASSES)}, got {about['class']}")
     if path.suffix == ".safetensors":
         library = require("safetensors.torch", "safetensors")
         words = {key: json.dumps(value) for key, value in about.items()}
@@ -43,12 +47,15 @@ def save(index: IndexBase, path: str | os.PathLike[str]) -> None:
         replace(path, lambda part: torch.save({**about, "state": tensors}, part))
 
 
-def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None, mmap: bool = False) -> IndexBase:
-    """Open an index saved by `save`, of the class the file names.
+def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None, mmap: bool = False) -> AnyIndex:
+    """Open an index, of the class that the file names.
 
-    Checksums tell an altered file. `mmap=True` maps the vectors instead of reading them, so theirs is not looked
-    at. Nothing in the file is executed. Raises `BadFile` (a ValueError) for a file that is damaged, foreign or from
-    a newer release, FileNotFoundError if there is none.
+    Files are those of `save`, those that torch-ivf 0.1.1 saved, and those of `faiss.write_index` (extra `faiss`).
+
+    Checksums tell an altered file, of `save`'s own. `mmap=True` maps the vectors instead of reading them, so theirs is
+    not looked at; a faiss file is always read. Nothing in the file is executed; but faiss's files are parsed by faiss,
+    so open only those you trust. Raises `BadFile` (a ValueError) for a file that is damaged, foreign or from a newer
+    release, FileNotFoundError if there is none, ImportError naming the extra that a file needs.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -59,66 +66,113 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    try:
-        read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-        about, tensors = read(path, mmap)
-    except (ImportError, MemoryError):
-        raise
-    except Exception as error:  # the readers raise a dozen kinds for damage, all of them meaning the same here
-        raise BadFile(f"{path} cannot be read as an index: {error}") from error
-    index = _rebuild(path, about, tensors, unread=("packed_embeddings",) if mmap else ())
+    index = _open(path, mmap)
     return index if device is None else index.to(device)
 
 
-def _rebuild(path: Path, about: Mapping[str, Any], tensors: dict[str, Tensor], unread: tuple[str, ...]) -> IndexBase:
-    if about.get("format") != FORMAT:
-        raise BadFile(f"{path} was not written by torch_ivf_module")
-    version = about.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise BadFile(f"{path} has format version {version}, this release reads up to {VERSION}")
-    if about.get("class") not in CLASSES:
-        raise BadFile(f"{path} holds a {about.get('class')!r}, this release knows {', '.join(CLASSES)}")
-    digests = about.get("digests")
-    if about.get("digest") != _digest_of(about) or not isinstance(digests, dict) or set(digests) != set(tensors):
-        raise BadFile(f"{path} is damaged: its description does not match its checksum")
-    for name, tensor in tensors.items():
-        if name not in unread and digests[name] != _digest(tensor):
-            raise BadFile(f"{path} is damaged: {name} does not match its checksum")
+def _open(path: Path, mmap: bool) -> AnyIndex:
+    if path.suffix == ".safetensors":
+        about, tensors = _reading(path, lambda: _read_safetensors(path, mmap))
+    elif faiss_bridge.is_file(path):
+        return _reading(path, lambda: faiss_bridge.read(path))
+    else:
+        about = _reading(path, lambda: _read_torch(path, mmap))
+        if torch_ivf_bridge.is_state(about):
+            return _reading(path, lambda: torch_ivf_bridge.from_state(about))
+        tensors = about.get("state")
+    return _reading(path, lambda: _checked(path, about, tensors, unread="packed_embeddings" if mmap else None))
+
+
+def _reading(path: Path, read: Callable[[], Any]) -> Any:
+    """The result of `read`, whose errors become BadFile."""
     try:
-        config = dict(about["config"])
-        config["dtype"] = getattr(torch, config["dtype"])
-        kind = CLASSES[about["class"]]
-        if kind in (IndexFlatL2, IndexFlatIP):
-            del config["metric"]
-        index = kind(**config, device="meta")
-        index.load_state_dict(tensors, assign=True)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise BadFile(f"{path} holds no sound index: {error}") from error
-    return index
+        return read()
+    except (BadFile, ImportError, MemoryError):
+        raise
+    except Exception as error:  # the readers raise a dozen kinds for damage, all of them meaning the same here
+        raise BadFile(f"{path} cannot be read as an index: {error}") from error
 
 
-def _read_torch(path: Path, mmap: bool) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+def _read_torch(path: Path, mmap: bool) -> Mapping[str, Any]:
     about = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    if not isinstance(about, dict) or not isinstance(about.get("state"), dict):
+    if not isinstance(about, dict):
         raise ValueError("it holds no index")
-    return about, about["state"]
+    return about
 
 
 def _read_safetensors(path: Path, mmap: bool) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     library = require("safetensors", "safetensors")
     with library.safe_open(path, framework="pt") as file:
-        about = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "format"}
-        about["format"] = json.loads((file.metadata() or {}).get("format", "null"))
+        words = file.metadata() or {}
+        about = {key: json.loads(value) for key, value in words.items()} if "digest" in words else {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     return about, tensors if mmap else {name: tensor.clone() for name, tensor in tensors.items()}
 
 
+def _checked(path: Path, about: Mapping[str, Any], tensors: object, unread: str | None) -> AnyIndex:
+    """The index that a file describes, if all of it is sound; the digest of a buffer named `unread` is left alone."""
+    if about.get("format") != FORMAT or not isinstance(tensors, dict):
+        raise BadFile(f"{path} was not written by torch_ivf_module")
+    version = about.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise BadFile(
+            f"{path} has format version {version}, this release reads up to {VERSION}; "
+            f"it needs torch_ivf_module {about.get('needs')} or newer"
+        )
+    digests = about.get("digests")
+    if about.get("digest") != _digest_of(about) or not isinstance(digests, dict) or set(digests) != set(tensors):
+        raise BadFile(f"{path} is damaged: its description does not match its checksum")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            raise BadFile(f"{path} is damaged: {name} is no plain tensor")
+        if name.rpartition(".")[2] != unread and digests[name] != _digest(tensor):
+            raise BadFile(f"{path} is damaged: {name} does not match its checksum")
+    index = rebuilt(about)
+    index.load_state_dict(tensors, assign=True)
+    return index
+
+
+def description(index: AnyIndex) -> dict[str, Any]:
+    """What rebuilds `index` but for its tensors, as JSON can hold it. TypeError if it is none of CLASSES."""
+    name = type(index).__name__
+    if isinstance(index, IndexPreTransform):
+        config: dict[str, Any] = {"d": index.d, "steps": [], "index": description(index.index)}
+        for step in index.steps():
+            linear = isinstance(step, nn.Linear)
+            config["steps"].append([step.in_features, step.out_features, step.bias is not None] if linear else "l2norm")
+        return {"class": name, "config": config}
+    if name not in PLAIN:
+        raise TypeError(f"index must be one of {', '.join(CLASSES)}, got {name}")
+    return {"class": name, "config": index.config()}
+
+
+def rebuilt(about: Mapping[str, Any]) -> AnyIndex:
+    """The index that a description tells of, on the meta device and without its tensors."""
+    name, config = about["class"], dict(about["config"])
+    if name == IndexPreTransform.__name__:
+        inner = rebuilt(config["index"])
+        if not isinstance(inner, IndexBase):
+            raise TypeError(f"it has {name} within {name}")
+        steps = [Normalize() if step == "l2norm" else _linear(*step) for step in config["steps"]]
+        return IndexPreTransform(config["d"], nn.Sequential(*steps).requires_grad_(False), inner)
+    if name not in PLAIN:
+        raise ValueError(f"it holds a {name!r}, this release knows {', '.join(CLASSES)}")
+    config["dtype"] = getattr(torch, config["dtype"])
+    if name in (IndexFlatL2.__name__, IndexFlatIP.__name__):
+        del config["metric"]
+    return PLAIN[name](**config, device="meta")
+
+
+def _linear(d: int, out: int, bias: bool) -> nn.Linear:
+    return nn.Linear(d, out, bias, device="meta")
+
+
 def _digest(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def _digest_of(about: Mapping[str, Any]) -> int:
     """CRC-32 of what a file says of itself."""
-    said = {key: about.get(key) for key in ("format", "version", "class", "config", "digests")}
+    said = {key: value for key, value in about.items() if key not in ("digest", "state")}
     return zlib.crc32(json.dumps(said, sort_keys=True).encode())

@@ -3,5 +3,6 @@
 from ..params import SearchParams
 from .flat import IndexFlat, IndexFlatIP, IndexFlatL2
 from .ivf_flat import IndexIVFFlat
+from .pre_transform import IndexPreTransform
 
-__all__ = ["IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexIVFFlat", "SearchParams"]
+__all__ = ["IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexIVFFlat", "IndexPreTransform", "SearchParams"]

@@ -5,7 +5,6 @@ Q queries, N vectors, d dim, k results.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,14 +16,16 @@ from ..functional.range_scan import range_search
 from ..functional.search import MODES, lookup, search
 from ..params import SearchParams, positive
 from . import check, state
+from .fits import Fits
 from .module import IndexModule, Self
+from .saves import Saves
 from .staging import Staging
 
 if TYPE_CHECKING:
     from ..graph import SearchGraph
 
 
-class IndexBase(IndexModule):
+class IndexBase(Fits, Saves, IndexModule):
     """A vector index whose state is buffers of a torch.nn.Module. Use one of its subclasses."""
 
     def __init__(
@@ -74,19 +75,6 @@ class IndexBase(IndexModule):
         self._max_bytes = positive(value, "max_bytes")
 
     # -- building ------------------------------------------------------------------------------------------
-
-    def train(self: Self, mode: bool | Tensor = True, **settings: Any) -> Self:
-        """Fit the index to a tensor, as faiss's `train`; or switch the mode, as torch.nn.Module's.
-
-        ``train(x, ...)`` is `fit`; ``train(True)`` and ``train(False)`` set the training flag.
-        """
-        if isinstance(mode, Tensor):
-            return self.fit(mode, **settings)
-        if not isinstance(mode, bool):
-            raise TypeError(f"train takes a bool or a float tensor (n, {self.d}), got {type(mode).__name__}")
-        if settings:
-            raise TypeError(f"train(mode) takes no {', '.join(settings)}: pass a tensor to fit the index")
-        return super().train(mode)
 
     def fit(
         self: Self,
@@ -286,9 +274,7 @@ class IndexBase(IndexModule):
                 own: tuple[Tensor, Tensor] = self._own_graph(x)
                 return own
             torch._dynamo.graph_break("an index compiles once index.graph() has been called, and again after a change")
-        x = check.floats(x, "x", self.device)
-        if x.dim() == 0 or x.shape[-1] != self.d:
-            raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
+        x = check.layer_input(x, "x", self.d, self.device)
         found, ids = self.search(x.reshape(-1, self.d), self.k)
         return found.view(*x.shape[:-1], self.k), ids.view(*x.shape[:-1], self.k)
 
@@ -349,15 +335,6 @@ class IndexBase(IndexModule):
             "max_bytes": self.max_bytes,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index to one file: safetensors for a ``.safetensors`` suffix, else what torch.load opens.
-
-        The file is written beside its place, synced and renamed, so a crash leaves the old one or the new one.
-        """
-        from ..checkpoint import save
-
-        save(self, path)
 
     def extra_repr(self) -> str:
         """The settings, as the module shows them."""

@@ -22,6 +22,14 @@ def vectors(x: object, name: str, d: int, device: torch.device) -> Tensor:
     return tensor
 
 
+def layer_input(x: object, name: str, d: int, device: torch.device) -> Tensor:
+    """`x` as a float tensor (..., d) on `device`."""
+    tensor = floats(x, name, device)
+    if tensor.dim() == 0 or tensor.shape[-1] != d:
+        raise ValueError(f"{name} must have shape (..., {d}), got {tuple(tensor.shape)}")
+    return tensor
+
+
 def floats(x: object, name: str, device: torch.device) -> Tensor:
     """`x` as a tensor of floats on `device`."""
     if not isinstance(x, Tensor):

@@ -24,10 +24,13 @@ Self = TypeVar("Self", bound="IndexModule")
 _NOT_COPIED = ("_staging", "_derived", "_lock", "_own_graph")
 
 
+Sources = list[tuple[Tensor, int]]  # tensors, each with its version when it was read
+
+
 class Derived(NamedTuple):
     """What is computed from the buffers and never saved."""
 
-    sources: tuple[tuple[Tensor, int], ...]
+    sources: Sources
     coarse: Coarse
     lists: InvertedLists
 
@@ -114,16 +117,16 @@ class IndexModule(nn.Module):
 
     def _derive(self) -> Derived:
         read = map(self._raw, ("centroids", "packed_embeddings", "list_offsets"))
-        sources = tuple((tensor, _version_of(tensor)) for tensor in read)
+        sources = [(tensor, version_of(tensor)) for tensor in read]
         held = self._derived
-        if held is not None and all(
-            mine is theirs and version == seen
-            for (mine, version), (theirs, seen) in zip(sources, held.sources, strict=True)
-        ):
+        if held is not None and same(sources, held.sources):
             return held
         with torch.no_grad():
-            coarse = self._coarse()
             packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+            wrong = state.misfit_offsets(offsets, packed.shape[0])
+            if wrong:
+                raise RuntimeError(f"{wrong}; something wrote into a buffer (averaging does: see AveragedModel)")
+            coarse = self._coarse()
             bias = metrics.row_bias(packed, coarse.origin, self.metric)
             self._derived = Derived(sources, coarse, inverted_lists(packed, offsets, ids, bias))
         return self._derived
@@ -284,5 +287,11 @@ class IndexModule(nn.Module):
             self._put(**fresh)
 
 
-def _version_of(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written in place, as far as torch counts it."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+def same(some: Sources, others: Sources) -> bool:
+    """Whether these are the same tensors, with nothing written to them in between."""
+    return len(some) == len(others) and all(a is b and m == n for (a, m), (b, n) in zip(some, others, strict=True))

@@ -50,19 +50,26 @@ def _misfit_shapes(state: Mapping[str, Tensor], d: int, flat: bool) -> str | Non
 
 
 def _misfit_values(state: Mapping[str, Tensor]) -> str | None:
-    offsets, rows = state["list_offsets"], state["packed_embeddings"].shape[0]
-    if offsets.shape[0]:
-        if int(offsets[0]) != 0 or int(offsets[-1]) != rows:
-            return f"list_offsets must run from 0 to {rows}, got {int(offsets[0])} to {int(offsets[-1])}"
-        falls = torch.nonzero(offsets[1:] < offsets[:-1])
-        if falls.shape[0]:
-            return f"list_offsets must not fall, but does behind entry {int(falls[0])}"
+    wrong = misfit_offsets(state["list_offsets"], state["packed_embeddings"].shape[0])
+    if wrong:
+        return wrong
     if bool((state["list_ids"] == -1).any()):
         return "list_ids holds -1, which marks missing results"
     if not bool(torch.isfinite(state["centroids"].sum())) and not bool(torch.isfinite(state["centroids"]).all()):
         return "centroids hold NaN or inf"
     if NEXT_ID in state and int(state[NEXT_ID]) < 0:
         return f"next_id must be >= 0, got {int(state[NEXT_ID])}"
+    return None
+
+
+def misfit_offsets(offsets: Tensor, rows: int) -> str | None:
+    """Why offsets (L + 1,) do not divide so many rows into lists, or None when they do."""
+    if offsets.shape[0] and not offsets.is_meta:
+        if int(offsets[0]) != 0 or int(offsets[-1]) != rows:
+            return f"list_offsets must run from 0 to {rows}, got {int(offsets[0])} to {int(offsets[-1])}"
+        falls = torch.nonzero(offsets[1:] < offsets[:-1])
+        if falls.shape[0]:
+            return f"list_offsets must not fall, but does behind entry {int(falls[0])}"
     return None
 
 

@@ -1,0 +1,52 @@
+"""torch.distributed.checkpoint into an index that is still empty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from .index import state
+
+
+class IndexLoadPlanner(DefaultLoadPlanner):
+    """Loads buffers of indexes in the size they were saved in; everything else as torch's own planner.
+
+    `torch.distributed.checkpoint.load` writes into tensors that are there, which those of a new index are too small
+    for. This planner puts tensors of the saved sizes into the state_dict first, on the same devices. Arguments as for
+    DefaultLoadPlanner.
+
+    >>> import tempfile, torch.distributed.checkpoint as dcp
+    >>> from torch_ivf_module import IndexFlatL2
+    >>> index, fresh = IndexFlatL2(2), IndexFlatL2(2)
+    >>> index.add(torch.eye(2))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = dcp.save({"index": index}, checkpoint_id=folder, no_dist=True)
+    ...     dcp.load({"index": fresh}, checkpoint_id=folder, planner=IndexLoadPlanner(), no_dist=True)
+    >>> fresh.ntotal
+    2
+    """
+
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        """What torch calls before it plans the reading."""
+        if metadata is not None:
+            _resize(state_dict, metadata, "")
+        super().set_up_planner(state_dict, metadata, is_coordinator)
+
+
+def _resize(held: dict[str, Any], metadata: Metadata, prefix: str) -> None:
+    """Exchange the buffers of indexes in `held` and in the dicts within it for empty ones of the saved sizes."""
+    parents = [key.rpartition(state.NAMES[0])[0] for key in held if key.rpartition(".")[2] == state.NAMES[0]]
+    for parent in parents:
+        for name in state.NAMES:
+            saved = metadata.state_dict_metadata.get(prefix + parent + name)
+            old = held.get(parent + name)
+            if isinstance(saved, TensorStorageMetadata) and old is not None and old.shape != saved.size:
+                held[parent + name] = torch.empty(saved.size, dtype=saved.properties.dtype, device=old.device)
+    for key, value in held.items():
+        if isinstance(value, dict):
+            _resize(value, metadata, f"{prefix}{key}.")

@@ -1,0 +1,313 @@
+"""faiss indexes as ours and ours as faiss's: the vectors, lists and ids, nothing trained again.
+
+N vectors, L lists, d dim.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ._optional import require
+from .functional.lists import lengths
+from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform, check
+from .index.base import IndexBase
+from .index.pre_transform import Normalize
+
+__all__ = ["from_faiss", "is_file", "read", "to_faiss"]
+
+WORKS = (
+    "IndexFlat (L2, IP), IndexScalarQuantizer, IndexIVFFlat, IndexIVFScalarQuantizer, "
+    "and IndexIDMap, IndexIDMap2 and IndexPreTransform around them"
+)
+
+
+class Unsupported(TypeError):
+    """No counterpart here; the text says what works."""
+
+
+def from_faiss(index: Any) -> IndexBase | IndexPreTransform:
+    """The index that answers as a faiss index does, with the same ids.
+
+    Parameters
+    ----------
+    index : one of WORKS. Vectors behind a scalar quantizer are decoded: to float16 or bfloat16 where that is how faiss
+        holds them, to float32 otherwise. Linear transforms (PCA, OPQ, rotations, centring, remapped dimensions) become
+        `nn.Linear`; L2 normalisation before an inner product becomes metric "cosine".
+
+    Vectors are copied, to the CPU. What only speeds faiss up (a direct map, a graph over the centroids) is left behind.
+    `add` numbers on from the largest id. Raises TypeError for an index that has no counterpart, ValueError for one
+    whose vectors are not finite, ImportError without faiss (extra `faiss`).
+
+    >>> import faiss
+    >>> theirs = faiss.IndexFlatL2(2)
+    >>> theirs.add(torch.eye(2).numpy())
+    >>> from_faiss(theirs).search(torch.eye(2)[1:], 1)[1]
+    tensor([[1]])
+    """
+    faiss = require("faiss", "faiss")
+    if not isinstance(index, faiss.Index):
+        raise Unsupported(f"index must be a faiss index, got {type(index).__name__}")
+    return _converted(faiss, index, None)
+
+
+def _converted(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase | IndexPreTransform:
+    """`index` as ours; `ids` (N,) are the labels of what it takes for ids 0 .. N - 1, from a map around it."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexIDMap):  # and IndexIDMap2
+        labels = torch.from_numpy(faiss.vector_to_array(index.id_map))
+        return _converted(faiss, index.index, labels if ids is None else labels[ids])
+    if isinstance(index, faiss.IndexPreTransform):
+        return _behind_transforms(faiss, index, _converted(faiss, index.index, ids))
+    if isinstance(index, (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer)):
+        if isinstance(index, faiss.IndexIVFFlatDedup):
+            raise Unsupported(f"faiss's IndexIVFFlatDedup has no counterpart here; these do: {WORKS}")
+        return _ivf(faiss, index, ids)
+    if isinstance(index, (faiss.IndexFlat, faiss.IndexScalarQuantizer)):
+        return _flat(faiss, index, ids)
+    raise Unsupported(f"faiss's {type(index).__name__} has no counterpart here; these do: {WORKS}")
+
+
+def _metric(faiss: Any, index: Any) -> str:
+    names = {faiss.METRIC_L2: "l2", faiss.METRIC_INNER_PRODUCT: "ip"}
+    if index.metric_type not in names:
+        raise Unsupported(f"index has faiss's metric number {index.metric_type}; l2 and inner product work")
+    return names[index.metric_type]
+
+
+def _flat(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase:
+    metric = _metric(faiss, index)
+    dtype, decode = _codec(faiss, index)
+    codes = faiss.vector_to_array(index.codes).reshape(index.ntotal, index.sa_code_size())
+    ours = (IndexFlatL2 if metric == "l2" else IndexFlatIP)(index.d, dtype=dtype)
+    rows = decode(codes)
+    ours.add_with_ids(rows, torch.arange(rows.shape[0]) if ids is None else ids)
+    return ours
+
+
+def _ivf(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase:
+    metric = _metric(faiss, index)
+    if index.quantizer.metric_type != index.metric_type:
+        raise Unsupported("index chooses lists by another metric than it ranks by; here the two are the same")
+    dtype, decode = _codec(faiss, index)
+    ours = IndexIVFFlat(
+        index.d, nlist=index.nlist, nprobe=index.nprobe, metric=metric, max_codes=index.max_codes, dtype=dtype
+    )
+    if not index.is_trained:
+        return ours
+    quantizer = faiss.downcast_index(index.quantizer)
+    centroids = torch.from_numpy(_plain(quantizer.reconstruct_n(0, index.nlist)))
+    state = {"centroids": centroids, **_lists(faiss, index, centroids, decode, dtype)}
+    check.finite(state["packed_embeddings"], "index")
+    if ids is not None:
+        numbers = state["list_ids"]
+        if numbers.shape[0] and not 0 <= int(numbers.min()) <= int(numbers.max()) < ids.shape[0]:
+            raise ValueError("index maps fewer ids than it holds, as IndexIDMap does over an IVF after remove_ids")
+        state["list_ids"] = ids[numbers]
+    try:
+        ours.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"index cannot be taken over: {error}") from error
+    return ours
+
+
+def _lists(faiss: Any, index: Any, centroids: Tensor, decode: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The inverted lists of a faiss index as buffers."""
+    tools = require("faiss.contrib.inspect_tools", "faiss")
+    sizes = torch.tensor([index.invlists.list_size(number) for number in range(index.nlist)])
+    offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    packed, ids = torch.empty(int(offsets[-1]), index.d, dtype=dtype), torch.empty(int(offsets[-1]), dtype=torch.int64)
+    for number, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+        if end > start:
+            labels, codes = tools.get_invlist(index.invlists, number)
+            rows = decode(codes)
+            packed[start:end] = rows + centroids[number] if _by_residual(faiss, index) else rows
+            ids[start:end] = torch.from_numpy(labels)
+    return {"packed_embeddings": packed, "list_offsets": offsets, "list_ids": ids}
+
+
+def _by_residual(faiss: Any, index: Any) -> bool:
+    """Whether the codes of an inverted file are those of differences from the centroid."""
+    return isinstance(index, faiss.IndexIVFScalarQuantizer) and bool(index.by_residual)
+
+
+def _codec(faiss: Any, index: Any) -> tuple[torch.dtype, Any]:
+    """The dtype to store decoded vectors in, and the function from codes (n, bytes) to vectors (n, d)."""
+    sq = getattr(index, "sq", None)
+    if sq is None:
+        return torch.float32, lambda codes: torch.from_numpy(codes.view(np.float32))
+    halves = {faiss.ScalarQuantizer.QT_fp16: torch.float16, faiss.ScalarQuantizer.QT_bf16: torch.bfloat16}
+    dtype = torch.float32 if _by_residual(faiss, index) else halves.get(sq.qtype, torch.float32)
+    return dtype, lambda codes: torch.from_numpy(sq.decode(np.ascontiguousarray(codes)))
+
+
+def _plain(array: Any) -> Any:
+    """An array, whether or not faiss.contrib.torch_utils has made faiss's methods return tensors."""
+    return array.numpy() if isinstance(array, Tensor) else array
+
+
+# -- transforms ----------------------------------------------------------------------------------------------
+
+
+def _behind_transforms(faiss: Any, outer: Any, inner: IndexBase | IndexPreTransform) -> IndexBase | IndexPreTransform:
+    steps = [_step(faiss, outer.chain.at(number)) for number in range(outer.chain.size())]
+    if isinstance(inner, IndexPreTransform):
+        steps, inner = [*steps, *inner.steps()], inner.index
+    if not steps:
+        return inner
+    if len(steps) == 1 and isinstance(steps[0], Normalize) and inner.metric == "ip":
+        return _as_cosine(inner)
+    return IndexPreTransform(outer.d, nn.Sequential(*steps).requires_grad_(False), inner)
+
+
+def _step(faiss: Any, transform: Any) -> nn.Linear | Normalize:
+    """One vector transform of faiss as a module."""
+    transform = faiss.downcast_VectorTransform(transform)
+    if not transform.is_trained:
+        raise Unsupported(f"the {type(transform).__name__} before the index is not trained")
+    if isinstance(transform, faiss.NormalizationTransform) and transform.norm == 2:
+        return Normalize()
+    d, out = transform.d_in, transform.d_out
+    matrix, bias = np.eye(out, d, dtype=np.float32), np.zeros(out, dtype=np.float32)
+    if isinstance(transform, faiss.LinearTransform):
+        matrix = faiss.vector_to_array(transform.A).reshape(out, d)
+        bias = faiss.vector_to_array(transform.b) if transform.have_bias else bias
+    elif isinstance(transform, faiss.CenteringTransform):
+        bias = -faiss.vector_to_array(transform.mean)
+    elif isinstance(transform, faiss.RemapDimensionsTransform):
+        matrix = np.ascontiguousarray(_plain(transform.apply(np.eye(d, dtype=np.float32))).T)
+    else:
+        raise Unsupported(
+            f"faiss's {type(transform).__name__} has no counterpart here; these do: linear transforms, "
+            "CenteringTransform, RemapDimensionsTransform and NormalizationTransform by the L2 norm"
+        )
+    layer = nn.Linear(d, out)
+    layer.load_state_dict({"weight": torch.from_numpy(matrix), "bias": torch.from_numpy(bias)})
+    return layer
+
+
+def _as_cosine(inner: IndexBase) -> IndexBase:
+    """The index by inner product whose vectors and queries were normalised, as one by cosine."""
+    config = {**inner.config(), "metric": "cosine", "dtype": inner.dtype}
+    ours = IndexFlat(**config) if isinstance(inner, IndexFlat) else IndexIVFFlat(**config)
+    ours.load_state_dict(inner.state_dict(), assign=True)
+    return ours
+
+
+# -- the way back --------------------------------------------------------------------------------------------
+
+
+def to_faiss(index: IndexBase | IndexPreTransform) -> Any:
+    """The faiss index that answers as `index` does, with the same ids.
+
+    float32 vectors give IndexFlat or IndexIVFFlat; float16 and bfloat16 ones IndexScalarQuantizer or
+    IndexIVFScalarQuantizer, which hold them as they are. A flat index whose ids are not 0 .. N - 1 comes in an
+    IndexIDMap2; cosine and `IndexPreTransform` come behind faiss's transforms, so that queries go in as they are here.
+
+    Vectors are copied. faiss's own `add` numbers from `ntotal`: where ids have gaps, go on with `add_with_ids`. Raises
+    TypeError for a transform that is not made of `nn.Linear` and `Normalize`, ImportError without faiss.
+
+    >>> index = IndexFlatIP(2)
+    >>> index.add(torch.eye(2))
+    >>> to_faiss(index).search(torch.eye(2)[1:].numpy(), 1)[1]
+    array([[1]])
+    """
+    faiss = require("faiss", "faiss")
+    if isinstance(index, IndexPreTransform):
+        inner, steps = to_faiss(index.index), index.steps()
+    elif isinstance(index, IndexBase):
+        inner = _flat_to(faiss, index) if isinstance(index, IndexFlat) else _ivf_to(faiss, index)
+        steps = [Normalize()] if index.metric == "cosine" else []
+    else:
+        raise TypeError(f"index must be an index of torch_ivf_module, got {type(index).__name__}")
+    for step in reversed(steps):
+        d = step.in_features if isinstance(step, nn.Linear) else inner.d
+        inner = faiss.IndexPreTransform(_step_to(faiss, step, d), inner)
+    return inner
+
+
+def _measure(faiss: Any, index: IndexBase) -> Any:
+    return faiss.METRIC_L2 if index.metric == "l2" else faiss.METRIC_INNER_PRODUCT
+
+
+def _kind(faiss: Any, dtype: torch.dtype) -> Any:
+    """faiss's name of a storage dtype of two bytes."""
+    return faiss.ScalarQuantizer.QT_fp16 if dtype == torch.float16 else faiss.ScalarQuantizer.QT_bf16
+
+
+def _codes(packed: Tensor) -> Any:
+    """Vectors (n, d) as faiss's codes (n, bytes): the bytes of their numbers."""
+    return packed.contiguous().view(torch.uint8).numpy()
+
+
+def _flat_to(faiss: Any, index: IndexBase) -> Any:
+    packed, ids = index.packed_embeddings.cpu(), index.list_ids.cpu()
+    if index.dtype == torch.float32:
+        theirs = faiss.IndexFlat(index.d, _measure(faiss, index))
+    else:
+        theirs = faiss.IndexScalarQuantizer(index.d, _kind(faiss, index.dtype), _measure(faiss, index))
+    plain = torch.equal(ids, torch.arange(ids.shape[0]))
+    labelled = None if plain else faiss.IndexIDMap2(theirs)  # which it takes only while it is empty
+    theirs.add_sa_codes(_codes(packed))
+    if labelled is None:
+        return theirs
+    faiss.copy_array_to_vector(ids.numpy(), labelled.id_map)
+    labelled.construct_rev_map()
+    labelled.ntotal = theirs.ntotal
+    return labelled
+
+
+def _ivf_to(faiss: Any, index: IndexBase) -> Any:
+    assert isinstance(index, IndexIVFFlat)
+    measure = _measure(faiss, index)
+    quantizer = faiss.IndexFlat(index.d, measure)
+    if index.dtype == torch.float32:
+        theirs = faiss.IndexIVFFlat(quantizer, index.d, index.nlist, measure)
+    else:
+        kind = _kind(faiss, index.dtype)
+        theirs = faiss.IndexIVFScalarQuantizer(quantizer, index.d, index.nlist, kind, measure, False)
+    theirs.nprobe, theirs.max_codes = min(index.nprobe, index.nlist), index.max_codes or 0
+    theirs.is_trained = index.is_trained
+    if index.is_trained:
+        quantizer.add(index.centroids.cpu().numpy())
+        packed, ids = index.packed_embeddings.cpu(), index.list_ids.cpu()
+        start = 0
+        for number, size in enumerate(lengths(index.list_offsets).tolist()):
+            if size:
+                codes, labels = _codes(packed[start : start + size]), ids[start : start + size].numpy()
+                theirs.invlists.add_entries(number, size, faiss.swig_ptr(labels), faiss.swig_ptr(codes))
+            start += size
+        theirs.ntotal = index.ntotal
+    return theirs
+
+
+def _step_to(faiss: Any, step: nn.Linear | Normalize, d: int) -> Any:
+    if isinstance(step, Normalize):
+        return faiss.NormalizationTransform(d, 2.0)
+    transform = faiss.LinearTransform(step.in_features, step.out_features, step.bias is not None)
+    faiss.copy_array_to_vector(step.weight.detach().float().cpu().numpy().ravel(), transform.A)
+    if step.bias is not None:
+        faiss.copy_array_to_vector(step.bias.detach().float().cpu().numpy(), transform.b)
+    transform.is_trained = True
+    return transform
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as those of `faiss.write_index` do: with the four letters of a kind of index."""
+    with Path(path).open("rb") as file:
+        mark = file.read(4)
+    return len(mark) == 4 and mark[:1] == b"I" and mark.isalnum()
+
+
+def read(path: str | os.PathLike[str]) -> IndexBase | IndexPreTransform:
+    """The index in a file of `faiss.write_index`. Raises as `from_faiss`, RuntimeError for a damaged file."""
+    faiss = require("faiss", "faiss")
+    return from_faiss(faiss.read_index(os.fspath(path)))

@@ -1,0 +1,94 @@
+"""Indexes in folders and repositories of the Hugging Face Hub, through huggingface_hub's own mixin."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ._files import replace
+from ._optional import require
+from .checkpoint import AnyIndex, BadFile, description, load, save
+
+__all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_CARD: dict[str, Any] = {"library_name": "torch_ivf_module", "tags": ["vector-search"]}
+FREE = ("nprobe", "max_codes", "k", "search_mode", "max_bytes")  # what config.json may say differently from the file
+
+
+def save_pretrained(index: AnyIndex, folder: str | os.PathLike[str], **settings: Any) -> Any:
+    """Write `index` to a folder: config.json, model.safetensors (which `load` opens too) and a model card.
+
+    `settings` are those of huggingface_hub's `save_pretrained`: push_to_hub, repo_id and the like.
+
+    >>> import tempfile
+    >>> from torch_ivf_module import IndexFlatL2
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_pretrained(IndexFlatL2(2), folder)
+    ...     from_pretrained(folder).d
+    2
+    """
+    return _shelf()(index).save_pretrained(folder, **settings)
+
+
+def push_to_hub(index: AnyIndex, repo_id: str, **settings: Any) -> Any:
+    """Upload `index` to a repository of the Hub; `settings` are those of huggingface_hub's `push_to_hub`."""
+    return _shelf()(index).push_to_hub(repo_id, **settings)
+
+
+def from_pretrained(name: str | os.PathLike[str], *, device: Any = None, mmap: bool = False, **settings: Any) -> Any:
+    """Open the index in a local folder or in a repository of the Hub.
+
+    `settings` are those of huggingface_hub's `from_pretrained`: revision, token, cache_dir and the like. What
+    config.json says of nprobe, k and the other settings of a search holds; what it says of the buffers must agree with
+    them. Raises BadFile (a ValueError) if it does not, or if the file is damaged, FileNotFoundError if it is missing.
+    """
+    return _shelf().from_pretrained(name, device=device, mmap=mmap, **settings).index
+
+
+@functools.cache
+def _shelf() -> Any:
+    """A class that gives an index huggingface_hub's methods; made here, where that package is certain to be wanted."""
+    library = require("huggingface_hub", "hub")
+
+    class Shelf(library.PyTorchModelHubMixin, **_CARD):  # type: ignore
+        def __init__(self, index: AnyIndex) -> None:
+            self.index = index
+
+        def _save_pretrained(self, folder: Path) -> None:
+            words = json.dumps(description(self.index), indent=2) + "\n"
+            save(self.index, folder / WEIGHTS)
+            replace(folder / CONFIG, functools.partial(_write, words))
+
+        @classmethod
+        def _from_pretrained(cls, *, model_id: str, device: Any, mmap: bool, config: Any = None, **where: Any) -> Shelf:
+            path = Path(model_id, WEIGHTS)
+            if not path.parent.is_dir():
+                path = Path(library.hf_hub_download(repo_id=model_id, filename=WEIGHTS, **where))
+            index = load(path, device=device, mmap=mmap)
+            _agree(index, config, path)
+            return cls(index)
+
+    return Shelf
+
+
+def _write(words: str, path: str) -> None:
+    Path(path).write_text(words, encoding="utf-8")
+
+
+def _agree(index: AnyIndex, config: Any, path: Path) -> None:
+    """Hold config.json against the index beside it, and take from it what may be set freely."""
+    if config is None:
+        raise BadFile(f"{path.parent} has no {CONFIG}")
+    found = description(index)
+    if not isinstance(config, dict) or config.get("class") != found["class"]:
+        raise BadFile(f"{CONFIG} beside {path} must describe an {found['class']}, which is what the file holds")
+    own, told = found["config"], config.get("config", {})
+    for name in {*own, *told}:
+        if name in FREE and name in told and name in own:
+            setattr(index, name, told[name])
+        elif own.get(name) != told.get(name):
+            raise BadFile(f"{CONFIG} says {name} = {told.get(name)!r}, but {path} holds {own.get(name)!r}")

@@ -1,0 +1,132 @@
+"""An index behind a transform of its vectors: a rotation, a projection, a normalisation, or any encoder.
+
+Q queries, N vectors, k results.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..params import SearchParams, positive
+from . import check
+from .base import IndexBase
+from .fits import Fits
+from .saves import Saves
+
+Self = TypeVar("Self", bound="IndexPreTransform")
+
+
+class Normalize(nn.Module):
+    """Rows of unit length; a row of zeros stays as it is.
+
+    >>> Normalize()(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., d) at unit length."""
+        return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(torch.float32).tiny)
+
+
+class IndexPreTransform(Fits, Saves):
+    """Vectors and queries go through `transform` before they reach `index`; as in faiss's index of this name.
+
+    Parameters
+    ----------
+    d : dimension of the vectors that come in.
+    transform : a module that takes (n, d) to (n, index.d), float32.
+    index : a flat or inverted-file index; `ntotal`, `nprobe` and everything not named here are its own.
+
+    >>> from torch_ivf_module import IndexFlat
+    >>> index = IndexPreTransform(4, nn.Linear(4, 2).requires_grad_(False), IndexFlat(2))
+    >>> index.add(torch.eye(4))
+    >>> index.search(torch.eye(4)[1:2], 1)[1]
+    tensor([[1]])
+    """
+
+    def __init__(self, d: int, transform: nn.Module, index: IndexBase) -> None:
+        super().__init__()
+        if not isinstance(index, IndexBase):
+            raise TypeError(f"index must be a flat or inverted-file index, got {type(index).__name__}")
+        self.d = positive(d, "d")
+        self.transform = transform if isinstance(transform, nn.Sequential) else nn.Sequential(transform)
+        self.index = index
+
+    @property
+    def ntotal(self) -> int:
+        """Vectors in the index."""
+        return self.index.ntotal
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether vectors can be added."""
+        return self.index.is_trained
+
+    @property
+    def metric(self) -> str:
+        """The metric of the index, between transformed vectors."""
+        return self.index.metric
+
+    def apply_transform(self, x: Tensor, name: str = "x") -> Tensor:
+        """What the index is given of vectors x (n, d): (n, index.d), float32."""
+        return self._through(check.vectors(x, name, self.d, self.index.device))
+
+    def _through(self, x: Tensor) -> Tensor:
+        """The transform of x (..., d), in the dtype of its own parameters, whatever autocast says."""
+        own = next((part.dtype for part in self.transform.parameters() if part.is_floating_point()), torch.float32)
+        with torch.autocast(self.index.device.type, enabled=False):
+            found: Tensor = self.transform(x.to(own))
+        return found
+
+    def fit(self: Self, x: Tensor, **settings: Any) -> Self:
+        """Fit the index, not the transform, to vectors x (n, d); settings as in `IndexIVFFlat.fit`."""
+        self.index.fit(self.apply_transform(x), **settings)
+        return self
+
+    def add(self, x: Tensor) -> None:
+        """Add vectors x (n, d); see `IndexBase.add`."""
+        self.index.add(self.apply_transform(x))
+
+    def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
+        """Add vectors x (n, d) under ids (n,); see `IndexBase.add_with_ids`."""
+        self.index.add_with_ids(self.apply_transform(x), ids)
+
+    def remove_ids(self, ids: Tensor) -> int:
+        """Remove vectors by id; see `IndexBase.remove_ids`."""
+        return self.index.remove_ids(ids)
+
+    def reset(self) -> None:
+        """Forget the vectors; transform and centroids stay."""
+        self.index.reset()
+
+    def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
+        """The k nearest of each query x (nq, d): D and I (nq, k); see `IndexBase.search`."""
+        return self.index.search(self.apply_transform(x), k, params=params)
+
+    def range_search(
+        self, x: Tensor, radius: float, *, params: SearchParams | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All within the radius of each query x (nq, d): lims, D, I; see `IndexBase.range_search`."""
+        return self.index.range_search(self.apply_transform(x), radius, params=params)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``search(x, index.k)`` for x (..., d): D and I of shape (..., k)."""
+        x = check.layer_input(x, "x", self.d, self.index.device)
+        found: tuple[Tensor, Tensor] = self.index(self._through(x))
+        return found
+
+    def graph(self, **settings: Any) -> nn.Sequential:
+        """Transform and search of static shapes; see `IndexBase.graph` for the settings."""
+        return nn.Sequential(self.transform, self.index.graph(**settings))
+
+    def steps(self) -> list[nn.Linear | Normalize]:
+        """The transform as a sequence of `nn.Linear` and `Normalize`. TypeError if it is anything else."""
+        found: list[nn.Linear | Normalize] = []
+        for part in self.transform:
+            if not isinstance(part, (nn.Linear, Normalize)):
+                raise TypeError(f"transform must be made of nn.Linear and Normalize here, got {type(part).__name__}")
+            found.append(part)
+        return found
