@@ -1,0 +1,300 @@
+"""Indexes from faiss and back: the same ids, distances to float32 rounding."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from tests.problems import few_training_rows, normal
+from torch_ivf_module import (
+    IndexFlat,
+    IndexFlatIP,
+    IndexFlatL2,
+    IndexIVFFlat,
+    IndexPreTransform,
+    from_faiss,
+    load,
+    to_faiss,
+)
+
+ROWS, D, QUERIES, K = 2000, 16, 40, 10
+PLAIN = ["Flat", "IVF16,Flat", "IVF16_HNSW8,Flat"]
+SCALAR = ["SQfp16", "SQbf16", "SQ8", "IVF16,SQfp16", "IVF16,SQbf16", "IVF16,SQ8", "IVF16,SQ4"]
+BEHIND = ["PCA8,Flat", "PCAR8,IVF16,Flat", "OPQ4_8,IVF16,SQfp16", "RR8,Flat", "Pad20,Flat", "PCA8,L2norm,IVF16,Flat"]
+NORMED = ["L2norm,Flat", "L2norm,IVF16,Flat"]
+LABELLED = ["IDMap,PCA8,Flat", "IDMap2,IVF16,Flat", "IDMap,IVF16,SQ8"]
+LABELS = torch.randperm(ROWS, generator=torch.Generator().manual_seed(2)) * 10_000_019 - 2**33  # of both signs
+
+
+@pytest.fixture(params=["l2", "ip"])
+def measure(faiss, request):
+    return faiss.METRIC_L2 if request.param == "l2" else faiss.METRIC_INNER_PRODUCT
+
+
+def theirs(faiss, recipe, measure):
+    """A filled index of faiss."""
+    x = normal(ROWS, D)
+    index = faiss.index_factory(D, recipe, measure)
+    if isinstance(faiss.downcast_index(index), faiss.IndexPreTransform):
+        for number in range(index.chain.size()):  # few rounds: how well a rotation fits is not the question
+            step = faiss.downcast_VectorTransform(index.chain.at(number))
+            if isinstance(step, faiss.OPQMatrix):
+                step.niter = step.niter_pq = step.niter_pq_0 = 2
+    index.train(x.numpy())
+    if recipe.startswith("IDMap"):
+        index.add_with_ids(x.numpy(), LABELS.numpy())
+    else:
+        index.add(x.numpy())
+    return index
+
+
+def same_answers(one, other, queries=None):
+    """Ids are equal and distances to float32 rounding; `one` and `other` are ours or faiss's."""
+    queries = normal(QUERIES, D, seed=5) if queries is None else queries
+    (D1, I1), (D2, I2) = (ask(index, queries) for index in (one, other))
+    clear = gaps(D2) | (I2 < 0)
+    assert clear.double().mean() > 0.9
+    assert torch.equal(I1[clear], I2[clear])
+    found = I2 >= 0
+    torch.testing.assert_close(D1[found], D2[found], rtol=1e-5, atol=1e-4)
+
+
+def ask(index, queries):
+    if isinstance(index, nn.Module):
+        return index.search(queries, K)
+    return tuple(map(torch.from_numpy, index.search(queries.numpy(), K)))
+
+
+def gaps(D):
+    """Which results are apart from their neighbours by more than rounding."""
+    apart = (D[:, 1:] - D[:, :-1]).abs() > 1e-5 * D[:, 1:].abs().clamp(min=1)
+    whole = torch.ones(D.shape[0], 1, dtype=torch.bool)
+    return torch.cat([whole, apart], 1) & torch.cat([apart, whole], 1)
+
+
+@pytest.mark.parametrize("recipe", [*PLAIN, *SCALAR, *BEHIND, *NORMED, *LABELLED])
+def test_there_and_back(faiss, recipe, measure, tmp_path):
+    index = theirs(faiss, recipe, measure)
+    ours = from_faiss(index)
+    assert ours.ntotal == ROWS
+    same_answers(ours, index)
+    back = to_faiss(ours)
+    same_answers(back, index)
+    same_answers(from_faiss(back), ours)
+    # By way of the file systems of both.
+    faiss.write_index(index, str(tmp_path / "theirs.faiss"))
+    opened = load(tmp_path / "theirs.faiss")
+    same_answers(opened, ours)
+    opened.save(tmp_path / "ours.pt")
+    same_answers(load(tmp_path / "ours.pt"), ours)
+
+
+@pytest.mark.parametrize("recipe", ["Flat", "IVF16,Flat", "IVF16,SQfp16"])
+def test_kind_and_settings(faiss, recipe, measure):
+    index = theirs(faiss, recipe, measure)
+    if recipe != "Flat":
+        index.nprobe, index.max_codes = 5, 321
+    ours = from_faiss(index)
+    assert ours.metric == ("l2" if measure == faiss.METRIC_L2 else "ip")
+    if recipe == "Flat":
+        assert type(ours) is (IndexFlatL2 if ours.metric == "l2" else IndexFlatIP)
+        return
+    assert type(ours) is IndexIVFFlat
+    assert (ours.nlist, ours.nprobe, ours.max_codes) == (16, 5, 321)
+    back = to_faiss(ours)
+    assert (back.nlist, back.nprobe, back.max_codes, back.ntotal) == (16, 5, 321, ROWS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", [lambda **s: IndexFlatL2(D, **s), lambda **s: IndexIVFFlat(D, nlist=8, **s)])
+def test_half_precision_comes_back_bit_for_bit(faiss, make, dtype):
+    index = make(dtype=dtype)
+    with few_training_rows():
+        index.train(normal(ROWS, D)).add(normal(ROWS, D))
+    twin = from_faiss(to_faiss(index))
+    assert twin.dtype == dtype
+    assert torch.equal(twin.packed_embeddings, index.packed_embeddings)
+    assert torch.equal(twin.list_ids, index.list_ids)
+
+
+@pytest.mark.parametrize("recipe", ["Flat", "IVF16,Flat", "IDMap2,Flat"])
+@pytest.mark.parametrize("direct", [None, "Array", "Hashtable"])
+def test_after_removals(faiss, recipe, direct):
+    index = theirs(faiss, recipe, faiss.METRIC_L2)
+    if direct:
+        if not recipe.startswith("IVF"):
+            pytest.skip("a direct map belongs to an inverted file")
+        index.set_direct_map_type(getattr(faiss.DirectMap, direct))
+    gone = (LABELS if recipe.startswith("IDMap") else torch.arange(ROWS))[100:400]
+    if direct != "Array":  # which cannot remove
+        index.remove_ids(gone.numpy())
+    ours = from_faiss(index)
+    assert ours.ntotal == index.ntotal
+    same_answers(ours, index)
+    same_answers(to_faiss(ours), index)
+
+
+def test_ids_of_64_bits_with_gaps_and_the_numbering_after_them(faiss):
+    index = faiss.index_factory(D, "IVF8,Flat")
+    x = normal(ROWS, D)
+    index.train(x.numpy())
+    index.add_with_ids(x.numpy(), LABELS.numpy())
+    ours = from_faiss(index)
+    assert set(ours.list_ids.tolist()) == set(LABELS.tolist())
+    ours.add(x[:1])
+    assert int(LABELS.max()) + 1 in ours.list_ids.tolist()
+
+
+def test_empty_lists_and_few_vectors(faiss):
+    index = theirs(faiss, "IVF16,Flat", faiss.METRIC_L2)
+    index.reset()
+    index.add(normal(3, D).numpy())
+    ours = from_faiss(index)
+    same_answers(ours, index)
+    same_answers(to_faiss(ours), index)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: IndexFlatL2(D), lambda: IndexIVFFlat(D, nlist=8), lambda: IndexFlat(D, "cosine")]
+)
+def test_empty_and_untrained_indexes(faiss, make):
+    index = make()
+    other = to_faiss(index)
+    twin = from_faiss(other)
+    assert (twin.ntotal, twin.is_trained) == (0, index.is_trained) == (other.ntotal, other.is_trained)
+    assert twin.metric == index.metric
+    with few_training_rows():
+        twin.train(normal(100, D)).add(normal(100, D))
+    assert twin.ntotal == 100
+
+
+def test_cosine_goes_behind_a_normalisation_and_comes_back(faiss):
+    index = IndexIVFFlat(D, nlist=8, nprobe=4, metric="cosine")
+    with few_training_rows():
+        index.train(normal(ROWS, D)).add(normal(ROWS, D))
+    other = to_faiss(index)
+    assert isinstance(other, faiss.IndexPreTransform)
+    same_answers(other, index, 7 * normal(QUERIES, D, seed=3))
+    assert from_faiss(other).metric == "cosine"
+
+
+def test_an_index_of_faiss_goes_on_growing(faiss):
+    index = theirs(faiss, "IVF16,Flat", faiss.METRIC_L2)
+    ours = from_faiss(index)
+    more = normal(300, D, seed=9)
+    index.add(more.numpy())
+    ours.add(more)
+    same_answers(ours, index)
+
+
+UNSUPPORTED = ["PQ4", "IVF16,PQ4", "HNSW8", "LSH", "IVF16,FlatDedup", "ITQ8,Flat", "IVF16,PQ4,RFlat"]
+
+
+@pytest.mark.parametrize("recipe", UNSUPPORTED)
+def test_what_does_not_work_is_told_what_does(faiss, recipe):
+    index = faiss.index_factory(D, recipe)
+    index.train(normal(ROWS, D).numpy())
+    with pytest.raises(TypeError, match=r"IndexIVFFlat.*IndexPreTransform|linear transforms"):
+        from_faiss(index)
+
+
+def test_other_metrics_and_mixed_metrics_are_refused(faiss):
+    with pytest.raises(TypeError, match="metric"):
+        from_faiss(faiss.IndexFlat(D, faiss.METRIC_L1))
+    mixed = faiss.IndexIVFFlat(faiss.IndexFlatL2(D), D, 4, faiss.METRIC_INNER_PRODUCT)
+    with pytest.raises(TypeError, match="another metric"):
+        from_faiss(mixed)
+    with pytest.raises(TypeError, match="ndarray"):
+        from_faiss(normal(3, 3).numpy())
+    with pytest.raises(TypeError, match="Linear"):
+        to_faiss(nn.Linear(2, 2))
+
+
+def test_vectors_that_are_not_finite_are_refused(faiss):
+    """A flat index of faiss stores them; an inverted file of it leaves them out."""
+    index = theirs(faiss, "Flat", faiss.METRIC_L2)
+    bad = normal(4, D)
+    bad[2, 1] = torch.inf
+    index.add(bad.numpy())
+    with pytest.raises(ValueError, match="finite"):
+        from_faiss(index)
+
+
+def test_a_damaged_file_is_refused(faiss, tmp_path):
+    path = tmp_path / "index.faiss"
+    faiss.write_index(theirs(faiss, "IVF16,Flat", faiss.METRIC_L2), str(path))
+    whole = path.read_bytes()
+    for wrong in (whole[:40], whole[: len(whole) // 2], b"IxZZ" + whole[4:]):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"index\.faiss"):
+            load(path)
+
+
+def test_a_file_whose_index_does_not_work_says_what_does(faiss, tmp_path):
+    faiss.write_index(faiss.IndexHNSWFlat(D, 8), str(tmp_path / "graph.faiss"))
+    with pytest.raises(ValueError, match="IndexHNSWFlat has no counterpart"):
+        load(tmp_path / "graph.faiss")
+
+
+def test_beside_the_torch_methods_of_faiss():
+    """faiss.contrib.torch_utils makes faiss's own methods take and return tensors."""
+    pytest.importorskip("faiss")
+    script = """
+import warnings; warnings.simplefilter("ignore")
+import torch, faiss, faiss.contrib.torch_utils
+from torch_ivf_module import from_faiss, to_faiss
+x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+for recipe in ("Flat", "IVF4,Flat", "IVF4,SQfp16", "PCA4,Flat", "Pad12,Flat"):
+    index = faiss.index_factory(8, recipe)
+    index.train(x)
+    index.add(x)
+    assert torch.equal(from_faiss(index).search(x[:9], 1)[1], index.search(x[:9], 1)[1]), recipe
+    assert torch.equal(to_faiss(from_faiss(index)).search(x[:9], 1)[1], index.search(x[:9], 1)[1]), recipe
+print("same")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "same", done.stderr
+
+
+def test_a_transform_of_any_kind_may_stand_before_an_index():
+    encoder = nn.Sequential(nn.Linear(D, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    index = IndexPreTransform(D, encoder, IndexFlat(8, "cosine"))
+    x = normal(200, D).requires_grad_()
+    index.fit(x)
+    index.add(x)
+    assert index.search(x[:5], 1)[1].flatten().tolist() == [0, 1, 2, 3, 4]
+    index(x[:5].view(1, 5, D))[0].sum().backward()
+    assert encoder[0].weight.grad is not None
+    twin = IndexPreTransform(D, nn.Sequential(nn.Linear(D, 32), nn.ReLU(), nn.Linear(32, 8)), IndexFlat(8, "cosine"))
+    twin.load_state_dict(index.state_dict())
+    assert torch.equal(twin.search(x[:5], 3)[1], index.search(x[:5], 3)[1])
+    with pytest.raises(TypeError, match="ReLU"):
+        index.save("nowhere.pt")
+    with pytest.raises(TypeError, match="ReLU"):
+        index.steps()
+
+
+def test_behind_a_transform_everything_else_works_as_on_the_index():
+    index = IndexPreTransform(D, nn.Linear(D, 8, bias=False).requires_grad_(False), IndexIVFFlat(8, nlist=4, k=3))
+    x = normal(200, D)
+    with few_training_rows():
+        assert index.train(x) is index
+    index.add_with_ids(x, torch.arange(200) + 1000)
+    assert index.train(False) is index
+    assert (index.ntotal, index.is_trained, index.metric) == (200, True, "l2")
+    lims, _, I = index.range_search(x[:4], 1e-6)
+    assert (lims.tolist(), I.tolist()) == ([0, 1, 2, 3, 4], [1000, 1001, 1002, 1003])
+    assert torch.equal(index.graph(k=3)(x[:7])[1], index(x[:7])[1])
+    assert index.remove_ids(torch.arange(1000, 1100)) == 100
+    index.half()
+    assert index.search(x[150:160], 1)[1].flatten().tolist() == list(range(1150, 1160))
+    index.reset()
+    assert index.ntotal == 0
+    with pytest.raises(ValueError, match=r"\(n, 16\)"):
+        index.search(x[:, :3], 1)
+    with pytest.raises(TypeError, match="Linear"):
+        IndexPreTransform(D, nn.Identity(), nn.Linear(D, D))

@@ -1,0 +1,97 @@
+"""Files of released formats, ours and those of the libraries people come from, open and answer as they did."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.problems import agree
+from torch_ivf_module import IndexIVFFlat, load
+from torch_ivf_module.checkpoint import VERSION
+
+HERE = Path(__file__).parent / "golden"
+KINDS = (".pt", ".safetensors", ".faiss")
+FILES = sorted(path for path in HERE.glob("*/*") if path.suffix in KINDS and "state_dict" not in path.name)
+
+
+def expected(path: Path):
+    """The queries of a folder, and the answers to them of one index in it."""
+    content = json.loads((path.parent / "expected.json").read_text())
+    answer = content["answers"].get(path.stem)
+    if answer is not None:
+        answer = torch.tensor(answer["D"], dtype=torch.float32), torch.tensor(answer["I"])
+    return torch.tensor(content["queries"]), content["k"], answer
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_opens_and_answers_as_it_did(path, mmap, request):
+    if path.suffix == ".faiss":
+        request.getfixturevalue("faiss")
+    index = load(path, mmap=mmap)
+    queries, k, answer = expected(path)
+    if answer is None:
+        assert (index.ntotal, index.is_trained) == (0, False)
+        return
+    # torch-ivf ranks float16 vectors in float16 arithmetic, and returns as much.
+    rough = path.stem == "float16"
+    agree(index.search(queries, k), answer, rtol=2e-2 if rough else 1e-4, atol=2e-2 if rough else 1e-5)
+
+
+def test_every_format_so_far_has_its_files():
+    assert [f"v{number}" for number in range(1, VERSION + 1)] == sorted(p.name for p in HERE.glob("v*"))
+
+
+def test_a_model_of_then_loads_into_a_model_of_now():
+    model = nn.Sequential(nn.Linear(6, 6), IndexIVFFlat(6, nlist=5, nprobe=3))
+    model.load_state_dict(torch.load(HERE / "v1" / "model.state_dict.pt", weights_only=True))
+    queries, k, answer = expected(HERE / "v1" / "ivf.pt")
+    model[1].max_codes = 50
+    agree(model[1].search(queries, k), answer, rtol=1e-5, atol=1e-5)
+
+
+def test_the_classmethod_of_torch_ivf_opens_its_files():
+    index = IndexIVFFlat.load(HERE / "torch-ivf-0.1.1" / "l2.pt", map_location="cpu")
+    assert (index.nlist, index.nprobe, index.max_codes, int(index.next_id)) == (4, 4, None, 60)
+    with pytest.raises(TypeError, match="IndexFlatL2"):
+        IndexIVFFlat.load(HERE / "v1" / "flat.pt")
+
+
+def test_a_file_of_torch_ivf_that_was_tampered_with_is_refused(tmp_path):
+    whole = torch.load(HERE / "torch-ivf-0.1.1" / "l2.pt", weights_only=True)
+    for name, wrong in {
+        "list_offsets": whole["list_offsets"].flip(0),
+        "list_ids": whole["list_ids"][:-1],
+        "packed_embeddings": whole["packed_embeddings"].numpy().tolist(),
+        "metric": "manhattan",
+        "nlist": -3,
+        "d": 5,
+    }.items():
+        torch.save({**whole, name: wrong}, tmp_path / "index.pt")
+        with pytest.raises(ValueError, match=r"index\.pt"):
+            load(tmp_path / "index.pt")
+
+
+def test_files_that_torch_ivf_writes_now(tmp_path):
+    """Where torch-ivf is installed, with no golden file in between."""
+    theirs = pytest.importorskip("torch_ivf.index")
+    x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    index = theirs.IndexIVFFlat(8, nlist=8, nprobe=3)
+    index.train(x, generator=torch.Generator().manual_seed(1))
+    index.add(x)
+    index.save(str(tmp_path / "index.pt"))
+    agree(load(tmp_path / "index.pt").search(x[:20], 5), index.search(x[:20], 5), rtol=1e-4, atol=1e-5)
+
+
+def test_golden_files_are_not_opened_for_writing(tmp_path):
+    """A mapped index that changes leaves its file as it was."""
+    copy = Path(shutil.copy(HERE / "v1" / "ivf.pt", tmp_path))
+    index = load(copy, mmap=True)
+    index.remove_ids(index.list_ids[:10])
+    index.packed_embeddings.zero_()
+    assert copy.read_bytes() == (HERE / "v1" / "ivf.pt").read_bytes()
