@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import __version__, demo
+from .commands import build, convert, export, info, search
 
 __all__ = ["main"]
 
@@ -22,11 +24,15 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command(
-        "build and search an index over real vectors, beside exact search and faiss",
-        demo.add_arguments,
-        demo.run,
-    ),
+    name: Command(help, command.add_arguments, command.run)
+    for name, command, help in (
+        ("build", build, "build an index over the vectors in a file"),
+        ("search", search, "search an index for the queries in a file"),
+        ("info", info, "tell what is in a saved index"),
+        ("export", export, "write a model file that searches without this package"),
+        ("convert", convert, "write an index as another kind of file; from and to faiss, from torch-ivf"),
+        ("demo", demo, "build and search an index over real vectors, beside exact search and faiss"),
+    )
 }
 
 
@@ -51,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None takes them from ``sys.argv``.
 
     Returns:
-        0 on success; 1 when a check that the command makes has failed, an argument does not suit the data
+        0 on success; 1 when a check that the command makes has failed, a file or an argument does not suit
         or an optional package is missing. Wrong usage leaves through argparse (status 2).
     """
     parser = build_parser()
@@ -60,7 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return int(args.run(args))
-    except (ImportError, ValueError) as error:  # their texts are written for the person who typed the command
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return int(args.run(args))
+    # The texts of these are written for the person who typed the command.
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning as a line, without the place in the code that gave it."""
+    print(f"warning: {message}", file=sys.stderr)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ._optional import require
 from .checkpoint import load
+from .commands.common import positive, say, usable_device
 from .index import IndexFlatIP, IndexFlatL2, IndexIVFFlat
 
 __all__ = ["add_arguments", "main", "photograph_patches", "run"]
@@ -368,11 +369,6 @@ def survives_saving(index: IndexIVFFlat, queries: Tensor, k: int, path: Path) ->
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def say(what: str, text: str, seconds: float | None = None) -> None:
-    ending = "" if seconds is None else f"  ({seconds:.1f} s)"
-    print(f"{what:<8}{text}{ending}", flush=True)
-
-
 def progress(items: Iterable[Any], title: str) -> Any:
     return require("tqdm", "demo").tqdm(items, desc=title, leave=False)
 
@@ -393,20 +389,6 @@ def announce(device: torch.device, faiss: ModuleType | None) -> None:
         f"torch {torch.__version__}, Python {platform.python_version()}, {found}",
         flush=True,
     )
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1, got {value}")
-    return value
-
-
-def usable_device(text: str) -> torch.device:
-    try:
-        return torch.empty(0, device=text).device
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

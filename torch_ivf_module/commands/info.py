@@ -1,0 +1,142 @@
+"""``info``: what is in a saved index, at a glance.
+
+L lists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint import AnyIndex, load
+from ..functional.lists import lengths
+from ..index import IndexIVFFlat, IndexPreTransform
+from .advice import nlist_for, nlist_range
+from .common import Talk, add_json, shown_bytes
+
+__all__ = ["add_arguments", "run"]
+
+_BINS, _BAR = 10, 40
+_UNEVEN = 2.0  # imbalance from which reading costs twice what even lists would
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `info`."""
+    parser.add_argument("index", type=Path, help="any file that torch_ivf_module.load opens")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the file holds; of its vectors nothing is read."""
+    index = load(args.index, mmap=True)
+    facts = facts_of(index)
+    facts = {"path": str(args.index), "file_bytes": args.index.stat().st_size, **facts}
+    Talk(args).result(facts, _told(facts))
+    return 0
+
+
+def facts_of(index: AnyIndex) -> dict[str, Any]:
+    """What there is to know of an index, as JSON can hold it."""
+    if isinstance(index, IndexPreTransform):
+        steps = [repr(step) for step in index.steps()]
+        return {**facts_of(index.index), "class": type(index).__name__, "transform": steps, "d": index.d}
+    buffers = {name: buffer.nbytes for name, buffer in index.named_buffers()}
+    facts = {"class": type(index).__name__, **index.config(), "ntotal": index.ntotal, "next_id": int(index.next_id)}
+    facts.update(is_trained=index.is_trained, bytes=buffers, advice=[])
+    if isinstance(index, IndexIVFFlat) and index.ntotal:
+        facts["lists"] = _list_facts(index)
+        facts["advice"] = _advice(index, facts["lists"])
+    return facts
+
+
+def _list_facts(index: IndexIVFFlat) -> dict[str, Any]:
+    sizes = lengths(index.list_offsets)
+    imbalance = _imbalance(sizes)
+    # Queries that fall as the vectors do fall into long lists more often.
+    read = min(index.nprobe, index.nlist) * imbalance * index.ntotal / index.nlist
+    return {
+        "count": index.nlist,
+        "empty": int((sizes == 0).sum()),
+        "shortest": int(sizes.min()),
+        "median": int(sizes.median()),
+        "longest": int(sizes.max()),
+        "imbalance": imbalance,
+        "read_per_query": min(read, float(index.ntotal)),
+        "histogram": _histogram(sizes),
+    }
+
+
+def _imbalance(sizes: Tensor) -> float:
+    """faiss's imbalance factor: 1 for even lists, L where one list has all."""
+    return float(sizes.double().square().sum() * sizes.shape[0] / sizes.double().sum().square())
+
+
+def _histogram(sizes: Tensor) -> list[dict[str, int]]:
+    """Lists by their length, in bins of one round width."""
+    longest = int(sizes.max())
+    width = math.ceil((longest + 1) / _BINS)
+    power = 10 ** max(0, len(str(width)) - 2)
+    width = math.ceil(width / power) * power
+    counts = (sizes // width).bincount().tolist()
+    return [{"from": n * width, "to": (n + 1) * width - 1, "lists": count} for n, count in enumerate(counts)]
+
+
+def _advice(index: IndexIVFFlat, lists: dict[str, Any]) -> list[str]:
+    """What someone who knows such indexes would say."""
+    rows, nlist = index.ntotal, lists["count"]
+    fewest, most = nlist_range(rows)
+    verdict = "suits" if fewest <= nlist <= most else "is few for" if nlist < fewest else "is many for"
+    usual = f"{fewest:,} to {most:,} are usual, {nlist_for(rows):,} (4 * sqrt(N)) is a good start"
+    advice = [f"nlist {nlist:,} {verdict} {rows:,} vectors: {usual}"]
+    if lists["imbalance"] >= _UNEVEN:
+        advice.append(
+            f"imbalance {lists['imbalance']:.1f}: a search reads so many times what even lists would cost; "
+            "train on rows like those that are stored, or with more lists"
+        )
+    share = lists["read_per_query"] / rows
+    advice.append(
+        f"nprobe {index.nprobe} reads {share:.1%} of the vectors; more of it finds more of the true neighbours"
+    )
+    return advice
+
+
+def _told(facts: dict[str, Any]) -> str:
+    """The facts for a person."""
+    size = facts["bytes"]
+    parts = [f"{name.split('_')[-1]} {shown_bytes(count)}" for name, count in size.items() if count > 8]
+    kind = f"{facts['class']}, metric {facts['metric']}"
+    rows = [
+        ("index", f"{facts['path']} ({shown_bytes(facts['file_bytes'])}): {kind}"),
+        ("vectors", f"{facts['ntotal']:,} of {facts['d']}, {facts['dtype']}; the next id is {facts['next_id']:,}"),
+        ("memory", f"{shown_bytes(sum(size.values()))}: {', '.join(parts) or 'empty'}"),
+    ]
+    if "transform" in facts:
+        rows.insert(2, ("before", " -> ".join(facts["transform"])))
+    if not facts["is_trained"]:
+        rows.append(("lists", f"{facts['nlist']:,}, not trained yet"))
+    if "lists" in facts:
+        rows += _told_lists(facts)
+    rows += [("advice", line) for line in facts["advice"]]
+    names = [name for name, _ in rows]
+    shown = ["" if name == before else name for name, before in zip(names, ["", *names], strict=False)]
+    return "\n".join(f"{name:<9}{text}" for name, (_, text) in zip(shown, rows, strict=True))
+
+
+def _told_lists(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    lists = facts["lists"]
+    cap = f", at most {facts['max_codes']:,} vectors" if facts["max_codes"] else ""
+    read = f"about {lists['read_per_query']:,.0f} vectors"
+    rows = [
+        ("lists", f"{lists['count']:,}, {lists['empty']:,} empty; nprobe {facts['nprobe']}: {read} a query{cap}"),
+        ("length", f"{lists['shortest']:,} to {lists['longest']:,}, median {lists['median']:,}"),
+        ("length", f"imbalance factor {lists['imbalance']:.2f} (1 is even)"),
+    ]
+    tallest = max(part["lists"] for part in lists["histogram"])
+    for part in lists["histogram"]:
+        bar = "█" * math.ceil(_BAR * part["lists"] / tallest)
+        rows.append(("length", f"{part['from']:>9,} – {part['to']:<9,} {part['lists']:>7,} {bar}"))
+    return rows

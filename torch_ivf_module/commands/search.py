@@ -1,0 +1,108 @@
+"""``search``: the nearest vectors of a file of queries, printed or written.
+
+Q queries, k results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._files import replace
+from ..params import SearchParams
+from .common import Talk, add_json, load_trained, positive, usable_device
+from .vectors import open_vectors
+
+__all__ = ["add_arguments", "run"]
+
+_SHOWN = 10  # queries and results that a person is shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `search`."""
+    option = parser.add_argument
+    option("index", type=Path, help="any file that torch_ivf_module.load opens")
+    option("queries", type=Path, help=".npy, .npz, .pt, .safetensors, .fvecs, .bvecs or .hdf5")
+    option("-k", "--k", type=positive, default=10, help="results a query (default: %(default)s)")
+    option("--key", help="the array of a file that holds several (default in HDF5: test)")
+    option("--nprobe", type=positive, help="lists that a query reads (default: the index's own)")
+    option("--max-codes", type=positive, help="the most rows that a query reads (default: the index's own)")
+    option("--batch", type=positive, default=4_096, help="queries searched at a time (default: %(default)s)")
+    option("--ids", type=Path, metavar="FILE.npy", help="write the ids here, int64 (queries, k)")
+    option("--distances", type=Path, metavar="FILE.npy", help="write the distances here, float32 (queries, k)")
+    option("--mmap", action="store_true", help="read of the index only what the search touches")
+    option("--device", type=usable_device, help="where to search (default: cpu)")
+    add_json(parser)
+
+
+@torch.no_grad()
+def run(args: argparse.Namespace) -> int:
+    """Search, and print or write what was found."""
+    talk = Talk(args)
+    for path in filter(None, (args.ids, args.distances)):
+        if path.suffix != ".npy":
+            raise ValueError(f"results are written as .npy, got {path}")
+    queries = open_vectors(args.queries, args.key, role="test")
+    index = load_trained(args.index, device=args.device, mmap=args.mmap)
+    params = SearchParams(nprobe=args.nprobe, max_codes=args.max_codes)
+    began = time.perf_counter()
+    found = []
+    batches = -(-queries.rows // args.batch)
+    for batch in talk.progress(queries.batches(args.batch), "search", total=batches):
+        D, I = index.search(batch.to(args.device or "cpu"), args.k, params=params)
+        found.append((D.cpu(), I.cpu()))
+    seconds = time.perf_counter() - began
+    D = torch.cat([torch.empty(0, args.k), *(part for part, _ in found)])
+    I = torch.cat([torch.empty(0, args.k, dtype=torch.int64), *(part for _, part in found)])
+    talk.say("search", f"{queries.rows:,} queries among {index.ntotal:,} vectors, {index.metric}", seconds)
+    facts: dict[str, Any] = {"queries": queries.rows, "k": args.k, "ntotal": index.ntotal, "metric": index.metric}
+    facts["seconds"] = seconds
+    if queries.truth is not None and queries.truth.shape[1] >= args.k:
+        facts["recall"] = _recall(I, queries.truth[:, : args.k])
+        talk.say("recall", f"{facts['recall']:.4f} of the {args.k} nearest that {args.queries.name} names")
+    if args.ids is None and args.distances is None:
+        results = [{"ids": ids, "distances": row} for ids, row in zip(I.tolist(), _finite(D), strict=True)]
+        talk.result({**facts, "results": results}, _table(D, I))
+        return 0
+    for path, array in ((args.ids, I), (args.distances, D)):
+        if path is not None:
+            replace(path, functools.partial(_write, array), ".npy")
+            talk.say("wrote", f"{path}: {tuple(array.shape)} {str(array.dtype).removeprefix('torch.')}")
+    talk.result(facts)
+    return 0
+
+
+def _write(array: Tensor, path: str) -> None:
+    np.save(path, array.numpy())
+
+
+def _recall(I: Tensor, truth: Tensor) -> float:
+    """The share of the true neighbours (Q, k) that were found."""
+    found = [np.isin(true, ids).mean() for true, ids in zip(truth.numpy(), I.numpy(), strict=True)]
+    return float(np.mean(found)) if found else 1.0
+
+
+def _finite(D: Tensor) -> list[list[float | None]]:
+    """Distances as JSON can hold them: null where there is no result."""
+    return [[value if abs(value) != float("inf") else None for value in row] for row in D.tolist()]
+
+
+def _table(D: Tensor, I: Tensor) -> str:
+    """Some results for a person: an id and its distance a column."""
+    wide = min(D.shape[1], _SHOWN)
+    cells = [["query", *(f"{rank + 1}." for rank in range(wide))]]
+    for number in range(min(D.shape[0], _SHOWN)):
+        pairs = zip(I[number, :wide].tolist(), D[number, :wide].tolist(), strict=True)
+        cells.append([str(number), *(f"{id} ({distance:.4g})" if id != -1 else "-" for id, distance in pairs)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    if D.shape[0] > _SHOWN or D.shape[1] > wide:
+        lines.append(f"the first {min(D.shape[0], _SHOWN)} of {D.shape[0]:,} queries; --ids and --distances write all")
+    return "\n".join(["an id and its distance (l2: squared) or score, best first:", *lines])
