@@ -47,6 +47,7 @@ def kmeans(
         raise ValueError(f"x has {x.shape[0]} rows, but {nlist} centroids need at least {nlist}")
     if generator is None:
         generator = torch.Generator(device="cpu").manual_seed(seed)
+    x = x.detach()
     order = torch.randperm(x.shape[0], generator=generator, device="cpu")
     most = max_points_per_centroid * nlist
     rows = (x[order[:most].to(x.device)] if x.shape[0] > most else x).float()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
-from .parts import in_parts
+from .parts import in_parts, tracing
+from .scratch import Scratch
 from .select import best_positions
 
 _CHUNK_SCORES = 1 << 20  # scores held at a time: 4 MiB stays in cache, where a second pass over it is cheap
@@ -39,10 +40,18 @@ def probe(x: Tensor, coarse: Coarse, nprobe: int) -> tuple[Tensor, Tensor]:
     """
     lists = coarse.centroids.shape[0]
     step = max(1, _CHUNK_SCORES // max(1, lists))
-    return in_parts(lambda part: best_positions(_scores(part, coarse), nprobe), step, x)
+    if tracing() or x.shape[0] <= step:
+        return best_positions(_scores(x, coarse, None), nprobe)
+    # Fresh memory for each part's scores fragments the heap: fitting 1,600 lists to 400 MB grew to 2.4 GB at times.
+    memory = Scratch(x.device)
+
+    def nearest(part: Tensor) -> tuple[Tensor, Tensor]:
+        return best_positions(_scores(part, coarse, memory.take(part.shape[0], lists)), nprobe)
+
+    return in_parts(nearest, step, x)
 
 
-def _scores(x: Tensor, coarse: Coarse) -> Tensor:
+def _scores(x: Tensor, coarse: Coarse, out: Tensor | None) -> Tensor:
     if coarse.bias.shape[0]:
-        return torch.addmm(coarse.bias, x, coarse.centroids.t())
-    return x @ coarse.centroids.t()
+        return torch.addmm(coarse.bias, x, coarse.centroids.t(), out=out)
+    return torch.mm(x, coarse.centroids.t(), out=out)
