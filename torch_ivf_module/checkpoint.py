@@ -23,6 +23,7 @@ FORMAT = "torch_ivf_module"
 VERSION = 1
 NEEDS = "0.1.0"  # the first release that reads VERSION; written into the file, for the errors of older ones
 PLAIN: dict[str, type[IndexBase]] = {c.__name__: c for c in (IndexFlat, IndexFlatL2, IndexFlatIP, IndexIVFFlat)}
+_TRIES = 20  # of reading a file that is being replaced meanwhile
 CLASSES = (*PLAIN, IndexPreTransform.__name__)
 
 AnyIndex = IndexBase | IndexPreTransform
@@ -66,8 +67,29 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    index = _open(path, mmap)
+    index = _unreplaced(path, lambda: _open(path, mmap))
     return index if device is None else index.to(device)
+
+
+def _unreplaced(path: Path, read: Callable[[], AnyIndex]) -> AnyIndex:
+    """What `read` makes of a file that another process may be replacing: of one file, not of the old one's head and the
+    new one's vectors, for the readers open a file by its name more than once."""
+    for _ in range(_TRIES):
+        before = _identity(path)
+        try:
+            index = read()
+        except BadFile:
+            if _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return index
+    raise BadFile(f"{path} was replaced {_TRIES} times while it was being read")
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    about = path.stat()
+    return about.st_ino, about.st_mtime_ns, about.st_size
 
 
 def _open(path: Path, mmap: bool) -> AnyIndex:

@@ -1,0 +1,349 @@
+"""The commands, run as a person or a script runs them, over every kind of file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.problems import agree, normal
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, export, load
+from torch_ivf_module.cli import main
+from torch_ivf_module.commands import build
+from torch_ivf_module.commands.advice import nlist_for, nlist_range
+from torch_ivf_module.commands.vectors import KINDS, open_vectors
+
+ROWS, D = 900, 12
+
+
+@pytest.fixture(scope="module")
+def x():
+    return normal(ROWS, D)
+
+
+def _records(path, x, item):
+    with path.open("wb") as file:
+        for row in x.numpy().astype(item):
+            file.write(np.int32(len(row)).tobytes() + row.tobytes())
+
+
+def _hdf5(path, x):
+    with pytest.importorskip("h5py").File(path, "w") as file:
+        file["train"], file["test"] = x.numpy(), x[:20].numpy()
+        index = IndexFlatL2(D)
+        index.add(x)
+        file["neighbors"] = index.search(x[:20], 10)[1].numpy().astype(np.int32)
+        file["distances"] = np.zeros((20, 10), dtype=np.float32)
+
+
+def _safetensors(path, x):
+    pytest.importorskip("safetensors.torch").save_file({"vectors": x}, path)
+
+
+WRITERS = {
+    "x.npy": lambda path, x: np.save(path, x.numpy()),
+    "columns.npy": lambda path, x: np.save(path, np.asfortranarray(x.numpy())),
+    "big-endian.npy": lambda path, x: np.save(path, x.numpy().astype(">f4")),
+    "x.npz": lambda path, x: np.savez(path, other=np.arange(3), x=x.numpy()),
+    "packed.npz": lambda path, x: np.savez_compressed(path, x=x.numpy()),
+    "x.pt": lambda path, x: torch.save(x, path),
+    "dict.pt": lambda path, x: torch.save({"x": x, "label": "words", "count": torch.arange(3)}, path),
+    "x.safetensors": _safetensors,
+    "x.fvecs": lambda path, x: _records(path, x, "<f4"),
+    "x.hdf5": _hdf5,
+}
+
+
+def run(*words) -> int:
+    return main([str(word) for word in words])
+
+
+def told(capsys, *words):
+    """The object that a command prints with --json, which must be all it prints."""
+    assert run(*words, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(params=WRITERS)
+def file(request, tmp_path, x):
+    WRITERS[request.param](tmp_path / request.param, x)
+    return tmp_path / request.param
+
+
+# --- files of vectors ---------------------------------------------------------------------------------------
+
+
+def test_vectors_are_read_as_they_were_written(file, x):
+    vectors = open_vectors(file)
+    assert (vectors.rows, vectors.d) == (ROWS, D)
+    assert torch.equal(torch.cat(list(vectors.batches(250))), x)
+    assert torch.equal(vectors.read(700, 710), x[700:710])
+    assert torch.equal(vectors.read(5, 7), x[5:7]), "a file can be gone back in"
+    assert vectors.read(4, 4).shape == (0, D)
+
+
+def test_every_kind_of_file_is_tried():
+    assert {"." + name.rpartition(".")[2] for name in WRITERS} | {".bvecs", ".pth", ".h5"} == set(KINDS)
+
+
+def test_what_is_read_is_the_callers_own(file, x):
+    open_vectors(file).read(0, 10).zero_()
+    assert torch.equal(open_vectors(file).read(0, 10), x[:10])
+
+
+def test_a_sample_is_of_the_first_rows_and_repeatable(file, x):
+    vectors = open_vectors(file)
+    sample = vectors.sample(100, 500, 64, seed=3)
+    rows = [int(torch.nonzero((x == row).all(1))) for row in sample]
+    assert rows == sorted(set(rows))
+    assert len(rows) == 100
+    assert max(rows) < 500
+    assert torch.equal(sample, vectors.sample(100, 500, 333, seed=3))
+    assert torch.equal(vectors.sample(500, 400, 64, seed=3), x[:400])
+
+
+def test_bytes_and_integers_become_floats(tmp_path):
+    whole = torch.randint(0, 255, (40, D))
+    _records(tmp_path / "x.bvecs", whole, "u1")
+    np.save(tmp_path / "x.npy", whole.numpy().astype(np.int16))
+    for name in ("x.bvecs", "x.npy"):
+        assert torch.equal(open_vectors(tmp_path / name).read(0, 40), whole.float())
+
+
+def _broken(tmp_path, x):
+    """Files that are no vectors, each with what the error must say."""
+    np.save(tmp_path / "flat.npy", np.zeros(7))
+    np.save(tmp_path / "bool.npy", np.zeros((7, 2), dtype=bool))
+    np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object))
+    np.savez(tmp_path / "two.npz", a=x.numpy(), b=x.numpy())
+    _records(tmp_path / "cut.fvecs", x, "<f4")
+    whole = (tmp_path / "cut.fvecs").read_bytes()
+    (tmp_path / "cut.fvecs").write_bytes(whole[:-2])
+    (tmp_path / "mixed.fvecs").write_bytes(whole[: 40 * (4 + 4 * D)] + b"\x07\0\0\0" + whole[4 + 40 * (4 + 4 * D) :])
+    (tmp_path / "empty.fvecs").write_bytes(b"")
+    (tmp_path / "words.csv").write_text("1,2\n")
+    (tmp_path / "junk.pt").write_bytes(b"not a file of torch")
+    (tmp_path / "junk.npz").write_bytes(b"PK not a zip")
+    return {
+        "flat.npy": r"shape \(n, d\)", "bool.npy": "floats or integers", "objects.npy": "cannot be read",
+        "two.npz": "'a', 'b': say which with --key", "cut.fvecs": "no whole number", "mixed.fvecs": "row 40",
+        "empty.fvecs": "empty", "words.csv": "must end in", "junk.pt": "cannot be read", "junk.npz": "cannot be read",
+    }  # fmt: skip
+
+
+def test_what_holds_no_vectors_is_refused(tmp_path, x):
+    for name, says in _broken(tmp_path, x).items():
+        with pytest.raises(ValueError, match=says) as caught:
+            list(open_vectors(tmp_path / name).batches(100))
+        assert name in str(caught.value)
+    with pytest.raises(ValueError, match="no 'c', but 'a', 'b'"):
+        open_vectors(tmp_path / "two.npz", "c")
+    with pytest.raises(FileNotFoundError):
+        open_vectors(tmp_path / "nowhere.npy")
+
+
+# --- build --------------------------------------------------------------------------------------------------
+
+
+def test_build_gives_the_index_that_python_would(file, x, tmp_path, capsys):
+    out = tmp_path / "index.pt"
+    facts = told(capsys, "build", file, out, "--nlist", 8, "--nprobe", 8, "--batch", 200)
+    index = load(out)
+    assert (facts["ntotal"], facts["nlist"], facts["left_out"]) == (ROWS, 8, 0)
+    assert (index.nprobe, index.metric, index.ntotal) == (8, "l2", ROWS)
+    flat = IndexFlatL2(D)
+    flat.add(x)
+    agree(index.search(x[:30], 5), flat.search(x[:30], 5), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_build_flat_with_ids_and_dtype(metric, x, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", x.numpy())
+    np.save(tmp_path / "ids.npy", np.arange(ROWS) * 5)
+    out = tmp_path / "index.safetensors"
+    words = ("--flat", "--metric", metric, "--ids", tmp_path / "ids.npy", "--dtype", "float16", "--rows", 300)
+    facts = told(capsys, "build", tmp_path / "x.npy", out, *words)
+    index = load(out)
+    assert (index.metric, index.dtype, index.ntotal) == (metric, torch.float16, 300)
+    assert (index.list_ids == torch.arange(300) * 5).all()
+    assert facts["bytes"] == out.stat().st_size
+
+
+def test_a_file_larger_than_memory_builds_what_fits_and_says_so(x, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", x.numpy())
+    memory = int(500.5 * build._PEAK * (4 * D + 8))
+    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat", "--max-memory", memory, "--json")
+    assert run(*words) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["left_out"] == ROWS - 500
+    assert "allows 500" in said.err
+    index = load(tmp_path / "index.pt")
+    assert torch.equal(index.packed_embeddings, x[:500])
+    assert run(*words[:4], "--max-memory", 10) == 1
+    assert "not one vector" in capsys.readouterr().err
+
+
+def test_free_memory_decides_where_nothing_is_said(x, tmp_path, capsys, monkeypatch):
+    psutil = pytest.importorskip("psutil")
+    np.save(tmp_path / "x.npy", x.numpy())
+
+    class Free:
+        available = int(100.5 * build._PEAK * (4 * D + 8) / build._SPARE)
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Free)
+    assert told(capsys, "build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat")["ntotal"] == 100
+
+
+def test_a_bad_row_is_named_by_its_batch_and_nothing_is_written(x, tmp_path, capsys):
+    bad = x.clone()
+    bad[613, 2] = torch.nan
+    np.save(tmp_path / "x.npy", bad.numpy())
+    assert run("build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat", "--batch", 100) == 1
+    said = capsys.readouterr().err
+    assert "rows 600 to 699" in said
+    assert "row 13 holds" in said
+    assert not (tmp_path / "index.pt").exists()
+
+
+def test_what_does_not_suit_is_said_before_the_work(x, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", x.numpy())
+    np.save(tmp_path / "ids.npy", np.arange(3))
+    for words, says in {
+        (tmp_path / "x.npy", tmp_path / "nowhere" / "index.pt"): "no such folder",
+        (tmp_path / "none.npy", tmp_path / "index.pt"): "no such file",
+        (tmp_path / "x.npy", tmp_path / "index.pt", "--ids", tmp_path / "ids.npy"): "one id for each",
+        (tmp_path / "x.npy", tmp_path / "index.pt", "--nlist", 10_000): "10000 lists",
+    }.items():
+        assert run("build", *words) == 1
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+def test_few_training_rows_are_one_line_of_warning(x, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", x.numpy())
+    assert run("build", tmp_path / "x.npy", tmp_path / "index.pt", "--nlist", 64) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert lines == ["warning: 900 training rows for 64 centroids: give at least 2496 for good lists"]
+
+
+# --- search -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def index(x, tmp_path):
+    index = IndexIVFFlat(D, nlist=8, nprobe=3)
+    index.train(x).add(x)
+    index.save(tmp_path / "index.pt")
+    return index
+
+
+def test_search_writes_arrays(index, file, x, tmp_path, capsys):
+    words = ("--ids", tmp_path / "I.npy", "--distances", tmp_path / "D.npy", "-k", 4, "--batch", 37, "--mmap")
+    facts = told(capsys, "search", tmp_path / "index.pt", file, *words)
+    queries = x[:20] if file.suffix == ".hdf5" else x
+    found = torch.from_numpy(np.load(tmp_path / "D.npy")), torch.from_numpy(np.load(tmp_path / "I.npy"))
+    agree(found, index.search(queries, 4), rtol=1e-5, atol=1e-5)
+    assert facts["queries"] == len(queries)
+    assert ("recall" in facts) == (file.suffix == ".hdf5")
+
+
+def test_search_prints(index, x, tmp_path, capsys):
+    np.save(tmp_path / "q.npy", x[:30].numpy())
+    assert run("search", tmp_path / "index.pt", tmp_path / "q.npy", "-k", 3, "--nprobe", 8) == 0
+    out = capsys.readouterr().out
+    assert "0 (0)" in out
+    assert "9 (0)" in out
+    assert "the first 10 of 30 queries" in out
+    facts = told(capsys, "search", tmp_path / "index.pt", tmp_path / "q.npy", "-k", 1000, "--nprobe", 1)
+    assert facts["results"][7]["ids"][0] == 7
+    assert facts["results"][7]["distances"][-1] is None
+    assert facts["results"][7]["ids"][-1] == -1
+
+
+def test_recall_against_the_neighbours_that_the_file_knows(index, x, tmp_path, capsys):
+    _hdf5(tmp_path / "x.hdf5", x)
+    assert told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--nprobe", 8)["recall"] == 1
+    assert 0.3 < told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--nprobe", 1)["recall"] < 1
+
+
+def test_an_untrained_index_has_nothing_to_search(x, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", x.numpy())
+    IndexIVFFlat(D, nlist=8).save(tmp_path / "index.pt")
+    assert run("search", tmp_path / "index.pt", tmp_path / "x.npy") == 1
+    assert "not trained" in capsys.readouterr().err
+    assert run("search", tmp_path / "x.npy", tmp_path / "x.npy") == 1
+    assert "x.npy" in capsys.readouterr().err
+
+
+# --- info, convert, export ----------------------------------------------------------------------------------
+
+
+def test_info_counts(index, tmp_path, capsys):
+    facts = told(capsys, "info", tmp_path / "index.pt")
+    sizes = index.list_offsets.diff()
+    assert (facts["ntotal"], facts["nlist"], facts["dtype"]) == (ROWS, 8, "float32")
+    assert facts["bytes"]["packed_embeddings"] == 4 * D * ROWS
+    assert sum(part["lists"] for part in facts["lists"]["histogram"]) == 8
+    for part in facts["lists"]["histogram"]:
+        assert part["lists"] == int(((sizes >= part["from"]) & (sizes <= part["to"])).sum())
+    assert facts["lists"]["imbalance"] == pytest.approx(8 * float((sizes / ROWS).square().sum()))
+
+
+def test_imbalance_is_that_of_faiss(index, faiss, tmp_path, capsys):
+    from torch_ivf_module import to_faiss
+
+    facts = told(capsys, "info", tmp_path / "index.pt")
+    assert facts["lists"]["imbalance"] == pytest.approx(to_faiss(index).invlists.imbalance_factor())
+
+
+def test_info_of_every_kind_is_a_page(index, x, tmp_path, capsys):
+    behind = IndexPreTransform(D, torch.nn.Linear(D, 3), IndexFlatL2(3))
+    behind.add(x)
+    for made in (index, IndexIVFFlat(D, nlist=8), IndexFlatL2(D), behind):
+        made.save(tmp_path / "one.pt")
+        assert run("info", tmp_path / "one.pt") == 0
+        out = capsys.readouterr().out
+        assert type(made).__name__ in out
+        assert max(map(len, out.splitlines())) < 180
+    assert "Linear" in out
+
+
+def test_advice():
+    assert nlist_for(1) == 1
+    assert nlist_for(10**6) == 4000
+    fewest, most = nlist_range(10**6)
+    assert fewest < nlist_for(10**6) < most
+    assert nlist_range(0) == (1, 1)
+
+
+def test_convert_to_faiss_and_back(index, faiss, x, tmp_path, capsys):
+    assert told(capsys, "convert", tmp_path / "index.pt", tmp_path / "there.faiss")["ntotal"] == ROWS
+    assert faiss.read_index(str(tmp_path / "there.faiss")).ntotal == ROWS
+    assert run("convert", tmp_path / "there.faiss", tmp_path / "back.safetensors") == 0
+    agree(load(tmp_path / "back.safetensors").search(x[:9], 5), index.search(x[:9], 5), rtol=1e-5, atol=1e-5)
+    assert run("convert", tmp_path / "index.pt", tmp_path / "half.pt", "--dtype", "float16") == 0
+    assert load(tmp_path / "half.pt").dtype == torch.float16
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_export_and_check(index, tmp_path, capsys):
+    facts = told(capsys, "export", tmp_path / "index.pt", "--format", "torchscript", "--check")
+    assert [check["ok"] for check in facts["check"]] == [True] * 3
+    assert export.runner(facts["files"][0], "torchscript")(torch.zeros(2, D))[1].shape == (2, 10)
+
+
+# --- the program --------------------------------------------------------------------------------------------
+
+
+def test_as_a_program(index, x, tmp_path):
+    command = [sys.executable, "-m", "torch_ivf_module"]
+    done = subprocess.run([*command, "info", str(tmp_path / "index.pt")], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "imbalance factor" in done.stdout
+    done = subprocess.run([*command, "info", str(tmp_path / "none.pt")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"error: no such file: {tmp_path / 'none.pt'}\n"

@@ -1,0 +1,225 @@
+"""Files at their worst: a writer that is killed, a file made to do harm, an index larger than one wants to read."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.problems import normal, same_state, snapshot
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, load
+from torch_ivf_module import checkpoint as files
+
+# Saves two indexes in turn, for ever, and says when it has begun. Each has one number everywhere.
+WRITER = """
+import sys, torch
+from torch_ivf_module import IndexFlatL2
+indexes = []
+for number in (1.0, 2.0):
+    index = IndexFlatL2(64)
+    index.add(torch.full((int(10_000 * number), 64), number))
+    indexes.append(index)
+indexes[0].save(sys.argv[1])
+print("begun", flush=True)
+while True:
+    for index in reversed(indexes):
+        index.save(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_writer_killed_at_any_moment_leaves_a_whole_file(suffix, tmp_path):
+    path = tmp_path / f"index{suffix}"
+    moments = random.Random(5)
+    seen = set()
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
+            try:
+                assert writer.stdout.readline() == "begun\n"
+                for mmap in (False, True) * 4:  # of a file that is being replaced all the time
+                    index = load(path, mmap=mmap)
+                    assert index.packed_embeddings.unique().tolist() == [index.ntotal / 10_000]
+                    seen.add(index.ntotal)
+                time.sleep(moments.uniform(0, 0.1))
+            finally:
+                writer.kill()
+        index = load(path)
+        assert index.packed_embeddings.unique().tolist() == [index.ntotal / 10_000]
+    assert seen == {10_000, 20_000}, "both were written"
+    index.save(path)  # what the dead left beside it is in nobody's way
+    assert load(path).ntotal == index.ntotal
+
+
+# --- made to do harm ----------------------------------------------------------------------------------------
+
+
+def trained() -> IndexIVFFlat:
+    index = IndexIVFFlat(6, nlist=4, nprobe=2)
+    index.train(normal(200, 6)).add(normal(200, 6))
+    return index
+
+
+def forge(path, **wrong) -> None:
+    """A file whose checksums all hold, with other tensors or another description in it."""
+    index = trained()
+    about = {"format": files.FORMAT, "version": files.VERSION, "needs": files.NEEDS, **files.description(index)}
+    tensors = dict(index.state_dict())
+    for name, value in wrong.items():
+        if name in about:
+            about[name] = value
+        elif name in about["config"]:
+            about["config"][name] = value
+        else:
+            tensors[name] = value
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    about["digests"] = {name: files._digest(tensor.contiguous()) for name, tensor in tensors.items()}
+    about["digest"] = files._digest_of(about)
+    if path.suffix == ".pt":
+        torch.save({**about, "state": tensors}, path)
+    else:
+        words = {key: json.dumps(value) for key, value in about.items()}
+        pytest.importorskip("safetensors.torch").save_file(tensors, path, metadata=words)
+
+
+LAST = 2**62
+HOSTILE = {
+    "offsets out of order": dict(list_offsets=torch.tensor([0, 100, 50, 150, 200])),
+    "offsets below zero": dict(list_offsets=torch.tensor([0, -5, 50, 150, 200])),
+    "offsets beyond the end": dict(list_offsets=torch.tensor([0, 50, 100, 150, LAST])),
+    "offsets that begin late": dict(list_offsets=torch.tensor([1, 50, 100, 150, 200])),
+    "too few offsets": dict(list_offsets=torch.tensor([0, 100, 200])),
+    "floats for offsets": dict(list_offsets=torch.tensor([0.0, 50, 100, 150, 200])),
+    "too few ids": dict(list_ids=torch.arange(100)),
+    "narrow ids": dict(list_ids=torch.arange(200, dtype=torch.int32)),
+    "floats for ids": dict(list_ids=torch.arange(200).float()),
+    "ids that mean padding": dict(list_ids=torch.full((200,), -1)),
+    "integers for vectors": dict(packed_embeddings=torch.ones(200, 6, dtype=torch.int64)),
+    "vectors of another dimension": dict(packed_embeddings=torch.ones(200, 5)),
+    "a vector for vectors": dict(packed_embeddings=torch.ones(1200)),
+    "centroids that are no numbers": dict(centroids=torch.full((4, 6), torch.nan)),
+    "a next id below zero": dict(next_id=torch.tensor(-3)),
+    "several next ids": dict(next_id=torch.arange(3)),
+    "no vectors at all": dict(packed_embeddings=None),
+    "a tensor too many": dict(extra=torch.ones(2)),
+    "a dimension below zero": {"d": -6},
+    "a dimension that is no number": {"d": "six"},
+    "lists below zero": {"nlist": -4},
+    "a huge number of lists that are not there": {"nlist": LAST},
+    "another metric": {"metric": "manhattan"},
+    "a dtype that is code": {"dtype": "load"},
+    "another class": {"class": "Popen"},
+    "a class that is not named": {"class": ["IndexIVFFlat"]},
+    "no settings": {"config": None},
+    "settings there are not": {"config": {"d": 6, "dtype": "float32", "hook": "os.system"}},
+    "a version below zero": {"version": -1},
+    "a version that is a word": {"version": "1"},
+    "no version": {"version": None},
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_that_does_not_fit_together_is_refused(kind, suffix, mmap, tmp_path):
+    path = tmp_path / f"index{suffix}"
+    forge(path, **HOSTILE[kind])
+    if kind == "a huge number of lists that are not there":  # what was asked for before training plays no part after
+        assert load(path, mmap=mmap).nlist == 4
+        return
+    with pytest.raises(ValueError, match=path.name):
+        load(path, mmap=mmap)
+
+
+def test_a_forged_file_with_nothing_wrong_loads(tmp_path):
+    forge(tmp_path / "index.pt")
+    assert same_state(snapshot(load(tmp_path / "index.pt")), snapshot(trained()))
+
+
+def test_a_transform_inside_a_transform_is_refused(tmp_path):
+    index = IndexPreTransform(6, torch.nn.Linear(6, 3), IndexFlatL2(3))
+    about = files.description(index)
+    about["config"]["index"] = files.description(index)
+    with pytest.raises(TypeError, match="within"):
+        files.rebuilt(about)
+    index.save(tmp_path / "index.pt")
+    content = torch.load(tmp_path / "index.pt", weights_only=True)
+    content["config"]["steps"] = [[6, 2**40, True]]
+    content["digest"] = files._digest_of(content)
+    torch.save(content, tmp_path / "index.pt")
+    with pytest.raises(ValueError, match=r"index\.pt"):
+        load(tmp_path / "index.pt")
+
+
+def test_a_file_of_a_later_release_says_what_it_needs(tmp_path):
+    forge(tmp_path / "index.pt", version=7, needs="3.2.0")
+    with pytest.raises(ValueError, match=r"up to 1; it needs torch_ivf_module 3\.2\.0 or newer"):
+        load(tmp_path / "index.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_flipped_bits_anywhere(suffix, tmp_path):
+    """Any bit: the file is refused, or (a bit that says nothing) the index is as it was."""
+    path = tmp_path / f"index{suffix}"
+    index = trained()
+    index.save(path)
+    whole = path.read_bytes()
+    places = random.Random(11)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[places.randrange(len(whole))] ^= 1 << places.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = load(path)
+        except ValueError:
+            refused += 1
+        else:
+            assert same_state(snapshot(loaded), snapshot(index))
+    assert refused > 100
+
+
+# --- large --------------------------------------------------------------------------------------------------
+
+# Opens a file by its map and searches it, in a process of its own, and says what that took.
+READER = """
+import sys, time, psutil, torch
+from torch_ivf_module import load
+load(sys.argv[2], mmap=True)  # what any first call loads
+me = psutil.Process()
+before, start = me.memory_info().rss, time.perf_counter()
+index = load(sys.argv[1], mmap=True)
+seconds, grown = time.perf_counter() - start, me.memory_info().rss - before
+D, I = index.search(torch.zeros(1, index.d) + 3, 2)
+print(index.ntotal, seconds, grown, *I.flatten().tolist())
+"""
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_gigabyte_opens_without_being_read(suffix, tmp_path):
+    """The file is one of holes, written as `save` writes it but for its vectors, all zero but two."""
+    pytest.importorskip("psutil")
+    rows, d = 1_000_000, 256
+    index = IndexFlatL2(d, dtype=torch.float32)
+    state = {**index.state_dict(), "packed_embeddings": _sparse(tmp_path / "vectors", rows, d)}
+    state.update(list_offsets=torch.tensor([0, rows]), list_ids=torch.arange(rows), next_id=torch.tensor(rows))
+    state["packed_embeddings"][777_777] = 3
+    state["packed_embeddings"][3] = 2.9
+    index.load_state_dict(state, assign=True)
+    path, small = tmp_path / f"index{suffix}", tmp_path / f"small{suffix}"
+    index.save(path)
+    IndexFlatL2(d).save(small)
+    done = subprocess.run([sys.executable, "-c", READER, path, small], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ntotal, _, grown, *ids = done.stdout.split()
+    assert (int(ntotal), ids) == (rows, ["777777", "3"])
+    assert int(grown) < 64 << 20, "bytes resident of a file of a gigabyte"
+
+
+def _sparse(path, rows, d):
+    return torch.from_numpy(np.memmap(path, np.float32, "w+", shape=(rows, d)))
