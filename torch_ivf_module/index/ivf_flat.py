@@ -121,21 +121,17 @@ class IndexIVFFlat(IndexBase):
             self._adopt(centroids)
         return self
 
-    def _adopt(self, centroids: Tensor) -> None:
-        """Take over new centroids and move every stored vector to its new list."""
+    def _adopt(self, centroids: Tensor) -> int:
+        """Take over new centroids and move every stored vector to its new list; how many lists' numbers changed."""
         with self._lock:
-            packed, _, ids = self._packed()
-            latest = self._latest_rows()
-            if latest:  # the last added of a duplicate id stays the last
-                rows = torch.arange(packed.shape[0], device=packed.device)
-                last = torch.tensor(list(latest.values()), device=packed.device)
-                order = torch.cat([rows[~torch.isin(rows, last)], last])
-                packed, ids = packed[order], ids[order]
+            packed, ids, before, noted = self._oldest_first()
             assigned = _nearest(packed, coarse_of(centroids, self.metric), self.metric)
             fresh = ragged.pack(packed, ids, assigned, centroids.shape[0])
             self._put(centroids=centroids)
             self._replace(*fresh)
-            self._latest = dict(zip(latest, assigned[packed.shape[0] - len(latest) :].tolist(), strict=True))
+            last = slice(packed.shape[0] - noted, None)  # the last added of a duplicate id stays the last
+            self._latest = dict(zip(ids[last].tolist(), assigned[last].tolist(), strict=True))
+            return int((assigned != before).sum())
 
     def _assign(self, rows: Tensor) -> Tensor:
         return _nearest(rows, self._derive().coarse, self.metric)
