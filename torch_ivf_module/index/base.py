@@ -17,15 +17,15 @@ from ..functional.search import MODES, lookup, search
 from ..params import SearchParams, positive
 from . import check
 from .building import Builds
-from .fits import Fits
 from .module import Self
+from .peers import TorchIvfNames
 from .saves import Saves
 
 if TYPE_CHECKING:
     from ..graph import SearchGraph
 
 
-class IndexBase(Fits, Saves, Builds):
+class IndexBase(TorchIvfNames, Saves, Builds):
     """A vector index whose state is buffers of a torch.nn.Module. Use one of its subclasses."""
 
     def __init__(
@@ -51,6 +51,7 @@ class IndexBase(Fits, Saves, Builds):
 
     @search_mode.setter
     def search_mode(self, value: str) -> None:
+        value = {"chunked": "csr"}.get(value, value)  # torch-ivf's name, on flat indexes, of what keeps memory low
         if value not in MODES:
             raise ValueError(f"search_mode must be one of {', '.join(map(repr, MODES))}, got {value!r}")
         self._search_mode = value
@@ -128,9 +129,7 @@ class IndexBase(Fits, Saves, Builds):
         found = vectors_at([part.packed for part in segments], rows)
         return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows), found
 
-    def _search(
-        self, x: Tensor, k: int, params: SearchParams | None
-    ) -> tuple[Tensor, Tensor, list[InvertedLists]]:
+    def _search(self, x: Tensor, k: int, params: SearchParams | None) -> tuple[Tensor, Tensor, list[InvertedLists]]:
         """Scores and rows (nq, k), best first, and the lists that the rows are counted in."""
         x = check.vectors(x, "x", self.d, self.device)
         k = positive(k, "k")

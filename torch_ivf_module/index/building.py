@@ -79,14 +79,17 @@ class Builds(Reads):
         """
         wanted = self._selected(ids)
         with self._lock:
-            rows, _ = self._rows_with(wanted)
-            count = rows.shape[0] + self._staging.remove(wanted)
-            held = self._raw("packed_embeddings").shape[0]
+            return self._drop(self._rows_with(wanted)[0], self._staging.find(wanted)[0])
+
+    def _drop(self, rows: Tensor, waiting: Tensor) -> int:
+        """Take out packed rows and waiting ones, given by their positions; how many they are."""
+        count, held = rows.shape[0] + waiting.shape[0], self._raw("packed_embeddings").shape[0]
+        if count:
+            self._staging.remove(waiting)
             self._staging.drop(rows, held)
-            if count:
-                self._put()
-            if self._staging.gone_rows * _GONE_SHARE > held:
-                self._pack()
+            self._put()
+        if self._staging.gone_rows * _GONE_SHARE > held:
+            self._pack()
         return count
 
     def _selected(self, ids: Tensor) -> Tensor:
@@ -104,13 +107,13 @@ class Builds(Reads):
         if wanted.shape[0] != ids.shape[0]:
             raise ValueError("ids must be distinct in update, got one twice")
         with self._lock:
+            (held, of_held), (waiting, of_waiting) = self._rows_with(wanted), self._staging.find(wanted)
             known = torch.zeros_like(wanted, dtype=torch.bool)
-            for _, which in (self._rows_with(wanted), self._staging.find(wanted)):
-                known[which] = True
+            known[of_held] = known[of_waiting] = True
             if not bool(known.all()):
                 raise KeyError(f"ids holds {int(wanted[~known][0])}, which is not in the index")
             rows, assigned = self._place(x)
-            self.remove_ids(wanted)
+            self._drop(held, waiting)
             self._stage(rows, ids, assigned, int(self.next_id), custom_ids=False)
 
     def merge_from(self, other: Builds, add_id: int = 0) -> None:

@@ -19,7 +19,7 @@ from .module import IndexModule
 class ListStats(NamedTuple):
     """How the vectors of an index are spread over its lists."""
 
-    count: int
+    lists: int
     empty: int
     min: int
     median: float
@@ -76,7 +76,7 @@ class Reads(IndexModule):
         if not sizes.shape[0]:
             return ListStats(0, 0, 0, 0.0, 0, 1.0)
         return ListStats(
-            count=sizes.shape[0],
+            lists=sizes.shape[0],
             empty=int((sizes == 0).sum()),
             min=int(sizes.min()),
             median=float(sizes.double().quantile(0.5)),

@@ -81,9 +81,8 @@ class Staging:
         kept = ids[at] != _NONE
         return at[kept], which[kept]
 
-    def remove(self, wanted: Tensor) -> int:
-        """Remove the waiting rows that carry a wanted id (W,), which ascend; how many there were."""
-        at, _ = self.find(wanted)
+    def remove(self, at: Tensor) -> None:
+        """Remove the waiting rows at positions (H,), as `find` gives them."""
         if at.shape[0]:
             # Out of place: a tensor made in inference mode may not be written to outside.
             self._ids = [self._all_ids().index_fill(0, at, _NONE)]
@@ -91,7 +90,6 @@ class Staging:
             self._lists = None
             if self._held > 2 * self.rows + _FEW:
                 self.joined()
-        return at.shape[0]
 
     def lists(self, nlist: int, origin: Tensor, metric: str) -> InvertedLists:
         """The waiting rows as inverted lists."""
