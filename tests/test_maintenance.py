@@ -455,7 +455,7 @@ def test_memory_is_what_the_tensors_take():
 
 @each_metric
 def test_retraining_moves_vectors_and_loses_none(metric):
-    index, base, queries = ivf(PLAIN, metric)
+    index, _, queries = ivf(PLAIN, metric)
     drift = normal(300, PLAIN.d, seed=8) * 0.2 + 2
     index.add(drift)
     index.remove_ids(torch.arange(20))

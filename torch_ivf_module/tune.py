@@ -178,7 +178,7 @@ def recall(ids: Tensor, truth: Tensor) -> float:
     """
     true = truth != -1
     found = torch.stack([(column[:, None] == ids).any(1) for column in truth.t()], 1) & true
-    return float(found.sum() / true.sum()) if bool(true.any()) else 1.0
+    return int(found.sum()) / int(true.sum()) if bool(true.any()) else 1.0
 
 
 def _least(low: int, high: int, reaches: Callable[[int], bool]) -> int:
