@@ -24,6 +24,7 @@ from tests.problems import (
     lattice,
     normal,
     probed,
+    problem,
     same_state,
     shared,
     snapshot,
@@ -125,12 +126,20 @@ TestAnyFlat.settings = STEPS
 
 @each_mode
 @each_metric
-@pytest.mark.parametrize("profile", ["speed", "exact"])
-def test_removed_rows_are_not_found_while_they_wait(metric, mode, profile):
-    index, base, queries = shared(PLAIN, metric, search_mode=mode)
+@pytest.mark.parametrize(
+    ("case", "dtype", "profile"),
+    [
+        (PLAIN, torch.float32, "speed"),
+        (PLAIN, torch.float32, "exact"),
+        (PLAIN, torch.float16, "speed"),
+        (problem("wide"), torch.float32, "speed"),
+    ],
+)
+def test_removed_rows_are_not_found_while_they_wait(metric, mode, case, dtype, profile):
+    index, base, queries = shared(case, metric, dtype, search_mode=mode)
     gone = torch.randperm(len(base), generator=torch.Generator().manual_seed(3))[: len(base) // 10]
     assert index.remove_ids(gone) == len(gone)
-    index.add(normal(3, PLAIN.d, seed=4))
+    index.add(normal(3, case.d, seed=4))
     index.remove_ids(torch.tensor([len(base)]))  # one that was added a moment ago
     k, params = 12, SearchParams(profile=profile)
     found = index.search(queries, k, params=params)

@@ -68,8 +68,8 @@ def tune(
     target_recall : the share of the k true neighbours that are to be found, above 0 and at most 1.
     k : results a query.
     budget : the field of `SearchParams` that limits the rows; None looks for nprobe alone.
-    apply : whether to set the index's own `nprobe` to what was found, and `max_codes` if that is the budget. Otherwise,
-        and where the target was not reached, the index is left as it was.
+    apply : whether to set the index's own `nprobe` to what was found, and `max_codes` to the budget if that is its
+        field, else to None. Otherwise, and where the target was not reached, the index is left as it was.
     verbose : show a progress bar (extra `progress`).
 
     Even a search of all lists may miss the target, if ids of `ground_truth` are not in the index or k is too small for

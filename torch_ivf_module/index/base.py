@@ -51,7 +51,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
 
     @search_mode.setter
     def search_mode(self, value: str) -> None:
-        value = {"chunked": "csr"}.get(value, value)  # torch-ivf's name, on flat indexes, of what keeps memory low
+        value = "csr" if value == "chunked" else value  # as torch-ivf calls it on flat indexes
         if value not in MODES:
             raise ValueError(f"search_mode must be one of {', '.join(map(repr, MODES))}, got {value!r}")
         self._search_mode = value

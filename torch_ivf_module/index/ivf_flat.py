@@ -129,11 +129,10 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         (True, 400, True)
         """
         self._require_trained("retrain")
-        with self._lock:
-            before = self.imbalance_factor()
-            rows = self.packed_embeddings if x is None else check.vectors(x, "x", self.d, self.device).detach()
-            moved = self._fit(rows, self.centroids, verbose, settings)
-            return Retrained(moved, self.ntotal, before, self.imbalance_factor())
+        before = self.imbalance_factor()
+        rows = self.packed_embeddings if x is None else check.vectors(x, "x", self.d, self.device).detach()
+        moved = self._fit(rows, self.centroids, verbose, settings)
+        return Retrained(moved, self.ntotal, before, self.imbalance_factor())
 
     def _fit(self, x: Tensor, start: Tensor | None, verbose: bool, settings: dict[str, Any]) -> int:
         """Fit centroids to x (n, d) by `kmeans` with some settings and take them over; how many vectors moved."""

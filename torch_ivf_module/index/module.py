@@ -227,6 +227,7 @@ class IndexModule(nn.Module):
             self._latest.update(zip(ids[again].tolist(), assigned[again].tolist(), strict=True))
 
     def _replace(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
+        self._derived, self._sorted = None, None  # which would keep the old buffers alive
         self._put(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

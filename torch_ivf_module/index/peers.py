@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .fits import Fits
 
-Self = TypeVar("Self", bound=nn.Module)
+Self = TypeVar("Self", bound="TorchIvfNames")
 
 
 class TorchIvfNames(Fits):
@@ -38,7 +38,7 @@ class TorchIvfNames(Fits):
         if "max_iter" in settings:
             settings["niter"] = settings.pop("max_iter")
         rest = {name: value for name, value in settings.items() if name not in ("batch_size", "tol")}
-        return super().train(mode, **rest)  # type: ignore[misc]
+        return super().train(mode, **rest)
 
 
 class TorchIvfSettings:
