@@ -18,7 +18,7 @@ from .index import IndexIVFFlat, SearchParams, check
 from .params import positive
 
 _CLOCKED = 3  # times a setting is timed; the fastest counts, as the rest is what the machine did besides
-_UNITS = 64  # budgets that are told apart; a finer step changes the time by less than two clockings differ
+_UNITS = 64  # budgets that are told apart: a step is a 64th of the rows, and so of the time, which clocking cannot tell
 _ROWS = {"max_codes", "candidate_budget"}
 
 
@@ -118,12 +118,12 @@ class _Trials:
 
     def cheapest(self, target: float) -> Tuned:
         """The least nprobe and budget that reach the recall."""
-        nprobe = _least(1, self.index.nlist, lambda value: self.point(value).recall >= target)
+        nprobe = _least(self.index.nlist, lambda value: self.point(value).recall >= target)
         best = self.point(nprobe)
         rows = int(self.index.list_sizes().topk(nprobe).values.sum())  # no query reads more
         if self.budget is not None and best.recall >= target:
             unit = -(-rows // _UNITS)
-            units = _least(1, _UNITS, lambda value: self.point(nprobe, value * unit).recall >= target)
+            units = _least(_UNITS, lambda value: self.point(nprobe, value * unit).recall >= target)
             limited = self.point(nprobe, units * unit)
             if limited.recall >= target and limited.seconds < best.seconds:
                 best = limited
@@ -181,8 +181,14 @@ def recall(ids: Tensor, truth: Tensor) -> float:
     return int(found.sum()) / int(true.sum()) if bool(true.any()) else 1.0
 
 
-def _least(low: int, high: int, reaches: Callable[[int], bool]) -> int:
-    """The least value in ``low ... high`` that reaches, where all above it do too; `high` if none does."""
+def _least(most: int, reaches: Callable[[int], bool]) -> int:
+    """The least value in ``1 ... most`` that reaches, where all above it do too; `most` if none below it does.
+
+    Doubling first keeps away from values that are much larger than needed, and take as much longer.
+    """
+    low = high = 1
+    while high < most and not reaches(high):
+        low, high = high + 1, min(2 * high, most)
     while low < high:
         middle = (low + high) // 2
         if reaches(middle):
