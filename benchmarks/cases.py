@@ -35,6 +35,8 @@ class Case:
     efs: tuple[int, ...] = (16, 24, 32, 48, 64, 128, 256, 512)  # and of the graph-based ones
     batch: int = 256  # maintenance: rows per small add
     pairs: int = 10_000  # maintenance: alternations of add(1) and search(1)
+    removes: int = 1_000  # maintenance: calls that remove a few ids
+    removed: int = 100  # ids a call
     auto_nqs: tuple[int, ...] = (1, 4, 16, 64, 256, 1_024)
     auto_nprobes: tuple[int, ...] = (1, 8, 32, 128)
 
@@ -130,6 +132,7 @@ _CASES = (
         efs=(8, 32),
         batch=64,
         pairs=50,
+        removes=10,
         auto_nqs=(1, 16),
         auto_nprobes=(1, 4),
         about="Gaussian, 2,000 × 16, nlist 16, nprobe 4: for trying the instrument itself",

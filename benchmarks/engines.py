@@ -65,6 +65,10 @@ class Engine:
         """Add native rows; they are numbered from 0 in the order they come."""
         self.index.add(x)
 
+    def remove(self, ids: Any) -> None:
+        """Remove vectors by native ids."""
+        self.index.remove_ids(ids)
+
     def set(self, value: int) -> None:
         """Set the knob."""
         self.index.nprobe = value

@@ -150,9 +150,8 @@ def auto(task: TaskRun) -> str:
 def maintenance(task: TaskRun) -> str:
     rows = []
     for engine in task.engines():
-        whole, batches, turns = (
-            middle(task.pick(engine=engine, what=what), "seconds") for what in ("one add", "batches", "turns")
-        )
+        kinds = ("one add", "batches", "turns", "removes")
+        whole, batches, turns, removes = (middle(task.pick(engine=engine, what=kind), "seconds") for kind in kinds)
         theirs = middle(task.pick(engine="faiss", what="turns"), "seconds")
         pairs = task.pick(engine=engine, what="turns")[0]["pairs"]
         per_pair = None if turns is None else turns * 1_000
@@ -165,6 +164,8 @@ def maintenance(task: TaskRun) -> str:
                 f"{pairs:,}",
                 _number(per_pair),
                 _times(_over(turns, theirs)),
+                _number(None if removes is None else removes * 1_000),
+                _times(_over(removes, middle(task.pick(engine="faiss", what="removes"), "seconds"))),
             ]
         )
     batch = task.pick(what="batches")[0]["batch"]
@@ -177,6 +178,8 @@ def maintenance(task: TaskRun) -> str:
             "batches / one",
             "add(1)+search(1) pairs",
             "ms a pair",
+            "/ faiss's",
+            "ms a small removal",
             "/ faiss's",
         ],
         rows,

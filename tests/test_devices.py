@@ -290,6 +290,9 @@ def test_building_on_a_pretended_device(other_device, metric):
         index.remove_ids(place(torch.arange(10)))
         index.remove_ids(place(torch.arange(300) % 7 == 1))
         index.update(place(torch.tensor([20, 30])), place(base[:2]))
+        index.add_with_ids(place(base[:2]), place(torch.tensor([40, 41])))
+        index.merge_from(index.copy_subset(place(torch.arange(50, 60))), 1000)
+        index.retrain(niter=1)
         return index
 
     index, reference = build(away), build(lambda tensor: tensor)
@@ -298,6 +301,10 @@ def test_building_on_a_pretended_device(other_device, metric):
         torch.testing.assert_close(back(index.state_dict()[name]), value)
     assert torch.equal(back(index.reconstruct(40)), reference.reconstruct(40))
     assert torch.equal(back(index.reconstruct_n(37, 3)), reference.reconstruct_n(37, 3))
+    assert index.list_stats() == reference.list_stats()
+    index.remove_ids(away(torch.tensor([37])))
+    found = index.search_and_reconstruct(away(normal(3, 8, seed=1)), 4)
+    assert [back(part).shape for part in found] == [(3, 4), (3, 4), (3, 4, 8)]
     index.reset()
     assert index.ntotal == 0
 

@@ -24,7 +24,7 @@ LEVELS = [
     ("params",),
     ("index",),
     ("graph", "torchscript", "parallel", "averaging", "dcp", "faiss_bridge", "torch_ivf_bridge", "sharded"),
-    ("checkpoint",),
+    ("checkpoint", "tune"),
     ("hub", "export"),
     ("__init__",),
     ("demo", "commands"),

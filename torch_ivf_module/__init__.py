@@ -15,6 +15,7 @@ from .graph import SearchGraph
 from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from .parallel import ignore_in_ddp
 from .params import SearchParams
+from .tune import tune
 
 __version__ = "0.1.0.dev0"
 
@@ -31,4 +32,5 @@ __all__ = [
     "ignore_in_ddp",
     "load",
     "to_faiss",
+    "tune",
 ]

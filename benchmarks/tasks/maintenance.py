@@ -1,4 +1,4 @@
-"""An index that changes: many small adds against one, and adding and searching in turn."""
+"""An index that changes: many small adds against one, adding and searching in turn, many small removals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def run(ctx: Context) -> None:
                 engine = _empty(ctx, name, centroids)
                 seconds = _fill(engine, ctx.data.base, ctx.data.queries[:1], batch)
                 ctx.row(name, what=kind, rows=len(ctx.data.base), batch=batch, seconds=seconds)
-    _turns(ctx, {name: _empty(ctx, name, centroids) for name in names})
+    engines = {name: _empty(ctx, name, centroids) for name in names}
+    _turns(ctx, engines)
+    _removals(ctx, engines)
 
 
 def _empty(ctx: Context, name: str, centroids: np.ndarray) -> Engine:
@@ -80,3 +82,19 @@ def _pairs(engine: Engine, base: Any, queries: Any, first: int, count: int, k: i
         engine.add(base[row : row + 1])
         engine.search(queries[query : query + 1], k)
     return time.perf_counter() - start
+
+
+def _removals(ctx: Context, engines: dict[str, Engine]) -> None:
+    """Removing a few ids at a time from a full index, and one search at the end; each engine does all in one go."""
+    ids = np.random.default_rng(0).permutation(len(ctx.data.base))[: ctx.case.removes * ctx.case.removed]
+    parts = np.array_split(ids.astype(np.int64), ctx.case.removes)
+    for name, engine in engines.items():
+        ctx.note(f"{name}, {len(parts):,} removals of {ctx.case.removed}")
+        given, query = [engine.native(part) for part in parts], engine.native(ctx.data.queries[:1])
+        start, done = time.perf_counter(), 0
+        while done < len(given) and time.perf_counter() - start < _LIMIT:
+            engine.remove(given[done])
+            done += 1
+        engine.search(query, ctx.case.k)  # whatever was put off until reading belongs to the cost of removing
+        total = time.perf_counter() - start
+        ctx.row(name, what="removes", calls=done, ids=ctx.case.removed, seconds=total / done, total=total)

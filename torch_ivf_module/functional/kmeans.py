@@ -25,12 +25,14 @@ def kmeans(
     max_points_per_centroid: int = 256,
     seed: int = 1234,
     generator: torch.Generator | None = None,
+    start: Tensor | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> tuple[Tensor, Tensor]:
     """Fit `nlist` centroids to rows `x` (N, d): Lloyd (1982), random start, empty clusters split as faiss does.
 
     At most ``max_points_per_centroid * nlist`` sampled rows are used. For ip and cosine the centroids are kept at
-    unit length. The global random state is not touched; a `generator` (a CPU one) goes before `seed`.
+    unit length. The global random state is not touched; a `generator` (a CPU one) goes before `seed`. `start`, where
+    given, are centroids (nlist, d) to begin with instead of random rows.
 
     Returns the centroids (nlist, d) float32 and the objective of each iteration (niter,) float32: the sum of
     squared distances to the assigned centroids for l2, the sum of their products with the rows otherwise.
@@ -51,8 +53,9 @@ def kmeans(
     order = torch.randperm(x.shape[0], generator=generator, device="cpu")
     most = max_points_per_centroid * nlist
     rows = (x[order[:most].to(x.device)] if x.shape[0] > most else x).float()
-    start = torch.randperm(rows.shape[0], generator=generator, device="cpu")[:nlist].to(x.device)
-    centroids = metrics.on_sphere(rows[start], metric)
+    if start is None:
+        start = rows[torch.randperm(rows.shape[0], generator=generator, device="cpu")[:nlist].to(x.device)]
+    centroids = metrics.on_sphere(start, metric)
     origin = metrics.origin_of(rows, metric)
     shifted = metrics.shift(rows, origin, metric)
     objective = []

@@ -7,6 +7,7 @@ tensor; an *id* is the user's label of it. Lists are contiguous runs of rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,6 +79,17 @@ def marked(ids: Tensor, mask: Tensor) -> Tensor:
     """Which ids (N,) a bool mask over ids marks: bool (N,); an id that lies outside the mask is not marked."""
     outside = (ids < 0) | (ids >= mask.shape[0])
     return torch.cat([mask, mask.new_zeros(1)])[torch.where(outside, mask.shape[0], ids)]
+
+
+def vectors_at(parts: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """The vectors (Q, k, d) of rows (Q, k) that count on from part to part, each (N, d); NaN for a row of -1."""
+    found = parts[0].new_full((*rows.shape, parts[0].shape[1]), math.nan)
+    before = 0
+    for part in parts:
+        here = (rows >= before) & (rows < before + part.shape[0])
+        found[here] = part[rows[here] - before]
+        before += part.shape[0]
+    return found
 
 
 def only(lists: InvertedLists, kept: Tensor) -> InvertedLists:

@@ -59,7 +59,8 @@ def origin_of(vectors: Tensor, metric: str) -> Tensor:
     if metric != "l2" or vectors.shape[0] == 0:
         return torch.zeros(vectors.shape[1], dtype=torch.float32, device=vectors.device)
     step = max(1, vectors.shape[0] // _SAMPLE)
-    return vectors[::step].float().median(dim=0).values
+    # Of an expanded tensor, whose rows share their memory, torch's median is garbage now and then.
+    return vectors[::step].float().contiguous().median(dim=0).values
 
 
 def row_bias(vectors: Tensor, origin: Tensor, metric: str) -> Tensor:

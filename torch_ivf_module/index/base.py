@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..functional import lists as ragged
 from ..functional import metric as metrics
+from ..functional.lists import InvertedLists, vectors_at
 from ..functional.range_scan import range_search
 from ..functional.search import MODES, lookup, search
 from ..params import SearchParams, positive
-from . import check, state
-from .fits import Fits
-from .module import IndexModule, Self
+from . import check
+from .building import Builds
+from .module import Self
+from .peers import TorchIvfNames
 from .saves import Saves
-from .staging import Staging
 
 if TYPE_CHECKING:
     from ..graph import SearchGraph
 
 
-class IndexBase(Fits, Saves, IndexModule):
+class IndexBase(TorchIvfNames, Saves, Builds):
     """A vector index whose state is buffers of a torch.nn.Module. Use one of its subclasses."""
 
     def __init__(
@@ -51,6 +51,7 @@ class IndexBase(Fits, Saves, IndexModule):
 
     @search_mode.setter
     def search_mode(self, value: str) -> None:
+        value = "csr" if value == "chunked" else value  # as torch-ivf calls it on flat indexes
         if value not in MODES:
             raise ValueError(f"search_mode must be one of {', '.join(map(repr, MODES))}, got {value!r}")
         self._search_mode = value
@@ -90,112 +91,7 @@ class IndexBase(Fits, Saves, IndexModule):
         check.vectors(x, "x", self.d, self.device)
         return self
 
-    def add(self, x: Tensor) -> None:
-        """Add vectors x (n, d), numbered on from ``next_id``.
-
-        They are converted to the storage dtype and detached; for cosine they are stored at unit length. Raises
-        ValueError for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and
-        RuntimeError before training or when the ids would pass 2^63 - 2; the index is then as it was.
-        """
-        x = check.vectors(x, "x", self.d, self.device)
-        first = int(self.next_id)
-        if first + x.shape[0] > state.LAST_ID:
-            raise RuntimeError(f"x has {x.shape[0]} rows, but ids would pass 2^63 - 2 from next_id = {first}")
-        end = first + x.shape[0]
-        self._add(x, torch.arange(first, end, device=self.device), end, custom_ids=False)
-
-    def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
-        """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
-        x = check.vectors(x, "x", self.d, self.device)
-        ids = check.ids(ids, "ids", x.shape[0], self.device).clone()
-        self._add(x, ids, max(int(self.next_id), state.next_id_after(ids)), custom_ids=True)
-
-    def _add(self, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
-        self._require_trained("add")
-        rows, assigned = self._place(x)
-        with self._lock:
-            self._staging.push(rows, ids, assigned, custom_ids=custom_ids)
-            self._put(next_id=torch.full_like(self._raw("next_id"), next_id))
-            # Packing whenever the index has doubled keeps bulk loading linear without holding rows twice.
-            if self._staging.rows >= max(self._raw("packed_embeddings").shape[0], 1):
-                self._pack()
-
-    def _place(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows as they are stored, prepared and no longer the caller's, and the list of each."""
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            rows = check.stored(metrics.prepare(x, self.metric), "x", self.dtype)
-            return rows, self._assign(rows)
-
-    def _assign(self, rows: Tensor) -> Tensor:
-        """The list of each row (n,)."""
-        return torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
-
-    def remove_ids(self, ids: Tensor) -> int:
-        """Remove vectors by id and return how many rows went.
-
-        `ids` is int64 (n,), unknown ones being ignored, or a bool mask whose entry i says whether id i goes. Every
-        row of a duplicate id goes; the others keep their ids.
-        """
-        gone = self._with_ids(ids)
-        count = int(gone.sum())
-        if count:
-            self._replace(*ragged.keep_rows(*self._packed(), ~gone))
-        return count
-
-    def _with_ids(self, ids: Tensor) -> Tensor:
-        """Which packed rows (N,) carry one of the ids, given as numbers or as a bool mask over ids."""
-        held = self.list_ids
-        if isinstance(ids, Tensor) and ids.dtype == torch.bool:
-            return ragged.marked(held, check.mask(ids, "ids", self.device))
-        return torch.isin(held, check.id_list(ids, "ids", self.device))
-
-    def update(self, ids: Tensor, x: Tensor) -> None:
-        """Replace the vectors of ids (n,) by x (n, d). Raises KeyError for an unknown id, ValueError for one given
-        twice; the index is then as it was."""
-        x = check.vectors(x, "x", self.d, self.device)
-        ids = check.ids(ids, "ids", x.shape[0], self.device).clone()
-        if ids.unique().shape[0] != ids.shape[0]:
-            raise ValueError("ids must be distinct in update, got one twice")
-        unknown = ids[~torch.isin(ids, self.list_ids)]
-        if unknown.shape[0]:
-            raise KeyError(f"ids holds {int(unknown[0])}, which is not in the index")
-        rows, assigned = self._place(x)
-        with self._lock:
-            self.remove_ids(ids)
-            self._staging.push(rows, ids, assigned, custom_ids=False)
-
-    def reset(self) -> None:
-        """Forget the vectors; centroids and the count of ids stay."""
-        with self._lock:
-            self._staging = Staging()
-            self._latest = {}
-            packed, offsets, ids = self._packed()
-            self._replace(packed[:0].clone(), torch.zeros_like(offsets), ids[:0].clone())
-
-    # -- reading -------------------------------------------------------------------------------------------
-
-    def reconstruct(self, id: int) -> Tensor:
-        """The stored vector (d,) of an id, in the storage dtype; of a duplicate id the last. KeyError if unknown."""
-        rows = torch.nonzero(self.list_ids == id)
-        if rows.shape[0] == 0:
-            raise KeyError(f"id {id} is not in the index")
-        return self.packed_embeddings[self._latest_rows().get(int(id), int(rows[-1]))].clone()
-
-    def reconstruct_n(self, start: int, n: int) -> Tensor:
-        """The stored vectors (n, d) of ids ``start : start + n``, each as `reconstruct`. KeyError if one is unknown."""
-        if n < 0:
-            raise ValueError(f"n must be >= 0, got {n}")
-        held, order = torch.sort(self.list_ids, stable=True)
-        wanted = torch.arange(start, start + n, device=self.device)
-        at = torch.searchsorted(held, wanted, right=True) - 1  # the last row of each id
-        known = (at >= 0) & (held[at.clamp(min=0)] == wanted) if held.shape[0] else torch.zeros_like(wanted).bool()
-        if not bool(known.all()):
-            raise KeyError(f"id {int(wanted[~known][0])} is not in the index")
-        rows = order[at]
-        for id, row in self._latest_rows().items():
-            if start <= id < start + n:
-                rows[id - start] = row
-        return self.packed_embeddings[rows]
+    # -- searching -----------------------------------------------------------------------------------------
 
     def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
         """The k nearest stored vectors of each query.
@@ -215,13 +111,33 @@ class IndexBase(Fits, Saves, IndexModule):
         place for a query that is not finite. Raises ValueError, TypeError or RuntimeError (untrained index), each
         naming the argument.
         """
+        scores, rows, segments = self._search(x, k, params)
+        return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
+
+    def search_and_reconstruct(
+        self, x: Tensor, k: int, *, params: SearchParams | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`search`, and beside D and I the vectors found, R (nq, k, d) in the storage dtype; NaN where I is -1.
+
+        >>> from torch_ivf_module import IndexFlatL2
+        >>> index = IndexFlatL2(2)
+        >>> index.add(torch.eye(2))
+        >>> index.search_and_reconstruct(torch.tensor([[0.0, 0.9]]), 1)[2]
+        tensor([[[0., 1.]]])
+        """
+        scores, rows, segments = self._search(x, k, params)
+        found = vectors_at([part.packed for part in segments], rows)
+        return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows), found
+
+    def _search(self, x: Tensor, k: int, params: SearchParams | None) -> tuple[Tensor, Tensor, list[InvertedLists]]:
+        """Scores and rows (nq, k), best first, and the lists that the rows are counted in."""
         x = check.vectors(x, "x", self.d, self.device)
         k = positive(k, "k")
         params = self._params(params)
         self._require_trained("search")
         with torch.autocast(self.device.type, enabled=False):
             queries = metrics.prepare(x.float(), self.metric)
-            coarse, segments = self._segments()
+            coarse, segments = self._segments(counted=self._max_codes(params) is not None)
             scores, rows = search(
                 queries,
                 coarse,
@@ -234,7 +150,7 @@ class IndexBase(Fits, Saves, IndexModule):
                 max_codes=self._max_codes(params),
                 exact=params.profile == "exact",
             )
-            return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
+        return scores, rows, segments
 
     def range_search(
         self, x: Tensor, radius: float, *, params: SearchParams | None = None
@@ -252,7 +168,7 @@ class IndexBase(Fits, Saves, IndexModule):
         self._require_trained("range_search")
         with torch.autocast(self.device.type, enabled=False), torch.no_grad():
             queries = metrics.prepare(x.float(), self.metric)
-            coarse, segments = self._segments()
+            coarse, segments = self._segments(counted=False)
             lims, scores, rows = range_search(
                 queries,
                 coarse,
@@ -318,10 +234,6 @@ class IndexBase(Fits, Saves, IndexModule):
         if params is not None and not isinstance(params, SearchParams):
             raise TypeError(f"params must be SearchParams or None, got {type(params).__name__}")
         return params or SearchParams()
-
-    def _require_trained(self, action: str) -> None:
-        if not self.is_trained:
-            raise RuntimeError(f"{action} needs a trained index: call train(x) first")
 
     # -- files ---------------------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ N rows, d dim.
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -65,6 +67,17 @@ def id_list(value: object, name: str, device: torch.device) -> Tensor:
     if value.device != device:
         raise ValueError(f"{name} is on {value.device}, the index is on {device}; move it with {name}.to('{device}')")
     return value.detach().long()
+
+
+def whole(value: object, name: str) -> int:
+    """`value` as an int that int64 holds."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must be an int of 64 bits, got {number}")
+    return number
 
 
 def mask(value: object, name: str, device: torch.device) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from ..functional import metric as metrics
 from ..functional.probe import Coarse
 from .base import IndexBase
+from .peers import TorchIvfFlatModes
 
 
-class IndexFlat(IndexBase):
+class IndexFlat(TorchIvfFlatModes, IndexBase):
     """Exact search over all vectors, by metric "l2", "ip" or "cosine".
 
     Parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,19 @@ from ..params import SearchParams, positive
 from . import check
 from .base import IndexBase
 from .module import Self
+from .peers import TorchIvfSettings
 
 
-class IndexIVFFlat(IndexBase):
+class Retrained(NamedTuple):
+    """What `IndexIVFFlat.retrain` did."""
+
+    moved: int  # vectors that are in another list than before
+    total: int  # vectors in the index
+    imbalance_before: float  # see IndexIVFFlat.imbalance_factor
+    imbalance: float
+
+
+class IndexIVFFlat(TorchIvfSettings, IndexBase):
     """Inverted file: vectors are kept in `nlist` lists around centroids, and a query reads the `nprobe` nearest.
 
     Parameters
@@ -100,8 +110,34 @@ class IndexIVFFlat(IndexBase):
 
         Raises ValueError for fewer rows than `nlist` or rows that are not finite, and warns below 39 rows a list.
         """
-        x = check.vectors(x, "x", self.d, self.device).detach()
-        niter = positive(niter, "niter")
+        settings = dict(niter=niter, max_points_per_centroid=max_points_per_centroid, seed=seed, generator=generator)
+        self._fit(check.vectors(x, "x", self.d, self.device).detach(), None, verbose, settings)
+        return self
+
+    def retrain(self, x: Tensor | None = None, *, verbose: bool = False, **settings: Any) -> Retrained:
+        """Go on with k-means from the centroids there are, on x (n, d) or the stored vectors, and move every vector.
+
+        For lists that fit the vectors less and less, because these have changed since training; centroids keep their
+        numbers, so that what moved can be told. `fit` begins anew. `settings` are those of `fit`, and so is what
+        it raises; RuntimeError before training.
+
+        >>> x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+        >>> index = IndexIVFFlat(8, nlist=4).train(x)
+        >>> index.add(x + 1)
+        >>> report = index.retrain()
+        >>> report.moved > 0, report.total, report.imbalance < report.imbalance_before
+        (True, 400, True)
+        """
+        self._require_trained("retrain")
+        before = self.imbalance_factor()
+        rows = self.packed_embeddings if x is None else check.vectors(x, "x", self.d, self.device).detach()
+        moved = self._fit(rows, self.centroids, verbose, settings)
+        return Retrained(moved, self.ntotal, before, self.imbalance_factor())
+
+    def _fit(self, x: Tensor, start: Tensor | None, verbose: bool, settings: dict[str, Any]) -> int:
+        """Fit centroids to x (n, d) by `kmeans` with some settings and take them over; how many vectors moved."""
+        for name in {"niter", "max_points_per_centroid"} & settings.keys():
+            settings[name] = positive(settings[name], name)
         if x.shape[0] < self.nlist:
             raise ValueError(f"x has {x.shape[0]} rows, but training {self.nlist} lists needs at least {self.nlist}")
         check.finite(x, "x")
@@ -111,31 +147,24 @@ class IndexIVFFlat(IndexBase):
             centroids, _ = kmeans(
                 metrics.prepare(x.float(), self.metric),
                 self.nlist,
-                niter=niter,
                 metric=self.metric,
-                max_points_per_centroid=positive(max_points_per_centroid, "max_points_per_centroid"),
-                seed=seed,
-                generator=generator,
+                start=start,
                 progress=bar,
+                **settings,
             )
-            self._adopt(centroids)
-        return self
+            return self._adopt(centroids)
 
-    def _adopt(self, centroids: Tensor) -> None:
-        """Take over new centroids and move every stored vector to its new list."""
+    def _adopt(self, centroids: Tensor) -> int:
+        """Take over new centroids and move every stored vector to its new list; how many have another than before."""
         with self._lock:
-            packed, _, ids = self._packed()
-            latest = self._latest_rows()
-            if latest:  # the last added of a duplicate id stays the last
-                rows = torch.arange(packed.shape[0], device=packed.device)
-                last = torch.tensor(list(latest.values()), device=packed.device)
-                order = torch.cat([rows[~torch.isin(rows, last)], last])
-                packed, ids = packed[order], ids[order]
+            packed, ids, before, noted = self._oldest_first()
             assigned = _nearest(packed, coarse_of(centroids, self.metric), self.metric)
             fresh = ragged.pack(packed, ids, assigned, centroids.shape[0])
             self._put(centroids=centroids)
             self._replace(*fresh)
-            self._latest = dict(zip(latest, assigned[packed.shape[0] - len(latest) :].tolist(), strict=True))
+            last = slice(packed.shape[0] - noted, None)  # the last added of a duplicate id stays the last
+            self._latest = dict(zip(ids[last].tolist(), assigned[last].tolist(), strict=True))
+            return int((assigned != before).sum())
 
     def _assign(self, rows: Tensor) -> Tensor:
         return _nearest(rows, self._derive().coarse, self.metric)
@@ -172,5 +201,5 @@ def _warn_few_rows(rows: int, nlist: int) -> None:
     if rows < 39 * nlist:
         warnings.warn(
             f"{rows} training rows for {nlist} centroids: give at least {39 * nlist} for good lists",
-            stacklevel=3,
+            stacklevel=4,
         )

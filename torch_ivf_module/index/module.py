@@ -21,7 +21,7 @@ from . import check, state
 from .staging import Staging, few
 
 Self = TypeVar("Self", bound="IndexModule")
-_NOT_COPIED = ("_staging", "_derived", "_lock", "_own_graph")
+_NOT_COPIED = ("_staging", "_derived", "_sorted", "_lock", "_own_graph")
 
 
 Sources = list[tuple[Tensor, int]]  # tensors, each with its version when it was read
@@ -75,18 +75,23 @@ class IndexModule(nn.Module):
     def _start_caches(self) -> None:
         self._staging = Staging()
         self._derived: Derived | None = None
+        self._sorted: tuple[Sources, Tensor] | None = None
         self._own_graph: Any = None
         self._lock = threading.RLock()
 
     @property
     def ntotal(self) -> int:
         """Vectors in the index."""
-        return self._raw("packed_embeddings").shape[0] + self._staging.rows
+        return self._raw("packed_embeddings").shape[0] - self._staging.gone_rows + self._staging.rows
 
     @property
     def is_trained(self) -> bool:
         """Whether vectors can be added."""
         return self._flat or self._raw("centroids").shape[0] > 0
+
+    def _require_trained(self, action: str) -> None:
+        if not self.is_trained:
+            raise RuntimeError(f"{action} needs a trained index: call train(x) first")
 
     @property
     def device(self) -> torch.device:
@@ -104,13 +109,18 @@ class IndexModule(nn.Module):
 
     # -- what is computed from the buffers -----------------------------------------------------------------
 
-    def _segments(self) -> tuple[Coarse, list[InvertedLists]]:
-        """What a search reads: the packed lists, and the rows that wait to be packed as a second set."""
+    def _segments(self, *, counted: bool = True) -> tuple[Coarse, list[InvertedLists]]:
+        """What a search reads: the packed lists, and the rows that wait to be packed as a second set.
+
+        Unless the sizes of the lists are `counted`, as a cap on rows does, removed rows may still be in them, as ones
+        that are never found.
+        """
         with self._lock:
-            if not few(self._staging.rows, self._raw("packed_embeddings").shape[0]):
+            if counted and self._staging.gone_rows:
                 self._pack()
+            self._pack_many()
             derived = self._derive()
-            segments = [derived.lists]
+            segments = [self._staging.left(derived.lists)]
             if self._staging.rows:
                 segments.append(self._staging.lists(self._nlist, derived.coarse.origin, self.metric))
             return derived.coarse, segments
@@ -133,6 +143,14 @@ class IndexModule(nn.Module):
 
     def _coarse(self) -> Coarse:
         raise NotImplementedError
+
+    def _id_order(self) -> Tensor:
+        """What sorts the packed ids: (N,) rows. 8 bytes a row, made when a row is first looked for by its id."""
+        ids = self._raw("list_ids")
+        sources = [(ids, version_of(ids))]
+        if self._sorted is None or not same(sources, self._sorted[0]):
+            self._sorted = sources, torch.argsort(ids, stable=True)
+        return self._sorted[1]
 
     # -- buffers -------------------------------------------------------------------------------------------
 
@@ -174,16 +192,27 @@ class IndexModule(nn.Module):
         return self.packed_embeddings, self.list_offsets, self.list_ids
 
     def _pack(self) -> None:
-        """Move the waiting rows into the buffers."""
+        """Take the removed rows out of the buffers and the waiting ones in."""
         staging = self.__dict__.get("_staging")
-        if staging is None or not staging.rows:
+        if staging is None or not staging.pending:
             return
         with self._lock, torch.no_grad():
-            if self._staging.rows:
-                packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+            staging = self._staging
+            if not staging.pending:  # another thread was first
+                return
+            packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+            if staging.gone is not None:
+                packed, offsets, ids = ragged.keep_rows(packed, offsets, ids, ~staging.gone)
+            if staging.rows:
                 self._note_latest(ids)
-                self._replace(*ragged.append(packed, offsets, ids, *self._staging.joined()))
-                self._staging = Staging()
+                packed, offsets, ids = ragged.append(packed, offsets, ids, *staging.joined())
+            self._replace(packed, offsets, ids)
+            self._staging = Staging()
+
+    def _pack_many(self) -> None:
+        """Pack if more rows wait than are cheap to read apart."""
+        if not few(self._staging.rows, self._raw("packed_embeddings").shape[0]):
+            self._pack()
 
     def _note_latest(self, held: Tensor) -> None:
         """Remember the list of the last added row of each id that is now there more than once.
@@ -197,17 +226,8 @@ class IndexModule(nn.Module):
             again = torch.isin(ids, values[counts > 1])
             self._latest.update(zip(ids[again].tolist(), assigned[again].tolist(), strict=True))
 
-    def _latest_rows(self) -> dict[int, int]:
-        """The packed row of the last added vector of each id noted."""
-        rows = {}
-        for id, number in self._latest.items():
-            start, end = self.list_offsets[number : number + 2].tolist()
-            at = torch.nonzero(self.list_ids[start:end] == id)
-            if at.shape[0]:
-                rows[id] = start + int(at[-1])
-        return rows
-
     def _replace(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
+        self._derived, self._sorted = None, None  # which would keep the old buffers alive
         self._put(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
