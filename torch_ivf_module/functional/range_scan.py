@@ -15,7 +15,7 @@ from .lists import InvertedLists
 from .maxima import tasks_of, tiles
 from .parts import in_parts
 from .probe import Coarse
-from .search import probed_lists
+from .search import probed_lists, shifted_queries
 
 _PROBE_BYTES = 112  # of a query, for each list it visits
 _RESCORE_ROWS = 1 << 13  # vectors gathered at a time for exact scores
@@ -30,12 +30,16 @@ def range_search(
     nprobe: int,
     metric: str,
     max_bytes: int,
+    probed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows with an exact score above `score`: lims (Q + 1,), scores (H,) and rows (H,), query by query.
 
-    x (Q, d) as `metric.prepare` gives it; rows count on from segment to segment.
+    x (Q, d) as `metric.prepare` gives it; rows count on from segment to segment. `probed` as for `search`.
     """
-    shifted, probed = probed_lists(x, coarse, segments, nprobe, metric, None)
+    if probed is None:
+        shifted, probed = probed_lists(x, coarse, segments, nprobe, metric, None)
+    else:
+        shifted = shifted_queries(x, coarse.origin, metric)[0]
     step = max(1, max_bytes // (_PROBE_BYTES * (probed.shape[1] + 1)))
     queries, scores, rows = [probed.new_empty(0)], [x.new_empty(0)], [probed.new_empty(0)]
     before = 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..functional import lists as ragged
 from ..functional import metric as metrics
 from ..functional.range_scan import range_search
-from ..functional.search import MODES, lookup, search
+from ..functional.search import MODES, lookup, probed_lists, search
 from ..params import SearchParams, positive
 from . import check, state
 from .fits import Fits
@@ -112,7 +112,10 @@ class IndexBase(Fits, Saves, IndexModule):
 
     def _add(self, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
         self._require_trained("add")
-        rows, assigned = self._place(x)
+        self._push(*self._place(x), ids, next_id, custom_ids=custom_ids)
+
+    def _push(self, rows: Tensor, assigned: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
+        """Take over rows as `_place` gives them."""
         with self._lock:
             self._staging.push(rows, ids, assigned, custom_ids=custom_ids)
             self._put(next_id=torch.full_like(self._raw("next_id"), next_id))
@@ -219,8 +222,27 @@ class IndexBase(Fits, Saves, IndexModule):
         k = positive(k, "k")
         params = self._params(params)
         self._require_trained("search")
+        return self._search(self._prepared(x), k, params)
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        """Queries as they are compared."""
         with torch.autocast(self.device.type, enabled=False):
-            queries = metrics.prepare(x.float(), self.metric)
+            return metrics.prepare(x.float(), self.metric)
+
+    def _probed(self, queries: Tensor, params: SearchParams, sizes: Tensor | None = None) -> Tensor:
+        """The lists (nq, P) that prepared queries read; `sizes` (L + 1,), where given, are what `max_codes` counts."""
+        with torch.autocast(self.device.type, enabled=False), torch.no_grad():
+            coarse, segments = self._segments()
+            if sizes is not None:
+                segments = [segments[0]._replace(sizes=sizes)]
+            cap = None if sizes is None else self._max_codes(params)
+            return probed_lists(queries, coarse, segments, self._nprobe(params), self.metric, cap)[1]
+
+    def _search(
+        self, queries: Tensor, k: int, params: SearchParams, probed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`search` of prepared queries, of the lists `probed` where they are given."""
+        with torch.autocast(self.device.type, enabled=False):
             coarse, segments = self._segments()
             scores, rows = search(
                 queries,
@@ -233,6 +255,7 @@ class IndexBase(Fits, Saves, IndexModule):
                 nprobe=self._nprobe(params),
                 max_codes=self._max_codes(params),
                 exact=params.profile == "exact",
+                probed=probed,
             )
             return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
 
@@ -245,22 +268,26 @@ class IndexBase(Fits, Saves, IndexModule):
         ``lims[i]:lims[i + 1]``, in any order. `max_codes` is ignored, as in faiss. Raises as `search`.
         """
         x = check.vectors(x, "x", self.d, self.device)
-        radius = float(radius)
-        if radius != radius:
-            raise ValueError("radius must be a number, got nan")
+        radius = check.radius(radius)
         params = self._params(params)
         self._require_trained("range_search")
+        return self._range_search(self._prepared(x), radius, params)
+
+    def _range_search(
+        self, queries: Tensor, radius: float, params: SearchParams, probed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`range_search` of prepared queries, of the lists `probed` where they are given."""
         with torch.autocast(self.device.type, enabled=False), torch.no_grad():
-            queries = metrics.prepare(x.float(), self.metric)
             coarse, segments = self._segments()
             lims, scores, rows = range_search(
                 queries,
                 coarse,
                 segments,
-                score=metrics.radius_to_score(radius, self.metric),
+                score=metrics.to_score(radius, self.metric),
                 nprobe=self._nprobe(params),
                 metric=self.metric,
                 max_bytes=self.max_bytes,
+                probed=probed,
             )
             return lims, metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
 

@@ -78,6 +78,14 @@ def mask(value: object, name: str, device: torch.device) -> Tensor:
     return value
 
 
+def radius(value: object) -> float:
+    """`value` as the radius of a range search."""
+    number = float(value)  # type: ignore[arg-type]
+    if number != number:
+        raise ValueError("radius must be a number, got nan")
+    return number
+
+
 def finite(x: Tensor, name: str, what: str = "NaN or inf") -> None:
     """Refuse rows with NaN or inf, naming the first."""
     # A sum is non-finite whenever an entry is, and a single fast pass; a finite sum settles it.

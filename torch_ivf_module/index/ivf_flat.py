@@ -12,7 +12,7 @@ from torch import Tensor
 from .._optional import require
 from ..functional import lists as ragged
 from ..functional import metric as metrics
-from ..functional.kmeans import kmeans
+from ..functional.kmeans import Share, kmeans
 from ..functional.parts import in_parts
 from ..functional.probe import Coarse, coarse_of, probe
 from ..params import SearchParams, positive
@@ -100,30 +100,41 @@ class IndexIVFFlat(IndexBase):
 
         Raises ValueError for fewer rows than `nlist` or rows that are not finite, and warns below 39 rows a list.
         """
+        x = self._training_rows(x)
+        settings = dict(niter=niter, max_points_per_centroid=max_points_per_centroid, seed=seed, generator=generator)
+        self._adopt(self._clustered(x, Share.alone(x), verbose=verbose, **settings))
+        return self
+
+    def _training_rows(self, x: Tensor) -> Tensor:
+        """Rows (n, d) that can be trained on, as they are compared."""
         x = check.vectors(x, "x", self.d, self.device).detach()
-        niter = positive(niter, "niter")
-        if x.shape[0] < self.nlist:
-            raise ValueError(f"x has {x.shape[0]} rows, but training {self.nlist} lists needs at least {self.nlist}")
         check.finite(x, "x")
-        _warn_few_rows(x.shape[0], self.nlist)
+        return self._prepared(x)
+
+    def _clustered(
+        self, x: Tensor, share: Share, *, niter: int, max_points_per_centroid: int, verbose: bool, **settings: Any
+    ) -> Tensor:
+        """Centroids for the rows of which x is a share."""
+        niter, most = positive(niter, "niter"), positive(max_points_per_centroid, "max_points_per_centroid")
+        if share.total < self.nlist:
+            raise ValueError(f"x has {share.total} rows, but training {self.nlist} lists needs at least {self.nlist}")
+        _warn_few_rows(share.total, self.nlist)
         bar = functools.partial(require("tqdm", "progress").tqdm, desc="k-means") if verbose else iter
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            centroids, _ = kmeans(
-                metrics.prepare(x.float(), self.metric),
+            return kmeans(
+                x,
                 self.nlist,
                 niter=niter,
                 metric=self.metric,
-                max_points_per_centroid=positive(max_points_per_centroid, "max_points_per_centroid"),
-                seed=seed,
-                generator=generator,
+                max_points_per_centroid=most,
                 progress=bar,
-            )
-            self._adopt(centroids)
-        return self
+                share=share,
+                **settings,
+            )[0]
 
     def _adopt(self, centroids: Tensor) -> None:
         """Take over new centroids and move every stored vector to its new list."""
-        with self._lock:
+        with self._lock, torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             packed, _, ids = self._packed()
             latest = self._latest_rows()
             if latest:  # the last added of a duplicate id stays the last
@@ -172,5 +183,5 @@ def _warn_few_rows(rows: int, nlist: int) -> None:
     if rows < 39 * nlist:
         warnings.warn(
             f"{rows} training rows for {nlist} centroids: give at least {39 * nlist} for good lists",
-            stacklevel=3,
+            stacklevel=4,
         )
