@@ -15,6 +15,7 @@ from .graph import SearchGraph
 from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from .parallel import ignore_in_ddp
 from .params import SearchParams
+from .sharded import ShardedIndex
 
 __version__ = "0.1.0.dev0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "IndexPreTransform",
     "SearchGraph",
     "SearchParams",
+    "ShardedIndex",
     "from_faiss",
     "ignore_in_ddp",
     "load",

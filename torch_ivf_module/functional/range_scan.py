@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
-from .lists import InvertedLists
+from .lists import InvertedLists, offsets_of
 from .maxima import tasks_of, tiles
 from .parts import in_parts
 from .probe import Coarse
@@ -54,10 +54,13 @@ def range_search(
             scores.append(found[keep])
             rows.append(hits[1][keep] + before)
         before += lists.packed.shape[0]
-    order = torch.sort(torch.cat(queries), stable=True).indices
-    counts = torch.bincount(torch.cat(queries), minlength=x.shape[0])
-    lims = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    lims, order = by_query(torch.cat(queries), x.shape[0])
     return lims, torch.cat(scores)[order], torch.cat(rows)[order]
+
+
+def by_query(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Hits of `count` queries (H,) in order: where each query's begin, lims (count + 1,), and the order (H,)."""
+    return offsets_of(queries, count), torch.sort(queries, stable=True).indices
 
 
 def _near(

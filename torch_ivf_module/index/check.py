@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .state import LAST_ID
+
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
 _FLOATS = (*STORAGE, torch.float64)
 
@@ -52,6 +54,13 @@ def ids(value: object, name: str, rows: int, device: torch.device) -> Tensor:
         at = int(torch.nonzero(found == -1)[0])
         raise ValueError(f"{name} may hold any int64 but -1, which marks missing results; {name}[{at}] is -1")
     return found
+
+
+def numbering(first: int, rows: int) -> int:
+    """The number behind the ids of `rows` rows counted from `first`; RuntimeError where int64 has no such ids."""
+    if first + rows > LAST_ID:
+        raise RuntimeError(f"x has {rows} rows, but ids would pass 2^63 - 2 from next_id = {first}")
+    return first + rows
 
 
 def id_list(value: object, name: str, device: torch.device) -> Tensor:

@@ -1,0 +1,82 @@
+"""One index over real processes: gloo on loopback. What the processes do is in jobs.py."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from tests import jobs, processes
+from tests.problems import agree
+from torch_ivf_module import ShardedIndex
+from torch_ivf_module.dcp import IndexLoadPlanner
+from torch_ivf_module.sharded import newest
+
+each_size = pytest.mark.parametrize("size", [1, 2, 4])
+each_shard = pytest.mark.parametrize("shard", jobs.SHARDS)
+
+
+@each_shard
+@each_size
+def test_it_answers_as_one_index_of_all_vectors(size, shard):
+    assert processes.run(jobs.matrix, size, shard) == [0] * size
+
+
+@each_shard
+@each_size
+def test_edges(size, shard):
+    assert processes.run(jobs.edges, size, shard) == [0] * size
+
+
+def test_what_one_process_refuses_no_process_does():
+    assert processes.run(jobs.refusals, 2) == [0, 0]
+
+
+@pytest.mark.parametrize(("shard", "other"), [("rows", "lists"), ("lists", "rows")])
+def test_a_checkpoint_is_that_of_one_index(tmp_path, shard, other):
+    processes.run(jobs.saves, 2, str(tmp_path), shard)
+    processes.run(jobs.loads, 4, str(tmp_path), other)
+    plain = jobs.empty()
+    dcp.load({"index": plain}, checkpoint_id=newest(tmp_path), planner=IndexLoadPlanner(), no_dist=True)
+    kept = torch.arange(20, jobs.N)
+    expected = jobs.single_of(plain, jobs.BASE[kept], kept)
+    assert torch.equal(plain.list_offsets, expected.list_offsets)
+    agree(plain.search(jobs.QUERIES, jobs.K), expected.search(jobs.QUERIES, jobs.K))
+
+
+def test_a_checkpoint_of_one_index_is_one_of_many_processes(tmp_path):
+    processes.run(jobs.saves, 1, str(tmp_path), "rows")
+    plain = jobs.empty()
+    dcp.load({"index": plain}, checkpoint_id=newest(tmp_path), planner=IndexLoadPlanner(), no_dist=True)
+    (tmp_path / "newest").unlink()
+    dcp.save({"index": plain}, checkpoint_id=tmp_path / "1", no_dist=True)
+    (tmp_path / "newest").write_text("1\n")
+    processes.run(jobs.loads, 2, str(tmp_path), "lists")
+
+
+def test_ddp_and_fsdp_leave_it_alone(tmp_path):
+    processes.run(jobs.in_models, 2, str(tmp_path))
+
+
+@pytest.mark.parametrize(("step", "after"), [("train", 0), ("train", 5), ("add", 0), ("add", 2), ("search", 3), ("save", 1)])
+def test_the_others_say_which_step_lost_a_process(step, after):
+    codes = processes.run(jobs.loses_one, 3, step, after, signal.SIGKILL, group_timeout=5)
+    assert codes == [0, 0, -signal.SIGKILL]
+
+
+def test_the_others_do_not_wait_for_ever():
+    codes = processes.run(jobs.loses_one, 2, "search", 2, signal.SIGSTOP, group_timeout=2, timeout=20)
+    assert codes == [0, -signal.SIGSTOP]
+
+
+def test_an_interrupted_save_leaves_the_one_before(tmp_path):
+    codes = processes.run(jobs.interrupted_save, 2, str(tmp_path), group_timeout=5)
+    assert codes == [0, -signal.SIGKILL]
+    assert processes.run(jobs.restores, 3, str(tmp_path)) == [0, 0, 0]
+
+
+def test_without_a_process_group():
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        ShardedIndex(jobs.empty())

@@ -1,0 +1,417 @@
+"""An index whose vectors are divided among the processes of a group.
+
+W processes, N vectors in all, n rows of one process, L lists, Q queries of one process, d dim, k results.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..functional import lists as ragged
+from ..functional import metric as metrics
+from ..functional.kmeans import Share
+from ..index import IndexIVFFlat, check, state
+from ..index.base import IndexBase
+from ..index.fits import Fits
+from ..params import SearchParams, positive
+from . import asking, deal, folder, whole
+from .exchange import Exchange
+
+T = TypeVar("T")
+Self = TypeVar("Self", bound="ShardedIndex")
+SHARDS = ("rows", "lists")
+
+
+class ShardedIndex(Fits):
+    """One index over the processes of a torch.distributed group: each holds a part of the vectors, all the centroids.
+
+    Every process makes the same calls in the same order, with data of its own, none included; each call waits for the
+    others. `search` answers as one index that holds the vectors of all would. If one process refuses its input, all
+    raise and none is changed; if one ends, the others raise within the group's timeout an error that names the step.
+
+    Parameters
+    ----------
+    index : the part of this process, taken over: empty, or the same filled index on every process, of which each
+        then keeps its part (``ShardedIndex(load(path, mmap=True))``). It stays reachable as `.index`; change its
+        contents through this module alone, and its settings (`nprobe`, `max_codes`) on every process alike.
+    process_group : the group, by default that of all processes. Threads must not use one index at the same time.
+    shard : "rows" deals rows in turn, so that all hold the same number and every query goes to all. "lists" deals
+        whole lists by size (inverted-file indexes only): a query goes to the owners of the lists it reads.
+
+    Vectors are no buffers of this module, so that DistributedDataParallel and fully_shard leave them alone; they are in
+    `state_dict`, in the names and shapes of the plain index of all rows, cut by rows into DTensors. So
+    `torch.distributed.checkpoint` loads what any number of processes saved, and a plain index loads it too. Making
+    a state_dict is a call for every process like the others.
+
+    Raises TypeError or ValueError for a wrong argument, RuntimeError without a process group or when the processes'
+    indexes differ.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=0, world_size=1)
+    ...     index = ShardedIndex(IndexIVFFlat(8, nlist=4, nprobe=4))
+    ...     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    ...     index.train(x).add(x)
+    ...     print(index.search(x[:2], 1)[1].flatten(), index.ntotal)
+    ...     dist.destroy_process_group()
+    tensor([0, 1]) 400
+    """
+
+    index: IndexBase
+
+    def __init__(self, index: IndexBase, process_group: dist.ProcessGroup | None = None, shard: str = "rows") -> None:
+        super().__init__()
+        if not isinstance(index, IndexBase):
+            raise TypeError(f"index must be a flat or inverted-file index, got {type(index).__name__}")
+        if shard not in SHARDS:
+            raise ValueError(f"shard must be one of {', '.join(map(repr, SHARDS))}, got {shard!r}")
+        if shard == "lists" and not isinstance(index, IndexIVFFlat):
+            raise ValueError(f"shard='lists' needs an IndexIVFFlat, got {type(index).__name__}; use shard='rows'")
+        self._exchange = Exchange(process_group)
+        self.shard, self.d, self.metric = shard, index.d, index.metric
+        self.__dict__["index"] = index  # not a submodule: its buffers are not the model's
+        self._forget()
+        full = {name: getattr(index, name) for name in (*state.NAMES, state.NEXT_ID)}
+        said = [index.ntotal, _digest(full["centroids"]), _digest(full["list_offsets"])]
+        self._agree("ShardedIndex", (shard, index.config(), said), lambda: (None, []))
+        if index.is_trained:
+            self._keep(*whole.run_of(self._exchange, full), full["list_offsets"], "ShardedIndex")
+
+    def _forget(self) -> None:
+        self._ntotal = 0
+        self._owners = torch.full((self.index._nlist,), deal.NOBODY, dtype=torch.int64, device="cpu")
+        self._sizes: Tensor | None = None  # rows of all in each list (L + 1,), while known
+
+    @property
+    def ntotal(self) -> int:
+        """Vectors of all processes together."""
+        return self._ntotal
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether vectors can be added."""
+        return self.index.is_trained
+
+    def info(self) -> dict[str, Any]:
+        """Settings, and how the vectors are spread: `rows` and `bytes` of the buffers of every process."""
+        held = [self.index.ntotal, sum(buffer.nbytes for buffer in self.index.buffers())]
+        _, said = self._agree("info", None, lambda: (None, held))
+        spread = {"ntotal": self._ntotal, "rows": said[:, 0].tolist(), "bytes": said[:, 1].tolist()}
+        about = {"shard": self.shard, "world_size": self._exchange.size, "rank": self._exchange.rank}
+        return {**self.index.config(), **about, **spread}
+
+    # -- building ------------------------------------------------------------------------------------------
+
+    def fit(
+        self: Self,
+        x: Tensor,
+        *,
+        niter: int = 10,
+        max_points_per_centroid: int = 256,
+        seed: int = 1234,
+        generator: torch.Generator | None = None,
+        verbose: bool = False,
+    ) -> Self:
+        """Fit the centroids to the rows x (n, d) of all processes by k-means, each working on its own.
+
+        The same seed and rows, in the order of the ranks, give the sample, the start and, to rounding, the centroids of
+        one process, however many there are. A `generator` has to be in the same state everywhere. On a filled index
+        vectors move to their new lists. `verbose` shows a bar on rank 0. Settings and errors as `IndexIVFFlat.fit`.
+        """
+        index = self.index
+        if not isinstance(index, IndexIVFFlat):
+            self._agree("train", None, lambda: (index.fit(x), []))
+            return self
+        settings: dict[str, Any] = dict(niter=niter, max_points_per_centroid=max_points_per_centroid, seed=seed)
+        drawn = None if generator is None else _digest(generator.get_state())
+        rows, said = self._agree("train", (settings, drawn), lambda: (index._training_rows(x), [x.shape[0]]))
+        first, total = int(said[: self._exchange.rank, 0].sum()), int(said[:, 0].sum())
+        share = Share(first, total, lambda tensor: self._exchange.sum("train", tensor))
+        centroids = index._clustered(
+            rows, share, generator=generator, verbose=verbose and self._exchange.rank == 0, **settings
+        )
+        index._adopt(self._exchange.first("train", centroids))
+        if self.shard == "lists" and self._ntotal:
+            self._deal_again("train")
+        elif not self._ntotal:
+            self._forget()
+        self._sizes = None
+        return self
+
+    def add(self, x: Tensor) -> None:
+        """Add the rows x (n, d) of this process; ids go on from ``next_id``, rank by rank. Raises as there."""
+        self._add("add", x, None)
+
+    def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
+        """Add the rows x (n, d) of this process under ids (n,), which no other row should have: that is not checked."""
+        self._add("add_with_ids", x, ids)
+
+    def _add(self, step: str, x: Tensor, ids: Tensor | None) -> None:
+        index = self.index
+
+        def prepare() -> tuple[tuple[Tensor, Tensor, Tensor | None], list[int]]:
+            index._require_trained("add")
+            given = check.vectors(x, "x", self.d, index.device)
+            own = None if ids is None else check.ids(ids, "ids", given.shape[0], index.device)
+            rows, assigned = index._place(given)
+            return (rows, assigned, own), [rows.shape[0], 0 if own is None else state.next_id_after(own)]
+
+        (rows, assigned, own), said = self._agree(step, None, prepare)
+        total, before, number = int(said[:, 0].sum()), int(said[: self._exchange.rank, 0].sum()), int(index.next_id)
+        if own is None:
+            next_id = check.numbering(number, total)
+            own = torch.arange(number + before, number + before + rows.shape[0], device=rows.device)
+        else:
+            next_id = max(number, int(said[:, 1].max()))
+        owners = self._owners_after(step, assigned)
+        places = torch.arange(self._ntotal + before, self._ntotal + before + rows.shape[0], device=rows.device)
+        rows, own, assigned = self._send(step, whole.Run(rows, own, assigned, places), owners)
+        index._push(rows, assigned, own, next_id, custom_ids=ids is not None)
+        self._owners, self._sizes, self._ntotal = owners, None, self._ntotal + total
+
+    def remove_ids(self, ids: Tensor) -> int:
+        """Remove the ids that any process gives, wherever they are; each gives its own, as `IndexBase.remove_ids` takes
+        them. Returns how many rows went on all processes together."""
+        device = self.index.device
+
+        def prepare() -> tuple[Tensor, list[int]]:
+            if isinstance(ids, Tensor) and ids.dtype == torch.bool:
+                own = torch.nonzero(check.mask(ids, "ids", device))[:, 0]
+            else:
+                own = check.id_list(ids, "ids", device)
+            return own, [own.shape[0]]
+
+        own, said = self._agree("remove_ids", None, prepare)
+        gone = self._exchange.join("remove_ids", own, said[:, 0])
+        kept = ~self.index._with_ids(gone)
+        count = int(self._exchange.sum("remove_ids", (~kept).sum()))
+        self.index._replace(*ragged.keep_rows(*self.index._packed(), kept))
+        self._ntotal, self._sizes = self._ntotal - count, None
+        return count
+
+    def reset(self) -> None:
+        """Forget the vectors; centroids and the count of ids stay."""
+        self._agree("reset", None, lambda: (None, []))
+        self.index.reset()
+        self._forget()
+
+    def rebalance(self) -> None:
+        """Deal everything anew: even shares again after removals, or after lists have grown unevenly."""
+        self._agree("rebalance", None, lambda: (None, []))
+        if self.index.is_trained:
+            self._deal_again("rebalance")
+
+    # -- dealing -------------------------------------------------------------------------------------------
+
+    def _owners_after(self, step: str, assigned: Tensor) -> Tensor:
+        """Who owns each list (L,) once rows for the lists `assigned` (n,) have come."""
+        if self.shard == "rows":
+            return self._owners
+        coming = self._exchange.sum(step, torch.bincount(assigned, minlength=self.index._nlist))
+        sizes = self._list_sizes(step)[:-1] + coming
+        return deal.by_size(sizes, self._owners, self._exchange.size)
+
+    def _holders(self, run: whole.Run, owners: Tensor) -> Tensor:
+        """The process that holds each row of a run."""
+        return run.positions % self._exchange.size if self.shard == "rows" else owners.to(run.ids.device)[run.assigned]
+
+    def _send(self, step: str, run: whole.Run, owners: Tensor) -> list[Tensor]:
+        """Vectors, ids and lists of the rows that are dealt to this process, rank by rank."""
+        holders = self._holders(run, owners)
+        order = torch.sort(holders, stable=True).indices
+        counts = torch.bincount(holders, minlength=self._exchange.size)
+        return self._exchange.swap(step, counts, *(tensor[order] for tensor in run[:3]))[0]
+
+    def _deal_again(self, step: str) -> None:
+        run, sizes = whole.held(self._exchange, step, self.index)
+        offsets = ragged.offsets_of(run.assigned[:0], sizes.shape[1])
+        offsets[1:] = sizes.sum(0).cumsum(0)
+        self._keep(run, False, offsets, step)
+
+    def _keep(self, run: whole.Run, full: bool, offsets: Tensor, step: str) -> None:
+        """Hold what is dealt to this process of an index with these offsets (L + 1,): of a full run without sending."""
+        part, owners = self._part(run, full, offsets, step)
+        self.index._latest = {}
+        self.index._replace(*part)
+        self._settle(offsets, owners)
+
+    def _part(self, run: whole.Run, full: bool, offsets: Tensor, step: str) -> tuple[list[Tensor], Tensor]:
+        sizes = offsets.diff()
+        owners = torch.full(sizes.shape, deal.NOBODY, dtype=torch.int64, device="cpu")
+        if self.shard == "lists":
+            owners = deal.by_size(sizes, owners, self._exchange.size)
+        if full:
+            mine = self._holders(run, owners) == self._exchange.rank
+            rows, ids, assigned = (tensor[mine] for tensor in run[:3])
+        else:
+            rows, ids, assigned = self._send(step, run, owners)
+        return list(ragged.pack(rows, ids, assigned, sizes.shape[0])), owners
+
+    def _settle(self, offsets: Tensor, owners: Tensor) -> None:
+        self._ntotal, self._owners, self._sizes = int(offsets[-1]), owners, None
+
+    def _list_sizes(self, step: str) -> Tensor:
+        """Rows of all processes in each list (L + 1,), and in none."""
+        if self._sizes is None:
+            mine = torch.stack([part.sizes for part in self.index._segments()[1]]).sum(0)
+            self._sizes = self._exchange.sum(step, mine)
+        return self._sizes
+
+    # -- searching -----------------------------------------------------------------------------------------
+
+    def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
+        """The k nearest of the vectors of all processes to each query of this one.
+
+        x (Q, d), D (Q, k) and I (Q, k) as for `IndexBase.search`; Q may differ between processes and be 0, `k` and
+        `params` may not differ. A query and the numbers of its lists go to every process that holds some of them, and
+        k distances and ids come back from each. D carries no gradient. Raises as `IndexBase.search`.
+        """
+
+        def prepare() -> tuple[tuple[Tensor, SearchParams], list[int]]:
+            positive(k, "k")
+            return self._queries(x, params, "search"), []
+
+        with torch.no_grad():
+            (queries, settings), _ = self._agree("search", (k, params, self._settings()), prepare)
+            sizes = None if self.index._max_codes(settings) is None else self._list_sizes("search")
+            probed = self.index._probed(queries, settings, sizes)
+            asked, theirs, lists = asking.ask(self._exchange, "search", queries, probed, self._asked_owners())
+            found, ids = self.index._search(theirs, k, settings, lists)
+            scores = metrics.to_score(found, self.metric)
+            scores, ids = asking.best(self._exchange, "search", asked, scores, ids)
+            return metrics.to_distance(scores, self.metric), ids
+
+    def range_search(
+        self, x: Tensor, radius: float, *, params: SearchParams | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All vectors of all processes within the radius of each query of this one: lims, D, I.
+
+        As `IndexBase.range_search`; `radius` and `params` are the same on every process.
+        """
+
+        def prepare() -> tuple[tuple[Tensor, SearchParams], list[int]]:
+            check.radius(radius)
+            return self._queries(x, params, "range_search"), []
+
+        with torch.no_grad():
+            step = "range_search"
+            (queries, settings), _ = self._agree(step, (radius, params, self._settings()), prepare)
+            probed = self.index._probed(queries, settings)
+            asked, theirs, lists = asking.ask(self._exchange, step, queries, probed, self._asked_owners())
+            found = self.index._range_search(theirs, check.radius(radius), settings, lists)
+            return asking.within(self._exchange, step, asked, *found)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``search(x, index.k)`` for x (..., d): D and I of shape (..., k)."""
+        x, k = check.layer_input(x, "x", self.d, self.index.device), self.index.k
+        found, ids = self.search(x.reshape(-1, self.d), k)
+        return found.view(*x.shape[:-1], k), ids.view(*x.shape[:-1], k)
+
+    def _queries(self, x: Tensor, params: SearchParams | None, action: str) -> tuple[Tensor, SearchParams]:
+        self.index._require_trained(action)
+        given = check.vectors(x, "x", self.d, self.index.device)
+        return self.index._prepared(given), self.index._params(params)
+
+    def _asked_owners(self) -> Tensor | None:
+        return None if self.shard == "rows" else self._owners
+
+    def _settings(self) -> tuple[int, int | None]:
+        """What the index of each process would take for itself, and has to be the same."""
+        usual = SearchParams()
+        return self.index._nprobe(usual), self.index._max_codes(usual)
+
+    def _agree(self, step: str, settings: object, prepare: Callable[[], tuple[T, list[int]]]) -> tuple[T, Tensor]:
+        return self._exchange.agree(step, settings, self.index.device, prepare)
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint into the folder `path`, which all processes see; see `restore`.
+
+        It is written beside the last one, which goes when the new one is complete: whatever is interrupted, the folder
+        holds a complete checkpoint. `newest` says which, for `torch.distributed.checkpoint`; the key is "index".
+        """
+        folder.save(self._exchange, self._whole("save"), Path(path))
+
+    def restore(self: Self, path: str | os.PathLike[str]) -> Self:
+        """Take over the newest checkpoint in a folder, of `save` with any number of processes, or one that
+        ``torch.distributed.checkpoint.save({"index": index}, ...)`` made of a plain or sharded index. Returns self."""
+        self.load_state_dict(folder.restore(self._exchange, whole.blank(self._exchange, self.index), Path(path)))
+        return self
+
+    def _whole(self, step: str) -> dict[str, Tensor]:
+        self._agree(step, None, lambda: (None, []))
+        return whole.whole(self._exchange, step, self.index)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: tensor for name, tensor in self._whole("state_dict").items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take this process's part of a whole state: in full, as of a plain index, or in DTensors. What does not fit is
+        left for the index of this process to refuse."""
+        names = (*state.NAMES, state.NEXT_ID)
+        given = {name: state_dict[prefix + name] for name in names if isinstance(state_dict.get(prefix + name), Tensor)}
+        owners = None
+        if self._fits_together(given):
+            run, full = whole.run_of(self._exchange, given)
+            number = max(int(given.get(state.NEXT_ID, 0)), state.next_id_after(run.ids))
+            if not full:
+                about = tuple(given["packed_embeddings"].shape), given["list_offsets"].shape[0]
+                number = int(self._agree("load_state_dict", about, lambda: (None, [number]))[1][:, 0].max())
+            part, owners = [run.packed, given["list_offsets"], run.ids], self._owners
+            if given["list_offsets"].shape[0]:
+                part, owners = self._part(run, full, given["list_offsets"], "load_state_dict")
+            part.append(torch.tensor(number, device=run.ids.device))
+            state_dict = {**state_dict, **{prefix + name: own for name, own in zip(names[1:], part, strict=True)}}
+        refused = len(error_msgs)
+        self.index._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if owners is not None and len(error_msgs) == refused:
+            self._forget()
+            if self.index.is_trained:
+                self._settle(given["list_offsets"], owners)
+
+    def _fits_together(self, given: Mapping[str, Tensor]) -> bool:
+        whole_state = all(name in given for name in state.NAMES)
+        if not whole_state or state.misfit_shapes(given, self.d, self.index._flat):
+            return False
+        return state.misfit_offsets(given["list_offsets"], given["packed_embeddings"].shape[0]) is None
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.index._apply(fn, recurse)
+        self._sizes = None
+        return super()._apply(fn, recurse)
+
+    def __getattr__(self, name: str) -> Any:
+        # torch.distributed.checkpoint.state_dict looks for what stands in a state_dict.
+        if name in (*state.NAMES, state.NEXT_ID):
+            return getattr(self.index, name)
+        return super().__getattr__(name)
+
+    def extra_repr(self) -> str:
+        """The settings, as the module shows them."""
+        place = f"rank={self._exchange.rank} of {self._exchange.size}, shard={self.shard!r}, ntotal={self._ntotal}"
+        return f"{place}, index={self.index!r}"
+
+
+def _digest(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes())
