@@ -21,10 +21,13 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.jobs"])
 
 
-def run(job: Callable[..., None], size: int, *arguments: Any, timeout: float = 60, group_timeout: float = 20) -> list[int]:
+def run(
+    job: Callable[..., None], size: int, *arguments: Any, stopped: int = 0, timeout: float = 60, group_timeout: float = 20
+) -> list[int | None]:
     """Run ``job(rank, size, *arguments)`` in `size` processes and return how each ended: 0, or minus a signal.
 
-    An exception in one of them fails the test with its traceback, and no process outlives the call.
+    An exception in one of them fails the test with its traceback. It waits for all processes but those that are
+    `stopped`, and none outlives the call.
     """
     with tempfile.TemporaryDirectory() as folder:
         processes = [
@@ -35,9 +38,9 @@ def run(job: Callable[..., None], size: int, *arguments: Any, timeout: float = 6
             for process in processes:
                 process.start()
             deadline = time.monotonic() + timeout
-            for process in processes:
-                process.join(max(0, deadline - time.monotonic()))
-            stuck = [rank for rank, process in enumerate(processes) if process.is_alive()]
+            while sum(process.is_alive() for process in processes) > stopped and time.monotonic() < deadline:
+                time.sleep(0.02)
+            alive = {rank for rank, process in enumerate(processes) if process.is_alive()}
         finally:
             for process in processes:
                 if process.pid is not None:
@@ -45,8 +48,8 @@ def run(job: Callable[..., None], size: int, *arguments: Any, timeout: float = 6
                     process.join()
         said = "\n".join(file.read_text() for file in sorted(Path(folder).glob("*.error")))
         assert not said, said
-        codes = [-signal.SIGSTOP if rank in stuck else process.exitcode for rank, process in enumerate(processes)]
-        return [code if code is not None else 1 for code in codes]
+        assert len(alive) <= stopped, f"ranks {sorted(alive)} were not done after {timeout} s"
+        return [-signal.SIGSTOP if rank in alive else process.exitcode for rank, process in enumerate(processes)]
 
 
 def _work(job: Callable[..., None], rank: int, size: int, folder: str, group_timeout: float, arguments: Any) -> None:
