@@ -7,6 +7,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,9 @@ def refusals(rank: int, size: int) -> None:
     with pytest.raises(TypeError, match="flat or inverted-file"):
         ShardedIndex(nn.Linear(2, 2))  # type: ignore[arg-type]
     agree(index.search(QUERIES, K), before)
+    agree(deepcopy(index).search(QUERIES, K), before)
     assert index.ntotal == N
+    assert f"rank={rank} of 2, shard='rows', ntotal={N}" in repr(index)
 
 
 def saves(rank: int, size: int, folder: str, shard: str) -> None:
@@ -279,7 +282,7 @@ def interrupted_save(rank: int, size: int, folder: str) -> None:
 
         FileSystemWriter.write_data = write_and_die  # type: ignore[method-assign,assignment]
         index.save(folder)
-    with pytest.raises(RuntimeError, match="^save: .* the one before it, if any, is untouched"):
+    with pytest.raises(RuntimeError, match=r"^save: .* the one before it, if any, is untouched"):
         index.save(folder)
     assert Path(folder, "2").exists()
     assert newest(folder).name == "1"

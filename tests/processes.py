@@ -22,7 +22,12 @@ _CONTEXT.set_forkserver_preload(["tests.jobs"])
 
 
 def run(
-    job: Callable[..., None], size: int, *arguments: Any, stopped: int = 0, timeout: float = 60, group_timeout: float = 20
+    job: Callable[..., None],
+    size: int,
+    *arguments: Any,
+    stopped: int = 0,
+    timeout: float = 60,
+    group_timeout: float = 20,
 ) -> list[int | None]:
     """Run ``job(rank, size, *arguments)`` in `size` processes and return how each ended: 0, or minus a signal.
 

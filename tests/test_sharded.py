@@ -65,7 +65,9 @@ def test_ddp_and_fsdp_leave_it_alone(tmp_path):
     processes.run(jobs.in_models, 2, str(tmp_path))
 
 
-@pytest.mark.parametrize(("step", "after"), [("train", 0), ("train", 5), ("add", 0), ("add", 2), ("search", 3), ("save", 1)])
+@pytest.mark.parametrize(
+    ("step", "after"), [("train", 0), ("train", 5), ("add", 0), ("add", 2), ("search", 3), ("save", 1)]
+)
 def test_the_others_say_which_step_lost_a_process(step, after):
     codes = processes.run(jobs.loses_one, 3, step, after, signal.SIGKILL, group_timeout=5)
     assert codes == [0, 0, -signal.SIGKILL]
