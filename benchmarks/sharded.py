@@ -128,7 +128,7 @@ def _process(rank: int, s: Setting, folder: str, results: Any) -> None:
 
 def measure(s: Setting, timeout: float = 600) -> dict[str, float]:
     """The average over the processes of what each sends in a step and holds, in bytes."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         processes = [context.Process(target=_process, args=(r, s, folder, results)) for r in range(s.processes)]
@@ -194,8 +194,8 @@ def main() -> None:
     parser.add_argument("--nlist", type=int, default=1_024)
     parser.add_argument("--queries", type=int, default=1_000, help="of each process")
     options = parser.parse_args()
-    print(f"{options.vectors:,} vectors, d 128, float32, {options.nlist:,} lists, nprobe 16, k 10, {options.queries:,} queries")
-    print("of each process; measured / formula, for one process\n")
+    about = f"{options.vectors:,} vectors, d 128, float32, {options.nlist:,} lists, nprobe 16, k 10"
+    print(f"{about}, {options.queries:,} queries of each process; measured / formula, for one process\n")
     compare(options)
     print("A billion vectors, d 128, float16, 65,536 lists, k 10, 64 processes; by the formulas\n")
     large()

@@ -136,6 +136,34 @@ def edges(rank: int, size: int, shard: str) -> None:
         flat.train(mine(BASE, rank, size)).add(mine(BASE, rank, size))
         whole.add(BASE)
         same_answers(flat, whole, rank, size)
+        again = ShardedIndex(IndexFlatL2(D))
+        again.load_state_dict(flat.state_dict())
+        same_answers(again, whole, rank, size)
+    fresh = built(rank, size, shard=shard)
+    fresh.load_state_dict(ShardedIndex(empty(), shard=shard).state_dict())
+    assert fresh.ntotal == 0
+    assert not fresh.is_trained
+
+
+def in_a_group(rank: int, size: int, folder: str) -> None:
+    """The last processes are a group of their own, in which ranks are others."""
+    group = dist.new_group(list(range(1, size)))
+    if rank == 0:
+        with pytest.raises(ValueError, match="does not contain"):
+            ShardedIndex(empty(), process_group=group)
+        return
+    index = ShardedIndex(empty(), process_group=group, shard="lists")
+    with few_training_rows():
+        index.train(mine(BASE, rank - 1, size - 1))
+    index.add(mine(BASE, rank - 1, size - 1))
+    index.nprobe = 7
+    single = single_of(index)
+    single.nprobe = 7
+    same_answers(index, single, rank - 1, size - 1)
+    index.save(folder)
+    again = ShardedIndex(empty(), process_group=group).restore(folder)
+    again.nprobe = 7
+    same_answers(again, single, rank - 1, size - 1)
 
 
 def refusals(rank: int, size: int) -> None:
@@ -260,7 +288,9 @@ def loses_one(rank: int, size: int, step: str, after: int, signal_number: int) -
                 steps[step]()
         else:
             centroids, rows = index.centroids.clone(), index.index.ntotal
-            with pytest.raises(RuntimeError, match=f"^{step}: rank {rank} of {size}: another process has ended") as caught:
+            with pytest.raises(
+                RuntimeError, match=f"^{step}: rank {rank} of {size}: another process has ended"
+            ) as caught:
                 steps[step]()
             assert caught.value.__cause__ is not None
             assert torch.equal(index.centroids, centroids)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from benchmarks import sharded
 from tests import jobs, processes
 from tests.problems import agree
 from torch_ivf_module import ShardedIndex
@@ -29,6 +31,10 @@ def test_it_answers_as_one_index_of_all_vectors(size, shard):
 @each_size
 def test_edges(size, shard):
     assert processes.run(jobs.edges, size, shard) == [0] * size
+
+
+def test_a_group_of_some_processes(tmp_path):
+    assert processes.run(jobs.in_a_group, 3, str(tmp_path)) == [0, 0, 0]
 
 
 def test_what_one_process_refuses_no_process_does():
@@ -82,6 +88,14 @@ def test_an_interrupted_save_leaves_the_one_before(tmp_path):
     codes = processes.run(jobs.interrupted_save, 2, str(tmp_path), group_timeout=5)
     assert codes == [0, -signal.SIGKILL]
     assert processes.run(jobs.restores, 3, str(tmp_path)) == [0, 0, 0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked for what was sent")
+def test_what_is_sent_is_what_the_page_says():
+    setting = sharded.Setting(2, vectors=8_000, nlist=64, queries=400)
+    found, formula = sharded.measure(setting), sharded.traffic(setting)
+    for step, expected in formula.items():
+        assert found[step] == pytest.approx(expected, rel=0.05), step
 
 
 def test_without_a_process_group():

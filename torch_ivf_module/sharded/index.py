@@ -35,8 +35,8 @@ class ShardedIndex(ShardedModule):
     Parameters
     ----------
     index : the part of this process, taken over: empty, or the same filled index on every process, of which each
-        then keeps its part (``ShardedIndex(load(path, mmap=True))``). It stays reachable as `.index`; change its
-        contents through this module alone, and its settings (`nprobe`, `max_codes`) on every process alike.
+        then keeps its part (``ShardedIndex(load(path, mmap=True))``). It stays reachable as `.index`, for reading;
+        `k`, `nprobe`, `max_codes`, `search_mode` and `max_bytes` are set here, on every process alike.
     process_group : the group, by default that of all processes. Threads must not use one index at the same time.
     shard : "rows" deals rows in turn, so that all hold the same number and every query goes to all. "lists" deals
         whole lists by size (inverted-file indexes only): a query goes to the owners of the lists it reads.
@@ -153,10 +153,10 @@ class ShardedIndex(ShardedModule):
             return own, [own.shape[0]]
 
         own, said = self._agree("remove_ids", None, prepare)
-        gone = self._exchange.join("remove_ids", own, said[:, 0])
-        kept = ~self.index._with_ids(gone)
-        count = int(self._exchange.sum("remove_ids", (~kept).sum()))
-        self.index._replace(*ragged.keep_rows(*self.index._packed(), kept))
+        gone = self.index._with_ids(self._exchange.join("remove_ids", own, said[:, 0]))
+        count = int(self._exchange.sum("remove_ids", gone.sum()))
+        if bool(gone.any()):
+            self.index._replace(*ragged.keep_rows(*self.index._packed(), ~gone))
         self._ntotal, self._sizes = self._ntotal - count, None
         return count
 
@@ -255,4 +255,3 @@ class ShardedIndex(ShardedModule):
         """The settings, as the module shows them."""
         place = f"rank={self._exchange.rank} of {self._exchange.size}, shard={self.shard!r}, ntotal={self._ntotal}"
         return f"{place}, index={self.index!r}"
-

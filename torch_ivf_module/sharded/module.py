@@ -24,6 +24,7 @@ from .exchange import Exchange
 T = TypeVar("T")
 Self = TypeVar("Self", bound="ShardedModule")
 SHARDS = ("rows", "lists")
+_SETTINGS = ("k", "nprobe", "max_codes", "search_mode", "max_bytes")  # of the index, set here on every process alike
 
 
 class ShardedModule(Fits):
@@ -194,9 +195,15 @@ class ShardedModule(Fits):
 
     def __getattr__(self, name: str) -> Any:
         # torch.distributed.checkpoint.state_dict looks for what stands in a state_dict.
-        if name in (*state.NAMES, state.NEXT_ID):
+        if name in (*state.NAMES, state.NEXT_ID, *_SETTINGS):
             return getattr(self.index, name)
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SETTINGS:
+            setattr(self.index, name, value)
+        else:
+            super().__setattr__(name, value)
 
 
 def digest_of(tensor: Tensor) -> int:
