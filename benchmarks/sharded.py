@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint
+import torch.distributed.tensor  # so that the memory of the first save is not that of its imports
 
 from torch_ivf_module import IndexIVFFlat, ShardedIndex
 
 from . import rss
 
-__all__ = ["Setting", "measure", "memory", "traffic"]
+__all__ = ["Setting", "measure", "memory", "to_save", "traffic"]
 
 NITER = 10
 _ID = 8  # bytes
@@ -51,6 +53,11 @@ class Setting:
 def memory(s: Setting) -> int:
     """Bytes that a process holds: its vectors, ids and l2 terms, and every centroid twice (as saved, and centred)."""
     return s.vectors // s.processes * (s.d * s.itemsize + _ID + 4) + s.nlist * (2 * 4 * s.d + 3 * _ID)
+
+
+def to_save(s: Setting) -> int:
+    """Bytes that a process needs for a moment to save: what arrives, and that in order."""
+    return 2 * (s.vectors // s.processes) * (s.d * s.itemsize + _ID)
 
 
 def traffic(s: Setting) -> dict[str, float]:
@@ -120,7 +127,8 @@ def _process(rank: int, s: Setting, folder: str, results: Any) -> None:
     rss.trim()
     grown = rss.now() - before
     counted("search", lambda: index.search(queries, s.k))
-    counted("save", lambda: index.save(f"{folder}/saved"))
+    rss.trim()
+    counted("save", lambda: used.update(peak=rss.growth(lambda: index.save(f"{folder}/saved"))[0]))
     held = sum(buffer.nbytes for buffer in index.index.buffers())
     results.put({"rank": rank, "resident": grown, "buffers": held, **used})
     dist.destroy_process_group()
@@ -168,10 +176,10 @@ def compare(options: argparse.Namespace) -> None:
     for processes in options.processes:
         for shard in ("rows", "lists"):
             s = Setting(processes, options.vectors, nlist=options.nlist, queries=options.queries, shard=shard)
-            found, formula = measure(s), {"resident": memory(s), **traffic(s)}
+            found, formula = measure(s), {"resident": memory(s), "peak": to_save(s), **traffic(s)}
             cells = [f"{size(found[name])} / {size(formula[name])}" for name in formula]
             rows.append([str(processes), shard, *cells])
-    table(["W", "shard", "memory", "train", "add", "search", "save"], rows)
+    table(["W", "shard", "memory", "to save", "train", "add", "search", "save"], rows)
 
 
 def large() -> None:
