@@ -26,7 +26,7 @@ def build(options: argparse.Namespace, base: torch.Tensor, lead: bool) -> Sharde
     index = ShardedIndex(IndexIVFFlat(base.shape[1], nlist=nlist, nprobe=8), shard=options.shard)
     if options.folder and (options.folder / "newest").exists():
         return index.restore(options.folder)
-    index.train(base, verbose=lead)
+    index.train(base, verbose=True)
     # Every process adds as often as the others; one that has run out of rows adds none.
     batches = [
         base[start : start + options.batch]

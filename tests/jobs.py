@@ -123,6 +123,14 @@ def edges(rank: int, size: int, shard: str) -> None:
     index.add(mine(BASE[:3], rank, size))
     same_answers(index, single_of(index, BASE[:3], torch.arange(N, N + 3)), rank, size)
 
+    # A sample of the rows, drawn by a generator.
+    settings = {"niter": 3, "max_points_per_centroid": 8}
+    trained = empty()
+    with few_training_rows():
+        index.train(mine(BASE, rank, size), generator=torch.Generator().manual_seed(3), **settings)
+        trained.train(BASE, generator=torch.Generator().manual_seed(3), **settings)
+    torch.testing.assert_close(index.centroids, trained.centroids, rtol=1e-4, atol=1e-5)
+
     index = ShardedIndex(single_of(index), shard=shard)  # every process has the whole, and keeps its part
     assert index.index.ntotal < N or size == 1
     same_answers(index, single_of(index), rank, size)
@@ -172,6 +180,9 @@ def refusals(rank: int, size: int) -> None:
     wrong = torch.full((2, D), torch.nan) if rank == 1 else BASE[:2]
     with pytest.raises(ValueError, match="row 0") if rank == 1 else pytest.raises(RuntimeError, match="add: rank 1"):
         index.add(wrong)
+    refused = (ValueError, "x must have shape") if rank == 0 else (RuntimeError, "search: rank 0 refused its input")
+    with pytest.raises(refused[0], match=refused[1]):
+        index(QUERIES[:, 1:] if rank == 0 else QUERIES)
     with pytest.raises(RuntimeError, match="search: rank 1 makes another call"):
         index.search(QUERIES, K + rank)
     with pytest.raises(RuntimeError, match="rank 1 makes another call"):

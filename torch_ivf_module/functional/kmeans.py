@@ -77,6 +77,7 @@ def kmeans(
         raise ValueError(f"x has {share.total} rows, but {nlist} centroids need at least {nlist}")
     if generator is None:
         generator = torch.Generator(device="cpu").manual_seed(seed)
+    x = x.detach()
     order = torch.randperm(share.total, generator=generator, device="cpu")
     used = min(share.total, max_points_per_centroid * nlist)
     if used < share.total:

@@ -110,10 +110,10 @@ class IndexBase(Fits, Saves, IndexModule):
 
     def _add(self, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
         self._require_trained("add")
-        self._push(*self._place(x), ids, next_id, custom_ids=custom_ids)
+        rows, assigned = self._place(x)
+        self._stage(rows, ids, assigned, next_id, custom_ids=custom_ids)
 
-    def _push(self, rows: Tensor, assigned: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
-        """Take over rows as `_place` gives them."""
+    def _stage(self, rows: Tensor, ids: Tensor, assigned: Tensor, next_id: int, *, custom_ids: bool) -> None:
         with self._lock:
             self._staging.push(rows, ids, assigned, custom_ids=custom_ids)
             self._put(next_id=torch.full_like(self._raw("next_id"), next_id))

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional import lists as ragged
+from .._optional import require
 from ..functional import metric as metrics
 from ..functional.kmeans import Share
 from ..index import IndexIVFFlat, check, state
@@ -95,7 +95,13 @@ class ShardedIndex(ShardedModule):
             return self
         settings: dict[str, Any] = dict(niter=niter, max_points_per_centroid=max_points_per_centroid, seed=seed)
         drawn = None if generator is None else digest_of(generator.get_state())
-        rows, said = self._agree("train", (settings, drawn), lambda: (index._training_rows(x), [x.shape[0]]))
+
+        def prepare() -> tuple[Tensor, list[int]]:
+            if verbose:
+                require("tqdm", "progress")
+            return index._training_rows(x), [x.shape[0]]
+
+        rows, said = self._agree("train", (settings, drawn, verbose), prepare)
         first, total = int(said[: self._exchange.rank, 0].sum()), int(said[:, 0].sum())
         share = Share(first, total, lambda tensor: self._exchange.sum("train", tensor))
         centroids = index._clustered(
@@ -110,11 +116,14 @@ class ShardedIndex(ShardedModule):
         return self
 
     def add(self, x: Tensor) -> None:
-        """Add the rows x (n, d) of this process; ids go on from ``next_id``, rank by rank. Raises as there."""
+        """Add the rows x (n, d) of this process; ids go on from ``next_id``, rank by rank.
+
+        Converted and refused as by `IndexBase.add`; the rows then go to the processes that should hold them.
+        """
         self._add("add", x, None)
 
     def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
-        """Add the rows x (n, d) of this process under ids (n,), which no other row should have: that is not checked."""
+        """As `add`, under ids (n,) that no other row should have, on any process: that is not checked."""
         self._add("add_with_ids", x, ids)
 
     def _add(self, step: str, x: Tensor, ids: Tensor | None) -> None:
@@ -137,7 +146,7 @@ class ShardedIndex(ShardedModule):
         owners = self._owners_after(step, assigned)
         places = torch.arange(self._ntotal + before, self._ntotal + before + rows.shape[0], device=rows.device)
         rows, own, assigned = self._send(step, whole.Run(rows, own, assigned, places), owners)
-        index._push(rows, assigned, own, next_id, custom_ids=ids is not None)
+        index._stage(rows, own, assigned, next_id, custom_ids=ids is not None)
         self._owners, self._sizes, self._ntotal = owners, None, self._ntotal + total
 
     def remove_ids(self, ids: Tensor) -> int:
@@ -153,10 +162,9 @@ class ShardedIndex(ShardedModule):
             return own, [own.shape[0]]
 
         own, said = self._agree("remove_ids", None, prepare)
-        gone = self.index._with_ids(self._exchange.join("remove_ids", own, said[:, 0]))
-        count = int(self._exchange.sum("remove_ids", gone.sum()))
-        if bool(gone.any()):
-            self.index._replace(*ragged.keep_rows(*self.index._packed(), ~gone))
+        gone = self._exchange.join("remove_ids", own, said[:, 0])
+        count = int(self._exchange.sum("remove_ids", torch.isin(self.index.list_ids, gone).sum()))
+        self.index.remove_ids(gone)  # nothing that could fail on another process comes after
         self._ntotal, self._sizes = self._ntotal - count, None
         return count
 
@@ -218,8 +226,9 @@ class ShardedIndex(ShardedModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``search(x, index.k)`` for x (..., d): D and I of shape (..., k)."""
-        x, k = check.layer_input(x, "x", self.d, self.index.device), self.index.k
-        found, ids = self.search(x.reshape(-1, self.d), k)
+        k = self.index.k
+        # `search` refuses what is no vector, and in step with the other processes.
+        found, ids = self.search(x.reshape(-1, x.shape[-1]) if isinstance(x, Tensor) and x.dim() else x, k)
         return found.view(*x.shape[:-1], k), ids.view(*x.shape[:-1], k)
 
     def _queries(self, x: Tensor, params: SearchParams | None, action: str) -> tuple[Tensor, SearchParams]:
