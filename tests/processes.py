@@ -26,8 +26,8 @@ def run(
     size: int,
     *arguments: Any,
     stopped: int = 0,
-    timeout: float = 60,
-    group_timeout: float = 20,
+    timeout: float = 120,
+    group_timeout: float = 60,
 ) -> list[int | None]:
     """Run ``job(rank, size, *arguments)`` in `size` processes and return how each ended: 0, or minus a signal.
 

@@ -75,17 +75,17 @@ def test_ddp_and_fsdp_leave_it_alone(tmp_path):
     ("step", "after"), [("train", 0), ("train", 5), ("add", 0), ("add", 2), ("search", 3), ("save", 1)]
 )
 def test_the_others_say_which_step_lost_a_process(step, after):
-    codes = processes.run(jobs.loses_one, 3, step, after, signal.SIGKILL, group_timeout=5)
+    codes = processes.run(jobs.loses_one, 3, step, after, signal.SIGKILL, group_timeout=30)
     assert codes == [0, 0, -signal.SIGKILL]
 
 
 def test_the_others_do_not_wait_for_ever():
-    codes = processes.run(jobs.loses_one, 2, "search", 2, signal.SIGSTOP, group_timeout=2, stopped=1)
+    codes = processes.run(jobs.loses_one, 2, "search", 2, signal.SIGSTOP, group_timeout=4, stopped=1)
     assert codes == [0, -signal.SIGSTOP]
 
 
 def test_an_interrupted_save_leaves_the_one_before(tmp_path):
-    codes = processes.run(jobs.interrupted_save, 2, str(tmp_path), group_timeout=5)
+    codes = processes.run(jobs.interrupted_save, 2, str(tmp_path), group_timeout=30)
     assert codes == [0, -signal.SIGKILL]
     assert processes.run(jobs.restores, 3, str(tmp_path)) == [0, 0, 0]
 

@@ -78,16 +78,10 @@ def kmeans(
     if generator is None:
         generator = torch.Generator(device="cpu").manual_seed(seed)
     x = x.detach()
-    order = torch.randperm(share.total, generator=generator, device="cpu")
-    used = min(share.total, max_points_per_centroid * nlist)
-    if used < share.total:
-        sample = order[:used].to(x.device)
-        rows = x[sample[share.has(x, sample)] - share.first].float()
-    else:
-        sample, rows = torch.arange(used, device=x.device), x.float()
-    start = torch.randperm(used, generator=generator, device="cpu")[:nlist].to(x.device)
+    sample, rows = _sampled(x, share, max_points_per_centroid * nlist, generator)
+    start = torch.randperm(sample.shape[0], generator=generator, device="cpu")[:nlist].to(x.device)
     centroids = metrics.on_sphere(share.rows(x, sample[start]), metric)
-    origin = metrics.origin_of(share.rows(x, sample[:: metrics.origin_step(used)]), metric)
+    origin = metrics.origin_of(share.rows(x, sample[:: metrics.origin_step(sample.shape[0])]), metric)
     shifted = metrics.shift(rows, origin, metric)
     objective = []
     for _ in progress(range(niter)):
@@ -96,6 +90,15 @@ def kmeans(
         objective.append(metrics.clustering_objective(shifted, best[:, 0], metric))
         centroids = metrics.on_sphere(_means(rows, assigned[:, 0], centroids, generator, share.add), metric)
     return centroids, share.add(torch.stack(objective)) if objective else rows.new_zeros(0)
+
+
+def _sampled(x: Tensor, share: Share, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which of all rows are used (S,), at most so many, and those of them that x has (n, d) float32."""
+    order = torch.randperm(share.total, generator=generator, device="cpu")
+    if share.total <= most:
+        return torch.arange(share.total, device=x.device), x.float()
+    sample = order[:most].to(x.device)
+    return sample, x[sample[share.has(x, sample)] - share.first].float()
 
 
 def _means(

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .._optional import require
 from ..functional import metric as metrics
 from ..functional.kmeans import Share
 from ..index import IndexIVFFlat, check, state
-from ..index.base import IndexBase
 from ..params import SearchParams, positive
 from . import asking, folder, whole
 from .module import ShardedModule, digest_of
@@ -49,7 +47,7 @@ class ShardedIndex(ShardedModule):
     Raises TypeError or ValueError for a wrong argument, RuntimeError without a process group or when the processes'
     indexes differ.
 
-    >>> import tempfile
+    >>> import tempfile, torch.distributed as dist
     >>> with tempfile.TemporaryDirectory() as place:
     ...     dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=0, world_size=1)
     ...     index = ShardedIndex(IndexIVFFlat(8, nlist=4, nprobe=4))
@@ -59,9 +57,6 @@ class ShardedIndex(ShardedModule):
     ...     dist.destroy_process_group()
     tensor([0, 1]) 400
     """
-
-    def __init__(self, index: IndexBase, process_group: dist.ProcessGroup | None = None, shard: str = "rows") -> None:
-        super().__init__(index, process_group, shard)
 
     def info(self) -> dict[str, Any]:
         """Settings, and how the vectors are spread: `rows` and `bytes` of the buffers of every process."""

@@ -32,7 +32,7 @@ class ShardedModule(Fits):
 
     index: IndexBase
 
-    def __init__(self, index: IndexBase, process_group: dist.ProcessGroup | None, shard: str) -> None:
+    def __init__(self, index: IndexBase, process_group: dist.ProcessGroup | None = None, shard: str = "rows") -> None:
         super().__init__()
         if not isinstance(index, IndexBase):
             raise TypeError(f"index must be a flat or inverted-file index, got {type(index).__name__}")
