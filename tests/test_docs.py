@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", ["README.md", "docs/exporting.md", "docs/from-torch-ivf.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/exporting.md", "docs/from-torch-ivf.md", "docs/distributed.md"]
+)
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)

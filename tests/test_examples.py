@@ -56,3 +56,16 @@ def test_checkpoint_story(tmp_path):
     said = run("checkpoint_story.py", "--folder", str(tmp_path))
     assert "100% of the ids as before" in said
     assert (tmp_path / "model.pt").exists()
+
+
+def test_distributed_search(tmp_path):
+    program = ["torch.distributed.run", "--nproc-per-node", "2", str(EXAMPLES / "distributed_search.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", *program, "--nb", "5000", "--nq", "100", "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "100.00% of the distances" in done.stdout
+    assert (tmp_path / "newest").exists()

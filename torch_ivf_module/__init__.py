@@ -15,6 +15,7 @@ from .graph import SearchGraph
 from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from .parallel import ignore_in_ddp
 from .params import SearchParams
+from .sharded import ShardedIndex
 from .tune import tune
 
 __version__ = "0.1.0.dev0"
@@ -28,6 +29,7 @@ __all__ = [
     "IndexPreTransform",
     "SearchGraph",
     "SearchParams",
+    "ShardedIndex",
     "from_faiss",
     "ignore_in_ddp",
     "load",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
@@ -38,6 +39,15 @@ class IndexLoadPlanner(DefaultLoadPlanner):
         super().set_up_planner(state_dict, metadata, is_coordinator)
 
 
+def _empty(size: torch.Size, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """A tensor of that size, divided among processes as `like` is."""
+    from torch.distributed.tensor import DTensor, empty
+
+    if isinstance(like, DTensor):
+        return empty(size, dtype=dtype, device_mesh=like.device_mesh, placements=like.placements)
+    return torch.empty(size, dtype=dtype, device=like.device)
+
+
 def _resize(held: dict[str, Any], metadata: Metadata, prefix: str) -> None:
     """Exchange the buffers of indexes in `held` and in the dicts within it for empty ones of the saved sizes."""
     parents = [key.rpartition(state.NAMES[0])[0] for key in held if key.rpartition(".")[2] == state.NAMES[0]]
@@ -46,7 +56,7 @@ def _resize(held: dict[str, Any], metadata: Metadata, prefix: str) -> None:
             saved = metadata.state_dict_metadata.get(prefix + parent + name)
             old = held.get(parent + name)
             if isinstance(saved, TensorStorageMetadata) and old is not None and old.shape != saved.size:
-                held[parent + name] = torch.empty(saved.size, dtype=saved.properties.dtype, device=old.device)
+                held[parent + name] = _empty(saved.size, saved.properties.dtype, old)
     for key, value in held.items():
         if isinstance(value, dict):
             _resize(value, metadata, f"{prefix}{key}.")

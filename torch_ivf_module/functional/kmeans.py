@@ -6,6 +6,7 @@ N rows, L lists, d dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,30 @@ from . import metric as metrics
 from .probe import coarse_of, probe
 
 _SPLIT = 1.0 / 1024  # the relative step between the two halves of a split cluster, as in faiss
+
+
+class Share(NamedTuple):
+    """Which rows of all there are one process has, where several train together: those from `first` on."""
+
+    first: int
+    total: int
+    add: Callable[[Tensor], Tensor]  # the sum of a tensor of every process
+
+    @classmethod
+    def alone(cls, x: Tensor) -> Share:
+        """The share of a process that has all rows."""
+        return cls(0, x.shape[0], lambda tensor: tensor)
+
+    def has(self, x: Tensor, wanted: Tensor) -> Tensor:
+        """Which of the rows `wanted` (n,) of all are in x."""
+        return (wanted >= self.first) & (wanted < self.first + x.shape[0])
+
+    def rows(self, x: Tensor, wanted: Tensor) -> Tensor:
+        """Rows `wanted` (n,) of all, whoever has them: (n, d) float32."""
+        mine = self.has(x, wanted)
+        found = torch.zeros(wanted.shape[0], x.shape[1], dtype=torch.float32, device=x.device)
+        found[mine] = x[wanted[mine] - self.first].float()
+        return self.add(found)  # but for one process they are zeros
 
 
 def kmeans(
@@ -27,6 +52,7 @@ def kmeans(
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    share: Share | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Fit `nlist` centroids to rows `x` (N, d): Lloyd (1982), random start, empty clusters split as faiss does.
 
@@ -37,6 +63,9 @@ def kmeans(
     Returns the centroids (nlist, d) float32 and the objective of each iteration (niter,) float32: the sum of
     squared distances to the assigned centroids for l2, the sum of their products with the rows otherwise.
 
+    With a `share`, x are the rows of one of several processes, all of which call this alike. Sample and start are then
+    those of one process that has all rows; what differs is the order in which rows are summed, and so the rounding.
+
     Raises ValueError when there are fewer rows than centroids.
 
     >>> centroids, objective = kmeans(torch.rand(200, 8), 4)
@@ -45,33 +74,48 @@ def kmeans(
     """
     if nlist < 1:
         raise ValueError(f"nlist must be >= 1, got {nlist}")
-    if x.shape[0] < nlist:
-        raise ValueError(f"x has {x.shape[0]} rows, but {nlist} centroids need at least {nlist}")
+    share = Share.alone(x) if share is None else share
+    if share.total < nlist:
+        raise ValueError(f"x has {share.total} rows, but {nlist} centroids need at least {nlist}")
     if generator is None:
         generator = torch.Generator(device="cpu").manual_seed(seed)
     x = x.detach()
-    order = torch.randperm(x.shape[0], generator=generator, device="cpu")
-    most = max_points_per_centroid * nlist
-    rows = (x[order[:most].to(x.device)] if x.shape[0] > most else x).float()
+    sample, rows = _sampled(x, share, max_points_per_centroid * nlist, generator)
     if start is None:
-        start = rows[torch.randperm(rows.shape[0], generator=generator, device="cpu")[:nlist].to(x.device)]
+        first = torch.randperm(sample.shape[0], generator=generator, device="cpu")[:nlist].to(x.device)
+        start = share.rows(x, sample[first])
     centroids = metrics.on_sphere(start, metric)
-    origin = metrics.origin_of(rows, metric)
+    origin = metrics.origin_of(share.rows(x, sample[:: metrics.origin_step(sample.shape[0])]), metric)
     shifted = metrics.shift(rows, origin, metric)
     objective = []
     for _ in progress(range(niter)):
         coarse = coarse_of(centroids, metric, origin)
         best, assigned = probe(shifted, coarse, 1)
         objective.append(metrics.clustering_objective(shifted, best[:, 0], metric))
-        centroids = metrics.on_sphere(_means(rows, assigned[:, 0], centroids, generator), metric)
-    return centroids, torch.stack(objective) if objective else torch.zeros(0, dtype=torch.float32, device=x.device)
+        centroids = metrics.on_sphere(_means(rows, assigned[:, 0], centroids, generator, share.add), metric)
+    return centroids, share.add(torch.stack(objective)) if objective else rows.new_zeros(0)
 
 
-def _means(rows: Tensor, assigned: Tensor, centroids: Tensor, generator: torch.Generator) -> Tensor:
+def _sampled(x: Tensor, share: Share, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which of all rows are used (S,), at most so many, and those of them that x has (n, d) float32."""
+    order = torch.randperm(share.total, generator=generator, device="cpu")
+    if share.total <= most:
+        return torch.arange(share.total, device=x.device), x.float()
+    sample = order[:most].to(x.device)
+    return sample, x[sample[share.has(x, sample)] - share.first].float()
+
+
+def _means(
+    rows: Tensor,
+    assigned: Tensor,
+    centroids: Tensor,
+    generator: torch.Generator,
+    add: Callable[[Tensor], Tensor],
+) -> Tensor:
     """The mean of the rows of each cluster (L, d); a cluster without any takes half of a large one."""
     nlist = centroids.shape[0]
-    counts = torch.bincount(assigned, minlength=nlist)
-    means = torch.zeros_like(centroids).index_add_(0, assigned, rows) / counts.clamp(min=1)[:, None]
+    counts = add(torch.bincount(assigned, minlength=nlist))
+    means = add(torch.zeros_like(centroids).index_add_(0, assigned, rows)) / counts.clamp(min=1)[:, None]
     empty = torch.nonzero(counts == 0)[:, 0].tolist()
     weights = (counts - 1).clamp(min=0).double().cpu()
     for number in empty:

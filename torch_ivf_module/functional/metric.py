@@ -13,8 +13,12 @@ Two kinds of score appear:
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+Distance = TypeVar("Distance", float, Tensor)
 
 METRICS = ("l2", "ip", "cosine")
 _ROUNDING = 64 * torch.finfo(torch.float32).eps  # far above the error of a float32 product of any usual d
@@ -58,9 +62,13 @@ def origin_of(vectors: Tensor, metric: str) -> Tensor:
     """Where to put the origin (d,): a median, which one far outlier cannot move, or zero where it would not help."""
     if metric != "l2" or vectors.shape[0] == 0:
         return torch.zeros(vectors.shape[1], dtype=torch.float32, device=vectors.device)
-    step = max(1, vectors.shape[0] // _SAMPLE)
     # Of an expanded tensor, whose rows share their memory, torch's median is garbage now and then.
-    return vectors[::step].float().contiguous().median(dim=0).values
+    return vectors[:: origin_step(vectors.shape[0])].float().contiguous().median(dim=0).values
+
+
+def origin_step(count: int) -> int:
+    """The origin is that of every so many of `count` vectors, and of those alone is the same again."""
+    return max(1, count // _SAMPLE)
 
 
 def row_bias(vectors: Tensor, origin: Tensor, metric: str) -> Tensor:
@@ -117,9 +125,9 @@ def to_distance(scores: Tensor, metric: str) -> Tensor:
     return -scores if metric == "l2" else scores
 
 
-def radius_to_score(radius: float, metric: str) -> float:
-    """The exact score that a result of a range search must exceed."""
-    return -radius if metric == "l2" else radius
+def to_score(distance: Distance, metric: str) -> Distance:
+    """The exact score of what users see; of a radius, the one that a result of a range search must exceed."""
+    return -distance if metric == "l2" else distance
 
 
 def range_floor(x: Tensor, origin: Tensor, score: float, reach: Tensor, metric: str) -> Tensor:

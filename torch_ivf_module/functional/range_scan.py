@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
-from .lists import InvertedLists
+from .lists import InvertedLists, offsets_of
 from .maxima import tasks_of, tiles
 from .parts import in_parts
 from .probe import Coarse
-from .search import probed_lists
+from .search import probed_lists, shifted_queries
 
 _PROBE_BYTES = 112  # of a query, for each list it visits
 _RESCORE_ROWS = 1 << 13  # vectors gathered at a time for exact scores
@@ -30,12 +30,16 @@ def range_search(
     nprobe: int,
     metric: str,
     max_bytes: int,
+    probed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows with an exact score above `score`: lims (Q + 1,), scores (H,) and rows (H,), query by query.
 
-    x (Q, d) as `metric.prepare` gives it; rows count on from segment to segment.
+    x (Q, d) as `metric.prepare` gives it; rows count on from segment to segment. `probed` as for `search`.
     """
-    shifted, probed = probed_lists(x, coarse, segments, nprobe, metric, None)
+    if probed is None:
+        shifted, probed = probed_lists(x, coarse, segments, nprobe, metric, None)
+    else:
+        shifted = shifted_queries(x, coarse.origin, metric)[0]
     step = max(1, max_bytes // (_PROBE_BYTES * (probed.shape[1] + 1)))
     queries, scores, rows = [probed.new_empty(0)], [x.new_empty(0)], [probed.new_empty(0)]
     before = 0
@@ -50,10 +54,13 @@ def range_search(
             scores.append(found[keep])
             rows.append(hits[1][keep] + before)
         before += lists.packed.shape[0]
-    order = torch.sort(torch.cat(queries), stable=True).indices
-    counts = torch.bincount(torch.cat(queries), minlength=x.shape[0])
-    lims = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    lims, order = by_query(torch.cat(queries), x.shape[0])
     return lims, torch.cat(scores)[order], torch.cat(rows)[order]
+
+
+def by_query(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Hits of `count` queries (H,) in order: where each query's begin, lims (count + 1,), and the order (H,)."""
+    return offsets_of(queries, count), torch.sort(queries, stable=True).indices
 
 
 def _near(

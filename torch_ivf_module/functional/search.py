@@ -43,13 +43,18 @@ def probed_lists(
     the former once: the product with the centroids needs it in memory, and so no later loop computes it again.
     """
     nlist = coarse.centroids.shape[0]
-    finite = (x * 0).sum(1, keepdim=True) == 0  # 0 * inf and 0 * NaN are NaN
-    shifted = metrics.shift(x.masked_fill(~finite, 0), coarse.origin, metric).nan_to_num(nan=0, posinf=0, neginf=0)
+    shifted, finite = shifted_queries(x, coarse.origin, metric)
     probed = probe(shifted, coarse, nprobe)[1].masked_fill_(~finite, nlist)
     if max_codes is None:
         return shifted, probed
     sizes = torch.stack([lists.sizes for lists in segments]).sum(0)
     return shifted, probed.masked_fill(~budget.within_max_codes(sizes[probed], max_codes), nlist)
+
+
+def shifted_queries(x: Tensor, origin: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    """The queries x (Q, d) as a scan takes them, and which of them are finite (Q, 1)."""
+    finite = (x * 0).sum(1, keepdim=True) == 0  # 0 * inf and 0 * NaN are NaN
+    return metrics.shift(x.masked_fill(~finite, 0), origin, metric).nan_to_num(nan=0, posinf=0, neginf=0), finite
 
 
 def search(
@@ -65,6 +70,7 @@ def search(
     max_bytes: int = 256 << 20,
     width: int | None = None,
     exact: bool = False,
+    probed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the `nprobe` nearest lists: exact scores (Q, k), differentiable in x, and rows (Q, k).
 
@@ -72,7 +78,8 @@ def search(
     centroids. `mode` is one of MODES, or a scan. `width`, where given, must be at least the rows that any query's
     lists hold in a segment; it takes the place of reading that number back from the device, and with it the search
     is a graph of static shapes, in which no query is searched twice. `exact` scores every row of the probed lists
-    exactly, instead of the best by a rounded score and an allowance for its error.
+    exactly, instead of the best by a rounded score and an allowance for its error. `probed` (Q, P), where given, are
+    the lists that each query reads, as `probed_lists` gives them; `nprobe` and `max_codes` then say nothing.
     """
     kept = kept_for(k)
     if exact:
@@ -88,7 +95,8 @@ def search(
         max_bytes=max_bytes - min(max_bytes // 2, _ASIDE_BYTES),
     )
     step = max(1, max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], nprobe, kept))
-    return in_parts(lambda part: _search_batch(part, coarse, segments, settings), step, x)
+    chosen = (x,) if probed is None else (x, probed)
+    return in_parts(lambda *part: _search_batch(coarse, segments, settings, *part), step, *chosen)
 
 
 def kept_for(k: int) -> int:
@@ -114,12 +122,15 @@ class Settings(NamedTuple):
 
 
 def _search_batch(
-    x: Tensor, coarse: Coarse, segments: Sequence[InvertedLists], settings: Settings
+    coarse: Coarse, segments: Sequence[InvertedLists], settings: Settings, x: Tensor, probed: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     k, metric = settings.k, settings.metric
     with torch.no_grad():
         plain = x.detach()
-        shifted, probed = probed_lists(plain, coarse, segments, settings.nprobe, metric, settings.max_codes)
+        if probed is None:
+            shifted, probed = probed_lists(plain, coarse, segments, settings.nprobe, metric, settings.max_codes)
+        else:
+            shifted = shifted_queries(plain, coarse.origin, metric)[0]
         found = [_search_segment(plain, shifted, coarse.origin, lists, probed, settings) for lists in segments]
     if torch.is_grad_enabled() and x.requires_grad:
         pairs = zip(segments, found, strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..functional import metric as metrics
 from ..functional.lists import InvertedLists, vectors_at
 from ..functional.range_scan import range_search
-from ..functional.search import MODES, lookup, search
+from ..functional.search import MODES, lookup, probed_lists, search
 from ..params import SearchParams, positive
 from . import check
 from .building import Builds
@@ -111,7 +111,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         place for a query that is not finite. Raises ValueError, TypeError or RuntimeError (untrained index), each
         naming the argument.
         """
-        scores, rows, segments = self._search(x, k, params)
+        scores, rows, segments = self._found(x, k, params)
         return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
 
     def search_and_reconstruct(
@@ -125,18 +125,37 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         >>> index.search_and_reconstruct(torch.tensor([[0.0, 0.9]]), 1)[2]
         tensor([[[0., 1.]]])
         """
-        scores, rows, segments = self._search(x, k, params)
+        scores, rows, segments = self._found(x, k, params)
         found = vectors_at([part.packed for part in segments], rows)
         return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows), found
 
-    def _search(self, x: Tensor, k: int, params: SearchParams | None) -> tuple[Tensor, Tensor, list[InvertedLists]]:
-        """Scores and rows (nq, k), best first, and the lists that the rows are counted in."""
+    def _found(self, x: Tensor, k: int, params: SearchParams | None) -> tuple[Tensor, Tensor, list[InvertedLists]]:
+        """What `search` finds: scores and rows (nq, k), best first, and the lists that the rows are counted in."""
         x = check.vectors(x, "x", self.d, self.device)
         k = positive(k, "k")
         params = self._params(params)
         self._require_trained("search")
+        return self._search(self._prepared(x), k, params)
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        """Queries as they are compared."""
         with torch.autocast(self.device.type, enabled=False):
-            queries = metrics.prepare(x.float(), self.metric)
+            return metrics.prepare(x.float(), self.metric)
+
+    def _probed(self, queries: Tensor, params: SearchParams, sizes: Tensor | None = None) -> Tensor:
+        """The lists (nq, P) that prepared queries read; `sizes` (L + 1,), where given, are what `max_codes` counts."""
+        with torch.autocast(self.device.type, enabled=False), torch.no_grad():
+            coarse, segments = self._segments()
+            if sizes is not None:
+                segments = [segments[0]._replace(sizes=sizes)]
+            cap = None if sizes is None else self._max_codes(params)
+            return probed_lists(queries, coarse, segments, self._nprobe(params), self.metric, cap)[1]
+
+    def _search(
+        self, queries: Tensor, k: int, params: SearchParams, probed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[InvertedLists]]:
+        """`_found` for prepared queries, of the lists `probed` where they are given."""
+        with torch.autocast(self.device.type, enabled=False):
             coarse, segments = self._segments(counted=self._max_codes(params) is not None)
             scores, rows = search(
                 queries,
@@ -149,6 +168,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
                 nprobe=self._nprobe(params),
                 max_codes=self._max_codes(params),
                 exact=params.profile == "exact",
+                probed=probed,
             )
         return scores, rows, segments
 
@@ -161,22 +181,26 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         ``lims[i]:lims[i + 1]``, in any order. `max_codes` is ignored, as in faiss. Raises as `search`.
         """
         x = check.vectors(x, "x", self.d, self.device)
-        radius = float(radius)
-        if radius != radius:
-            raise ValueError("radius must be a number, got nan")
+        radius = check.radius(radius)
         params = self._params(params)
         self._require_trained("range_search")
+        return self._range_search(self._prepared(x), radius, params)
+
+    def _range_search(
+        self, queries: Tensor, radius: float, params: SearchParams, probed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`range_search` of prepared queries, of the lists `probed` where they are given."""
         with torch.autocast(self.device.type, enabled=False), torch.no_grad():
-            queries = metrics.prepare(x.float(), self.metric)
             coarse, segments = self._segments(counted=False)
             lims, scores, rows = range_search(
                 queries,
                 coarse,
                 segments,
-                score=metrics.radius_to_score(radius, self.metric),
+                score=metrics.to_score(radius, self.metric),
                 nprobe=self._nprobe(params),
                 metric=self.metric,
                 max_bytes=self.max_bytes,
+                probed=probed,
             )
             return lims, metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
 

@@ -34,9 +34,7 @@ class Builds(Reads):
         """
         x = check.vectors(x, "x", self.d, self.device)
         first = int(self.next_id)
-        if first + x.shape[0] > state.LAST_ID:
-            raise RuntimeError(f"x has {x.shape[0]} rows, but ids would pass 2^63 - 2 from next_id = {first}")
-        end = first + x.shape[0]
+        end = check.numbering(first, x.shape[0])
         self._add(x, torch.arange(first, end, device=self.device), end, custom_ids=False)
 
     def add_with_ids(self, x: Tensor, ids: Tensor) -> None:

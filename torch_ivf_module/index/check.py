@@ -10,6 +10,8 @@ import operator
 import torch
 from torch import Tensor
 
+from .state import LAST_ID
+
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
 _FLOATS = (*STORAGE, torch.float64)
 
@@ -56,6 +58,13 @@ def ids(value: object, name: str, rows: int, device: torch.device) -> Tensor:
     return found
 
 
+def numbering(first: int, rows: int) -> int:
+    """The number behind the ids of `rows` rows counted from `first`; RuntimeError where int64 has no such ids."""
+    if first + rows > LAST_ID:
+        raise RuntimeError(f"x has {rows} rows, but ids would pass 2^63 - 2 from next_id = {first}")
+    return first + rows
+
+
 def id_list(value: object, name: str, device: torch.device) -> Tensor:
     """`value` as a list of int64 ids on `device`, of any length."""
     if not isinstance(value, Tensor):
@@ -89,6 +98,14 @@ def mask(value: object, name: str, device: torch.device) -> Tensor:
         came = f"got {tuple(value.shape)} on {value.device}"
         raise ValueError(f"{name} as a mask must have shape (n,) on {device}, {came}")
     return value
+
+
+def radius(value: object) -> float:
+    """`value` as the radius of a range search."""
+    number = float(value)  # type: ignore[arg-type]
+    if number != number:
+        raise ValueError("radius must be a number, got nan")
+    return number
 
 
 def finite(x: Tensor, name: str, what: str = "NaN or inf") -> None:

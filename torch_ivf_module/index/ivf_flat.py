@@ -12,7 +12,7 @@ from torch import Tensor
 from .._optional import require
 from ..functional import lists as ragged
 from ..functional import metric as metrics
-from ..functional.kmeans import kmeans
+from ..functional.kmeans import Share, kmeans
 from ..functional.parts import in_parts
 from ..functional.probe import Coarse, coarse_of, probe
 from ..params import SearchParams, positive
@@ -111,7 +111,8 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         Raises ValueError for fewer rows than `nlist` or rows that are not finite, and warns below 39 rows a list.
         """
         settings = dict(niter=niter, max_points_per_centroid=max_points_per_centroid, seed=seed, generator=generator)
-        self._fit(check.vectors(x, "x", self.d, self.device).detach(), None, verbose, settings)
+        x = self._training_rows(x)
+        self._adopt(self._clustered(x, Share.alone(x), verbose=verbose, **settings))
         return self
 
     def retrain(self, x: Tensor | None = None, *, verbose: bool = False, **settings: Any) -> Retrained:
@@ -130,33 +131,47 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         """
         self._require_trained("retrain")
         before = self.imbalance_factor()
-        rows = self.packed_embeddings if x is None else check.vectors(x, "x", self.d, self.device).detach()
-        moved = self._fit(rows, self.centroids, verbose, settings)
+        rows = self._training_rows(self.packed_embeddings if x is None else x)
+        moved = self._adopt(self._clustered(rows, Share.alone(rows), verbose=verbose, start=self.centroids, **settings))
         return Retrained(moved, self.ntotal, before, self.imbalance_factor())
 
-    def _fit(self, x: Tensor, start: Tensor | None, verbose: bool, settings: dict[str, Any]) -> int:
-        """Fit centroids to x (n, d) by `kmeans` with some settings and take them over; how many vectors moved."""
-        for name in {"niter", "max_points_per_centroid"} & settings.keys():
-            settings[name] = positive(settings[name], name)
-        if x.shape[0] < self.nlist:
-            raise ValueError(f"x has {x.shape[0]} rows, but training {self.nlist} lists needs at least {self.nlist}")
+    def _training_rows(self, x: Tensor) -> Tensor:
+        """Rows (n, d) that can be trained on, as they are compared."""
+        x = check.vectors(x, "x", self.d, self.device).detach()
         check.finite(x, "x")
-        _warn_few_rows(x.shape[0], self.nlist)
+        return self._prepared(x)
+
+    def _clustered(
+        self,
+        x: Tensor,
+        share: Share,
+        *,
+        niter: int = 10,
+        max_points_per_centroid: int = 256,
+        verbose: bool = False,
+        **settings: Any,
+    ) -> Tensor:
+        """Centroids for the rows of which x is a share."""
+        niter, most = positive(niter, "niter"), positive(max_points_per_centroid, "max_points_per_centroid")
+        if share.total < self.nlist:
+            raise ValueError(f"x has {share.total} rows, but training {self.nlist} lists needs at least {self.nlist}")
+        _warn_few_rows(share.total, self.nlist)
         bar = functools.partial(require("tqdm", "progress").tqdm, desc="k-means") if verbose else iter
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            centroids, _ = kmeans(
-                metrics.prepare(x.float(), self.metric),
+            return kmeans(
+                x,
                 self.nlist,
+                niter=niter,
                 metric=self.metric,
-                start=start,
+                max_points_per_centroid=most,
                 progress=bar,
+                share=share,
                 **settings,
-            )
-            return self._adopt(centroids)
+            )[0]
 
     def _adopt(self, centroids: Tensor) -> int:
         """Take over new centroids and move every stored vector to its new list; how many have another than before."""
-        with self._lock:
+        with self._lock, torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             packed, ids, before, noted = self._oldest_first()
             assigned = _nearest(packed, coarse_of(centroids, self.metric), self.metric)
             fresh = ragged.pack(packed, ids, assigned, centroids.shape[0])

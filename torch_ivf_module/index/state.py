@@ -21,10 +21,11 @@ def misfit(state: Mapping[str, Tensor], d: int, *, flat: bool) -> str | None:
     A flat index is one list without a centroid. Tensors on the meta device have no values to look at.
     """
     meta = any(state[name].is_meta for name in NAMES)
-    return _misfit_shapes(state, d, flat) or (None if meta else _misfit_values(state))
+    return misfit_shapes(state, d, flat) or (None if meta else _misfit_values(state))
 
 
-def _misfit_shapes(state: Mapping[str, Tensor], d: int, flat: bool) -> str | None:
+def misfit_shapes(state: Mapping[str, Tensor], d: int, flat: bool) -> str | None:
+    """The part of `misfit` that looks at no values."""
     centroids, packed, offsets, ids = (state[name] for name in NAMES)
     for name, tensor in (("centroids", centroids), ("packed_embeddings", packed)):
         if tensor.dim() != 2 or tensor.shape[1] != d:

@@ -1,0 +1,336 @@
+"""What the processes of tests/test_sharded.py do; each compares its answers with one index of all vectors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import fully_shard
+
+from tests.problems import METRICS, agree, check_range, few_training_rows, held, normal, probed
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, ShardedIndex
+from torch_ivf_module.dcp import IndexLoadPlanner
+from torch_ivf_module.sharded import newest
+from torch_ivf_module.sharded.exchange import Exchange
+
+N, D, L, K = 500, 12, 16, 10
+ROUNDING = 1e-5  # of an inner product of such vectors
+SHARDS = ("rows", "lists")
+BASE, QUERIES = normal(N, D, seed=1), normal(37, D, seed=2)
+
+
+def mine(x: Tensor, rank: int, size: int) -> Tensor:
+    """An uneven share of the rows: the first process has none where there are several."""
+    ends = {1: [0, 1], 2: [0, 0, 1], 3: [0, 0.2, 0.7, 1], 4: [0, 0, 0.6, 0.7, 1]}[size]
+    start, end = (int(len(x) * part) for part in ends[rank : rank + 2])
+    return x[start:end]
+
+
+def empty(metric: str = "l2", **settings: Any) -> IndexIVFFlat:
+    return IndexIVFFlat(D, nlist=L, nprobe=4, metric=metric, k=K, **settings)
+
+
+def built(rank: int, size: int, metric: str = "l2", shard: str = "rows", **settings: Any) -> ShardedIndex:
+    index = ShardedIndex(empty(metric, **settings), shard=shard)
+    with few_training_rows():
+        index.train(mine(BASE, rank, size), niter=5)
+    index.add(mine(BASE, rank, size))
+    return index
+
+
+def single_of(index: ShardedIndex, x: Tensor = BASE, ids: Tensor | None = None, **settings: Any) -> IndexIVFFlat:
+    """One index with the same centroids and these vectors."""
+    single = empty(index.metric, **settings)
+    state = {**single.state_dict(), "centroids": index.centroids, "list_offsets": torch.zeros(L + 1, dtype=torch.int64)}
+    single.load_state_dict(state)
+    single.add_with_ids(x, torch.arange(len(x)) if ids is None else ids)
+    return single
+
+
+def same_answers(index: ShardedIndex, single: Any, rank: int, size: int, queries: Tensor = QUERIES) -> None:
+    """Search, range search, caps: as `single` answers, for this process's own share of the queries."""
+    own = mine(queries, rank, size)
+    assert index.ntotal == single.ntotal
+    for k in (1, K, N + 7):
+        agree(index.search(own, k), single.search(own, k), atol=ROUNDING)
+    agree(index(own), single(own), atol=ROUNDING)
+    for params in (SearchParams(nprobe=1), SearchParams(profile="exact", nprobe=L), SearchParams(max_codes=60)):
+        agree(index.search(own, K, params=params), single.search(own, K, params=params), atol=ROUNDING)
+    radius = float(single.search(queries, 5)[0][:, -1].nanmedian())
+    lists = probed(single, own) if isinstance(single, IndexIVFFlat) else None
+    check_range(index.range_search(own, radius), own, held(single), index.metric, radius, lists)
+
+
+def matrix(rank: int, size: int, shard: str) -> None:
+    for metric in METRICS:
+        index = built(rank, size, metric, shard)
+        trained = empty(metric)
+        with few_training_rows():
+            trained.train(BASE, niter=5)
+        torch.testing.assert_close(index.centroids, trained.centroids, rtol=1e-4, atol=1e-5)
+        single = single_of(index)
+        same_answers(index, single, rank, size)
+        about = index.info()
+        assert sum(about["rows"]) == about["ntotal"] == N
+        assert max(about["rows"]) - min(about["rows"]) <= (1 if shard == "rows" else N // L)
+
+        # Every process names some ids, one of them twice and one that nobody has.
+        gone = torch.arange(rank, 120, size)
+        assert index.remove_ids(torch.cat([gone, torch.tensor([7, 10**9])])) == 120
+        assert single.remove_ids(torch.arange(120)) == 120
+        mask = torch.zeros(200, dtype=torch.bool)
+        mask[130 + rank] = True
+        assert index.remove_ids(mask) == size
+        single.remove_ids(torch.arange(130, 130 + size))
+        more = normal(90, D, seed=3)
+        ids = torch.arange(-100, -10)
+        index.add_with_ids(mine(more, rank, size), mine(ids, rank, size))
+        single.add_with_ids(more, ids)
+        index.add(mine(normal(3, D, seed=4), rank, size))
+        single.add(normal(3, D, seed=4))
+        same_answers(index, single, rank, size)
+        index.rebalance()
+        same_answers(index, single, rank, size)
+
+
+def edges(rank: int, size: int, shard: str) -> None:
+    """Fewer vectors than processes, none at all, bad queries, half precision, new centroids, one full index."""
+    index = built(rank, size, shard=shard)
+    bad = QUERIES.clone()
+    bad[::5] = torch.nan
+    bad[1::7] = torch.inf
+    single = single_of(index)
+    same_answers(index, single, rank, size, bad)
+    with few_training_rows():
+        index.train(mine(BASE + 0.1, rank, size), niter=2, seed=5)
+    same_answers(index, single_of(index), rank, size)
+    index.reset()
+    assert index.ntotal == 0
+    assert (index.search(mine(QUERIES, rank, size), K)[1] == -1).all()
+    index.add(mine(BASE[:3], rank, size))
+    same_answers(index, single_of(index, BASE[:3], torch.arange(N, N + 3)), rank, size)
+
+    # A sample of the rows, drawn by a generator.
+    settings = {"niter": 3, "max_points_per_centroid": 8}
+    trained = empty()
+    with few_training_rows():
+        index.train(mine(BASE, rank, size), generator=torch.Generator().manual_seed(3), **settings)
+        trained.train(BASE, generator=torch.Generator().manual_seed(3), **settings)
+    torch.testing.assert_close(index.centroids, trained.centroids, rtol=1e-4, atol=1e-5)
+
+    index = ShardedIndex(single_of(index), shard=shard)  # every process has the whole, and keeps its part
+    assert index.index.ntotal < N or size == 1
+    same_answers(index, single_of(index), rank, size)
+    index = built(rank, size, shard=shard, dtype=torch.bfloat16)
+    agree(
+        index.search(QUERIES[rank:9], K),
+        single_of(index, dtype=torch.bfloat16).search(QUERIES[rank:9], K),
+    )
+    if shard == "rows":
+        flat, whole = ShardedIndex(IndexFlatL2(D)), IndexFlatL2(D)
+        flat.train(mine(BASE, rank, size)).add(mine(BASE, rank, size))
+        whole.add(BASE)
+        same_answers(flat, whole, rank, size)
+        again = ShardedIndex(IndexFlatL2(D))
+        again.load_state_dict(flat.state_dict())
+        same_answers(again, whole, rank, size)
+    fresh = built(rank, size, shard=shard)
+    fresh.load_state_dict(ShardedIndex(empty(), shard=shard).state_dict())
+    assert fresh.ntotal == 0
+    assert not fresh.is_trained
+
+
+def in_a_group(rank: int, size: int, folder: str) -> None:
+    """The last processes are a group of their own, in which ranks are others."""
+    group = dist.new_group(list(range(1, size)))
+    if rank == 0:
+        with pytest.raises(ValueError, match="does not contain"):
+            ShardedIndex(empty(), process_group=group)
+        return
+    index = ShardedIndex(empty(), process_group=group, shard="lists")
+    with few_training_rows():
+        index.train(mine(BASE, rank - 1, size - 1))
+    index.add(mine(BASE, rank - 1, size - 1))
+    index.nprobe = 7
+    single = single_of(index)
+    single.nprobe = 7
+    same_answers(index, single, rank - 1, size - 1)
+    index.save(folder)
+    again = ShardedIndex(empty(), process_group=group).restore(folder)
+    again.nprobe = 7
+    same_answers(again, single, rank - 1, size - 1)
+
+
+def refusals(rank: int, size: int) -> None:
+    index = built(rank, size)
+    before = index.search(QUERIES, K)
+    wrong = torch.full((2, D), torch.nan) if rank == 1 else BASE[:2]
+    with pytest.raises(ValueError, match="row 0") if rank == 1 else pytest.raises(RuntimeError, match="add: rank 1"):
+        index.add(wrong)
+    refused = (ValueError, "x must have shape") if rank == 0 else (RuntimeError, "search: rank 0 refused its input")
+    with pytest.raises(refused[0], match=refused[1]):
+        index(QUERIES[:, 1:] if rank == 0 else QUERIES)
+    with pytest.raises(RuntimeError, match="search: rank 1 makes another call"):
+        index.search(QUERIES, K + rank)
+    with pytest.raises(RuntimeError, match="rank 1 makes another call"):
+        index.reset() if rank == 0 else index.search(QUERIES, K)
+    with pytest.raises(RuntimeError, match="rank 1 makes another call"):
+        ShardedIndex(empty(max_codes=5 + rank))
+    with pytest.raises(ValueError, match="at least 16"):
+        ShardedIndex(empty()).train(mine(BASE[:9], rank, size))
+    with pytest.raises(RuntimeError, match="trained"):
+        ShardedIndex(empty()).add(BASE[:1])
+    with pytest.raises(ValueError, match="shard must be"):
+        ShardedIndex(empty(), shard="columns")
+    with pytest.raises(ValueError, match="IndexIVFFlat"):
+        ShardedIndex(IndexFlatL2(D), shard="lists")
+    with pytest.raises(TypeError, match="flat or inverted-file"):
+        ShardedIndex(nn.Linear(2, 2))  # type: ignore[arg-type]
+    agree(index.search(QUERIES, K), before)
+    agree(deepcopy(index).search(QUERIES, K), before)
+    assert index.ntotal == N
+    assert f"rank={rank} of 2, shard='rows', ntotal={N}" in repr(index)
+
+
+def saves(rank: int, size: int, folder: str, shard: str) -> None:
+    index = built(rank, size, shard=shard)
+    index.remove_ids(torch.arange(20))
+    index.save(folder)
+    torch.save({"centroids": index.centroids, "next_id": index.next_id}, f"{folder}/expected.pt")
+
+
+def loads(rank: int, size: int, folder: str, shard: str) -> None:
+    """Load what `saves` has saved, or a plain index in its place, then go on and save again."""
+    index = ShardedIndex(empty(), shard=shard).restore(folder)
+    expected = torch.load(f"{folder}/expected.pt")
+    assert torch.equal(index.centroids, expected["centroids"])
+    assert index.next_id == expected["next_id"]
+    kept = torch.arange(20, N)
+    single = single_of(index, BASE[kept], kept)
+    same_answers(index, single, rank, size)
+    index.add(mine(BASE[:5], rank, size))
+    single.add(BASE[:5])
+    same_answers(index, single, rank, size)
+    other = ShardedIndex(empty(), shard="rows")
+    other.load_state_dict(index.state_dict())
+    same_answers(other, single, rank, size)
+    other.load_state_dict(single.state_dict())  # of a plain index, which every process has
+    same_answers(other, single, rank, size)
+    damaged = {**single.state_dict(), "list_offsets": single.list_offsets + 1}
+    with pytest.raises(RuntimeError, match="list_offsets must run from 0"):
+        other.load_state_dict(damaged)
+    same_answers(other, single, rank, size)
+    index.remove_ids(torch.arange(N, N + 5))
+    before = newest(folder)
+    index.save(folder)
+    assert newest(folder) != before
+
+
+def in_models(rank: int, size: int, folder: str) -> None:
+    """DDP and FSDP2 leave the vectors of each process alone, and a model's checkpoint holds them all."""
+    x = normal(6, 8, seed=rank)
+    encoder = nn.Linear(8, D)
+    nn.init.ones_(encoder.weight)
+    index = built(rank, size)
+    model = nn.Sequential(encoder, index)
+    single = single_of(index)
+    rows = index.index.list_ids.clone()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    agree(wrapped(x), single(encoder(x)))
+    sharded = fully_shard(nn.Sequential(fully_shard(nn.Linear(8, D)), index))
+    sharded(x)
+    assert torch.equal(index.index.list_ids, rows)
+    assert not list(model.buffers())
+    saved = get_model_state_dict(sharded)
+    dcp.save({"model": saved}, checkpoint_id=folder)
+    fresh = nn.Sequential(nn.Linear(8, D), ShardedIndex(empty(), shard="lists"))
+    fully_shard(fresh)
+    state = {"model": get_model_state_dict(fresh)}
+    dcp.load(state, checkpoint_id=folder, planner=IndexLoadPlanner())
+    set_model_state_dict(fresh, state["model"])
+    assert fresh[1].ntotal == N
+    agree(fresh(x), sharded(x))
+
+
+# --- faults -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def ends_in(step: str, after: int, signal_number: int) -> Iterator[None]:
+    """This process gets a signal in its exchange number `after` of a step."""
+    run, seen = Exchange.run, []
+
+    def run_or_die(self: Exchange, name: str, *rest: Any) -> Any:
+        seen.append(name)
+        if seen.count(step) > after:
+            os.kill(os.getpid(), signal_number)
+        return run(self, name, *rest)
+
+    Exchange.run = run_or_die  # type: ignore[method-assign]
+    yield
+    raise AssertionError(f"{step} has only {seen.count(step)} exchanges")
+
+
+def loses_one(rank: int, size: int, step: str, after: int, signal_number: int) -> None:
+    index = built(rank, size)
+    steps = {
+        "train": lambda: index.train(mine(BASE, rank, size)),
+        "add": lambda: index.add(mine(BASE, rank, size)),
+        "search": lambda: index.search(QUERIES, K),
+        "save": lambda: index.save("/nowhere"),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if rank == size - 1:
+            with ends_in(step, after, signal_number):
+                steps[step]()
+        else:
+            centroids, rows = index.centroids.clone(), index.index.ntotal
+            with pytest.raises(
+                RuntimeError, match=f"^{step}: rank {rank} of {size}: another process has ended"
+            ) as caught:
+                steps[step]()
+            assert caught.value.__cause__ is not None
+            assert torch.equal(index.centroids, centroids)
+            assert (index.ntotal, index.index.ntotal) == (N, rows)
+
+
+def interrupted_save(rank: int, size: int, folder: str) -> None:
+    index = built(rank, size)
+    index.save(folder)
+    dist.barrier()
+    index.reset()
+    index.add(mine(BASE[:11], rank, size))
+    if rank == size - 1:
+        write = FileSystemWriter.write_data
+
+        def write_and_die(self: Any, *rest: Any) -> None:
+            write(self, *rest).wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        FileSystemWriter.write_data = write_and_die  # type: ignore[method-assign,assignment]
+        index.save(folder)
+    with pytest.raises(RuntimeError, match=r"^save: .* the one before it, if any, is untouched"):
+        index.save(folder)
+    assert Path(folder, "2").exists()
+    assert newest(folder).name == "1"
+
+
+def restores(rank: int, size: int, folder: str) -> None:
+    index = ShardedIndex(empty()).restore(folder)
+    same_answers(index, single_of(index), rank, size)
+    index.save(folder)
+    assert sorted(part.name for part in Path(folder).iterdir()) == ["3", "newest"]

@@ -1,0 +1,137 @@
+"""The collectives of one process group. Every one of them runs here, under the name of the step it serves.
+
+W processes, n rows of one process.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+_VALUES = 4  # numbers that a process may tell the others when they agree
+_GONE = (
+    "another process has ended, or did not answer within the group's timeout; the index here is as before the call, "
+    "but the processes have to be started again"
+)
+
+
+class Exchange:
+    """What the processes of a group send each other. A failure names the step, on every process that sees it."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError("there is no process group: call torch.distributed.init_process_group() first")
+        self.group = _everybody() if group is None else group
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("process_group does not contain this process")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Exchange:
+        return self  # a group is not copied
+
+    def run(self, step: str, communicate: Callable[[], T], meaning: str = _GONE) -> T:
+        """The result of something that waits for the other processes."""
+        try:
+            return communicate()
+        except RuntimeError as error:  # every error of torch.distributed is one
+            raise RuntimeError(f"{step}: rank {self.rank} of {self.size}: {meaning} ({error})") from error
+
+    def agree(
+        self, step: str, settings: object, device: torch.device, prepare: Callable[[], tuple[T, list[int]]]
+    ) -> tuple[T, Tensor]:
+        """`prepare` what this process brings, and go on only if that worked on all, called with the same settings.
+
+        It returns a result and up to four numbers for the others; the result comes back with the numbers of every
+        process (W, 4). Without this, one process that refuses its input would leave the others waiting.
+        """
+        problem: Exception | None = None
+        values: list[int] = []
+        result: list[T] = []
+        try:
+            found, values = prepare()
+            result.append(found)
+        except Exception as error:
+            problem = error
+        told = [int(problem is None), zlib.crc32(repr((step, settings)).encode()), *values]
+        words = torch.tensor(told + [0] * (2 + _VALUES - len(told)), dtype=torch.int64, device=device)
+        said = self.gather(step, words).cpu()
+        if problem is not None:
+            raise problem
+        refused = torch.nonzero(said[:, 0] == 0)
+        if refused.shape[0]:
+            raise RuntimeError(f"{step}: rank {int(refused[0])} refused its input and says why; no rank was changed")
+        other = torch.nonzero(said[:, 1] != said[0, 1])
+        if other.shape[0]:
+            raise RuntimeError(
+                f"{step}: rank {int(other[0])} makes another call than rank 0, or has other settings; "
+                "all ranks call the same methods in the same order"
+            )
+        return result[0], said[:, 2:]
+
+    def gather(self, step: str, tensor: Tensor) -> Tensor:
+        """A tensor of one shape on every process: all of them, (W, ...)."""
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        self.run(step, lambda: dist.all_gather(parts, tensor.contiguous(), group=self.group))
+        return torch.stack(parts)
+
+    def join(self, step: str, tensor: Tensor, counts: Tensor) -> Tensor:
+        """The rows (n, ...) of every process, one after the other; counts (W,) says how many those are."""
+        padded = tensor.new_zeros((int(counts.max()), *tensor.shape[1:]))
+        padded[: tensor.shape[0]] = tensor
+        parts = self.gather(step, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+
+    def sum(self, step: str, tensor: Tensor) -> Tensor:
+        """The sum over all processes, written into `tensor`."""
+        self.run(step, lambda: dist.all_reduce(tensor, group=self.group))
+        return tensor
+
+    def first(self, step: str, tensor: Tensor) -> Tensor:
+        """What rank 0 has, written into `tensor`."""
+        self.run(step, lambda: dist.broadcast(tensor, group=self.group, group_src=0))
+        return tensor
+
+    def swap(
+        self, step: str, counts: Tensor, *tensors: Tensor, arriving: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Send the first ``counts[0]`` rows of each tensor to rank 0, the next ``counts[1]`` to rank 1, and so on.
+
+        Returns what arrives, in the order of the ranks, and how much from each (W,), which may be given if known.
+        """
+        if arriving is None:
+            arriving = torch.empty_like(counts)
+            self._swap(step, [(arriving, counts)], [1] * self.size, [1] * self.size)
+        total, takes, gives = int(arriving.sum()), arriving.tolist(), counts.tolist()
+        fresh = [tensor.new_empty((total, *tensor.shape[1:])) for tensor in tensors]
+        self._swap(step, list(zip(fresh, tensors, strict=True)), takes, gives)
+        return fresh, arriving
+
+    def _swap(self, step: str, pairs: list[tuple[Tensor, Tensor]], takes: list[int], gives: list[int]) -> None:
+        def communicate() -> None:
+            works = [
+                dist.all_to_all_single(_bytes(fresh), _bytes(old), takes, gives, group=self.group, async_op=True)
+                for fresh, old in pairs
+            ]
+            for work in works:
+                work.wait()
+
+        self.run(step, communicate)
+
+
+def _everybody() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Rows (n, ...) as bytes (n, m): gloo has no bfloat16."""
+    rows = tensor.contiguous()
+    return (rows.flatten(1) if rows.dim() > 1 else rows[:, None]).view(torch.uint8)

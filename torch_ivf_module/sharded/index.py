@@ -1,0 +1,262 @@
+"""An index whose vectors are divided among the processes of a group.
+
+W processes, N vectors in all, n rows of one process, L lists, Q queries of one process, d dim, k results.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .._optional import require
+from ..functional import metric as metrics
+from ..functional.kmeans import Share
+from ..functional.search import lookup
+from ..index import IndexIVFFlat, check, state
+from ..params import SearchParams, positive
+from . import asking, folder, whole
+from .module import ShardedModule, digest_of
+
+Self = TypeVar("Self", bound="ShardedIndex")
+
+
+class ShardedIndex(ShardedModule):
+    """One index over the processes of a torch.distributed group: each holds a part of the vectors, all the centroids.
+
+    Every process makes the same calls in the same order, with data of its own, none included; each call waits for the
+    others. `search` answers as one index that holds the vectors of all would. If one process refuses its input, all
+    raise and none is changed; if one ends, the others raise within the group's timeout an error that names the step.
+
+    Parameters
+    ----------
+    index : the part of this process, taken over: empty, or the same filled index on every process, of which each
+        then keeps its part (``ShardedIndex(load(path, mmap=True))``). It stays reachable as `.index`, for reading;
+        `k`, `nprobe`, `max_codes`, `search_mode` and `max_bytes` are set here, on every process alike.
+    process_group : the group, by default that of all processes. Threads must not use one index at the same time.
+    shard : "rows" deals rows in turn, so that all hold the same number and every query goes to all. "lists" deals
+        whole lists by size (inverted-file indexes only): a query goes to the owners of the lists it reads.
+
+    Vectors are no buffers of this module, so that DistributedDataParallel and fully_shard leave them alone; they are in
+    `state_dict`, in the names and shapes of the plain index of all rows, cut by rows into DTensors. So
+    `torch.distributed.checkpoint` loads what any number of processes saved, and a plain index loads it too. Making
+    a state_dict is a call for every process like the others.
+
+    Raises TypeError or ValueError for a wrong argument, RuntimeError without a process group or when the processes'
+    indexes differ.
+
+    >>> import tempfile, torch.distributed as dist
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=0, world_size=1)
+    ...     index = ShardedIndex(IndexIVFFlat(8, nlist=4, nprobe=4))
+    ...     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    ...     index.train(x).add(x)
+    ...     print(index.search(x[:2], 1)[1].flatten(), index.ntotal)
+    ...     dist.destroy_process_group()
+    tensor([0, 1]) 400
+    """
+
+    def info(self) -> dict[str, Any]:
+        """Settings, and how the vectors are spread: `rows` and `bytes` of the buffers of every process."""
+        held = [self.index.ntotal, sum(buffer.nbytes for buffer in self.index.buffers())]
+        _, said = self._agree("info", None, lambda: (None, held))
+        spread = {"ntotal": self._ntotal, "rows": said[:, 0].tolist(), "bytes": said[:, 1].tolist()}
+        about = {"shard": self.shard, "world_size": self._exchange.size, "rank": self._exchange.rank}
+        return {**self.index.config(), **about, **spread}
+
+    # -- building ------------------------------------------------------------------------------------------
+
+    def fit(
+        self: Self,
+        x: Tensor,
+        *,
+        niter: int = 10,
+        max_points_per_centroid: int = 256,
+        seed: int = 1234,
+        generator: torch.Generator | None = None,
+        verbose: bool = False,
+    ) -> Self:
+        """Fit the centroids to the rows x (n, d) of all processes by k-means, each working on its own.
+
+        The same seed and rows, in the order of the ranks, give the sample, the start and, to rounding, the centroids of
+        one process, however many there are. A `generator` has to be in the same state everywhere. On a filled index
+        vectors move to their new lists. `verbose` shows a bar on rank 0. Settings and errors as `IndexIVFFlat.fit`.
+        """
+        index = self.index
+        if not isinstance(index, IndexIVFFlat):
+            self._agree("train", None, lambda: (index.fit(x), []))
+            return self
+        settings: dict[str, Any] = dict(niter=niter, max_points_per_centroid=max_points_per_centroid, seed=seed)
+        drawn = None if generator is None else digest_of(generator.get_state())
+
+        def prepare() -> tuple[Tensor, list[int]]:
+            if verbose:
+                require("tqdm", "progress")
+            return index._training_rows(x), [x.shape[0]]
+
+        rows, said = self._agree("train", (settings, drawn, verbose), prepare)
+        first, total = int(said[: self._exchange.rank, 0].sum()), int(said[:, 0].sum())
+        share = Share(first, total, lambda tensor: self._exchange.sum("train", tensor))
+        centroids = index._clustered(
+            rows, share, generator=generator, verbose=verbose and self._exchange.rank == 0, **settings
+        )
+        centroids = self._exchange.first("train", centroids)
+        with self._as_before_on_error():
+            index._adopt(centroids)
+            if self.shard == "lists":
+                self._deal_again("train")
+        self._sizes = None
+        return self
+
+    def add(self, x: Tensor) -> None:
+        """Add the rows x (n, d) of this process; ids go on from ``next_id``, rank by rank.
+
+        Converted and refused as by `IndexBase.add`; the rows then go to the processes that should hold them.
+        """
+        self._add("add", x, None)
+
+    def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
+        """As `add`, under ids (n,) that no other row should have, on any process: that is not checked."""
+        self._add("add_with_ids", x, ids)
+
+    def _add(self, step: str, x: Tensor, ids: Tensor | None) -> None:
+        index = self.index
+
+        def prepare() -> tuple[tuple[Tensor, Tensor, Tensor | None], list[int]]:
+            index._require_trained("add")
+            given = check.vectors(x, "x", self.d, index.device)
+            own = None if ids is None else check.ids(ids, "ids", given.shape[0], index.device)
+            rows, assigned = index._place(given)
+            return (rows, assigned, own), [rows.shape[0], 0 if own is None else state.next_id_after(own)]
+
+        (rows, assigned, own), said = self._agree(step, None, prepare)
+        total, before, number = int(said[:, 0].sum()), int(said[: self._exchange.rank, 0].sum()), int(index.next_id)
+        if own is None:
+            next_id = check.numbering(number, total)
+            own = torch.arange(number + before, number + before + rows.shape[0], device=rows.device)
+        else:
+            next_id = max(number, int(said[:, 1].max()))
+        owners = self._owners_after(step, assigned)
+        places = torch.arange(self._ntotal + before, self._ntotal + before + rows.shape[0], device=rows.device)
+        rows, own, assigned = self._send(step, whole.Run(rows, own, assigned, places), owners)
+        index._stage(rows, own, assigned, next_id, custom_ids=ids is not None)
+        self._owners, self._sizes, self._ntotal = owners, None, self._ntotal + total
+
+    def remove_ids(self, ids: Tensor) -> int:
+        """Remove the ids that any process gives, wherever they are; each gives its own, as `IndexBase.remove_ids` takes
+        them. Returns how many rows went on all processes together."""
+        device = self.index.device
+
+        def prepare() -> tuple[Tensor, list[int]]:
+            if isinstance(ids, Tensor) and ids.dtype == torch.bool:
+                own = torch.nonzero(check.mask(ids, "ids", device))[:, 0]
+            else:
+                own = check.id_list(ids, "ids", device)
+            return own, [own.shape[0]]
+
+        own, said = self._agree("remove_ids", None, prepare)
+        gone = self._exchange.join("remove_ids", own, said[:, 0])
+        count = int(self._exchange.sum("remove_ids", torch.isin(self.index.list_ids, gone).sum()))
+        self.index.remove_ids(gone)  # nothing that could fail on another process comes after
+        self._ntotal, self._sizes = self._ntotal - count, None
+        return count
+
+    def reset(self) -> None:
+        """Forget the vectors; centroids and the count of ids stay."""
+        self._agree("reset", None, lambda: (None, []))
+        self.index.reset()
+        self._forget()
+
+    def rebalance(self) -> None:
+        """Deal everything anew: even shares again after removals, or after lists have grown unevenly."""
+        self._agree("rebalance", None, lambda: (None, []))
+        if self.index.is_trained:
+            self._deal_again("rebalance")
+
+    # -- searching -----------------------------------------------------------------------------------------
+
+    def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
+        """The k nearest of the vectors of all processes to each query of this one.
+
+        x (Q, d), D (Q, k) and I (Q, k) as for `IndexBase.search`; Q may differ between processes and be 0, `k` and
+        `params` may not differ. A query and the numbers of its lists go to every process that holds some of them, and
+        k distances and ids come back from each. D carries no gradient. Raises as `IndexBase.search`.
+        """
+
+        def prepare() -> tuple[tuple[Tensor, SearchParams], list[int]]:
+            positive(k, "k")
+            return self._queries(x, params, "search"), []
+
+        with torch.no_grad():
+            (queries, settings), _ = self._agree("search", (k, params, self._settings()), prepare)
+            sizes = None if self.index._max_codes(settings) is None else self._list_sizes("search")
+            probed = self.index._probed(queries, settings, sizes)
+            asked, theirs, lists = asking.ask(self._exchange, "search", queries, probed, self._asked_owners())
+            scores, rows, segments = self.index._search(theirs, k, settings, lists)
+            ids = lookup([part.ids for part in segments], rows)
+            scores, ids = asking.best(self._exchange, "search", asked, scores, ids)
+            return metrics.to_distance(scores, self.metric), ids
+
+    def range_search(
+        self, x: Tensor, radius: float, *, params: SearchParams | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All vectors of all processes within the radius of each query of this one: lims, D, I.
+
+        As `IndexBase.range_search`; `radius` and `params` are the same on every process.
+        """
+
+        def prepare() -> tuple[tuple[Tensor, SearchParams], list[int]]:
+            check.radius(radius)
+            return self._queries(x, params, "range_search"), []
+
+        with torch.no_grad():
+            step = "range_search"
+            (queries, settings), _ = self._agree(step, (radius, params, self._settings()), prepare)
+            probed = self.index._probed(queries, settings)
+            asked, theirs, lists = asking.ask(self._exchange, step, queries, probed, self._asked_owners())
+            found = self.index._range_search(theirs, check.radius(radius), settings, lists)
+            return asking.within(self._exchange, step, asked, *found)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``search(x, index.k)`` for x (..., d): D and I of shape (..., k)."""
+        k = self.index.k
+        # `search` refuses what is no vector, and in step with the other processes.
+        found, ids = self.search(x.reshape(-1, x.shape[-1]) if isinstance(x, Tensor) and x.dim() else x, k)
+        return found.view(*x.shape[:-1], k), ids.view(*x.shape[:-1], k)
+
+    def _queries(self, x: Tensor, params: SearchParams | None, action: str) -> tuple[Tensor, SearchParams]:
+        self.index._require_trained(action)
+        given = check.vectors(x, "x", self.d, self.index.device)
+        return self.index._prepared(given), self.index._params(params)
+
+    def _asked_owners(self) -> Tensor | None:
+        return None if self.shard == "rows" else self._owners
+
+    def _settings(self) -> tuple[int, int | None]:
+        """What the index of each process would take for itself, and has to be the same."""
+        usual = SearchParams()
+        return self.index._nprobe(usual), self.index._max_codes(usual)
+
+    # -- state ---------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a checkpoint into the folder `path`, which all processes see; see `restore`.
+
+        It is written beside the last one, which goes when the new one is complete: whatever is interrupted, the folder
+        holds a complete checkpoint. `newest` says which, for `torch.distributed.checkpoint`; the key is "index".
+        """
+        folder.save(self._exchange, self._whole("save"), Path(path))
+
+    def restore(self: Self, path: str | os.PathLike[str]) -> Self:
+        """Take over the newest checkpoint in a folder, of `save` with any number of processes, or one that
+        ``torch.distributed.checkpoint.save({"index": index}, ...)`` made of a plain or sharded index. Returns self."""
+        self.load_state_dict(folder.restore(self._exchange, whole.blank(self._exchange, self.index), Path(path)))
+        return self
+
+    def extra_repr(self) -> str:
+        """The settings, as the module shows them."""
+        place = f"rank={self._exchange.rank} of {self._exchange.size}, shard={self.shard!r}, ntotal={self._ntotal}"
+        return f"{place}, index={self.index!r}"
