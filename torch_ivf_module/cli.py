@@ -6,6 +6,7 @@ A command is a module with ``add_arguments(parser)`` and ``run(args) -> exit sta
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -69,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return int(args.run(args))
+    except BrokenPipeError:  # who reads the output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     # The texts of these are written for the person who typed the command.
     except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import AnyIndex, load
-from ..functional.lists import lengths
 from ..index import IndexIVFFlat, IndexPreTransform
 from .advice import nlist_for, nlist_range
 from .common import Talk, add_json, shown_bytes
@@ -54,25 +53,11 @@ def facts_of(index: AnyIndex) -> dict[str, Any]:
 
 
 def _list_facts(index: IndexIVFFlat) -> dict[str, Any]:
-    sizes = lengths(index.list_offsets)
-    imbalance = _imbalance(sizes)
+    stats = index.list_stats()
     # Queries that fall as the vectors do fall into long lists more often.
-    read = min(index.nprobe, index.nlist) * imbalance * index.ntotal / index.nlist
-    return {
-        "count": index.nlist,
-        "empty": int((sizes == 0).sum()),
-        "shortest": int(sizes.min()),
-        "median": int(sizes.median()),
-        "longest": int(sizes.max()),
-        "imbalance": imbalance,
-        "read_per_query": min(read, float(index.ntotal)),
-        "histogram": _histogram(sizes),
-    }
-
-
-def _imbalance(sizes: Tensor) -> float:
-    """faiss's imbalance factor: 1 for even lists, L where one list has all."""
-    return float(sizes.double().square().sum() * sizes.shape[0] / sizes.double().sum().square())
+    read = min(index.nprobe, stats.lists) * stats.imbalance * index.ntotal / stats.lists
+    facts = {**stats._asdict(), "read_per_query": min(read, float(index.ntotal))}
+    return {**facts, "histogram": _histogram(index.list_sizes())}
 
 
 def _histogram(sizes: Tensor) -> list[dict[str, int]]:
@@ -87,7 +72,7 @@ def _histogram(sizes: Tensor) -> list[dict[str, int]]:
 
 def _advice(index: IndexIVFFlat, lists: dict[str, Any]) -> list[str]:
     """What someone who knows such indexes would say."""
-    rows, nlist = index.ntotal, lists["count"]
+    rows, nlist = index.ntotal, lists["lists"]
     fewest, most = nlist_range(rows)
     verdict = "suits" if fewest <= nlist <= most else "is few for" if nlist < fewest else "is many for"
     usual = f"{fewest:,} to {most:,} are usual, {nlist_for(rows):,} (4 * sqrt(N)) is a good start"
@@ -131,8 +116,8 @@ def _told_lists(facts: dict[str, Any]) -> list[tuple[str, str]]:
     cap = f", at most {facts['max_codes']:,} vectors" if facts["max_codes"] else ""
     read = f"about {lists['read_per_query']:,.0f} vectors"
     rows = [
-        ("lists", f"{lists['count']:,}, {lists['empty']:,} empty; nprobe {facts['nprobe']}: {read} a query{cap}"),
-        ("length", f"{lists['shortest']:,} to {lists['longest']:,}, median {lists['median']:,}"),
+        ("lists", f"{lists['lists']:,}, {lists['empty']:,} empty; nprobe {facts['nprobe']}: {read} a query{cap}"),
+        ("length", f"{lists['min']:,} to {lists['max']:,}, median {lists['median']:,.0f}"),
         ("length", f"imbalance factor {lists['imbalance']:.2f} (1 is even)"),
     ]
     tallest = max(part["lists"] for part in lists["histogram"])
