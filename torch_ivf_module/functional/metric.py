@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 METRICS = ("l2", "ip", "cosine")
+ORDERING = {"l2": "residual_norm_asc", "ip": "proj_desc", "cosine": "proj_desc"}  # see `centrality`
 _ROUNDING = 64 * torch.finfo(torch.float32).eps  # far above the error of a float32 product of any usual d
 _SAMPLE = 256  # rows that decide the origin; a median of so many is within a tenth of a spread
 
@@ -111,18 +112,29 @@ def doubtful(x: Tensor, origin: Tensor, last: Tensor, kth: Tensor, metric: str) 
     return torch.isfinite(last) & ~(last.double() + 3 * error < needed)
 
 
+def centrality(vectors: Tensor, centroids: Tensor, metric: str) -> Tensor:
+    """How likely a vector is a result for whoever visits its list, (N,): what ORDERING names sorts by it.
+
+    vectors, centroids (N, d): each vector and the centroid of its list. l2: less for one that lies farther from it,
+    for in many dimensions the far ones are far from queries too; ip, cosine: the product with it.
+    """
+    if metric == "l2":
+        return (vectors - centroids).square().sum(1).neg()
+    return (vectors * centroids).sum(1)
+
+
 def to_distance(scores: Tensor, metric: str) -> Tensor:
     """Exact scores to what users see: squared L2, inner product or cosine."""
     return -scores if metric == "l2" else scores
 
 
-def radius_to_score(radius: float, metric: str) -> float:
-    """The exact score that a result of a range search must exceed."""
+def radius_to_score(radius: Tensor, metric: str) -> Tensor:
+    """The exact scores that the results of a range search must exceed."""
     return -radius if metric == "l2" else radius
 
 
-def range_floor(x: Tensor, origin: Tensor, score: float, reach: Tensor, metric: str) -> Tensor:
-    """The ranking score (Q,) that every row whose exact score exceeds `score` reaches, rounding allowed for.
+def range_floor(x: Tensor, origin: Tensor, score: Tensor, reach: Tensor, metric: str) -> Tensor:
+    """The ranking score (Q,) that every row whose exact score exceeds `score` (Q,) reaches, rounding allowed for.
 
     `x` (Q, d) are the queries before the origin is taken off; `reach` is the largest norm of a stored vector.
     """

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..functional import lists as ragged
 from ..functional import metric as metrics
+from ..functional.budget import Budget
+from ..functional.probe import Coarse
 from ..functional.range_scan import range_search
 from ..functional.search import MODES, lookup, search
 from ..params import SearchParams, positive
@@ -43,6 +45,7 @@ class IndexBase(Fits, Saves, IndexModule):
         self.k = k
         self.search_mode = search_mode
         self.max_bytes = max_bytes
+        self.last_search_stats: dict[str, Any] | None = None  # of the last search that was told to keep them
 
     @property
     def search_mode(self) -> str:
@@ -221,7 +224,8 @@ class IndexBase(Fits, Saves, IndexModule):
         self._require_trained("search")
         with torch.autocast(self.device.type, enabled=False):
             queries = metrics.prepare(x.float(), self.metric)
-            coarse, segments = self._segments()
+            coarse, segments = self._chosen(params, x.shape[0], counted=True)
+            stats: dict[str, Any] | None = {} if params.debug_stats else None
             scores, rows = search(
                 queries,
                 coarse,
@@ -232,27 +236,30 @@ class IndexBase(Fits, Saves, IndexModule):
                 max_bytes=self.max_bytes,
                 nprobe=self._nprobe(params),
                 max_codes=self._max_codes(params),
+                budget=self._budget(params),
                 exact=params.profile == "exact",
+                stats=stats,
             )
+            if stats is not None:
+                self.last_search_stats = stats
             return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
 
     def range_search(
-        self, x: Tensor, radius: float, *, params: SearchParams | None = None
+        self, x: Tensor, radius: float | Tensor, *, params: SearchParams | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All vectors of the probed lists strictly inside the radius: D < radius (l2), D > radius (ip, cosine).
 
-        Returns lims (nq + 1,) int64, D (n,) float32 and I (n,) int64; the results of query i are
-        ``lims[i]:lims[i + 1]``, in any order. `max_codes` is ignored, as in faiss. Raises as `search`.
+        `radius` is a number, or a tensor (nq,) of one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
+        I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params` it takes `nprobe`
+        and `selector`: lists are read whole, `max_codes` and budgets are ignored, as in faiss. Raises as `search`.
         """
         x = check.vectors(x, "x", self.d, self.device)
-        radius = float(radius)
-        if radius != radius:
-            raise ValueError("radius must be a number, got nan")
+        radius = check.radii(radius, "radius", x.shape[0], self.device)
         params = self._params(params)
         self._require_trained("range_search")
         with torch.autocast(self.device.type, enabled=False), torch.no_grad():
             queries = metrics.prepare(x.float(), self.metric)
-            coarse, segments = self._segments()
+            coarse, segments = self._chosen(params, x.shape[0], counted=False)
             lims, scores, rows = range_search(
                 queries,
                 coarse,
@@ -308,10 +315,28 @@ class IndexBase(Fits, Saves, IndexModule):
             self.__dict__["_own_graph"] = graph  # not a submodule: its buffers are this module's
         return graph
 
+    def _chosen(
+        self, params: SearchParams, queries: int, *, counted: bool
+    ) -> tuple[Coarse, list[ragged.InvertedLists]]:
+        """What a search of so many queries reads: `_segments`, with only the rows that the selector lets it find.
+
+        `counted` says that rows are counted on the way, those that are not let through among them.
+        """
+        coarse, segments = self._segments()
+        if params.selector is None:
+            return coarse, segments
+        chosen = check.selector(params.selector, "selector", self.device)
+        counted = counted and (self._max_codes(params) is not None or self._budget(params) is not None)
+        visits = None if counted else queries * self._nprobe(params) / max(1, self._nlist)
+        return coarse, [ragged.restricted(lists, chosen, visits) for lists in segments]
+
     def _nprobe(self, params: SearchParams) -> int:
         return 1
 
     def _max_codes(self, params: SearchParams) -> int | None:
+        return None
+
+    def _budget(self, params: SearchParams) -> Budget | None:
         return None
 
     def _params(self, params: SearchParams | None) -> SearchParams:

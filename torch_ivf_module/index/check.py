@@ -78,6 +78,24 @@ def mask(value: object, name: str, device: torch.device) -> Tensor:
     return value
 
 
+def selector(value: Tensor, name: str, device: torch.device) -> Tensor:
+    """`value` as a bool mask over ids, or as a list of int64 ids, on `device`."""
+    return mask(value, name, device) if value.dtype == torch.bool else id_list(value, name, device)
+
+
+def radii(value: object, name: str, queries: int, device: torch.device) -> Tensor:
+    """`value`, a number or a tensor of one for each query, as float32 (queries,) on `device`, none of them NaN."""
+    if isinstance(value, Tensor) and value.dim() == 1 and value.shape[0] != queries:
+        raise ValueError(f"{name} must be a number or have shape ({queries},), got {tuple(value.shape)}")
+    if isinstance(value, Tensor) and value.dim() == 1:
+        found = floats(value, name, device).detach().float()
+    else:
+        found = torch.full((queries,), float(value), dtype=torch.float32, device=device)  # type: ignore[arg-type]
+    if bool(found.isnan().any()):
+        raise ValueError(f"{name} must be a number, got nan")
+    return found
+
+
 def finite(x: Tensor, name: str, what: str = "NaN or inf") -> None:
     """Refuse rows with NaN or inf, naming the first."""
     # A sum is non-finite whenever an entry is, and a single fast pass; a finite sum settles it.
