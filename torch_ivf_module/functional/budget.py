@@ -12,6 +12,11 @@ from torch import Tensor
 
 _FALL = 3.0  # a list as far away as the median weighs exp(-3) of the nearest
 _FARTHEST = 8.0
+# Shares are rounded up to so many parts of the budget. On the headline (1,500 queries, budgets of 16,384 / 32,768 /
+# 65,536 / 131,072) the recall is 0.843 / 0.939 / 0.983 / 0.998; with shares rounded to a row, which leave far lists out,
+# 0.817 / 0.918 / 0.971 / 0.993, for 9 to 5% fewer rows.
+_PARTS = 256
+_SURE = 1e-3  # of a part: a share is not rounded up for the rounding of its weight
 
 
 class Budget(NamedTuple):
@@ -30,11 +35,12 @@ def row_limits(scores: Tensor, sizes: Tensor, budget: Budget) -> Tensor:
     """Rows (Q, P) int64 that each query reads of its lists, nearest first; never more than a list has.
 
     `scores` (Q, P) are the ranking scores of the centroids, best first, `sizes` (Q, P) the lengths of the lists.
-    Rounded shares of the budget, raised to `least` and then capped; the nearest list gives a row at least.
+    Shares of the budget, rounded up to 256ths of it, raised to `least` and then capped; the nearest list gives a row at
+    least.
 
     >>> scores, sizes = torch.tensor([[0.0, -1.0, -2.0]]), torch.tensor([[50, 50, 50]])
     >>> row_limits(scores, sizes, Budget(40))
-    tensor([[38,  2,  0]])
+    tensor([[38,  3,  1]])
     """
     caps = sizes
     if budget.most:
@@ -73,9 +79,10 @@ def distance_weights(scores: Tensor) -> Tensor:
 
 
 def _shares(weights: Tensor, rows: Tensor) -> Tensor:
-    """`rows` (Q, 1) shared out by weight, each share rounded."""
+    """`rows` (Q, 1) shared out by weight, each share rounded up to 256ths."""
     total = weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    return torch.round(weights * (rows / total)).long()
+    parts = torch.ceil(weights * (_PARTS / total) - _SURE).long()
+    return torch.div(parts * rows + (_PARTS - 1), _PARTS, rounding_mode="floor")
 
 
 def _fitting(least: Tensor, rows: int) -> Tensor:

@@ -137,8 +137,9 @@ def _product(x: Tensor, vectors: Tensor, bias: Tensor | None, out: Tensor) -> No
 def _hide(scores: Tensor, limits: Tensor) -> None:
     """Blank out of scores (m, n) what lies behind the first `limits` (m,) of each row. Waits for the device."""
     everyone = max(0, int(limits.min()))  # sees so many
-    along = torch.arange(everyone, scores.shape[1], device=scores.device)
-    scores[:, everyone:].masked_fill_(along >= limits[:, None], NEVER)
+    if everyone < scores.shape[1]:
+        along = torch.arange(everyone, scores.shape[1], device=scores.device)
+        scores[:, everyone:].masked_fill_(along >= limits[:, None], NEVER)
 
 
 def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Scratch) -> tuple[Tensor, Tensor]:
