@@ -40,7 +40,7 @@ def row_limits(scores: Tensor, sizes: Tensor, budget: Budget) -> Tensor:
 
     >>> scores, sizes = torch.tensor([[0.0, -1.0, -2.0]]), torch.tensor([[50, 50, 50]])
     >>> row_limits(scores, sizes, Budget(40))
-    tensor([[38,  3,  1]])
+    tensor([[39,  3,  1]])
     """
     caps = sizes
     if budget.most:
