@@ -85,9 +85,9 @@ def selector(value: Tensor, name: str, device: torch.device) -> Tensor:
 
 def radii(value: object, name: str, queries: int, device: torch.device) -> Tensor:
     """`value`, a number or a tensor of one for each query, as float32 (queries,) on `device`, none of them NaN."""
-    if isinstance(value, Tensor) and value.dim() == 1 and value.shape[0] != queries:
-        raise ValueError(f"{name} must be a number or have shape ({queries},), got {tuple(value.shape)}")
-    if isinstance(value, Tensor) and value.dim() == 1:
+    if isinstance(value, Tensor) and value.dim():
+        if value.shape != (queries,):
+            raise ValueError(f"{name} must be a number or have shape ({queries},), got {tuple(value.shape)}")
         found = floats(value, name, device).detach().float()
     else:
         found = torch.full((queries,), float(value), dtype=torch.float32, device=device)  # type: ignore[arg-type]
