@@ -151,7 +151,7 @@ def test_selectors_as_faiss(faiss, gaussian, metric, mode, share):
         clear = (lists.required == lists.allowed).all(1)
         agree(*((D[clear], I[clear]) for D, I in (found, theirs)), atol=2e-6 * _reach(index, queries))
         radius = float(found[0][:, 3].median()) + (0.013 if metric == "l2" else -0.013)
-        lims, D, I = index.range_search(queries, radius, params=params)
+        lims, _, I = index.range_search(queries, radius, params=params)
         their_lims, _, J = other.range_search(asked(queries, metric), radius, params=settings)
         for q in clear.nonzero()[:, 0].tolist():
             ours = I[lims[q] : lims[q + 1]].sort().values

@@ -67,11 +67,13 @@ def plain_limits(scores: list[float], sizes: list[int], params: SearchParams) ->
                 z = (scores[0] - score) / gap if gap > 0 else 0.0 if score == scores[0] else 8.0
                 weights.append(math.exp(-3 * min(z, 8.0)))
             if dynamic:
-                weights = [w if n or not params.min_codes_per_list else 0.0 for w, n in zip(weights, least, strict=True)]
+                fits = [n > 0 or not params.min_codes_per_list for n in least]
+                weights = [w * fit for w, fit in zip(weights, fits, strict=True)]
             left = budget - sum(least) if dynamic else budget
             parts = [256 * w / sum(weights) - 1e-3 for w in weights]
             clear = all(abs(part - round(part)) > 5e-4 for part in parts if part > 0)
-            wanted = [math.ceil(math.ceil(part) * left / 256) for part in parts]
+            parts = [max(1, math.ceil(part)) if w else 0 for part, w in zip(parts, weights, strict=True)]
+            wanted = [math.ceil(part * left / 256) for part in parts]
             if dynamic:
                 wanted = [n + extra for n, extra in zip(least, wanted, strict=True)]
         limits = [min(max(w, n), cap) for w, n, cap in zip(wanted, least, caps, strict=True)]

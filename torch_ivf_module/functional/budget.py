@@ -13,8 +13,8 @@ from torch import Tensor
 _FALL = 3.0  # a list as far away as the median weighs exp(-3) of the nearest
 _FARTHEST = 8.0
 # Shares are rounded up to so many parts of the budget. On the headline (1,500 queries, budgets of 16,384 / 32,768 /
-# 65,536 / 131,072) the recall is 0.843 / 0.939 / 0.983 / 0.998; with shares rounded to a row, which leave far lists out,
-# 0.817 / 0.918 / 0.971 / 0.993, for 9 to 5% fewer rows.
+# 65,536 / 131,072) the recall is 0.843 / 0.939 / 0.983 / 0.998; with shares rounded to a row, which leaves far lists
+# out, 0.817 / 0.918 / 0.971 / 0.993, for 9 to 5% fewer rows.
 _PARTS = 256
 _SURE = 1e-3  # of a part: a share is not rounded up for the rounding of its weight
 
@@ -79,9 +79,9 @@ def distance_weights(scores: Tensor) -> Tensor:
 
 
 def _shares(weights: Tensor, rows: Tensor) -> Tensor:
-    """`rows` (Q, 1) shared out by weight, each share rounded up to 256ths."""
+    """`rows` (Q, 1) shared out by weight, each share rounded up to 256ths; a weight of 0 has none."""
     total = weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    parts = torch.ceil(weights * (_PARTS / total) - _SURE).long()
+    parts = torch.ceil(weights * (_PARTS / total) - _SURE).long().clamp(min=1) * (weights > 0)
     return torch.div(parts * rows + (_PARTS - 1), _PARTS, rounding_mode="floor")
 
 
