@@ -112,9 +112,9 @@ def marked(ids: Tensor, chosen: Tensor) -> Tensor:
         return torch.cat([chosen, chosen.new_zeros(1)])[torch.where(outside, chosen.shape[0], ids)]
     if ids.shape[0] == 0 or chosen.shape[0] == 0:
         return torch.zeros_like(ids, dtype=torch.bool)
-    chosen = chosen.sort().values
-    first, last = int(chosen[0]), int(chosen[-1])
+    first, last = torch.stack(chosen.aminmax()).tolist()
     if first < 0 or last >= _DENSE * ids.shape[0]:
+        chosen = chosen.sort().values
         at = torch.searchsorted(chosen, ids).clamp_(max=chosen.shape[0] - 1)
         return chosen[at] == ids
     mask = torch.zeros(last + 1, dtype=torch.bool, device=ids.device)
