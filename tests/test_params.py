@@ -341,6 +341,19 @@ def test_the_row_added_last_of_a_duplicate_id_stays_the_last():
     assert held(index).ids.sort().values.tolist() == [*range(2400), *sorted(twice.tolist())]
 
 
+def test_the_order_is_gone_after_new_centroids_or_another_state():
+    index, base, _ = shared(LONG)
+    index.rebuild_lists()
+    other, _, _ = shared(LONG)
+    with few_training_rows():
+        index.train(base, niter=1)
+    assert index.list_ordering == "none"
+    index.rebuild_lists()
+    index.load_state_dict(other.state_dict())
+    assert index.list_ordering == "none"
+    assert torch.equal(held(index).ids, held(other).ids)
+
+
 def test_an_ordering_of_another_metric_is_refused():
     for metric, ordering in (("l2", "proj_desc"), ("ip", "residual_norm_asc")):
         index, _, queries = shared(LONG, metric)
@@ -394,6 +407,21 @@ def test_settings_compare_by_value_and_selectors_by_identity():
     assert SearchParams(selector=chosen) != SearchParams(selector=chosen.clone())
     assert SearchParams(nprobe=2) != SearchParams(nprobe=3)
     assert repr(SearchParams(nprobe=2, profile="exact")) == "SearchParams(profile='exact', nprobe=2)"
+
+
+def test_no_limit_is_said_with_0():
+    index, _, queries = shared(LONG)
+    expected = index.search(queries, 10)
+    index.max_codes = 5
+    none = SearchParams(profile="approx_fast", candidate_budget=0, max_codes=0, use_per_list_sizes=False)
+    agree(index.search(queries, 10, params=none), expected)
+
+
+def test_statistics_of_an_empty_index():
+    index = IndexFlatL2(8)
+    index.search(normal(3, 8), 2, params=SearchParams(debug_stats=True))
+    assert index.last_search_stats["rows_read"] == 0
+    assert index.last_search_stats["mode"] is None
 
 
 @each_mode

@@ -53,7 +53,8 @@ class SearchParams:
     list_ordering, rebuild_policy, rebuild_threshold_adds : with the policy "auto_threshold" the search first calls
         ``index.rebuild_lists(ordering=list_ordering)`` if the lists are in another order, or if the threshold is not 0
         and so many rows have come since. "manual" (default) leaves the lists alone.
-    safe_pruning : whether to skip lists that cannot hold a result (l2); None for where that pays.
+    safe_pruning : taken for the sake of code written for torch-ivf; it has no effect, as there. Skipping lists that
+        cannot hold a result has not paid where it was measured.
     selector : the ids that may be found: int64 (n,) in any order, or a bool mask whose entry i is for id i.
     debug_stats : whether to put a dict of what the search did into ``index.last_search_stats``.
     approximate : True is another way to say profile="approx".

@@ -107,7 +107,8 @@ def search(
         stats=stats,
     )
     if stats is not None:
-        stats.update(queries=x.shape[0], nprobe=nprobe, lists_read=0, rows_read=0, rows_left_out=0, searched_again=0)
+        stats.update(queries=x.shape[0], nprobe=nprobe, mode=None, why="nothing to read")
+        stats.update(lists_read=0, rows_read=0, rows_left_out=0, searched_again=0)
     step = max(1, max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], nprobe, kept))
     return in_parts(lambda part: _search_batch(part, coarse, segments, settings), step, x)
 
@@ -223,12 +224,11 @@ def _candidates(
     width = min(width, lists.packed.shape[0])
     if width == 0:
         return nothing
-    mode, k = settings.mode, settings.kept
-    why = "search_mode"
+    mode, why, k = settings.mode, "search_mode", settings.kept
     if mode == "auto":
         mode, why = cheapest(x, lists, probed, limits, k, width)
-    if settings.stats is not None:
-        settings.stats.setdefault("mode", mode), settings.stats.setdefault("why", why)
+    if settings.stats is not None and settings.stats["mode"] is None:
+        settings.stats.update(mode=mode, why=why)
     scan = STRATEGIES[mode] if isinstance(mode, str) else mode
     return scan(x, lists, probed, limits, k, width, settings.max_bytes)
 

@@ -92,7 +92,7 @@ class IndexIVFFlat(IndexBase):
 
     @property
     def list_ordering(self) -> str:
-        """The order that `rebuild_lists` put the rows of each list in, or "none"."""
+        """The order that the rows of each list are in, those aside that have come since; "none" after `fit`."""
         return self._list_ordering
 
     def rebuild_lists(self, *, ordering: str | None = None) -> None:
@@ -102,6 +102,13 @@ class IndexIVFFlat(IndexBase):
         the largest product with it), by default the one for the metric. Rows added later lie behind, unsorted, until
         the next call; `SearchParams` can have it done by need. Answers without a budget do not change. Raises
         ValueError for an ordering that the metric does not have.
+
+        >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
+        >>> index = IndexIVFFlat(16, nlist=8)
+        >>> index.train(x).add(x)
+        >>> index.rebuild_lists()
+        >>> index.list_ordering
+        'residual_norm_asc'
         """
         ordering = self._checked_ordering(ordering) or metrics.ORDERING[self.metric]
         with self._lock, torch.no_grad():
@@ -130,12 +137,14 @@ class IndexIVFFlat(IndexBase):
 
     def _place(self, x: Tensor) -> tuple[Tensor, Tensor]:
         placed = super()._place(x)
-        self._unordered += x.shape[0]
+        with self._lock:
+            self._unordered += x.shape[0]
         return placed
 
     def _take(self, given: Mapping[str, Tensor], *, assign: bool) -> None:
+        # An empty index is told by whoever makes it how the rows to come lie; one that was in order no longer is.
+        self._list_ordering = "none" if self.ntotal else self._list_ordering
         super()._take(given, assign=assign)
-        self._unordered = self.ntotal  # who knows
 
     def fit(
         self: Self,
@@ -189,7 +198,7 @@ class IndexIVFFlat(IndexBase):
             fresh = ragged.pack(packed, ids, assigned, centroids.shape[0])
             self._put(centroids=centroids)
             self._replace(*fresh)
-            self._unordered = packed.shape[0]
+            self._list_ordering = "none"
             self._latest = dict(zip(latest, assigned[packed.shape[0] - len(latest) :].tolist(), strict=True))
 
     def _assign(self, rows: Tensor) -> Tensor:
