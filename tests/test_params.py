@@ -180,6 +180,23 @@ def test_budgets_on_other_data(name, mode, metric):
     agree(found, other, rtol=1e-5, atol=2e-6 * float(queries.norm(dim=1).max() ** 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@each_mode
+@each_metric
+def test_budgets_on_halves(dtype, mode, metric):
+    index, _, queries = shared(LONG, metric, dtype, search_mode=mode)
+    judge(index, queries, SearchParams(candidate_budget=300))
+
+
+@each_mode
+def test_a_budget_has_a_gradient(mode):
+    index, base, queries = shared(LONG, search_mode=mode)
+    x = queries.clone().requires_grad_()
+    D, I = index.search(x, 5, params=SearchParams(candidate_budget=300))
+    D.sum().backward()
+    torch.testing.assert_close(x.grad, 2 * (5 * queries - base[I].sum(1)), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("visitors", [2, 7, 256])
 @each_metric
 def test_beginnings_that_queries_share_change_nothing(visitors, metric, monkeypatch):
