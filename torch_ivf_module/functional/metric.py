@@ -147,10 +147,17 @@ def range_floor(x: Tensor, origin: Tensor, score: Tensor, reach: Tensor, metric:
     return (own + score) / 2 + offset - _ROUNDING * (own + slack + offset.abs() + reach * reach)
 
 
-def largest_norm(vectors: Tensor) -> Tensor:
-    """The largest Euclidean norm among the vectors (N, d), or 0: a scalar tensor."""
+def largest_norm(vectors: Tensor, bias: Tensor, origin: Tensor, metric: str) -> Tensor:
+    """No less than the Euclidean norm of any of the vectors (N, d) that can be found: a scalar tensor.
+
+    For l2 the `row_bias` (N,) tells the distances to the origin, -inf for a vector not to be found, and spares looking
+    at the vectors.
+    """
     if vectors.shape[0] == 0:
         return torch.zeros((), dtype=torch.float32, device=vectors.device)
+    if metric == "l2":
+        farthest = bias.masked_fill(bias.isinf(), 0).amin().abs().double()
+        return ((2 * farthest).sqrt() + torch.linalg.vector_norm(origin.double())).float()
     return torch.stack([torch.linalg.vector_norm(part.float(), dim=1).amax() for part in vectors.split(1 << 14)]).amax()
 
 

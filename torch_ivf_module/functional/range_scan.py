@@ -40,7 +40,7 @@ def range_search(
     queries, scores, rows = [probed.new_empty(0)], [x.new_empty(0)], [probed.new_empty(0)]
     before = 0
     for lists in segments:
-        reach = metrics.largest_norm(lists.packed)
+        reach = metrics.largest_norm(lists.packed, lists.bias, coarse.origin, metric)
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
             hits = _near(x[part], shifted[part], coarse.origin, lists, probed[part], score[part], reach, metric)
