@@ -36,7 +36,7 @@ def scan_lists(
     """
     memory = Scratch(x.device)
     found = []
-    for piece in _pieces(lists, probed, limits, k, max_bytes):
+    for piece in _pieces(lists, probed, k, max_bytes):
         part, some, most = x[piece], probed[piece], None if limits is None else limits[piece]
         held = lists
         if most is not None:
@@ -47,9 +47,9 @@ def scan_lists(
     return joined([_pad(scores, rows, columns) for scores, rows in found])
 
 
-def _pieces(lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, max_bytes: int) -> Iterator[slice]:
+def _pieces(lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) -> Iterator[slice]:
     """Queries cut where their scratch reaches `max_bytes`; evenly, for a product of few tasks is a slow one."""
-    blocks = (blocks_of(lists.sizes)[probed] if limits is None else blocks_of(limits)).sum(1)
+    blocks = blocks_of(lists.sizes)[probed].sum(1)  # with limits fewer, but no one knows how few before they are sorted
     # Of each query its maxima, its tasks and its candidates.
     needed = (blocks * BLOCK_BYTES + 64 * probed.shape[1] + 32 * k).cumsum(0)
     pieces = -(-int(needed[-1]) // max(1, max_bytes))
