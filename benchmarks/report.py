@@ -29,6 +29,8 @@ _TITLES = {
     "add": "Adding",
     "recall": "Recall against queries/s, each library's own training",
     "auto": "`auto` against the best fixed mode (time ratio, and which mode is the best)",
+    "budgets": "Budgets of rows, with the lists in order",
+    "filters": "Searching among some of the ids",
     "maintenance": "An index that changes",
     "threads": "Concurrent searches",
     "memory": "Memory",

@@ -147,6 +147,30 @@ def auto(task: TaskRun) -> str:
     return grid([unevenness, *(f"nq {nq:,}" for nq in nqs)], rows)
 
 
+def budgets(task: TaskRun) -> str:
+    """Recall against the unlimited search, and time as a share of its."""
+    rows = []
+    for nq in task.values("nq"):
+        for row in task.pick(nq=nq):
+            whole = task.pick(engine="unlimited", nq=nq)[0]
+            cells = [f"{row['recall']:.4f}", f"{row['rows_read']:,.0f}", _speed(row["qps"])]
+            rows.append([f"nq {nq:,}, {row['engine']}", *cells, _times(row["qps"] / whole["qps"])])
+    head = ["ordered lists", "recall against unlimited", "rows read a query", "queries/s", "/ unlimited"]
+    return grid(head, rows)
+
+
+def filters(task: TaskRun) -> str:
+    """Queries/s at every batch size, and in brackets as a multiple of those without a selector."""
+    nqs, rows = task.values("nq"), []
+    for engine in task.engines():
+        cells = []
+        for nq in nqs:
+            mine, whole = (task.pick(engine=name, nq=nq)[0]["qps"] for name in (engine, "no selector"))
+            cells.append(_cell(mine, mine / whole if engine != "no selector" else None))
+        rows.append([engine, *cells])
+    return grid(["ids that may be found", *(f"nq {nq:,}" for nq in nqs)], rows)
+
+
 def maintenance(task: TaskRun) -> str:
     rows = []
     for engine in task.engines():
@@ -274,6 +298,8 @@ TABLES: dict[str, Callable[[TaskRun], str]] = {
     "add": add,
     "recall": recall,
     "auto": auto,
+    "budgets": budgets,
+    "filters": filters,
     "maintenance": maintenance,
     "threads": threads,
     "memory": memory,

@@ -50,6 +50,16 @@ TARGETS: tuple[Target, ...] = (
         "maintenance", "headline", 3.0, False, "add(1), search(1) in turn: time against faiss", kind="turns"
     ),
     *(
+        Target("budgets", "headline", recall, True, f"{name}: recall against the unlimited search", kind=name)
+        for name, recall in {
+            "budget 16,384": 0.831,
+            "budget 32,768": 0.927,
+            "budget 65,536": 0.976,
+            "budget 131,072": 0.995,
+        }.items()
+    ),
+    Target("budgets", "headline", 1.0, True, "budgets: queries/s against the next larger budget, the worst"),
+    *(
         Target("auto", case, 1.15, False, "auto: worst time against the best fixed mode")
         for case in ("headline", "photographs", "even-lists", "uneven-lists")
     ),

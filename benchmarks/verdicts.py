@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from .results import TaskRun
 from .tables import auto_ratios, grid, middle
@@ -23,6 +24,8 @@ def figure(target: Target, task: TaskRun) -> float | None:
         return _ratio(task, "seconds", ("ours", {"what": "turns"}), ("faiss", {"what": "turns"}))
     if target.task == "auto":
         return max((ratio for _, _, ratio, _ in auto_ratios(task)), default=None)
+    if target.task == "budgets":
+        return _budgets(task, target.kind)
     if target.task == "memory":
         return _worst_scratch(task)
     shares = [row["agreement"] for row in task.rows if row["engine"].startswith("ours")]
@@ -34,6 +37,15 @@ def _ratio(
 ) -> float | None:
     over, under = (middle(task.pick(engine=engine, **wanted), name) for engine, wanted in (mine, theirs))
     return over / under if over is not None and under else None
+
+
+def _budgets(task: TaskRun, name: str | None) -> float | None:
+    """At the largest batch: the recall of one budget, or the worst ratio of speed to the next larger one's."""
+    rows = task.pick(nq=max(task.values("nq"), default=0))
+    if name is not None:
+        return next((row["recall"] for row in rows if row["engine"] == name), None)
+    speeds = [row["qps"] for row in rows if row["engine"] != "unlimited"]
+    return min((one / next_one for one, next_one in pairwise(speeds)), default=None)
 
 
 def _worst_scratch(task: TaskRun) -> float | None:

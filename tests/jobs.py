@@ -69,6 +69,12 @@ def same_answers(index: ShardedIndex, single: Any, rank: int, size: int, queries
     agree(index(own), single(own), atol=ROUNDING)
     for params in (SearchParams(nprobe=1), SearchParams(profile="exact", nprobe=L), SearchParams(max_codes=60)):
         agree(index.search(own, K, params=params), single.search(own, K, params=params), atol=ROUNDING)
+    for selector in (torch.arange(0, N, 3), torch.arange(N) % 2 == 0, torch.tensor([3, 10**9])):
+        params = SearchParams(selector=selector)
+        agree(index.search(own, K, params=params), single.search(own, K, params=params), atol=ROUNDING)
+    radii = single.search(own, 5)[0][:, -1].nan_to_num(posinf=0, neginf=0)
+    counts = [where.range_search(own, radii + ROUNDING)[0] for where in (index, single)]
+    assert counts[0].tolist() == counts[1].tolist()
     radius = float(single.search(queries, 5)[0][:, -1].nanmedian())
     lists = probed(single, own) if isinstance(single, IndexIVFFlat) else None
     check_range(index.range_search(own, radius), own, held(single), index.metric, radius, lists)
@@ -185,6 +191,11 @@ def refusals(rank: int, size: int) -> None:
         index(QUERIES[:, 1:] if rank == 0 else QUERIES)
     with pytest.raises(RuntimeError, match="search: rank 1 makes another call"):
         index.search(QUERIES, K + rank)
+    chosen = torch.arange(5000) != 2500 + rank  # which looks the same when it is printed
+    with pytest.raises(RuntimeError, match="search: rank 1 makes another call"):
+        index.search(QUERIES, K, params=SearchParams(selector=chosen))
+    with pytest.raises(ValueError, match="budget"):
+        index.search(QUERIES, K, params=SearchParams(candidate_budget=100))
     with pytest.raises(RuntimeError, match="rank 1 makes another call"):
         index.reset() if rank == 0 else index.search(QUERIES, K)
     with pytest.raises(RuntimeError, match="rank 1 makes another call"):

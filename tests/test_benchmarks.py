@@ -17,6 +17,7 @@ from benchmarks.targets import TARGETS
 from benchmarks.verdicts import figure
 
 ROOT = Path(__file__).resolve().parents[1]
+TRIED = ("search", "add", "budgets", "filters", "maintenance")
 README = "before\n<!-- benchmark:begin -->\nold figures\n<!-- benchmark:end -->\nafter\n"
 
 
@@ -28,10 +29,10 @@ def _python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lines of one small run: a paired search, a build and the changing index."""
+    """The lines of one small run: a paired search, a build, what SearchParams can ask for, the changing index."""
     pytest.importorskip("tqdm")
     out = tmp_path_factory.mktemp("benchmarks") / "tiny.jsonl"
-    tasks = [word for task in ("search", "add", "maintenance") for word in ("--task", task)]
+    tasks = [word for task in TRIED for word in ("--task", task)]
     done = _python(
         "benchmarks.run",
         *("--quick", "--quiet", "--case", "tiny", *tasks),
@@ -51,7 +52,7 @@ def test_every_line_names_its_run_and_the_facts_are_there(stored: Path) -> None:
     assert facts <= run.keys()
     assert {"torch", "numpy"} <= run["versions"].keys()
     assert {line["run"] for line in lines} == {run["run"]}
-    assert [line["task"] for line in lines if line["kind"] == "done"] == ["search", "add", "maintenance"]
+    assert [line["task"] for line in lines if line["kind"] == "done"] == list(TRIED)
 
 
 def test_a_paired_search_gives_the_same_ids(stored: Path) -> None:

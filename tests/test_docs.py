@@ -12,7 +12,15 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/exporting.md", "docs/files.md", "docs/from-torch-ivf.md", "docs/distributed.md"]
+    "page",
+    [
+        "README.md",
+        "docs/distributed.md",
+        "docs/exporting.md",
+        "docs/files.md",
+        "docs/from-torch-ivf.md",
+        "docs/search-params.md",
+    ],
 )
 def test_code_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

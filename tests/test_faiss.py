@@ -131,6 +131,51 @@ def test_range_search_as_faiss(faiss, name, metric):
         torch.testing.assert_close(D[start:end][order], expected, rtol=1e-4, atol=atol)
 
 
+@pytest.mark.parametrize("share", [2, 40, 1000])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("metric", METRICS)
+def test_selectors_as_faiss(faiss, gaussian, metric, mode, share):
+    index, _, queries = gaussian[metric]
+    index.search_mode, index.nprobe = mode, 8
+    other = twin(faiss, index)
+    ids = normal(20_000, seed=share).argsort()[: 20_000 // share]
+    for selector, sel in (
+        (ids, faiss.IDSelectorBatch(ids.numpy())),
+        (torch.zeros(20_000, dtype=torch.bool).index_fill_(0, ids, True), faiss.IDSelectorArray(ids.numpy())),
+    ):
+        settings = faiss.SearchParametersIVF(sel=sel, nprobe=12)
+        params = SearchParams(selector=selector, nprobe=12)
+        found = index.search(queries, 10, params=params)
+        theirs = answers(metric, *other.search(asked(queries, metric), 10, params=settings))
+        lists = probed(index, queries, nprobe=12)
+        clear = (lists.required == lists.allowed).all(1)
+        agree(*((D[clear], I[clear]) for D, I in (found, theirs)), atol=2e-6 * _reach(index, queries))
+        radius = float(found[0][:, 3].median()) + (0.013 if metric == "l2" else -0.013)
+        lims, _, I = index.range_search(queries, radius, params=params)
+        their_lims, _, J = other.range_search(asked(queries, metric), radius, params=settings)
+        for q in clear.nonzero()[:, 0].tolist():
+            ours = I[lims[q] : lims[q + 1]].sort().values
+            assert ours.tolist() == sorted(J[their_lims[q] : their_lims[q + 1]].tolist())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("metric", METRICS)
+def test_max_codes_as_faiss(faiss, gaussian, metric, mode):
+    """faiss stops in the middle of a list, we before it: given the rows that we read, faiss finds the same."""
+    index, _, queries = gaussian[metric]
+    index.search_mode, index.nprobe, queries = mode, 8, queries[:30]
+    other = twin(faiss, index)
+    params = SearchParams(max_codes=1200, debug_stats=True)
+    lists = probed(index, queries, max_codes=1200)
+    clear = (lists.required == lists.allowed).all(1)
+    assert clear.double().mean() > 0.9
+    for query in queries[clear].split(1):
+        found = index.search(query, 10, params=params)
+        settings = faiss.SearchParametersIVF(nprobe=8, max_codes=index.last_search_stats["rows_read"])
+        theirs = answers(metric, *other.search(asked(query, metric), 10, params=settings))
+        agree(found, theirs, atol=2e-6 * _reach(index, queries))
+
+
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 def test_flat_as_faiss(faiss, metric):
     index, base, queries = flat(problem("wide"), metric)

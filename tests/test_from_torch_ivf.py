@@ -41,6 +41,8 @@ IVF = [
     "auto_search_avg_group_threshold",
     "csr_small_batch_avg_group_threshold",
     "approximate_mode",
+    "rebuild_lists",
+    "last_search_stats",
     "state_dict",
     "load_state_dict",
     "save",

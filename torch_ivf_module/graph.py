@@ -177,7 +177,7 @@ class SearchGraph(nn.Module):
         width = self._tiles
 
         def scan(
-            x: Tensor, lists: InvertedLists, probed: Tensor, k: int, rows: int, max_bytes: int
+            x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, rows: int, max_bytes: int
         ) -> tuple[Tensor, Tensor]:
             return scan_tiles(x, tiles, probed, k, width, max_bytes)
 

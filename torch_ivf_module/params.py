@@ -2,46 +2,138 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-PROFILES = ("exact", "speed")
+from torch import Tensor
+
+# What a profile says of the fields that a caller leaves None.
+PROFILES: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "speed": {},
+    "approx": {},
+    "approx_fast": {"candidate_budget": 32_768, "use_per_list_sizes": True},
+    "approx_balanced": {"candidate_budget": 65_536, "use_per_list_sizes": True},
+    "approx_quality": {"candidate_budget": 131_072, "use_per_list_sizes": True},
+}
+STRATEGIES = ("uniform", "distance_weighted")
+ORDERINGS = ("none", "residual_norm_asc", "proj_desc")
+POLICIES = ("manual", "auto_threshold")
+_CHOICES = {
+    "profile": tuple(PROFILES),
+    "budget_strategy": STRATEGIES,
+    "list_ordering": (*ORDERINGS, None),
+    "rebuild_policy": POLICIES,
+}
+_FLAGS = ("use_per_list_sizes", "safe_pruning", "dynamic_nprobe", "strict_budget", "debug_stats", "approximate")
+_COUNTS = ("max_codes", "candidate_budget", "rebuild_threshold_adds", "min_codes_per_list", "max_codes_cap_per_list")
+_SHARE = ("use_per_list_sizes", "dynamic_nprobe", "min_codes_per_list", "strict_budget")  # a budget, so need one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchParams:
-    """Settings of one search; a field left None means the index's own value.
+    """Settings of one search. A field left None has the profile's value, or else the index's own.
 
     Parameters
     ----------
     profile : "speed" (default) ranks by a rounded score, allows for its error and scores the best exactly; "exact"
-        scores every vector of the probed lists exactly, which takes several times as long.
+        scores every vector of the probed lists exactly, which takes several times as long. "approx" is "speed" with
+        a budget that is yours to give; "approx_fast", "approx_balanced" and "approx_quality" bring one, of 32,768,
+        65,536 or 131,072 rows, and `use_per_list_sizes`.
     nprobe : lists to visit, >= 1.
     max_codes : the most rows to read: whole lists, nearest first, until the next would pass it; the nearest is
-        always read.
+        always read. 0 is no limit.
+    candidate_budget : rows to share out among the lists of a query, which reads the first of each; 0 is no limit.
+    budget_strategy : "distance_weighted" gives near lists more, "uniform" gives all the same.
+    use_per_list_sizes : whether no list gives more than ceil(candidate_budget / nprobe) rows.
+    min_codes_per_list : rows that every list gives at least, as far as it has them.
+    max_codes_cap_per_list : rows that any list gives at most, with a budget or without; 0 is no limit.
+    dynamic_nprobe : whether the farthest lists are left out where `min_codes_per_list` of all is more than the budget.
+    strict_budget : whether a query never reads more than the budget, for which rounding and minima are cut.
+    list_ordering, rebuild_policy, rebuild_threshold_adds : with the policy "auto_threshold" the search first calls
+        ``index.rebuild_lists(ordering=list_ordering)`` if the lists are in another order, or if the threshold is not 0
+        and so many rows have come since. "manual" (default) leaves the lists alone.
+    safe_pruning : taken for the sake of code written for torch-ivf; it has no effect, as there. Skipping lists that
+        cannot hold a result has not paid where it was measured.
+    selector : the ids that may be found: int64 (n,) in any order, or a bool mask whose entry i is for id i.
+    debug_stats : whether to put a dict of what the search did into ``index.last_search_stats``.
+    approximate : True is another way to say profile="approx".
 
-    Raises ValueError for a value out of range.
+    Raises ValueError or TypeError for a value that is not one of these, naming the field.
 
     >>> SearchParams(nprobe=4)
-    SearchParams(profile='speed', nprobe=4, max_codes=None)
+    SearchParams(nprobe=4)
+    >>> SearchParams(profile="approx_fast", candidate_budget=20_000).of("candidate_budget")
+    20000
     """
 
     profile: str = "speed"
     nprobe: int | None = None
     max_codes: int | None = None
+    candidate_budget: int | None = None
+    budget_strategy: str = "distance_weighted"
+    list_ordering: str | None = None
+    rebuild_policy: str = "manual"
+    rebuild_threshold_adds: int = 0
+    use_per_list_sizes: bool | None = None
+    safe_pruning: bool | None = None
+    dynamic_nprobe: bool = False
+    min_codes_per_list: int = 0
+    max_codes_cap_per_list: int = 0
+    strict_budget: bool = False
+    debug_stats: bool = False
+    selector: Tensor | None = None
+    approximate: bool = False
 
     def __post_init__(self) -> None:
-        if self.profile not in PROFILES:
-            raise ValueError(f"profile must be one of {', '.join(map(repr, PROFILES))}, got {self.profile!r}")
-        for name in ("nprobe", "max_codes"):
-            value = getattr(self, name)
-            if value is not None:
-                positive(value, name)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = ", ".join(map(repr, choices))
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), (bool, type(None))):
+                raise TypeError(f"{name} must be a bool, got {type(getattr(self, name)).__name__}")
+        for name in _COUNTS:
+            whole(getattr(self, name) or 0, name, 0)
+        if self.nprobe is not None:
+            positive(self.nprobe, "nprobe")
+        if self.selector is not None and not isinstance(self.selector, Tensor):
+            raise TypeError(f"selector must be a bool or int64 torch.Tensor, got {type(self.selector).__name__}")
+        lost = [name for name in _SHARE if getattr(self, name)]
+        if lost and not self.of("candidate_budget"):
+            raise ValueError(f"{lost[0]} shares out a candidate_budget: give one, or a profile that has one")
+
+    def of(self, name: str) -> Any:
+        """The value of a field, or the profile's where it is None."""
+        own = getattr(self, name)
+        return PROFILES[self.profile].get(name) if own is None else own
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SearchParams):
+            return NotImplemented
+        # Comparing tensors gives tensors: the same selector is the same object.
+        return self.selector is other.selector and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((id(self.selector), self._values()))
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self) if field.name != "selector")
+
+    def __repr__(self) -> str:
+        given = [f for f in fields(self) if getattr(self, f.name) is not f.default]
+        return f"SearchParams({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in given)})"
 
 
 def positive(value: int, name: str) -> int:
     """`value` as an int of at least 1, or TypeError / ValueError naming the argument."""
+    return whole(value, name, 1)
+
+
+def whole(value: int, name: str, least: int) -> int:
+    """`value` as an int of at least `least`, or TypeError / ValueError naming the argument."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be >= 1, got {value}")
+    if value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
     return int(value)

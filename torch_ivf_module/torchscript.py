@@ -144,7 +144,7 @@ class _Begin(nn.Module):
     def forward(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # noqa: UP006
         graph, lists = self.graph, self.graph.lists()
         prepared = metrics.prepare(x.float(), graph.metric)
-        shifted, probed = probed_lists(
+        shifted, probed, _ = probed_lists(
             prepared.detach(), graph.coarse(), [lists], graph.nprobe, graph.metric, graph.max_codes
         )
         tasks = tasks_of(shifted, lists, probed)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from .params import positive
 
 _CLOCKED = 3  # times a setting is timed; the fastest counts, as the rest is what the machine did besides
 _UNITS = 64  # budgets that are told apart: a step is a 64th of the rows, and so of the time, which clocking cannot tell
-_ROWS = {"max_codes", "candidate_budget"}
+_BUDGETS = ("max_codes", "candidate_budget")  # the fields of SearchParams that limit the rows of a query
 
 
 class Point(NamedTuple):
@@ -93,8 +92,8 @@ def tune(
         raise ValueError(f"target_recall must be above 0 and at most 1, got {target_recall}")
     if not index.ntotal:
         raise RuntimeError("index is empty: add vectors before tuning it")
-    if budget is not None and budget not in _ROWS & {field.name for field in fields(SearchParams)}:
-        raise ValueError(f"budget must be a field of SearchParams that limits rows, or None, got {budget!r}")
+    if budget is not None and budget not in _BUDGETS:
+        raise ValueError(f"budget must be one of {', '.join(map(repr, _BUDGETS))}, or None, got {budget!r}")
     bar = require("tqdm", "progress").tqdm(desc="tune", unit="search") if verbose else None
     try:
         found = _Trials(index, queries, ground_truth, k, budget, bar).cheapest(target_recall)
@@ -145,8 +144,8 @@ class _Trials:
         return self.seen[nprobe, budget]
 
     def params(self, nprobe: int, budget: int | None) -> SearchParams:
-        """The settings of one search; the index's own cap is lifted by one that all rows stay below."""
-        limits: dict[str, Any] = {} if self.index.max_codes is None else {"max_codes": self.index.ntotal}
+        """The settings of one search; the index's own cap is lifted."""
+        limits: dict[str, Any] = {} if self.index.max_codes is None else {"max_codes": 0}
         if budget is not None and self.budget is not None:
             limits[self.budget] = budget
         return SearchParams(nprobe=nprobe, **limits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..context import Context
-from . import auto, build, flat, formats, maintenance, memory, recall, search, threads
+from . import auto, build, flat, formats, maintenance, memory, params, recall, search, threads
 
 __all__ = ["TASKS"]
 
@@ -16,6 +16,8 @@ TASKS: dict[str, Callable[[Context], None]] = {
     "add": build.add,
     "recall": recall.run,
     "auto": auto.run,
+    "budgets": params.budgets,
+    "filters": params.filters,
     "maintenance": maintenance.run,
     "threads": threads.run,
     "memory": memory.run,

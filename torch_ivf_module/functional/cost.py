@@ -39,20 +39,29 @@ _CPU_HALF = _CPU._replace(candidate=30.0, candidate_dim=1.2, survivor=180.0, row
 _OTHER = Costs(0.2, 0.01, 2e6, 100.0, 1.0, 100e3, 0.001, 0.001, 0.0001, 0.0, 0.0)
 
 
-def cheapest(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int) -> str:
-    """The strategy with the lower predicted time for this batch. Waits for the device once."""
+def cheapest(
+    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int
+) -> tuple[str, str]:
+    """The strategy with the lower predicted time for this batch, and why. Waits for the device once."""
     queries, dim = x.shape
     fused = has_sampled_product(x, lists.packed, SPAN)
     price = _OTHER if x.device.type != "cpu" else _CPU if fused else _CPU_HALF
     by_query = queries * width * (price.candidate + price.candidate_dim * dim)
     by_list = price.order + queries * (price.select + price.survivor * min(k * GROUP, width))
     if by_query <= by_list:
-        return "matrix"
+        return "matrix", _why(by_query, by_list)
     visits = torch.bincount(probed.flatten(), minlength=lists.sizes.shape[0])
-    scores = visits * lists.sizes
+    if limits is None:
+        scores = visits * lists.sizes
+    else:
+        scores = torch.zeros_like(visits).scatter_add_(0, probed.flatten(), limits.flatten())
     sampled = (scores < PRODUCT_PAYS) & fused
     counted = [(scores * sampled).sum(), scores.sum(), (scores * ~sampled > 0).sum(), lists.sizes[visits > 0].sum()]
     few, every, products, rows = torch.stack(counted).tolist()
     by_list += few * (price.sampled + price.sampled_dim * dim) + rows * price.row_dim * dim
     by_list += products * price.visit + (every - few) * (price.product + price.product_dim * dim)
-    return "csr" if by_list < by_query else "matrix"
+    return "csr" if by_list < by_query else "matrix", _why(by_query, by_list)
+
+
+def _why(by_query: float, by_list: float) -> str:
+    return f"predicted: matrix {by_query / 1e6:.2f} ms, csr at least {by_list / 1e6:.2f} ms"

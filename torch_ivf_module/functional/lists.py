@@ -13,11 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Copying a chosen row costs as much as scanning some 50 rows by a product, or 3 one by one. So lists of only the
+# chosen rows pay where a list has many visitors, or where few rows are chosen.
+_COPY = 50
+_FEW = 32
+_DENSE = 16  # largest id over number of rows, up to which a mask over ids (a gather) beats a search among sorted ids
+
 
 class InvertedLists(NamedTuple):
-    """The vectors of list l are rows ``offsets[l]:offsets[l + 1]``, in the order they were added.
+    """The vectors of list l are rows ``offsets[l] : offsets[l] + sizes[l]``.
 
-    List number L stands for no list: it is empty, and lies behind the last one.
+    List number L stands for no list: it is empty, and lies behind the last one. In an index lists lie end to end; those
+    that `prefixes` makes overlap.
     """
 
     packed: Tensor  # (N, d) storage dtype
@@ -71,14 +78,49 @@ def append(
 
 def keep_rows(packed: Tensor, offsets: Tensor, ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """New tensors with only the rows where `kept` (N,) is true, in their order."""
-    before = torch.cat([offsets.new_zeros(1), kept.cumsum(0)])
-    return packed[kept], before.index_select(0, offsets), ids[kept]
+    rows = torch.nonzero(kept)[:, 0]  # as an index of its own a mask takes twice the time
+    return packed.index_select(0, rows), torch.searchsorted(rows, offsets), ids.index_select(0, rows)
 
 
-def marked(ids: Tensor, mask: Tensor) -> Tensor:
-    """Which ids (N,) a bool mask over ids marks: bool (N,); an id that lies outside the mask is not marked."""
-    outside = (ids < 0) | (ids >= mask.shape[0])
-    return torch.cat([mask, mask.new_zeros(1)])[torch.where(outside, mask.shape[0], ids)]
+def prefixes(lists: InvertedLists, probed: Tensor, limits: Tensor, visitors: int) -> tuple[InvertedLists, Tensor]:
+    """Lists that are the beginnings of lists, and which of them each query reads instead of probed (Q, P).
+
+    The visitors of a list are sorted by how many rows `limits` (Q, P) lets them read. Each `visitors` of them share a
+    beginning as long as the longest needs, so that little is read which nobody may see. Waits for the device.
+    """
+    target, most = probed.flatten(), limits.flatten()
+    nlist, longest = lists.sizes.shape[0] - 1, int(most.max())
+    order = torch.sort(narrow(target * (longest + 1) + (longest - most), (nlist + 1) * (longest + 1))).indices
+    target, most = target[order], most[order]
+    visits = torch.bincount(target, minlength=nlist + 1)
+    rank = torch.arange(order.shape[0], device=order.device) - (visits.cumsum(0) - visits)[target]
+    begins = torch.remainder(rank, visitors) == 0
+    moved = torch.empty_like(order)
+    moved[order] = begins.cumsum(0) - 1
+    offsets = torch.cat([lists.offsets[target[begins]], lists.offsets[-1:]])
+    sizes = torch.nn.functional.pad(most[begins], (0, 1))
+    return lists._replace(offsets=offsets, sizes=sizes), moved.view(probed.shape)
+
+
+def marked(ids: Tensor, chosen: Tensor) -> Tensor:
+    """Which ids (N,) are chosen, by a bool mask whose entry i is for id i or by int64 ids in any order: bool (N,).
+
+    >>> marked(torch.tensor([3, 0, 9]), torch.tensor([9, 9, 5]))
+    tensor([False, False,  True])
+    """
+    if chosen.dtype == torch.bool:
+        # On either side of the mask stands an entry for the ids that it does not reach.
+        none = chosen.new_zeros(1)
+        return torch.cat([none, chosen, none]).index_select(0, ids.clamp(-1, chosen.shape[0]).add_(1))
+    if ids.shape[0] == 0 or chosen.shape[0] == 0:
+        return torch.zeros_like(ids, dtype=torch.bool)
+    first, last = torch.stack(chosen.aminmax()).tolist()
+    if first < 0 or last >= _DENSE * ids.shape[0]:
+        chosen = chosen.sort().values
+        at = torch.searchsorted(chosen, ids).clamp_(max=chosen.shape[0] - 1)
+        return chosen[at] == ids
+    mask = torch.zeros(last + 1, dtype=torch.bool, device=ids.device)
+    return marked(ids, mask.index_fill_(0, chosen, True))
 
 
 def vectors_at(parts: Sequence[Tensor], rows: Tensor) -> Tensor:
@@ -98,6 +140,20 @@ def only(lists: InvertedLists, kept: Tensor) -> InvertedLists:
     return lists._replace(bias=torch.where(kept, bias, -math.inf))
 
 
+def restricted(lists: InvertedLists, chosen: Tensor, visits: float | None) -> InvertedLists:
+    """The lists with nothing to be found in them but what `chosen` says, as `marked` reads it. Waits for the device.
+
+    `visits` is how many queries visit a list on average; where that pays, the result is new lists of those rows alone.
+    With None rows keep their places, as whoever counts rows needs it.
+    """
+    kept = marked(lists.ids, chosen)
+    if visits is None or int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
+        return only(lists, kept)
+    bias = lists.bias.masked_select(kept) if lists.bias.shape[0] else lists.bias
+    packed, offsets, ids = keep_rows(lists.packed, lists.offsets, lists.ids, kept)
+    return inverted_lists(packed, offsets, ids, bias)
+
+
 def ranges_to_positions(starts: Tensor, sizes: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Lay each query's ranges end to end.
 
@@ -115,6 +171,6 @@ def ranges_to_positions(starts: Tensor, sizes: Tensor, width: int) -> tuple[Tens
     return moves.gather(1, probe).add_(along), probe
 
 
-def narrow(assigned: Tensor, nlist: int) -> Tensor:
-    """List numbers in the smallest integer that holds them: a CPU sorts int16 three times as fast as int64."""
-    return assigned.to(torch.int16 if nlist < 1 << 15 else torch.int32)
+def narrow(numbers: Tensor, count: int) -> Tensor:
+    """Numbers below `count` in the smallest integer that holds them: a CPU sorts int16 three times as fast as int64."""
+    return numbers.to(torch.int16 if count < 1 << 15 else torch.int32 if count < 1 << 31 else torch.int64)

@@ -44,6 +44,7 @@ class Tasks(NamedTuple):
     rank: Tensor  # (Q, P) a task's place among those of its list
     before: Tensor  # (L + 1,) where a list's maxima start, in blocks: list by list, task by task
     sampled: Tensor  # (L + 1,) whether the list is part of the sampled product
+    limits: Tensor | None  # (T,) the rows of its list that a task may see, where that is not all of them
 
 
 class Tile(NamedTuple):
@@ -62,7 +63,7 @@ class Strands(NamedTuple):
     first: Tensor
     along: Tensor  # the group's number in its section
     apart: Tensor  # groups of the section
-    held: Tensor  # rows of the section
+    held: Tensor  # rows of the section, or as many as count
 
 
 def blocks_of(sizes: Tensor) -> Tensor:
@@ -70,8 +71,10 @@ def blocks_of(sizes: Tensor) -> Tensor:
     return _quotient(sizes + (SPAN - 1), SPAN)
 
 
-def tasks_of(x: Tensor, lists: InvertedLists, probed: Tensor, *, sample: bool = True) -> Tasks:
-    """Order the tasks of probed (Q, P) by list; list number L is none."""
+def tasks_of(
+    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None = None, *, sample: bool = True
+) -> Tasks:
+    """Order the tasks of probed (Q, P) by list; list number L is none. limits (Q, P): see `Tasks`."""
     nlist = lists.offsets.shape[0] - 1
     target = probed.flatten()
     order = torch.sort(narrow(target, nlist + 1), stable=True).indices
@@ -86,9 +89,9 @@ def tasks_of(x: Tensor, lists: InvertedLists, probed: Tensor, *, sample: bool = 
         # A sampled block reads SPAN rows whatever its list; it must not reach behind the last row.
         reach = lists.offsets + lists.sizes + (GROUP + BLOCK)
         sampled = (visits * lists.sizes < PRODUCT_PAYS) & (reach <= lists.packed.shape[0])
-    return Tasks(
-        _quotient(order, probed.shape[1]), visits, blocks, rank.view(probed.shape), held.cumsum(0) - held, sampled
-    )
+    queries, before = _quotient(order, probed.shape[1]), held.cumsum(0) - held
+    seen = None if limits is None else limits.flatten()[order]
+    return Tasks(queries, visits, blocks, rank.view(probed.shape), before, sampled, seen)
 
 
 def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
@@ -96,7 +99,7 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
 
     Waits for the device once.
     """
-    starts, ends = lists.offsets[:-1].tolist(), lists.offsets[1:].tolist()
+    starts, ends = lists.offsets.tolist(), (lists.offsets + lists.sizes).tolist()
     counts, skipped = tasks.visits.tolist(), tasks.sampled.tolist()
     firsts = [0, *itertools.accumulate(counts)]
     scratch = Scratch(x.device)
@@ -115,6 +118,8 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
                 queries = tasks.queries[first : first + min(step, count - task)]
                 scores = scratch.take(queries.shape[0], padded)
                 _product(x.index_select(0, queries), vectors, bias, scores)
+                if tasks.limits is not None:
+                    _hide(scores[:, :size], tasks.limits[first : first + queries.shape[0]] - (row - start))
                 yield Tile(scores, queries, row - start, task, number)
 
 
@@ -127,6 +132,14 @@ def _product(x: Tensor, vectors: Tensor, bias: Tensor | None, out: Tensor) -> No
         torch.addmm(bias, x, vectors, out=real)
     if real.shape[1] < out.shape[1]:
         out[:, real.shape[1] :] = NEVER
+
+
+def _hide(scores: Tensor, limits: Tensor) -> None:
+    """Blank out of scores (m, n) what lies behind the first `limits` (m,) of each row. Waits for the device."""
+    everyone = max(0, int(limits.min()))  # sees so many
+    if everyone < scores.shape[1]:
+        along = torch.arange(everyone, scores.shape[1], device=scores.device)
+        scores[:, everyone:].masked_fill_(along >= limits[:, None], NEVER)
 
 
 def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Scratch) -> tuple[Tensor, Tensor]:
@@ -178,8 +191,9 @@ def _sample_blocks(x: Tensor, lists: InvertedLists, tasks: Tasks, fine: Tensor) 
         along = torch.arange(chunk, chunk + number.shape[0], device=x.device) - shifts[number]
         task = _quotient(along, tasks.blocks[number])
         block = along - task * tasks.blocks[number]
-        at = strands(lists, number, block * BLOCK)
-        query = x.index_select(0, tasks.queries[firsts[number] + task])
+        task = firsts[number] + task
+        at = strands(lists, number, block * BLOCK, None if tasks.limits is None else tasks.limits[task])
+        query = x.index_select(0, tasks.queries[task])
         runs = at.first[:, None] + at.apart[:, None] * torch.arange(GROUP, device=x.device)
         rows = runs[:, :, None] + torch.arange(BLOCK, device=x.device)
         bias = lists.bias.unfold(0, BLOCK, 1)[runs] if lists.bias.shape[0] else x.new_zeros(rows.shape)
@@ -197,13 +211,19 @@ def _behind(at: Strands) -> Tensor:
     return (group >= at.apart[:, None, None]) | (row >= at.held[:, None, None])
 
 
-def strands(lists: InvertedLists, number: Tensor, group: Tensor) -> Strands:
-    """Where the rows of a group lie. number, group (...): a list, and a group counted in it."""
+def strands(lists: InvertedLists, number: Tensor, group: Tensor, limits: Tensor | None = None) -> Strands:
+    """Where the rows of a group lie. number, group (...): a list, and a group counted in it.
+
+    `limits` (...) are the rows of the list that count; they change no group, but what is in it.
+    """
     section = _quotient(group, SECTION // GROUP)
     along = group - section * (SECTION // GROUP)
     held = (lists.sizes[number] - section * SECTION).clamp_(max=SECTION)
     first = lists.offsets[number] + section * SECTION + along
-    return Strands(first, along, _quotient(held + (GROUP - 1), GROUP), held)
+    apart = _quotient(held + (GROUP - 1), GROUP)
+    if limits is not None:
+        held = torch.minimum(held, limits - section * SECTION)
+    return Strands(first, along, apart, held)
 
 
 def _quotient(x: Tensor, y: Tensor | int) -> Tensor:

@@ -13,14 +13,11 @@ Two kinds of score appear:
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
 from torch import Tensor
 
-Distance = TypeVar("Distance", float, Tensor)
-
 METRICS = ("l2", "ip", "cosine")
+ORDERING = {"l2": "residual_norm_asc", "ip": "proj_desc", "cosine": "proj_desc"}  # see `centrality`
 _ROUNDING = 64 * torch.finfo(torch.float32).eps  # far above the error of a float32 product of any usual d
 _SAMPLE = 256  # rows that decide the origin; a median of so many is within a tenth of a spread
 
@@ -120,18 +117,29 @@ def doubtful(x: Tensor, origin: Tensor, last: Tensor, kth: Tensor, metric: str) 
     return torch.isfinite(last) & ~(last.double() + 3 * error < needed)
 
 
+def centrality(vectors: Tensor, centroids: Tensor, metric: str) -> Tensor:
+    """How likely a vector is a result for whoever visits its list, (N,): what ORDERING names sorts by it.
+
+    vectors, centroids (N, d): each vector and the centroid of its list. l2: less for one that lies farther from it,
+    for in many dimensions the far ones are far from queries too; ip, cosine: the product with it.
+    """
+    if metric == "l2":
+        return (vectors - centroids).square().sum(1).neg()
+    return (vectors * centroids).sum(1)
+
+
 def to_distance(scores: Tensor, metric: str) -> Tensor:
     """Exact scores to what users see: squared L2, inner product or cosine."""
     return -scores if metric == "l2" else scores
 
 
-def to_score(distance: Distance, metric: str) -> Distance:
-    """The exact score of what users see; of a radius, the one that a result of a range search must exceed."""
+def to_score(distance: Tensor, metric: str) -> Tensor:
+    """Exact scores of what users see; of radii, those that the results of a range search must exceed."""
     return -distance if metric == "l2" else distance
 
 
-def range_floor(x: Tensor, origin: Tensor, score: float, reach: Tensor, metric: str) -> Tensor:
-    """The ranking score (Q,) that every row whose exact score exceeds `score` reaches, rounding allowed for.
+def range_floor(x: Tensor, origin: Tensor, score: Tensor, reach: Tensor, metric: str) -> Tensor:
+    """The ranking score (Q,) that every row whose exact score exceeds `score` (Q,) reaches, rounding allowed for.
 
     `x` (Q, d) are the queries before the origin is taken off; `reach` is the largest norm of a stored vector.
     """
@@ -144,10 +152,17 @@ def range_floor(x: Tensor, origin: Tensor, score: float, reach: Tensor, metric: 
     return (own + score) / 2 + offset - _ROUNDING * (own + slack + offset.abs() + reach * reach)
 
 
-def largest_norm(vectors: Tensor) -> Tensor:
-    """The largest Euclidean norm among the vectors (N, d), or 0: a scalar tensor."""
+def largest_norm(vectors: Tensor, bias: Tensor, origin: Tensor, metric: str) -> Tensor:
+    """No less than the Euclidean norm of any of the vectors (N, d) that can be found: a scalar tensor.
+
+    For l2 the `row_bias` (N,) tells the distances to the origin, -inf for a vector not to be found, and spares looking
+    at the vectors.
+    """
     if vectors.shape[0] == 0:
         return torch.zeros((), dtype=torch.float32, device=vectors.device)
+    if metric == "l2":
+        farthest = bias.masked_fill(bias.isinf(), 0).amin().abs().double()
+        return ((2 * farthest).sqrt() + torch.linalg.vector_norm(origin.double())).float()
     return torch.stack([torch.linalg.vector_norm(part.float(), dim=1).amax() for part in vectors.split(1 << 14)]).amax()
 
 

@@ -26,30 +26,30 @@ def range_search(
     coarse: Coarse,
     segments: Sequence[InvertedLists],
     *,
-    score: float,
+    score: Tensor,
     nprobe: int,
     metric: str,
     max_bytes: int,
     probed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows with an exact score above `score`: lims (Q + 1,), scores (H,) and rows (H,), query by query.
+    """Rows with an exact score above `score` (Q,): lims (Q + 1,), scores (H,) and rows (H,), query by query.
 
     x (Q, d) as `metric.prepare` gives it; rows count on from segment to segment. `probed` as for `search`.
     """
     if probed is None:
-        shifted, probed = probed_lists(x, coarse, segments, nprobe, metric, None)
+        shifted, probed, _ = probed_lists(x, coarse, segments, nprobe, metric)
     else:
         shifted = shifted_queries(x, coarse.origin, metric)[0]
     step = max(1, max_bytes // (_PROBE_BYTES * (probed.shape[1] + 1)))
     queries, scores, rows = [probed.new_empty(0)], [x.new_empty(0)], [probed.new_empty(0)]
     before = 0
     for lists in segments:
-        reach = metrics.largest_norm(lists.packed)
+        reach = metrics.largest_norm(lists.packed, lists.bias, coarse.origin, metric)
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
-            hits = _near(x[part], shifted[part], coarse.origin, lists, probed[part], score, reach, metric)
+            hits = _near(x[part], shifted[part], coarse.origin, lists, probed[part], score[part], reach, metric)
             found = _exact(x[part], lists.packed, *hits, metric)
-            keep = (found > score) & torch.isfinite(found)
+            keep = (found > score[part][hits[0]]) & torch.isfinite(found)
             queries.append(hits[0][keep] + start)
             scores.append(found[keep])
             rows.append(hits[1][keep] + before)
@@ -69,11 +69,11 @@ def _near(
     origin: Tensor,
     lists: InvertedLists,
     probed: Tensor,
-    score: float,
+    score: Tensor,
     reach: Tensor,
     metric: str,
 ) -> tuple[Tensor, Tensor]:
-    """Queries and rows (H,) whose ranking score may, rounding allowed for, mean an exact score above `score`."""
+    """Queries and rows (H,) whose ranking score may, rounding allowed for, mean an exact score above `score` (Q,)."""
     floor = metrics.range_floor(x, origin, score, reach, metric)
     queries, rows = [probed.new_empty(0)], [probed.new_empty(0)]
     for tile in tiles(shifted, lists, tasks_of(shifted, lists, probed, sample=False)):

@@ -9,12 +9,12 @@ same candidates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .lists import InvertedLists, ranges_to_positions
+from .lists import InvertedLists, prefixes, ranges_to_positions
 from .maxima import BLOCK, GROUP, Tasks, blocks_of, group_maxima, strands, tasks_of
 from .parts import joined
 from .scan_queries import best_rows
@@ -23,11 +23,12 @@ from .select import NEVER, best_positions
 
 _SELECTED = 1 << 17  # maxima selected among at a time: 5 MiB of temporaries, more cost page faults
 BLOCK_BYTES = 4 * (BLOCK + 1)  # of its maxima
+_VISITORS = 256  # queries that share the beginning of a list: fewer read less, in more and smaller products
 _COARSE_PAYS = 2  # times as many blocks as are chosen: with fewer, looking into all of them is as good
 
 
 def scan_lists(
-    x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int, max_bytes: int
+    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int, max_bytes: int
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists, as scan_queries gives them, in about `max_bytes` of scratch.
 
@@ -35,24 +36,32 @@ def scan_lists(
     """
     memory = Scratch(x.device)
     found = []
-    for part, some in _pieces(x, lists, probed, k, max_bytes):
-        tasks = tasks_of(part, lists, some)
-        found += _select(part, lists, some, tasks, group_maxima(part, lists, tasks, memory), k)
+    for piece in _pieces(lists, probed, k, max_bytes):
+        part, some, most = x[piece], probed[piece], None if limits is None else limits[piece]
+        held = lists
+        if most is not None:
+            held, some = prefixes(lists, some, most, _VISITORS)
+        tasks = tasks_of(part, held, some, most)
+        found += _select(part, held, some, most, tasks, group_maxima(part, held, tasks, memory), k)
     columns = max(rows.shape[1] for _, rows in found)
     return joined([_pad(scores, rows, columns) for scores, rows in found])
 
 
-def _pieces(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) -> Iterable[tuple[Tensor, Tensor]]:
+def _pieces(lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) -> Iterator[slice]:
     """Queries cut where their scratch reaches `max_bytes`; evenly, for a product of few tasks is a slow one."""
-    blocks = blocks_of(lists.sizes)[probed].sum(1)
+    blocks = blocks_of(lists.sizes)[probed].sum(1)  # with limits fewer, but no one knows how few before they are sorted
     # Of each query its maxima, its tasks and its candidates.
     needed = (blocks * BLOCK_BYTES + 64 * probed.shape[1] + 32 * k).cumsum(0)
     pieces = -(-int(needed[-1]) // max(1, max_bytes))
     if pieces == 1:
-        return [(x, probed)]
+        yield slice(None)
+        return
     piece = torch.div(needed * pieces - 1, needed[-1], rounding_mode="floor")
-    sizes = [size for size in torch.bincount(piece).tolist() if size]
-    return zip(x.split(sizes), probed.split(sizes), strict=True)
+    end = 0
+    for size in torch.bincount(piece).tolist():
+        start, end = end, end + size
+        if size:
+            yield slice(start, end)
 
 
 def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
@@ -63,15 +72,23 @@ def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def _select(
-    x: Tensor, lists: InvertedLists, probed: Tensor, tasks: Tasks, maxima: tuple[Tensor, Tensor], k: int
+    x: Tensor,
+    lists: InvertedLists,
+    probed: Tensor,
+    limits: Tensor | None,
+    tasks: Tasks,
+    maxima: tuple[Tensor, Tensor],
+    k: int,
 ) -> list[tuple[Tensor, Tensor]]:
     """The k best rows of each query, some queries at a time."""
     width = int(tasks.blocks[probed].sum(1).max())
     step = selected_at_a_time(width, k)
     found = []
-    for query, some, rank in zip(x.split(step), probed.split(step), tasks.rank.split(step), strict=True):
-        rows = survivors(lists, some, tasks.before, rank, maxima, k, width)
-        found.append(best_rows(query, lists, rows, k))
+    for start in range(0, x.shape[0], step):
+        part = slice(start, start + step)
+        most = None if limits is None else limits[part]
+        rows = survivors(lists, probed[part], tasks.before, tasks.rank[part], maxima, k, width, most)
+        found.append(best_rows(x[part], lists, rows, k))
     return found
 
 
@@ -88,10 +105,11 @@ def survivors(
     maxima: tuple[Tensor, Tensor],
     k: int,
     width: int,
+    limits: Tensor | None = None,
 ) -> Tensor:
     """The rows (Q, k * GROUP) of each query's k best groups, negative for padding; `width` bounds its blocks.
 
-    before (L + 1,) and rank (Q, P) are those of `Tasks`.
+    before (L + 1,) and rank (Q, P) are those of `Tasks`; limits (Q, P) are the rows that count of each list.
     """
     blocks = blocks_of(lists.sizes)[probed]
     address = before[probed] + rank * blocks
@@ -110,7 +128,8 @@ def survivors(
     block = torch.div(chosen, BLOCK, rounding_mode="floor")
     probe = probe.gather(1, block).clamp_(max=probed.shape[1] - 1)
     first = (position.gather(1, block) - address.gather(1, probe)) * BLOCK
-    at = strands(lists, probed.gather(1, probe), first + chosen - block * BLOCK)
+    most = None if limits is None else limits.gather(1, probe)
+    at = strands(lists, probed.gather(1, probe), first + chosen - block * BLOCK, most)
     step = torch.arange(GROUP, device=position.device) * at.apart[:, :, None]
     held = at.held.masked_fill_(best == NEVER, 0)
     rows = at.first[:, :, None] + step

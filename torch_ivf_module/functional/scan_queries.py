@@ -20,28 +20,36 @@ _SPLIT_ROWS = 16  # a few queries are cut into this many parts, which keep two t
 
 
 def scan_queries(
-    x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int, max_bytes: int
+    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int, max_bytes: int
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists: ranking scores and rows (Q, min(k, width)), -inf and -1 for padding.
 
-    x (Q, d) relative to the origin; probed (Q, P), L where nothing is probed; `width` at least the largest number
-    of rows that a query's lists hold together. Takes about `max_bytes` of scratch.
+    x (Q, d) relative to the origin; probed (Q, P), L where nothing is probed; limits (Q, P) the rows to read of each
+    list, None for all; `width` at least the largest number of rows that a query reads. Takes about `max_bytes` of
+    scratch.
     """
+    sizes = lists.sizes[probed] if limits is None else limits
     step = max(1, max_bytes // (72 * min(width, SLICE) + 32 * probed.shape[1]))
-    return in_parts(lambda part, some: _scan(part, lists, some, k, width), step, x, probed)
+    return in_parts(
+        lambda part, first, some: _scan(part, lists, first, some, k, width), step, x, lists.offsets[probed], sizes
+    )
 
 
-def _scan(x: Tensor, lists: InvertedLists, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
+def _scan(
+    x: Tensor, lists: InvertedLists, first: Tensor, sizes: Tensor, k: int, width: int
+) -> tuple[Tensor, Tensor]:
     parts = []
     for start in range(0, width, SLICE):
-        rows = candidate_rows(lists, probed, start, min(SLICE, width - start))
+        rows = candidate_rows(first, sizes, start, min(SLICE, width - start))
         parts.append(best_rows(x, lists, rows, k))
     return parts[0] if len(parts) == 1 else merge(parts, min(k, width))
 
 
-def candidate_rows(lists: InvertedLists, probed: Tensor, start: int, width: int) -> Tensor:
-    """Candidates ``start : start + width`` of each query (Q, width): the rows of its lists, negative behind them."""
-    first, sizes = lists.offsets[probed], lists.sizes[probed]
+def candidate_rows(first: Tensor, sizes: Tensor, start: int, width: int) -> Tensor:
+    """Candidates ``start : start + width`` of each query (Q, width), negative behind the last.
+
+    It has, end to end, ``sizes[p]`` rows from ``first[p]`` on; first, sizes (Q, P).
+    """
     if start:
         skipped = torch.minimum((start - (sizes.cumsum(1) - sizes)).clamp(min=0), sizes)
         first, sizes = first + skipped, sizes - skipped

@@ -7,13 +7,14 @@ segment s counts on from the rows of the segments before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import budget
+from . import budget as budgets
 from . import metric as metrics
+from .budget import Budget
 from .cost import cheapest
 from .lists import InvertedLists
 from .parts import in_parts
@@ -22,7 +23,8 @@ from .scan_lists import scan_lists
 from .scan_queries import scan_queries
 from .select import merge, select_topk
 
-Scan = Callable[[Tensor, InvertedLists, Tensor, int, int, int], tuple[Tensor, Tensor]]
+Scan = Callable[[Tensor, InvertedLists, Tensor, Tensor | None, int, int, int], tuple[Tensor, Tensor]]
+Stats = dict[str, Any]
 
 STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
 MODES = ("auto", *STRATEGIES)
@@ -35,20 +37,33 @@ _RESCORE_BYTES = 1 << 20  # vectors gathered at a time for exact scores: with tw
 
 
 def probed_lists(
-    x: Tensor, coarse: Coarse, segments: Sequence[InvertedLists], nprobe: int, metric: str, max_codes: int | None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    coarse: Coarse,
+    segments: Sequence[InvertedLists],
+    nprobe: int,
+    metric: str,
+    max_codes: int | None = None,
+    budget: Budget | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """What a scan takes: the queries x (Q, d) relative to the origin, all numbers finite, and the lists they read.
 
-    The latter are (Q, P), nearest first, L where a cap or a bad query leaves none. A graph is faster for computing
-    the former once: the product with the centroids needs it in memory, and so no later loop computes it again.
+    The latter are (Q, P), nearest first, L where a cap or a bad query leaves none; and, where a budget is given, the
+    rows to read of each (Q, P), counted on from segment to segment. A graph is faster for computing the queries
+    once: the product with the centroids needs them in memory, and so no later loop computes them again.
     """
     nlist = coarse.centroids.shape[0]
     shifted, finite = shifted_queries(x, coarse.origin, metric)
-    probed = probe(shifted, coarse, nprobe)[1].masked_fill_(~finite, nlist)
-    if max_codes is None:
-        return shifted, probed
-    sizes = torch.stack([lists.sizes for lists in segments]).sum(0)
-    return shifted, probed.masked_fill(~budget.within_max_codes(sizes[probed], max_codes), nlist)
+    scores, probed = probe(shifted, coarse, nprobe)
+    probed = probed.masked_fill_(~finite, nlist)
+    if max_codes is None and budget is None:
+        return shifted, probed, None
+    sizes = torch.stack([lists.sizes for lists in segments]).sum(0)[probed]
+    limits = None if budget is None else budgets.row_limits(scores, sizes, budget)
+    if max_codes is not None:
+        left_out = ~budgets.within_max_codes(sizes if limits is None else limits, max_codes)
+        probed = probed.masked_fill(left_out, nlist)
+        limits = None if limits is None else limits.masked_fill(left_out, 0)
+    return shifted, probed, limits
 
 
 def shifted_queries(x: Tensor, origin: Tensor, metric: str) -> tuple[Tensor, Tensor]:
@@ -67,10 +82,12 @@ def search(
     metric: str,
     mode: str | Scan = "auto",
     max_codes: int | None = None,
+    budget: Budget | None = None,
     max_bytes: int = 256 << 20,
     width: int | None = None,
     exact: bool = False,
     probed: Tensor | None = None,
+    stats: Stats | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the `nprobe` nearest lists: exact scores (Q, k), differentiable in x, and rows (Q, k).
 
@@ -79,7 +96,8 @@ def search(
     lists hold in a segment; it takes the place of reading that number back from the device, and with it the search
     is a graph of static shapes, in which no query is searched twice. `exact` scores every row of the probed lists
     exactly, instead of the best by a rounded score and an allowance for its error. `probed` (Q, P), where given, are
-    the lists that each query reads, as `probed_lists` gives them; `nprobe` and `max_codes` then say nothing.
+    the lists that each query reads, as `probed_lists` gives them; `nprobe`, `max_codes` and `budget` then say nothing.
+    `stats`, where given, is filled.
     """
     kept = kept_for(k)
     if exact:
@@ -91,9 +109,14 @@ def search(
         metric=metric,
         mode=mode,
         max_codes=max_codes,
+        budget=budget,
         width=width,
         max_bytes=max_bytes - min(max_bytes // 2, _ASIDE_BYTES),
+        stats=stats,
     )
+    if stats is not None:
+        stats.update(queries=x.shape[0], nprobe=nprobe, mode=None, why="nothing to read")
+        stats.update(lists_read=0, rows_read=0, rows_left_out=0, searched_again=0)
     step = max(1, max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], nprobe, kept))
     chosen = (x,) if probed is None else (x, probed)
     return in_parts(lambda *part: _search_batch(coarse, segments, settings, *part), step, *chosen)
@@ -117,8 +140,10 @@ class Settings(NamedTuple):
     metric: str
     mode: str | Scan
     max_codes: int | None
+    budget: Budget | None
     width: int | None
     max_bytes: int
+    stats: Stats | None
 
 
 def _search_batch(
@@ -127,11 +152,20 @@ def _search_batch(
     k, metric = settings.k, settings.metric
     with torch.no_grad():
         plain = x.detach()
+        limits = None
         if probed is None:
-            shifted, probed = probed_lists(plain, coarse, segments, settings.nprobe, metric, settings.max_codes)
+            shifted, probed, limits = probed_lists(
+                plain, coarse, segments, settings.nprobe, metric, settings.max_codes, settings.budget
+            )
         else:
             shifted = shifted_queries(plain, coarse.origin, metric)[0]
-        found = [_search_segment(plain, shifted, coarse.origin, lists, probed, settings) for lists in segments]
+        found, left = [], limits
+        for lists in segments:
+            some = None if left is None else torch.minimum(left, lists.sizes[probed])
+            if settings.stats is not None:
+                _count(settings.stats, lists, probed, some)
+            found.append(_search_segment(plain, shifted, coarse.origin, lists, probed, some, settings))
+            left = None if left is None or some is None else left - some
     if torch.is_grad_enabled() and x.requires_grad:
         pairs = zip(segments, found, strict=True)
         found = [rescore(x, lists.packed, rows, k, metric) for lists, (_, rows) in pairs]
@@ -139,10 +173,16 @@ def _search_batch(
 
 
 def _search_segment(
-    x: Tensor, shifted: Tensor, origin: Tensor, lists: InvertedLists, probed: Tensor, settings: Settings
+    x: Tensor,
+    shifted: Tensor,
+    origin: Tensor,
+    lists: InvertedLists,
+    probed: Tensor,
+    limits: Tensor | None,
+    settings: Settings,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of one segment: exact scores and rows (Q, k)."""
-    ranking, rows = _candidates(shifted, lists, probed, settings)
+    ranking, rows = _candidates(shifted, lists, probed, limits, settings)
     scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric)
     nothing_left_out = rows.shape[1] < settings.kept or lists.packed.shape[0] < settings.kept
     if settings.width is not None or nothing_left_out:
@@ -153,7 +193,10 @@ def _search_segment(
         more = settings._replace(kept=_KEEP_MORE * settings.kept)  # in the end that is every row there is
         step = max(1, settings.max_bytes // _query_bytes(1, 1, more.kept))
         for part in at.split(step):
-            scores[part], best[part] = _search_segment(x[part], shifted[part], origin, lists, probed[part], more)
+            some = None if limits is None else limits[part]
+            scores[part], best[part] = _search_segment(x[part], shifted[part], origin, lists, probed[part], some, more)
+        if settings.stats is not None:
+            settings.stats["searched_again"] += at.shape[0]
     return scores, best
 
 
@@ -183,20 +226,37 @@ def rescore(x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str) -> tup
     return in_parts(score, max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1])), x, rows)
 
 
-def _candidates(x: Tensor, lists: InvertedLists, probed: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+def _candidates(
+    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor]:
     """Candidates of one segment, found by a strategy: ranking scores and rows (Q, at most settings.kept)."""
     nothing = x.new_empty((probed.shape[0], 0)), probed.new_empty((probed.shape[0], 0))
     if lists.packed.shape[0] == 0 or (settings.width is None and probed.numel() == 0):
         return nothing
-    width = int(lists.sizes[probed].sum(1).max()) if settings.width is None else settings.width
+    width = int(_read(lists, probed, limits).sum(1).max()) if settings.width is None else settings.width
     width = min(width, lists.packed.shape[0])
     if width == 0:
         return nothing
-    mode, k = settings.mode, settings.kept
+    mode, why, k = settings.mode, "search_mode", settings.kept
     if mode == "auto":
-        mode = cheapest(x, lists, probed, k, width)
+        mode, why = cheapest(x, lists, probed, limits, k, width)
+    if settings.stats is not None and settings.stats["mode"] is None:
+        settings.stats.update(mode=mode, why=why)
     scan = STRATEGIES[mode] if isinstance(mode, str) else mode
-    return scan(x, lists, probed, k, width, settings.max_bytes)
+    return scan(x, lists, probed, limits, k, width, settings.max_bytes)
+
+
+def _read(lists: InvertedLists, probed: Tensor, limits: Tensor | None) -> Tensor:
+    """Rows that each query reads of each of its lists, (Q, P)."""
+    return lists.sizes[probed] if limits is None else limits
+
+
+def _count(stats: Stats, lists: InvertedLists, probed: Tensor, limits: Tensor | None) -> None:
+    """Add to `stats` what the queries read of one segment. Waits for the device."""
+    read = _read(lists, probed, limits)
+    stats["lists_read"] += int((read > 0).sum())
+    stats["rows_read"] += int(read.sum())
+    stats["rows_left_out"] += int((lists.sizes[probed] - read).sum())
 
 
 def _query_bytes(lists: int, probes: int, k: int) -> int:

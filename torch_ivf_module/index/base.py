@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
-from ..functional.lists import InvertedLists, vectors_at
+from ..functional.budget import Budget
+from ..functional.lists import InvertedLists, restricted, vectors_at
+from ..functional.probe import Coarse
 from ..functional.range_scan import range_search
 from ..functional.search import MODES, lookup, probed_lists, search
 from ..params import SearchParams, positive
@@ -43,6 +45,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         self.k = k
         self.search_mode = search_mode
         self.max_bytes = max_bytes
+        self.last_search_stats: dict[str, Any] | None = None  # of the last search that was told to keep them
 
     @property
     def search_mode(self) -> str:
@@ -156,7 +159,8 @@ class IndexBase(TorchIvfNames, Saves, Builds):
     ) -> tuple[Tensor, Tensor, list[InvertedLists]]:
         """`_found` for prepared queries, of the lists `probed` where they are given."""
         with torch.autocast(self.device.type, enabled=False):
-            coarse, segments = self._segments(counted=self._max_codes(params) is not None)
+            coarse, segments = self._chosen(params, queries.shape[0], counted=True)
+            stats: dict[str, Any] | None = {} if params.debug_stats else None
             scores, rows = search(
                 queries,
                 coarse,
@@ -167,36 +171,41 @@ class IndexBase(TorchIvfNames, Saves, Builds):
                 max_bytes=self.max_bytes,
                 nprobe=self._nprobe(params),
                 max_codes=self._max_codes(params),
+                budget=self._budget(params),
                 exact=params.profile == "exact",
                 probed=probed,
+                stats=stats,
             )
+        if stats is not None:
+            self.last_search_stats = stats
         return scores, rows, segments
 
     def range_search(
-        self, x: Tensor, radius: float, *, params: SearchParams | None = None
+        self, x: Tensor, radius: float | Tensor, *, params: SearchParams | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All vectors of the probed lists strictly inside the radius: D < radius (l2), D > radius (ip, cosine).
 
-        Returns lims (nq + 1,) int64, D (n,) float32 and I (n,) int64; the results of query i are
-        ``lims[i]:lims[i + 1]``, in any order. `max_codes` is ignored, as in faiss. Raises as `search`.
+        `radius` is a number, or a tensor (nq,) of one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
+        I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params` it takes `nprobe`
+        and `selector`: lists are read whole, `max_codes` and budgets are ignored, as in faiss. Raises as `search`.
         """
         x = check.vectors(x, "x", self.d, self.device)
-        radius = check.radius(radius)
+        radii = check.radii(radius, "radius", x.shape[0], self.device)
         params = self._params(params)
         self._require_trained("range_search")
-        return self._range_search(self._prepared(x), radius, params)
+        return self._range_search(self._prepared(x), radii, params)
 
     def _range_search(
-        self, queries: Tensor, radius: float, params: SearchParams, probed: Tensor | None = None
+        self, queries: Tensor, radii: Tensor, params: SearchParams, probed: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`range_search` of prepared queries, of the lists `probed` where they are given."""
+        """`range_search` of prepared queries and radii (nq,), of the lists `probed` where they are given."""
         with torch.autocast(self.device.type, enabled=False), torch.no_grad():
-            coarse, segments = self._segments(counted=False)
+            coarse, segments = self._chosen(params, queries.shape[0], counted=False)
             lims, scores, rows = range_search(
                 queries,
                 coarse,
                 segments,
-                score=metrics.to_score(radius, self.metric),
+                score=metrics.to_score(radii, self.metric),
                 nprobe=self._nprobe(params),
                 metric=self.metric,
                 max_bytes=self.max_bytes,
@@ -248,10 +257,26 @@ class IndexBase(TorchIvfNames, Saves, Builds):
             self.__dict__["_own_graph"] = graph  # not a submodule: its buffers are this module's
         return graph
 
+    def _chosen(self, params: SearchParams, queries: int, *, counted: bool) -> tuple[Coarse, list[InvertedLists]]:
+        """What a search of so many queries reads: `_segments`, with only the rows that the selector lets it find.
+
+        `counted` says that rows are counted on the way, those that are not let through among them.
+        """
+        counted = counted and (self._max_codes(params) is not None or self._budget(params) is not None)
+        coarse, segments = self._segments(counted=counted)
+        if params.selector is None:
+            return coarse, segments
+        chosen = check.selector(params.selector, "selector", self.device)
+        visits = None if counted else queries * self._nprobe(params) / max(1, self._nlist)
+        return coarse, [restricted(lists, chosen, visits) for lists in segments]
+
     def _nprobe(self, params: SearchParams) -> int:
         return 1
 
     def _max_codes(self, params: SearchParams) -> int | None:
+        return None
+
+    def _budget(self, params: SearchParams) -> Budget | None:
         return None
 
     def _params(self, params: SearchParams | None) -> SearchParams:

@@ -100,12 +100,22 @@ def mask(value: object, name: str, device: torch.device) -> Tensor:
     return value
 
 
-def radius(value: object) -> float:
-    """`value` as the radius of a range search."""
-    number = float(value)  # type: ignore[arg-type]
-    if number != number:
-        raise ValueError("radius must be a number, got nan")
-    return number
+def selector(value: Tensor, name: str, device: torch.device) -> Tensor:
+    """`value` as a bool mask over ids, or as a list of int64 ids, on `device`."""
+    return mask(value, name, device) if value.dtype == torch.bool else id_list(value, name, device)
+
+
+def radii(value: object, name: str, queries: int, device: torch.device) -> Tensor:
+    """`value`, a number or a tensor of one for each query, as float32 (queries,) on `device`, none of them NaN."""
+    if isinstance(value, Tensor) and value.dim():
+        if value.shape != (queries,):
+            raise ValueError(f"{name} must be a number or have shape ({queries},), got {tuple(value.shape)}")
+        found = floats(value, name, device).detach().float()
+    else:
+        found = torch.full((queries,), float(value), dtype=torch.float32, device=device)  # type: ignore[arg-type]
+    if bool(found.isnan().any()):
+        raise ValueError(f"{name} must be a number, got nan")
+    return found
 
 
 def finite(x: Tensor, name: str, what: str = "NaN or inf") -> None:

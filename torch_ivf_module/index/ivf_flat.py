@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from .._optional import require
 from ..functional import lists as ragged
 from ..functional import metric as metrics
+from ..functional.budget import Budget
 from ..functional.kmeans import Share, kmeans
+from ..functional.ordering import order_within_lists
 from ..functional.parts import in_parts
 from ..functional.probe import Coarse, coarse_of, probe
 from ..params import SearchParams, positive
@@ -41,6 +44,7 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
     nprobe : lists that a query visits, min(8, nlist) by default; more of them find more of the true neighbours.
     metric : "l2" (squared), "ip" or "cosine".
     max_codes : the most rows a query reads, None for no limit; see `SearchParams`.
+    list_ordering : the order that the rows of a list are said to be in; see `rebuild_lists`.
     k : results that `forward` returns.
     search_mode, max_bytes : see the properties.
     device, dtype : where and in which dtype (float32, float16, bfloat16) vectors are stored.
@@ -60,12 +64,15 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         metric: str = "l2",
         *,
         max_codes: int | None = None,
+        list_ordering: str = "none",
         **settings: Any,
     ) -> None:
         super().__init__(d, metric=metric, **settings)
         self._wanted_nlist = positive(nlist, "nlist")
         self.nprobe = min(8, nlist) if nprobe is None else nprobe
         self.max_codes = max_codes
+        self._list_ordering = self._checked_ordering(list_ordering) or "none"
+        self._unordered = 0
 
     @property
     def nlist(self) -> int:
@@ -92,6 +99,61 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         # 0 is how faiss spells "no limit".
         self._own_max_codes = None if value is None or value == 0 else positive(value, "max_codes")
         self._own_graph = None
+
+    @property
+    def list_ordering(self) -> str:
+        """The order that the rows of each list are in, those aside that have come since; "none" after `fit`."""
+        return self._list_ordering
+
+    def rebuild_lists(self, *, ordering: str | None = None) -> None:
+        """Sort the rows of each list so that a search with a budget, which reads the first, finds the most.
+
+        `ordering` is "residual_norm_asc" (l2: those near the centroid first) or "proj_desc" (ip, cosine: those with
+        the largest product with it), by default the one for the metric. Rows added later lie behind, unsorted, until
+        the next call; `SearchParams` can have it done by need. Answers without a budget do not change. Raises
+        ValueError for an ordering that the metric does not have.
+
+        >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
+        >>> index = IndexIVFFlat(16, nlist=8)
+        >>> index.train(x).add(x)
+        >>> index.rebuild_lists()
+        >>> index.list_ordering
+        'residual_norm_asc'
+        """
+        ordering = self._checked_ordering(ordering) or metrics.ORDERING[self.metric]
+        with self._lock, torch.no_grad():
+            packed, offsets, ids = self._packed()
+            if packed.shape[0]:
+                order = order_within_lists(packed, offsets, ids, self._raw("centroids"), self.metric)
+                self._replace(packed.index_select(0, order), offsets, ids.index_select(0, order))
+            self._list_ordering, self._unordered = ordering, 0
+
+    def _checked_ordering(self, ordering: str | None) -> str | None:
+        """The name of an ordering, None for "none"; ValueError if the metric does not have it."""
+        if ordering not in (None, "none", metrics.ORDERING[self.metric]):
+            own = metrics.ORDERING[self.metric]
+            raise ValueError(f"list_ordering must be {own!r} or 'none' for metric {self.metric!r}, got {ordering!r}")
+        return None if ordering == "none" else ordering
+
+    def _params(self, params: SearchParams | None) -> SearchParams:
+        params = super()._params(params)
+        self._checked_ordering(params.list_ordering)
+        if params.rebuild_policy == "auto_threshold" and params.list_ordering != "none":
+            with self._lock:
+                late = 0 < params.rebuild_threshold_adds <= self._unordered
+                if self.list_ordering == "none" or late:
+                    self.rebuild_lists()
+        return params
+
+    def _stage(self, rows: Tensor, *rest: Any, **settings: Any) -> None:
+        with self._lock:
+            super()._stage(rows, *rest, **settings)
+            self._unordered += rows.shape[0]
+
+    def _take(self, given: Mapping[str, Tensor], *, assign: bool) -> None:
+        # An empty index is told by whoever makes it how the rows to come lie; one that was in order no longer is.
+        self._list_ordering = "none" if self.ntotal else self._list_ordering
+        super()._take(given, assign=assign)
 
     def fit(
         self: Self,
@@ -177,6 +239,7 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
             fresh = ragged.pack(packed, ids, assigned, centroids.shape[0])
             self._put(centroids=centroids)
             self._replace(*fresh)
+            self._list_ordering = "none"
             last = slice(packed.shape[0] - noted, None)  # the last added of a duplicate id stays the last
             self._latest = dict(zip(ids[last].tolist(), assigned[last].tolist(), strict=True))
             return int((assigned != before).sum())
@@ -194,12 +257,26 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         return min(self.nlist, self.nprobe if params.nprobe is None else params.nprobe)
 
     def _max_codes(self, params: SearchParams) -> int | None:
-        return self.max_codes if params.max_codes is None else params.max_codes
+        return self.max_codes if params.max_codes is None else params.max_codes or None
+
+    def _budget(self, params: SearchParams) -> Budget | None:
+        rows, most = params.of("candidate_budget") or 0, params.max_codes_cap_per_list
+        if not rows and not most:
+            return None
+        return Budget(
+            rows=rows,
+            weighted=params.budget_strategy == "distance_weighted",
+            even_cap=bool(params.of("use_per_list_sizes")),
+            strict=params.strict_budget,
+            drop_far=params.dynamic_nprobe,
+            least=params.min_codes_per_list,
+            most=most,
+        )
 
     def config(self) -> dict[str, Any]:
         """The constructor arguments that rebuild this index, its buffers left out."""
-        own = {"nlist": self.nlist, "nprobe": self.nprobe, "max_codes": self.max_codes}
-        return {**super().config(), **own}
+        own = ("nlist", "nprobe", "max_codes", "list_ordering")
+        return {**super().config(), **{name: getattr(self, name) for name in own}}
 
 
 def _nearest(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:

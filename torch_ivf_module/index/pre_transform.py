@@ -107,7 +107,7 @@ class IndexPreTransform(Fits, Saves):
         return self.index.search(self.apply_transform(x), k, params=params)
 
     def range_search(
-        self, x: Tensor, radius: float, *, params: SearchParams | None = None
+        self, x: Tensor, radius: float | Tensor, *, params: SearchParams | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All within the radius of each query x (nq, d): lims, D, I; see `IndexBase.range_search`."""
         return self.index.range_search(self.apply_transform(x), radius, params=params)

@@ -5,7 +5,7 @@ W processes, Q queries of one process, M questions it sends (a query and a proce
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +27,11 @@ class Asked(NamedTuple):
 
 
 def ask(
-    exchange: Exchange, step: str, queries: Tensor, probed: Tensor, owners: Tensor | None
-) -> tuple[Asked, Tensor, Tensor]:
+    exchange: Exchange, step: str, queries: Tensor, probed: Tensor, owners: Tensor | None, *beside: Tensor
+) -> tuple[Any, ...]:
     """Send queries (Q, d) and the lists they read (Q, P) to the owners (L,) of those lists, or to all if None.
 
-    Returns who was asked, and the queries and lists that this process is asked for.
+    Returns who was asked, the queries and lists that this process is asked for, and what came `beside` (Q,) each query.
     """
     size = exchange.size
     if owners is None:
@@ -44,8 +44,10 @@ def ask(
     ranks, numbers = torch.nonzero(wanted, as_tuple=True)
     sent = wanted.sum(1)
     # A list number needs no more than 32 bits on the way.
-    (theirs, lists), came = exchange.swap(step, sent, queries[numbers], probed[numbers].int())
-    return Asked(queries.shape[0], numbers, ranks, sent, came), theirs, lists.long()
+    (theirs, lists, *there), came = exchange.swap(
+        step, sent, queries[numbers], probed[numbers].int(), *(tensor[numbers] for tensor in beside)
+    )
+    return Asked(queries.shape[0], numbers, ranks, sent, came), theirs, lists.long(), *there
 
 
 def best(exchange: Exchange, step: str, asked: Asked, scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

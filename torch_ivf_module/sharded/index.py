@@ -182,8 +182,9 @@ class ShardedIndex(ShardedModule):
         """The k nearest of the vectors of all processes to each query of this one.
 
         x (Q, d), D (Q, k) and I (Q, k) as for `IndexBase.search`; Q may differ between processes and be 0, `k` and
-        `params` may not differ. A query and the numbers of its lists go to every process that holds some of them, and
-        k distances and ids come back from each. D carries no gradient. Raises as `IndexBase.search`.
+        `params` may not differ, and budgets of rows are not to be had: ValueError. A query and the numbers of its lists
+        go to every process that holds some of them, and k distances and ids come back from each. D carries no gradient.
+        Raises as `IndexBase.search`.
         """
 
         def prepare() -> tuple[tuple[Tensor, SearchParams], list[int]]:
@@ -191,7 +192,7 @@ class ShardedIndex(ShardedModule):
             return self._queries(x, params, "search"), []
 
         with torch.no_grad():
-            (queries, settings), _ = self._agree("search", (k, params, self._settings()), prepare)
+            (queries, settings), _ = self._agree("search", (k, self._settings(params)), prepare)
             sizes = None if self.index._max_codes(settings) is None else self._list_sizes("search")
             probed = self.index._probed(queries, settings, sizes)
             asked, theirs, lists = asking.ask(self._exchange, "search", queries, probed, self._asked_owners())
@@ -201,23 +202,25 @@ class ShardedIndex(ShardedModule):
             return metrics.to_distance(scores, self.metric), ids
 
     def range_search(
-        self, x: Tensor, radius: float, *, params: SearchParams | None = None
+        self, x: Tensor, radius: float | Tensor, *, params: SearchParams | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All vectors of all processes within the radius of each query of this one: lims, D, I.
 
-        As `IndexBase.range_search`; `radius` and `params` are the same on every process.
+        As `IndexBase.range_search`; `params` are the same on every process.
         """
 
-        def prepare() -> tuple[tuple[Tensor, SearchParams], list[int]]:
-            check.radius(radius)
-            return self._queries(x, params, "range_search"), []
+        def prepare() -> tuple[tuple[Tensor, Tensor, SearchParams], list[int]]:
+            queries, settings = self._queries(x, params, "range_search")
+            return (queries, check.radii(radius, "radius", queries.shape[0], self.index.device), settings), []
 
         with torch.no_grad():
             step = "range_search"
-            (queries, settings), _ = self._agree(step, (radius, params, self._settings()), prepare)
+            (queries, radii, settings), _ = self._agree(step, self._settings(params), prepare)
             probed = self.index._probed(queries, settings)
-            asked, theirs, lists = asking.ask(self._exchange, step, queries, probed, self._asked_owners())
-            found = self.index._range_search(theirs, check.radius(radius), settings, lists)
+            asked, theirs, lists, around = asking.ask(
+                self._exchange, step, queries, probed, self._asked_owners(), radii
+            )
+            found = self.index._range_search(theirs, around, settings, lists)
             return asking.within(self._exchange, step, asked, *found)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,15 +233,20 @@ class ShardedIndex(ShardedModule):
     def _queries(self, x: Tensor, params: SearchParams | None, action: str) -> tuple[Tensor, SearchParams]:
         self.index._require_trained(action)
         given = check.vectors(x, "x", self.d, self.index.device)
-        return self.index._prepared(given), self.index._params(params)
+        settings = self.index._params(params)
+        if self.index._budget(settings) is not None:
+            raise ValueError("params has a budget of rows, but no process has whole lists; max_codes counts whole ones")
+        return self.index._prepared(given), settings
 
     def _asked_owners(self) -> Tensor | None:
         return None if self.shard == "rows" else self._owners
 
-    def _settings(self) -> tuple[int, int | None]:
-        """What the index of each process would take for itself, and has to be the same."""
+    def _settings(self, params: SearchParams | None) -> tuple[object, ...]:
+        """What has to be the same on every process: what was given, and what the index would take for itself."""
         usual = SearchParams()
-        return self.index._nprobe(usual), self.index._max_codes(usual)
+        chosen = params.selector if isinstance(params, SearchParams) else None
+        number = None if chosen is None else digest_of(chosen)
+        return params, number, self.index._nprobe(usual), self.index._max_codes(usual)
 
     # -- state ---------------------------------------------------------------------------------------------
 

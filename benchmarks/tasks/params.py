@@ -1,0 +1,75 @@
+"""What SearchParams cost and buy, against the same search without them: budgets of rows, and selectors of ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..context import Context
+from ..engines import IVF, Variant
+from ..measure import Timing, interleave, rotation
+
+__all__ = ["budgets", "filters"]
+
+_BUDGETS = (16_384, 32_768, 65_536, 131_072)
+_LARGEST = 2  # batch sizes of the case that budgets are tried on, from its largest down
+_SHARES = (1.0, 0.5, 0.01, 0.0001)  # of the ids
+
+
+def budgets(ctx: Context) -> None:
+    """Recall and speed of each budget, with the lists in order."""
+    from torch_ivf_module import SearchParams
+
+    settings = {"unlimited": SearchParams(debug_stats=True)} | {
+        f"budget {rows:,}": SearchParams(candidate_budget=rows, use_per_list_sizes=True, debug_stats=True)
+        for rows in _BUDGETS
+    }
+    for engine in ctx.build_paired(IVF, "ours").values():
+        engine.set(ctx.case.nprobe)
+        engine.index.rebuild_lists()
+        for nq in ctx.case.nqs[-_LARGEST:]:
+            parts = rotation(engine.native(ctx.data.queries), nq)
+            shares, read = _shares(engine.index, parts[0], settings, ctx.case.k)
+            for name, timing in _times(ctx, engine, parts, settings).items():
+                figures = {"recall": shares[name], "rows_read": read[name], "qps": nq / timing.seconds}
+                ctx.row(name, nq=nq, k=ctx.case.k, nprobe=ctx.case.nprobe, **figures, **timing.fields())
+
+
+def filters(ctx: Context) -> None:
+    """Speed of a search among a share of the ids, given as ids and as a mask."""
+    from torch_ivf_module import SearchParams
+
+    for engine in ctx.build_paired(IVF, "ours").values():
+        engine.set(ctx.case.nprobe)
+        total = engine.index.ntotal
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(ctx.case.seed))
+        settings = {"no selector": SearchParams()}
+        for share in _SHARES:
+            chosen = order[: max(1, round(share * total))]
+            mask = torch.zeros(total, dtype=torch.bool).index_fill_(0, chosen, True)
+            settings[f"{share:.2%} as ids"] = SearchParams(selector=chosen)
+            settings[f"{share:.2%} as a mask"] = SearchParams(selector=mask)
+        for nq in ctx.case.nqs:
+            parts = rotation(engine.native(ctx.data.queries), nq)
+            for name, timing in _times(ctx, engine, parts, settings).items():
+                ctx.row(name, nq=nq, k=ctx.case.k, qps=nq / timing.seconds, **timing.fields())
+
+
+def _times(ctx: Context, engine: Variant, parts: list[Any], settings: dict[str, Any]) -> dict[str, Timing]:
+    def caller(params: Any) -> Any:
+        return lambda i: engine.index.search(parts[i % len(parts)], ctx.case.k, params=params)
+
+    return interleave({name: caller(params) for name, params in settings.items()}, ctx.effort)
+
+
+def _shares(index: Any, queries: Any, settings: dict[str, Any], k: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Recall against the first of `settings`, and rows read a query."""
+    shares, read, truth = {}, {}, None
+    for name, params in settings.items():
+        found = index.search(queries, k, params=params)[1]
+        truth = found if truth is None else truth
+        hits = sum(float((found[:, [j]] == truth).any(1).double().sum()) for j in range(k))
+        shares[name] = hits / max(1, int((truth >= 0).sum()))
+        read[name] = index.last_search_stats["rows_read"] / len(queries)
+    return shares, read

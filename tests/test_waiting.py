@@ -1,0 +1,78 @@
+"""What waits to be packed, added or removed, changes no answer, whatever a search is told."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from tests.problems import METRICS, MODES, agree, few_training_rows, normal, same_state, snapshot
+from torch_ivf_module import IndexIVFFlat, SearchParams
+from torch_ivf_module.functional import metric as metrics
+
+N, D, K = 1500, 12, 10
+PARAMS = [
+    None,
+    SearchParams(profile="exact"),
+    SearchParams(max_codes=150),
+    SearchParams(candidate_budget=120),
+    SearchParams(candidate_budget=200, budget_strategy="uniform", strict_budget=True),
+    SearchParams(max_codes_cap_per_list=9),
+    SearchParams(selector=torch.arange(0, 3 * N, 7)),
+    SearchParams(selector=torch.arange(3 * N) % 2 == 0, max_codes=150),
+    SearchParams(selector=torch.arange(0, 3 * N, 5), candidate_budget=120),
+]
+
+
+def changed(metric: str, ordered: bool) -> IndexIVFFlat:
+    """An index in which rows wait, and others are gone and still there."""
+    index = IndexIVFFlat(D, nlist=16, nprobe=5, metric=metric)
+    with few_training_rows():
+        index.train(normal(N, D)).add(normal(N, D))
+    if ordered:
+        index.rebuild_lists()
+    index._pack()
+    index.remove_ids(torch.arange(0, 150, 3))
+    index.add(normal(60, D, seed=4))
+    index.update(torch.arange(200, 220), normal(20, D, seed=5))
+    other = deepcopy(index)
+    other.reset()
+    other.add_with_ids(normal(30, D, seed=6), torch.arange(30) + 2 * N)
+    index.merge_from(other)
+    index.remove_ids(torch.arange(2 * N, 2 * N + 5))
+    return index
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_search_finds_what_it_finds_when_all_is_packed(metric, mode, ordered):
+    queries = normal(25, D, seed=9)
+    for params in PARAMS:
+        index = changed(metric, ordered)
+        assert index._staging.pending
+        packed = deepcopy(index)
+        assert not packed._staging.pending
+        index.search_mode = mode
+        agree(index.search(queries, K, params=params), packed.search(queries, K, params=params), atol=1e-5)
+        if params is None or params.selector is not None:
+            radius = packed.search(queries, 8)[0][:, 7] + 1e-5
+            lims = changed(metric, ordered).range_search(queries, radius, params=params)[0]
+            assert lims.tolist() == packed.range_search(queries, radius, params=params)[0].tolist()
+        assert index.ntotal == packed.ntotal == N - 50 + 60 + 25
+
+
+def test_what_waits_lies_behind_the_rows_in_order():
+    """The rows of a list that were there when it was put in order still are, in front of all that came since."""
+    index = changed("l2", ordered=True)
+    assert index.list_ordering == metrics.ORDERING["l2"]
+    before = index.list_ids
+    gone = set(range(0, 150, 3)) | set(range(200, 220))
+    for start, end in zip(index.list_offsets[:-1].tolist(), index.list_offsets[1:].tolist(), strict=True):
+        old = [id < N and id not in gone for id in before[start:end].tolist()]
+        assert old == sorted(old, reverse=True)
+    again = deepcopy(index)
+    again.rebuild_lists()
+    assert not same_state(snapshot(again), snapshot(index))
+    assert again.list_ids.sort().values.equal(index.list_ids.sort().values)
