@@ -298,3 +298,26 @@ def test_behind_a_transform_everything_else_works_as_on_the_index():
         index.search(x[:, :3], 1)
     with pytest.raises(TypeError, match="Linear"):
         IndexPreTransform(D, nn.Identity(), nn.Linear(D, D))
+
+
+@pytest.mark.parametrize("recipe", ["IVF16,FlatPanorama4", "FlatL2Panorama4_32", "IVF16,SQtqmse4", "SQ0"])
+def test_what_only_looks_like_it_is_refused_or_right(faiss, recipe):
+    """Classes made of those that work, and quantizers whose distances are not those to what they decode."""
+    try:
+        index = faiss.index_factory(D, recipe)
+    except RuntimeError:
+        pytest.skip("not in this release of faiss")
+    x = normal(ROWS, D)
+    index.train(x.numpy())
+    index.add(x.numpy())
+    with pytest.raises(TypeError, match=r"counterpart|not decoded"):
+        from_faiss(index)
+
+
+def test_centring_comes_over(faiss):
+    inner = faiss.IndexFlatL2(D)
+    index = faiss.IndexPreTransform(faiss.CenteringTransform(D), inner)
+    x = normal(ROWS, D) + 3
+    index.train(x.numpy())
+    index.add(x.numpy())
+    same_answers(index, from_faiss(index), x[:20] + 0.1)

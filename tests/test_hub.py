@@ -70,12 +70,26 @@ def _config(tmp_path, **wrong):
     (tmp_path / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("wrong", [{"nlist": 5}, {"d": 7}, {"metric": "l2"}, {"dtype": "float32"}, {"nprobe": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"nlist": 5}, {"d": 7}, {"metric": "l2"}, {"dtype": "float32"}, {"nprobe": -1}, {"nprobe": "3"}]
+)
 def test_a_configuration_that_belies_the_buffers_is_refused(wrong, tmp_path):
     ivf().save_pretrained(tmp_path)
     _config(tmp_path, **wrong)
     with pytest.raises(ValueError, match=next(iter(wrong))):
         IndexIVFFlat.from_pretrained(tmp_path)
+
+
+def test_settings_behind_a_transform_can_be_set_too(tmp_path):
+    behind().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["config"]["index"]["config"]["k"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert IndexPreTransform.from_pretrained(tmp_path).index.k == 3
+    for wrong in (None, [1], "words"):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "config": wrong}))
+        with pytest.raises(ValueError, match=r"config\.json"):
+            IndexPreTransform.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["no config", "no weights", "config of another", "cut weights", "foreign weights"])

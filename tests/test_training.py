@@ -66,6 +66,19 @@ def test_an_index_of_any_size_takes_the_size_that_was_saved(before, tmp_path):
     assert target.memory["goods"].search(normal(5, D, seed=6), 1)[1].flatten().tolist() == list(range(200, 205))
 
 
+def test_indexes_in_lists_and_what_is_no_index(tmp_path):
+    model, other = filled(), nn.Module()
+    other.register_buffer("centroids", torch.ones(3))
+    state = {"models": [model.state_dict()], "other": other.state_dict()}
+    dcp.save(state, checkpoint_id=tmp_path / "saved", no_dist=True)
+    fresh = Retriever()
+    target = {"models": [fresh.state_dict()], "other": {"centroids": torch.zeros(3)}}
+    dcp.load(target, checkpoint_id=tmp_path / "saved", planner=IndexLoadPlanner(), no_dist=True)
+    fresh.load_state_dict(target["models"][0])
+    assert same_state(snapshot(fresh), snapshot(model))
+    assert target["other"]["centroids"].sum() == 3
+
+
 def test_an_index_alone_and_part_of_a_checkpoint(tmp_path):
     model = filled()
     dcp.save({"model": model}, checkpoint_id=tmp_path / "saved", no_dist=True)
@@ -121,7 +134,20 @@ def test_an_average_of_what_no_longer_fits_is_refused():
         mean.update_parameters(model)
     assert isinstance(model.memory["goods"], IndexIVFFlat), "the model has its indexes back"
     with pytest.raises(TypeError, match="hold an index"):
-        AveragedModel(IndexFlatL2(D)).update_parameters(IndexFlatL2(D))
+        AveragedModel(IndexFlatL2(D))
+
+
+def test_an_average_of_an_index_in_two_places_and_its_size(tmp_path):
+    model = filled()
+    model.memory["again"] = model.memory["goods"]
+    mean = AveragedModel(model, use_buffers=True)
+    mean.update_parameters(model)
+    torch.save(mean, tmp_path / "before.pt")
+    model.memory["goods"].add(normal(31, D, seed=4))
+    mean.update_parameters(model)
+    assert same_state(snapshot(mean.module), snapshot(model))
+    torch.save(mean, tmp_path / "after.pt")
+    assert (tmp_path / "after.pt").stat().st_size < (tmp_path / "before.pt").stat().st_size + 31 * (4 * D + 8) + 2048
 
 
 # --- other processes ----------------------------------------------------------------------------------------
@@ -184,6 +210,38 @@ def test_a_hook_that_renames_keys_is_heard():
     fresh.register_load_state_dict_pre_hook(rename)
     fresh.load_state_dict({key.replace("goods", "old_goods"): value for key, value in model.state_dict().items()})
     assert same_state(snapshot(fresh), snapshot(model))
+
+
+def test_a_hook_on_the_index_itself_is_heard():
+    index, fresh = filled().memory["goods"], IndexIVFFlat(D, nlist=4)
+
+    def rename(module, state, prefix, *rest):
+        state[prefix + "packed_embeddings"] = state.pop(prefix + "vectors")
+
+    state = index.state_dict()
+    state["vectors"] = state.pop("packed_embeddings")
+    fresh.register_load_state_dict_pre_hook(rename)
+    fresh.load_state_dict(state)
+    assert same_state(snapshot(fresh), snapshot(index))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e6])
+def test_vectors_that_cannot_be_held_are_not_taken(bad):
+    """One such row would hide others: it is refused where vectors are read anyway."""
+    state = filled().memory["goods"].state_dict()
+    state["packed_embeddings"] = state["packed_embeddings"].clone()
+    state["packed_embeddings"][17, 2] = bad
+    target = IndexIVFFlat(D, nlist=4, dtype=torch.float16)
+    with pytest.raises(RuntimeError, match="row 17"):
+        target.load_state_dict(state)
+    assert target.ntotal == 0
+    index = filled().memory["goods"]
+    index.update(torch.tensor([5]), torch.full((1, D), 1e6))
+    before = snapshot(index)
+    with pytest.raises(ValueError, match=r"values beyond 6\.55e"):
+        index.half()
+    assert same_state(snapshot(index), before)
+    assert index.dtype == torch.float32
 
 
 def test_a_state_of_a_later_release_is_refused_whole():

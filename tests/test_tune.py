@@ -56,11 +56,19 @@ def test_a_budget_reaches_the_recall_too(case):
         assert point.nprobe == found.nprobe
         measured = share(index, queries, nprobe=point.nprobe, max_codes=point.budget)
         assert point.recall == pytest.approx(measured)
-    # The least of the budgets that reach it was found: the next smaller one that was tried does not.
-    by_size = sorted(limited, key=lambda point: point.budget)
-    reaches = [point.recall >= 0.9 for point in by_size]
-    assert reaches == sorted(reaches)
-    assert any(reaches)
+    # The least of the budgets that reach it was tried, a 64th less does not, and no other than these was taken.
+    unit = -(-int(index.list_sizes().topk(found.nprobe).values.sum()) // 64)
+    least = min(point.budget for point in limited if point.recall >= 0.9)
+    assert share(index, queries, nprobe=found.nprobe, max_codes=max(1, least - unit)) < 0.9 or least == unit
+    assert found.budget in (None, least)
+
+
+def test_a_budget_of_candidates_reaches_the_recall(case):
+    index, queries = case
+    found = tune(index, queries, target_recall=0.9, k=K, budget="candidate_budget")
+    assert found.reached
+    assert share(index, queries, nprobe=found.nprobe, candidate_budget=found.budget) >= 0.9
+    assert any(point.budget for point in found.curve)
 
 
 def test_an_index_with_a_cap_of_its_own(case):
@@ -71,6 +79,7 @@ def test_an_index_with_a_cap_of_its_own(case):
         with unchanged(index):
             found = tune(index, queries, target_recall=0.9, k=K, budget=None)
         ids = index.search(queries, K, params=found.params)[1]
+        assert found.params.max_codes == 0, "no number that more vectors would pass"
     finally:
         index.max_codes = None
     assert (found.nprobe, found.recall) == (free.nprobe, free.recall)

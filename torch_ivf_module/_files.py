@@ -9,7 +9,15 @@ from pathlib import Path
 
 
 def replace(path: Path, write: Callable[[str], None], suffix: str = ".part") -> None:
-    """Write beside `path`, in a file whose name ends in `suffix`, sync, rename."""
+    """Write beside `path`, or beside the file it links to, in one whose name ends in `suffix`; sync; rename.
+
+    Raises OSError naming `path` where there is no such folder, or a folder of this name.
+    """
+    path = Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder")
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix)
     os.close(handle)
     try:

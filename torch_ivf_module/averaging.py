@@ -34,8 +34,13 @@ class AveragedModel(swa_utils.AveragedModel):
     """
 
     def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
+        if isinstance(model, IndexBase):
+            raise TypeError("model must hold an index, not be one: an index has no weights to average")
         super().__init__(model, *args, **settings)
         self._followed: dict[str, Sources] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_followed": {}}  # which holds the buffers of another model
 
     def update_parameters(self, model: nn.Module) -> None:
         """Average the weights of `model` in, and follow its indexes."""
@@ -53,14 +58,13 @@ class AveragedModel(swa_utils.AveragedModel):
 @contextmanager
 def _without_indexes(model: nn.Module) -> Iterator[dict[str, IndexBase]]:
     """`model` with a module that has no state in the place of each index; yields the indexes by name."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, IndexBase)}
-    if "" in found:
-        raise TypeError("model must hold an index, not be one: an index has no weights to average")
+    modules = model.named_modules(remove_duplicate=False)  # an index may have several places
+    found = {name: module for name, module in modules if isinstance(module, IndexBase)}
     places = {name: model.get_submodule(name.rpartition(".")[0])._modules for name in found}
-    for name, modules in places.items():
-        modules[name.rpartition(".")[2]] = nn.Identity()
+    for name, children in places.items():
+        children[name.rpartition(".")[2]] = nn.Identity()
     try:
         yield found
     finally:
-        for name, modules in places.items():
-            modules[name.rpartition(".")[2]] = found[name]
+        for name, children in places.items():
+            children[name.rpartition(".")[2]] = found[name]

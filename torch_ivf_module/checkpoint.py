@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from . import faiss_bridge, torch_ivf_bridge
 from ._files import replace
 from ._optional import require
-from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
+from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform, check
 from .index.base import IndexBase
 from .index.pre_transform import Normalize
 
@@ -37,15 +38,31 @@ def save(index: AnyIndex, path: str | os.PathLike[str]) -> None:
     """Write `index` to `path`; see `IndexBase.save`."""
     path = Path(path)
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "needs": NEEDS, **description(index)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in index.state_dict().items()}
+    tensors = {name: _own(tensor) for name, tensor in index.state_dict().items()}
     about["digests"] = {name: _digest(tensor) for name, tensor in tensors.items()}
     about["digest"] = _digest_of(about)
     if path.suffix == ".safetensors":
         library = require("safetensors.torch", "safetensors")
         words = {key: json.dumps(value) for key, value in about.items()}
-        replace(path, lambda part: library.save_file(tensors, part, metadata=words))
+        replace(path, lambda part: _written(path, lambda: library.save_file(tensors, part, metadata=words)))
     else:
-        replace(path, lambda part: torch.save({**about, "state": tensors}, part))
+        replace(path, lambda part: _written(path, lambda: torch.save({**about, "state": tensors}, part)))
+
+
+def _written(path: Path, write: Callable[[], None]) -> None:
+    """`write`, whose library raises what it likes when the disk is full."""
+    try:
+        write()
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A tensor as it is to be written: on the CPU, and no view of a larger one, which would be written too."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None, mmap: bool = False) -> AnyIndex:
@@ -65,6 +82,8 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     4
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; load opens files, from_pretrained folders")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     index = _unreplaced(path, lambda: _open(path, mmap))
@@ -116,7 +135,10 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def _read_torch(path: Path, mmap: bool) -> Mapping[str, Any]:
-    about = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    try:
+        about = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:  # torch's own text ends in advice to run what is in the file
+        raise ValueError("it is cut, no file of torch, or holds code, which is never run") from error
     if not isinstance(about, dict):
         raise ValueError("it holds no index")
     return about
@@ -151,6 +173,9 @@ def _checked(path: Path, about: Mapping[str, Any], tensors: object, unread: str 
             raise BadFile(f"{path} is damaged: {name} does not match its checksum")
     index = rebuilt(about)
     index.load_state_dict(tensors, assign=True)
+    if unread is None:
+        inner = index.index if isinstance(index, IndexPreTransform) else index
+        check.held(inner.packed_embeddings, "packed_embeddings")
     return index
 
 

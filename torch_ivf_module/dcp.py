@@ -48,15 +48,20 @@ def _empty(size: torch.Size, dtype: torch.dtype, like: Tensor) -> Tensor:
     return torch.empty(size, dtype=dtype, device=like.device)
 
 
-def _resize(held: dict[str, Any], metadata: Metadata, prefix: str) -> None:
-    """Exchange the buffers of indexes in `held` and in the dicts within it for empty ones of the saved sizes."""
-    parents = [key.rpartition(state.NAMES[0])[0] for key in held if key.rpartition(".")[2] == state.NAMES[0]]
+def _resize(held: Any, metadata: Metadata, prefix: str) -> None:
+    """Exchange the buffers of indexes in `held`, and in the dicts and lists within it, for empty ones of the saved
+    sizes. Keys are joined as torch joins them."""
+    inside = held.items() if isinstance(held, dict) else enumerate(held) if isinstance(held, (list, tuple)) else ()
+    for key, value in inside:
+        _resize(value, metadata, f"{prefix}{key}.")
+    if not isinstance(held, dict):
+        return
+    held_names = [key for key in held if isinstance(key, str)]
+    parents = [key.removesuffix(state.NAMES[0]) for key in held_names if key.rpartition(".")[2] == state.NAMES[0]]
+    parents = [parent for parent in parents if all(parent + name in held for name in state.NAMES)]
     for parent in parents:
         for name in state.NAMES:
             saved = metadata.state_dict_metadata.get(prefix + parent + name)
             old = held.get(parent + name)
             if isinstance(saved, TensorStorageMetadata) and old is not None and old.shape != saved.size:
                 held[parent + name] = _empty(saved.size, saved.properties.dtype, old)
-    for key, value in held.items():
-        if isinstance(value, dict):
-            _resize(value, metadata, f"{prefix}{key}.")

@@ -27,6 +27,20 @@ WORKS = (
 )
 
 
+# The scalar quantizers whose decoded vectors are what faiss computes distances to.
+QUANTIZERS = (
+    "QT_8bit",
+    "QT_4bit",
+    "QT_6bit",
+    "QT_8bit_uniform",
+    "QT_4bit_uniform",
+    "QT_8bit_direct",
+    "QT_8bit_direct_signed",
+    "QT_fp16",
+    "QT_bf16",
+)
+
+
 class Unsupported(TypeError):
     """No counterpart here; the text says what works."""
 
@@ -61,14 +75,13 @@ def _converted(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase | IndexP
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexIDMap):  # and IndexIDMap2
         labels = torch.from_numpy(faiss.vector_to_array(index.id_map))
-        return _converted(faiss, index.index, labels if ids is None else labels[ids])
+        return _converted(faiss, index.index, labels if ids is None else ids[labels])
     if isinstance(index, faiss.IndexPreTransform):
         return _behind_transforms(faiss, index, _converted(faiss, index.index, ids))
-    if isinstance(index, (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer)):
-        if isinstance(index, faiss.IndexIVFFlatDedup):
-            raise Unsupported(f"faiss's IndexIVFFlatDedup has no counterpart here; these do: {WORKS}")
+    # Exactly these: a class made of one of them may lay its vectors out in another way.
+    if type(index) in (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer):
         return _ivf(faiss, index, ids)
-    if isinstance(index, (faiss.IndexFlat, faiss.IndexScalarQuantizer)):
+    if type(index) in (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP, faiss.IndexScalarQuantizer):
         return _flat(faiss, index, ids)
     raise Unsupported(f"faiss's {type(index).__name__} has no counterpart here; these do: {WORKS}")
 
@@ -141,6 +154,10 @@ def _codec(faiss: Any, index: Any) -> tuple[torch.dtype, Any]:
     sq = getattr(index, "sq", None)
     if sq is None:
         return torch.float32, lambda codes: torch.from_numpy(codes.view(np.float32))
+    names = {getattr(faiss.ScalarQuantizer, name, None): name for name in QUANTIZERS}
+    if sq.qtype not in names:
+        known = ", ".join(QUANTIZERS)
+        raise Unsupported(f"index has faiss's scalar quantizer {sq.qtype}, which is not decoded here: {known} are")
     halves = {faiss.ScalarQuantizer.QT_fp16: torch.float16, faiss.ScalarQuantizer.QT_bf16: torch.bfloat16}
     dtype = torch.float32 if _by_residual(faiss, index) else halves.get(sq.qtype, torch.float32)
     return dtype, lambda codes: torch.from_numpy(sq.decode(np.ascontiguousarray(codes)))

@@ -11,6 +11,7 @@ from typing import Any
 from ._files import replace
 from ._optional import require
 from .checkpoint import AnyIndex, BadFile, description, load, save
+from .index import IndexPreTransform
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
@@ -69,6 +70,8 @@ def _shelf() -> Any:
             if not path.parent.is_dir():
                 path = Path(library.hf_hub_download(repo_id=model_id, filename=WEIGHTS, **where))
             index = load(path, device=device, mmap=mmap)
+            if config is None:
+                raise BadFile(f"{path.parent} has no {CONFIG}")
             _agree(index, config, path)
             return cls(index)
 
@@ -81,14 +84,23 @@ def _write(words: str, path: str) -> None:
 
 def _agree(index: AnyIndex, config: Any, path: Path) -> None:
     """Hold config.json against the index beside it, and take from it what may be set freely."""
-    if config is None:
-        raise BadFile(f"{path.parent} has no {CONFIG}")
     found = description(index)
     if not isinstance(config, dict) or config.get("class") != found["class"]:
         raise BadFile(f"{CONFIG} beside {path} must describe an {found['class']}, which is what the file holds")
-    own, told = found["config"], config.get("config", {})
+    own, told = found["config"], config.get("config")
+    if not isinstance(told, dict):
+        raise BadFile(f"{CONFIG} beside {path} must have its settings as an object named config, got {told!r}")
     for name in {*own, *told}:
-        if name in FREE and name in told and name in own:
-            setattr(index, name, told[name])
+        if name == "index" and isinstance(index, IndexPreTransform):
+            _agree(index.index, told.get(name), path)
+        elif name in FREE and name in told and name in own:
+            _set(index, name, told[name], path)
         elif own.get(name) != told.get(name):
             raise BadFile(f"{CONFIG} says {name} = {told.get(name)!r}, but {path} holds {own.get(name)!r}")
+
+
+def _set(index: AnyIndex, name: str, value: Any, path: Path) -> None:
+    try:
+        setattr(index, name, value)
+    except (TypeError, ValueError) as error:
+        raise BadFile(f"{CONFIG} beside {path}: {error}") from error

@@ -127,6 +127,6 @@ def _means(
         step[::2] = 1 - _SPLIT
         means[number] = means[large] * step
         means[large] = means[large] * (2 - step)
-        weights[large] = (weights[large] - 1) / 2
+        weights[large] = (weights[large] - 1).clamp(min=0) / 2  # halves of halves: below one there is none to spare
         weights[number] = weights[large]
     return means

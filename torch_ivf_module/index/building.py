@@ -101,6 +101,7 @@ class Builds(Reads):
         twice; the index is then as it was."""
         x = check.vectors(x, "x", self.d, self.device)
         ids = check.ids(ids, "ids", x.shape[0], self.device).clone()
+        self._require_trained("update")
         wanted = ids.unique()
         if wanted.shape[0] != ids.shape[0]:
             raise ValueError("ids must be distinct in update, got one twice")
@@ -139,7 +140,8 @@ class Builds(Reads):
             x, ids, assigned, _ = other._oldest_first()
             ids = _raised(ids, check.whole(add_id, "add_id"))
             rows = check.stored(x, "other", self.dtype)
-            self._stage(rows, ids, assigned, max(int(self.next_id), state.next_id_after(ids)), custom_ids=True)
+            number = max(int(self.next_id), state.next_id_after(ids), min(int(other.next_id) + add_id, state.LAST_ID))
+            self._stage(rows, ids, assigned, number, custom_ids=True)
             other.reset()
 
     def _check_mergeable(self, other: Builds) -> None:

@@ -134,8 +134,14 @@ def stored(x: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     finite(x, name)
     kept = x.detach().to(dtype, copy=True)
     if kept.dtype != x.dtype:
-        finite(kept, name, f"values beyond {torch.finfo(dtype).max:.4g}, the largest that {_word(dtype)} holds")
+        held(kept, name)
     return kept.contiguous()
+
+
+def held(x: Tensor, name: str) -> None:
+    """Refuse rows that were not finite, or are not since they were cast to the storage dtype they are in."""
+    most = f"{torch.finfo(x.dtype).max:.4g}, the largest that {_word(x.dtype)} holds"
+    finite(x, name, f"NaN, inf or values beyond {most}")
 
 
 def _word(dtype: torch.dtype) -> str:

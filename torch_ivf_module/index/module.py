@@ -126,7 +126,7 @@ class IndexModule(nn.Module):
             return derived.coarse, segments
 
     def _derive(self) -> Derived:
-        read = map(self._raw, ("centroids", "packed_embeddings", "list_offsets"))
+        read = map(self._raw, state.NAMES)
         sources = [(tensor, version_of(tensor)) for tensor in read]
         held = self._derived
         if held is not None and same(sources, held.sources):
@@ -241,6 +241,12 @@ class IndexModule(nn.Module):
             cast = self._raw(name).dtype
             if cast != tensor.dtype and (name == "centroids" or cast not in check.STORAGE):
                 self._put(**{name: tensor.to(self._raw(name).device)})
+            elif cast.itemsize < tensor.dtype.itemsize:
+                try:
+                    check.held(self._raw(name), name)
+                except ValueError:
+                    self._put(**{name: tensor.to(self._raw(name).device)})
+                    raise
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -262,6 +268,8 @@ class IndexModule(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Take over a state of any size, or none of it. A parent's load_state_dict calls this, at any depth."""
+        for hook in self._load_state_dict_pre_hooks.values():
+            hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         names = (*state.NAMES, state.NEXT_ID)
         given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
         lost = [name for name in state.NAMES if name not in given]
@@ -274,10 +282,13 @@ class IndexModule(nn.Module):
                 error_msgs.append(f"{prefix}: the state lacks {', '.join(lost)}; an index loads whole or not at all")
             return
         wrong = self._refuses(given, local_metadata)
+        if wrong is None:
+            try:
+                self._take(given, assign=bool(local_metadata.get("assign_to_params_buffers", False)))
+            except ValueError as error:
+                wrong = str(error)
         if wrong:
             error_msgs.append(f"{prefix or type(self).__name__}: {wrong}; the index is left as it was")
-            return
-        self._take(given, assign=bool(local_metadata.get("assign_to_params_buffers", False)))
 
     def _refuses(self, given: Mapping[str, Any], metadata: Mapping[str, Any]) -> str | None:
         version = metadata.get("version")
@@ -289,7 +300,11 @@ class IndexModule(nn.Module):
         return state.misfit(given, self.d, flat=self._flat)
 
     def _take(self, given: Mapping[str, Tensor], *, assign: bool) -> None:
-        """Make a checked state this index's own: as it is with `assign`, else as copies where this index is."""
+        """Make a checked state this index's own: as it is with `assign`, else as copies where this index is.
+
+        Vectors that are copied are read anyway, and so looked at: ValueError for one that is not finite or does not
+        fit the storage dtype. Those that are assigned may be larger than memory, in a mapped file.
+        """
         ids, number = given["list_ids"], given.get(state.NEXT_ID)
         if number is None:
             number = torch.zeros((), dtype=torch.int64, device=ids.device)
@@ -300,6 +315,8 @@ class IndexModule(nn.Module):
             for name, tensor in {**given, state.NEXT_ID: number}.items():
                 old = self._raw(name)
                 fresh[name] = tensor if assign else tensor.detach().to(old.device, old.dtype, copy=True)
+            if not assign:
+                check.held(fresh["packed_embeddings"], "packed_embeddings")
             fresh["centroids"] = fresh["centroids"].float()
             if fresh["packed_embeddings"].dtype not in check.STORAGE:
                 fresh["packed_embeddings"] = fresh["packed_embeddings"].float()

@@ -42,8 +42,10 @@ class Staging:
 
     @property
     def bytes(self) -> int:
-        """Memory of the waiting rows and of the marks."""
+        """Memory of the waiting rows and of the marks, and of what was made of them for searching."""
         tensors = [*self._x, *self._ids, *self._assigned, *([] if self.gone is None else [self.gone])]
+        tensors += [] if self._lists is None else list(self._lists[1])
+        tensors += [] if self._left is None else [self._left[1].bias]
         return sum(tensor.nbytes for tensor in tensors)
 
     # -- rows that wait ------------------------------------------------------------------------------------
