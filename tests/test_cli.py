@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -13,7 +15,7 @@ import torch
 from tests.problems import agree, normal
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, export, load
 from torch_ivf_module.cli import main
-from torch_ivf_module.commands import build
+from torch_ivf_module.commands import memory
 from torch_ivf_module.commands.advice import nlist_for, nlist_range
 from torch_ivf_module.commands.vectors import KINDS, open_vectors
 
@@ -31,12 +33,13 @@ def _records(path, x, item):
             file.write(np.int32(len(row)).tobytes() + row.tobytes())
 
 
-def _hdf5(path, x):
+def _hdf5(path, x, distance="euclidean"):
     with pytest.importorskip("h5py").File(path, "w") as file:
         file["train"], file["test"] = x.numpy(), x[:20].numpy()
         index = IndexFlatL2(D)
         index.add(x)
         file["neighbors"] = index.search(x[:20], 10)[1].numpy().astype(np.int32)
+        file.attrs["distance"] = distance
         file["distances"] = np.zeros((20, 10), dtype=np.float32)
 
 
@@ -175,27 +178,60 @@ def test_build_flat_with_ids_and_dtype(metric, x, tmp_path, capsys):
 
 def test_a_file_larger_than_memory_builds_what_fits_and_says_so(x, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
-    memory = int(500.5 * build._PEAK * (4 * D + 8))
-    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat", "--max-memory", memory, "--json")
-    assert run(*words) == 0
+    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--json", "--flat")
+    assert run(*words, "--max-memory", "100K") == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["left_out"] == ROWS - 500
-    assert "allows 500" in said.err
+    rows = ROWS - json.loads(said.out)["left_out"]
+    assert 100 < rows < ROWS * 2 // 3
+    assert f"allows {rows}" in said.err
     index = load(tmp_path / "index.pt")
-    assert torch.equal(index.packed_embeddings, x[:500])
-    assert run(*words[:4], "--max-memory", 10) == 1
-    assert "not one vector" in capsys.readouterr().err
+    assert torch.equal(index.packed_embeddings, x[:rows])
+    half = int(re.search(r"float16 it would hold (\d+)", said.err)[1])
+    assert run(*words, "--max-memory", "100K", "--dtype", "float16") == 0
+    assert load(tmp_path / "index.pt").ntotal == half > rows
+    assert "float16" not in capsys.readouterr().err
+    assert run(*words, "--max-memory", 10) == 1
+    assert "one vector" in capsys.readouterr().err
 
 
-def test_free_memory_decides_where_nothing_is_said(x, tmp_path, capsys, monkeypatch):
-    psutil = pytest.importorskip("psutil")
-    np.save(tmp_path / "x.npy", x.numpy())
+@pytest.mark.filterwarnings("default")
+def test_a_sample_goes_before_rows(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", normal(4_000, 64).numpy())
+    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--dtype", "float16", "--max-memory", "2500K")
+    assert run(*words, "--nlist", 80) == 0
+    said = capsys.readouterr()
+    trained = int(re.search(r"80 lists on ([\d,]+) rows", said.out)[1].replace(",", ""))
+    assert load(tmp_path / "index.pt").ntotal == 4_000
+    assert 80 < trained < 39 * 80
+    assert f"allows training on {trained:,} rows of 4,000, which is few for 80 lists" in said.err
+    assert run(*words, "--nlist", 3_900) == 1
+    assert "smaller --nlist" in capsys.readouterr().err
 
-    class Free:
-        available = int(100.5 * build._PEAK * (4 * D + 8) / build._SPARE)
 
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Free)
-    assert told(capsys, "build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat")["ntotal"] == 100
+def _growth(*words):
+    """Bytes by which the memory of a program that runs a command grows, that of mapped files left out."""
+    code = "import sys, psutil, tqdm; from torch_ivf_module.cli import main; input(); sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *map(str, words)]
+    program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def held():
+        with open(f"/proc/{program.pid}/status") as file:
+            return 1024 * int((re.search(r"RssAnon:\s+(\d+)", file.read()) or [0, 0])[1])
+
+    before = now = held()
+    while True:  # until what it imports is there
+        time.sleep(0.3)
+        before, now = now, held()
+        if before == now > 1 << 26:
+            break
+    program.communicate(b"\n", timeout=0.001) if False else program.stdin.write(b"\n")
+    program.stdin.close()
+    most = before
+    while program.poll() is None:
+        most = max(most, held())
+        time.sleep(0.002)
+    assert program.wait() == 0
+    return most - before
 
 
 def test_a_bad_row_is_named_by_its_batch_and_nothing_is_written(x, tmp_path, capsys):
