@@ -219,8 +219,12 @@ def _hdf5(path: Path, key: str | None, role: str) -> Vectors:
         truth = torch.from_numpy(arrays["neighbors"][:].astype(np.int64))
     said = file.attrs.get("distance")
     said = said.decode() if isinstance(said, bytes) else said
-    more = {"truth": truth, "metric": _DISTANCES.get(said, said)}
-    return _checked(_title(path, name), array.shape, array.dtype.kind, lambda start, end: array[start:end], **more)
+    metric = _DISTANCES.get(said, said) if isinstance(said, str) else None
+
+    def read(start: int, end: int) -> Any:
+        return array[start:end]
+
+    return _checked(_title(path, name), array.shape, array.dtype.kind, read, truth=truth, metric=metric)
 
 
 def _chosen(path: Path, shapes: Mapping[str, Iterable[int]], key: str | None, role: str) -> str:
