@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ import torch
 from tests.problems import agree, normal
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, export, load
 from torch_ivf_module.cli import main
-from torch_ivf_module.commands import build
+from torch_ivf_module.commands import info, memory
 from torch_ivf_module.commands.advice import nlist_for, nlist_range
 from torch_ivf_module.commands.vectors import KINDS, open_vectors
 
@@ -31,12 +35,13 @@ def _records(path, x, item):
             file.write(np.int32(len(row)).tobytes() + row.tobytes())
 
 
-def _hdf5(path, x):
+def _hdf5(path, x, distance="euclidean"):
     with pytest.importorskip("h5py").File(path, "w") as file:
         file["train"], file["test"] = x.numpy(), x[:20].numpy()
         index = IndexFlatL2(D)
         index.add(x)
         file["neighbors"] = index.search(x[:20], 10)[1].numpy().astype(np.int32)
+        file.attrs["distance"] = distance
         file["distances"] = np.zeros((20, 10), dtype=np.float32)
 
 
@@ -72,6 +77,14 @@ def told(capsys, *words):
 def file(request, tmp_path, x):
     WRITERS[request.param](tmp_path / request.param, x)
     return tmp_path / request.param
+
+
+@pytest.fixture
+def index(x, tmp_path):
+    index = IndexIVFFlat(D, nlist=8, nprobe=3)
+    index.train(x).add(x)
+    index.save(tmp_path / "index.pt")
+    return index
 
 
 # --- files of vectors ---------------------------------------------------------------------------------------
@@ -114,6 +127,21 @@ def test_bytes_and_integers_become_floats(tmp_path):
         assert torch.equal(open_vectors(tmp_path / name).read(0, 40), whole.float())
 
 
+def test_rare_floats_become_those_that_an_index_takes(tmp_path):
+    x = torch.randint(-8, 8, (9, 3)).float()  # which all of them hold
+    torch.save(x.to(torch.float8_e4m3fn), tmp_path / "x8.pt")
+    torch.save(x.bfloat16(), tmp_path / "x16.pt", _use_new_zipfile_serialization=False)
+    np.save(tmp_path / "long.npy", x.numpy().astype(np.longdouble))
+    np.save(tmp_path / "X64.NPY", x.numpy().astype(">f8"))
+    (tmp_path / "X64.NPY.npy").rename(tmp_path / "X64.NPY")
+    for name, dtype in {
+        "x8.pt": torch.float32, "x16.pt": torch.bfloat16, "long.npy": torch.float64, "X64.NPY": torch.float64,
+    }.items():  # fmt: skip
+        read = open_vectors(tmp_path / name).read(2, 9)
+        assert read.dtype == dtype
+        assert torch.equal(read.float(), x[2:])
+
+
 def _broken(tmp_path, x):
     """Files that are no vectors, each with what the error must say."""
     np.save(tmp_path / "flat.npy", np.zeros(7))
@@ -126,18 +154,30 @@ def _broken(tmp_path, x):
     (tmp_path / "mixed.fvecs").write_bytes(whole[: 40 * (4 + 4 * D)] + b"\x07\0\0\0" + whole[4 + 40 * (4 + 4 * D) :])
     (tmp_path / "empty.fvecs").write_bytes(b"")
     (tmp_path / "words.csv").write_text("1,2\n")
+    (tmp_path / "folder.npy").mkdir()
+    np.savez(tmp_path / "row.npz", a=np.arange(3))
+    np.savez_compressed(tmp_path / "damaged.npz", a=x.numpy())
+    packed = bytearray((tmp_path / "damaged.npz").read_bytes())
+    packed[2_000:2_040] = bytes(40)
+    (tmp_path / "damaged.npz").write_bytes(packed)
+    torch.save({"model": {"x": x}}, tmp_path / "nested.pt")
+    torch.save(x.to_sparse(), tmp_path / "sparse.pt")
+    torch.save(x.to(torch.complex64), tmp_path / "complex.pt")
     (tmp_path / "junk.pt").write_bytes(b"not a file of torch")
     (tmp_path / "junk.npz").write_bytes(b"PK not a zip")
     return {
         "flat.npy": r"shape \(n, d\)", "bool.npy": "floats or integers", "objects.npy": "cannot be read",
         "two.npz": "'a', 'b': say which with --key", "cut.fvecs": "no whole number", "mixed.fvecs": "row 40",
-        "empty.fvecs": "empty", "words.csv": "must end in", "junk.pt": "cannot be read", "junk.npz": "cannot be read",
+        "empty.fvecs": "empty", "words.csv": "must end in", "folder.npy": "is a folder",
+        "row.npz": r"\(n, d\).* got 'a'",
+        "damaged.npz": "cannot be read", "nested.pt": r"\(n, d\), alone or by a name", "sparse.pt": "to_dense",
+        "complex.pt": "floats or integers", "junk.pt": "cannot be read", "junk.npz": "cannot be read",
     }  # fmt: skip
 
 
 def test_what_holds_no_vectors_is_refused(tmp_path, x):
     for name, says in _broken(tmp_path, x).items():
-        with pytest.raises(ValueError, match=says) as caught:
+        with pytest.raises((OSError, ValueError), match=says) as caught:
             list(open_vectors(tmp_path / name).batches(100))
         assert name in str(caught.value)
     with pytest.raises(ValueError, match="no 'c', but 'a', 'b'"):
@@ -175,16 +215,55 @@ def test_build_flat_with_ids_and_dtype(metric, x, tmp_path, capsys):
 
 def test_a_file_larger_than_memory_builds_what_fits_and_says_so(x, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
-    memory = int(500.5 * build._PEAK * (4 * D + 8))
-    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat", "--max-memory", memory, "--json")
-    assert run(*words) == 0
+    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--json", "--flat")
+    assert run(*words, "--max-memory", "100K") == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["left_out"] == ROWS - 500
-    assert "allows 500" in said.err
+    rows = ROWS - json.loads(said.out)["left_out"]
+    assert 100 < rows < ROWS * 2 // 3
+    assert f"allows {rows}" in said.err
     index = load(tmp_path / "index.pt")
-    assert torch.equal(index.packed_embeddings, x[:500])
-    assert run(*words[:4], "--max-memory", 10) == 1
-    assert "not one vector" in capsys.readouterr().err
+    assert torch.equal(index.packed_embeddings, x[:rows])
+    half = int(re.search(r"float16 it would hold (\d+)", said.err)[1])
+    assert run(*words, "--max-memory", "100K", "--dtype", "float16") == 0
+    assert load(tmp_path / "index.pt").ntotal == half > rows
+    assert "float16" not in capsys.readouterr().err
+    assert run(*words, "--max-memory", 10) == 1
+    assert "one vector" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_sample_goes_before_rows(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", normal(4_000, 64).numpy())
+    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--dtype", "float16", "--max-memory", "2700K")
+    assert run(*words, "--nlist", 80) == 0
+    said = capsys.readouterr()
+    trained = int(re.search(r"80 lists on ([\d,]+) rows", said.out)[1].replace(",", ""))
+    assert load(tmp_path / "index.pt").ntotal == 4_000
+    assert 80 < trained < 39 * 80
+    assert f"allows training on {trained:,} rows of 4,000, which is few for 80 lists" in said.err
+    assert run(*words, "--nlist", 3_900) == 1
+    assert "smaller --nlist" in capsys.readouterr().err
+
+
+def _growth(*words):
+    """Bytes by which the memory of a program that runs a command grows, that of mapped files left out."""
+    code = "import sys, psutil, tqdm; from torch_ivf_module.cli import main; print(), input(); main(sys.argv[1:])"
+    command = [sys.executable, "-u", "-c", code, *map(str, words)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **pipes, env={**os.environ, "OMP_NUM_THREADS": "1"}) as program:
+
+        def held():
+            found = re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{program.pid}/status").read_text())
+            return 1024 * int(found[1]) if found else 0
+
+        program.stdout.readline()
+        before = most = held()
+        program.stdin.write(b"\n")
+        program.stdin.close()
+        while program.poll() is None:
+            most = max(most, held())
+            time.sleep(0.002)
+    return most - before
 
 
 def test_free_memory_decides_where_nothing_is_said(x, tmp_path, capsys, monkeypatch):
@@ -192,10 +271,24 @@ def test_free_memory_decides_where_nothing_is_said(x, tmp_path, capsys, monkeypa
     np.save(tmp_path / "x.npy", x.numpy())
 
     class Free:
-        available = int(100.5 * build._PEAK * (4 * D + 8) / build._SPARE)
+        available = int(100_000 / memory._SPARE)
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Free)
-    assert told(capsys, "build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat")["ntotal"] == 100
+    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat")
+    assert told(capsys, *words)["ntotal"] == told(capsys, *words, "--max-memory", 100_000)["ntotal"] < ROWS
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize(("dtype", "allowed"), [("float16", 150 << 20), ("float32", 100 << 20)])
+def test_memory_stays_below_what_is_allowed(dtype, allowed, tmp_path):
+    # Without a smaller sample float16 takes 198 MiB, without rows left out float32 as much.
+    pytest.importorskip("psutil")
+    np.save(tmp_path / "x.npy", normal(130_000, 128).numpy())  # 64 MiB
+    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--nlist", 512, "--niter", 1, "--batch", 8192)
+    grown = _growth(*words, "--dtype", dtype, "--max-memory", allowed)
+    rows = load(tmp_path / "index.pt", mmap=True).ntotal
+    assert rows == 130_000 if dtype == "float16" else 30_000 < rows < 100_000
+    assert 0.4 * allowed < grown < 1.2 * allowed
 
 
 def test_a_bad_row_is_named_by_its_batch_and_nothing_is_written(x, tmp_path, capsys):
@@ -209,6 +302,14 @@ def test_a_bad_row_is_named_by_its_batch_and_nothing_is_written(x, tmp_path, cap
     assert not (tmp_path / "index.pt").exists()
 
 
+def test_a_bad_row_of_the_sample_is_named_by_its_place_in_the_file(x, tmp_path, capsys):
+    bad = x.double()
+    bad[613, 2] = 1e300
+    np.save(tmp_path / "x.npy", bad.numpy())
+    assert run("build", tmp_path / "x.npy", tmp_path / "index.pt", "--nlist", 8, "--batch", 100) == 1
+    assert f"{tmp_path / 'x.npy'} cannot be trained on: row 613" in capsys.readouterr().err
+
+
 def test_what_does_not_suit_is_said_before_the_work(x, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     np.save(tmp_path / "ids.npy", np.arange(3))
@@ -217,9 +318,84 @@ def test_what_does_not_suit_is_said_before_the_work(x, tmp_path, capsys):
         (tmp_path / "none.npy", tmp_path / "index.pt"): "no such file",
         (tmp_path / "x.npy", tmp_path / "index.pt", "--ids", tmp_path / "ids.npy"): "one id for each",
         (tmp_path / "x.npy", tmp_path / "index.pt", "--nlist", 10_000): "10000 lists",
+        (tmp_path / "x.npy", tmp_path / "x.npy"): "would overwrite",
+        (tmp_path / "x.npy", tmp_path): "is a folder",
+        (tmp_path / "x.npy", tmp_path / "index.npy"): "must end in .pt",
+        (tmp_path / "x.npy", tmp_path / "index.pt", "--flat", "--nlist", 3, "--nprobe", 2): "leave out --nlist, --npro",
     }.items():
         assert run("build", *words) == 1
         assert says in capsys.readouterr().err
+
+
+def test_no_command_writes_over_what_it_reads(index, x, tmp_path, capsys, monkeypatch):
+    torch.save(x, tmp_path / "x.pt")
+    np.save(tmp_path / "x.npy", x.numpy())
+    (tmp_path / "link.pt").symlink_to(tmp_path / "x.pt")
+    monkeypatch.chdir(tmp_path)
+    search = ("search", "index.pt", "x.npy")
+    for words in (
+        ("build", "x.pt", tmp_path / "x.pt"), ("build", "link.pt", "x.pt"),
+        ("convert", "index.pt", f"../{tmp_path.name}/index.pt"),
+        ("export", "index.pt", "--format", "exported", "--out", "index.pt"),
+        (*search, "--ids", "x.npy"), (*search, "--ids", "s.npy", "--distances", "./s.npy"),
+    ):  # fmt: skip
+        assert run(*words) == 1
+        assert "would overwrite" in capsys.readouterr().err
+    for words in ((*search, "--ids", "nowhere/i.npy"), ("convert", "index.pt", "nowhere/c.pt")):
+        assert run(*words) == 1
+        assert "no such folder: nowhere" in capsys.readouterr().err
+    assert torch.equal(torch.load("x.pt"), x)
+    assert not Path("s.npy").exists()
+
+
+def test_ids_of_a_file(x, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", x.numpy())
+    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat", "--ids")
+    np.save(tmp_path / "big.npy", np.arange(ROWS).astype(">u4") + 2**31)
+    assert run(*words, tmp_path / "big.npy") == 0
+    assert (load(tmp_path / "index.pt").list_ids == torch.arange(ROWS) + 2**31).all()
+    np.save(tmp_path / "words.npy", np.array(["a"] * ROWS))
+    np.savez(tmp_path / "many.npz", np.arange(ROWS))
+    np.save(tmp_path / "floats.npy", np.zeros(ROWS))
+    np.save(tmp_path / "huge.npy", np.full(ROWS, 2**63, dtype=np.uint64))
+    np.save(tmp_path / "minus.npy", np.arange(ROWS) - 7)
+    (tmp_path / "empty.npy").write_bytes(b"")
+    for name, says in {
+        "words.npy": "of integers", "many.npz": "several", "floats.npy": "float64", "huge.npy": "row 0",
+        "minus.npy": "-1 for row 6", "empty.npy": "cannot be read", "none.npy": "no such file",
+    }.items():  # fmt: skip
+        assert run(*words, tmp_path / name) == 1
+        said = capsys.readouterr().err
+        assert name in said
+        assert says in said
+
+
+def test_the_suffix_says_what_is_written(x, faiss, tmp_path, capsys):
+    np.save(tmp_path / "x.npy", x.numpy())
+    for name in ("index.pth", "INDEX.SAFETENSORS", "index.Faiss"):
+        assert told(capsys, "build", tmp_path / "x.npy", tmp_path / name, "--nlist", 8)["ntotal"] == ROWS
+        assert load(tmp_path / name).ntotal == ROWS
+        assert (
+            run("convert", tmp_path / name, tmp_path / "c.npy") == run("convert", tmp_path / name, tmp_path / "c") == 1
+        )
+        assert ".faissindex or .index" in capsys.readouterr().err
+    assert faiss.read_index(str(tmp_path / "index.Faiss")).ntotal == ROWS
+
+
+def test_a_file_names_the_metric(x, tmp_path, capsys):
+    for distance, metric in {"euclidean": "l2", "angular": "cosine", "dot": "ip"}.items():
+        _hdf5(tmp_path / "x.hdf5", x, distance)
+        assert told(capsys, "build", tmp_path / "x.hdf5", tmp_path / "index.pt", "--nlist", 8)["metric"] == metric
+        assert "recall" in told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5")
+    words = ("build", tmp_path / "x.hdf5", tmp_path / "index.pt", "--nlist", 8, "--metric", "l2")
+    assert told(capsys, *words)["metric"] == "l2"
+    assert run("search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--json") == 0
+    said = capsys.readouterr()
+    assert "recall" not in json.loads(said.out)
+    assert "are by 'ip', the index is by 'l2'" in said.err
+    _hdf5(tmp_path / "x.hdf5", x, np.bytes_(b"hamming"))
+    assert run(*words[:5]) == 1
+    assert "'hamming'" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("default")
@@ -233,12 +409,18 @@ def test_few_training_rows_are_one_line_of_warning(x, tmp_path, capsys):
 # --- search -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def index(x, tmp_path):
-    index = IndexIVFFlat(D, nlist=8, nprobe=3)
-    index.train(x).add(x)
-    index.save(tmp_path / "index.pt")
-    return index
+def test_search_takes_what_suits_the_index(index, x, tmp_path, capsys):
+    flat = IndexFlatL2(D)
+    flat.add(x)
+    flat.save(tmp_path / "flat.pt")
+    np.save(tmp_path / "x.npy", x.numpy())
+    np.save(tmp_path / "thin.npy", x[:, :5].numpy())
+    for words, says in {
+        ("flat.pt", "x.npy", "--nprobe", 3): "flat: it has no lists for --nprobe",
+        ("index.pt", "thin.npy"): "vectors of 5",
+    }.items():
+        assert run("search", tmp_path / words[0], tmp_path / words[1], *words[2:]) == 1
+        assert says in capsys.readouterr().err
 
 
 def test_search_writes_arrays(index, file, x, tmp_path, capsys):
@@ -347,3 +529,12 @@ def test_as_a_program(index, x, tmp_path):
     done = subprocess.run([*command, "info", str(tmp_path / "none.pt")], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"error: no such file: {tmp_path / 'none.pt'}\n"
+
+
+def test_an_interruption_is_one_word(index, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "load", interrupted)
+    assert run("info", tmp_path / "index.pt") == 130
+    assert capsys.readouterr() == ("", "interrupted\n")

@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m torch_ivf_module",
         description="An inverted-file (IVF) vector index that is a torch.nn.Module.",
+        epilog="On an error the reason is on stderr, with --json nothing is on stdout, and the exit status is 1.",
     )
     parser.add_argument("--version", action="version", version=f"torch_ivf_module {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success; 1 when a check that the command makes has failed, a file or an argument does not suit
-        or an optional package is missing. Wrong usage leaves through argparse (status 2).
+        or an optional package is missing; 130 when it was interrupted. Wrong usage leaves through argparse (status 2).
     """
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -73,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # who reads the output, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # as shells have it: 128 + SIGINT
     # The texts of these are written for the person who typed the command.
     except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,29 +12,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._optional import require
 from ..functional.metric import METRICS
 from ..index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat
 from ..index.base import IndexBase
-from .advice import nlist_for
-from .common import Talk, add_json, positive, read_bytes, shown_bytes, usable_device
+from .common import (
+    INDEX_FILES,
+    Talk,
+    add_json,
+    check_source,
+    check_target,
+    index_writer,
+    positive,
+    read_bytes,
+    shown_bytes,
+    usable_device,
+)
+from .memory import Plan, plan
 from .vectors import Vectors, open_vectors
 
 __all__ = ["add_arguments", "run"]
-
-# Times the finished size that building takes at its peak, when waiting rows, packed rows and the new lists are all
-# there: the process grew by 2.4 to 2.7 times 400 MB of vectors, flat or not, float32 or float16, in any batches.
-_PEAK = 2.8
-_SPARE = 0.9  # of the free memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `build`."""
     option = parser.add_argument
     option("vectors", type=Path, help=".npy, .npz, .pt, .safetensors, .fvecs, .bvecs or .hdf5")
-    option("index", type=Path, help="the index to write; .safetensors by suffix")
+    option("index", type=Path, help=f"the index to write: {INDEX_FILES}")
     option("--key", help="the array of a file that holds several")
-    option("--metric", choices=METRICS, default="l2", help="default: %(default)s")
+    option("--metric", choices=METRICS, help="default: the one that an HDF5 file names, or l2")
     option("--flat", action="store_true", help="exhaustive search instead of an inverted file")
     option("--nlist", type=positive, help="lists (default: 4 * sqrt(rows))")
     option("--nprobe", type=positive, help="lists that a query reads (default: 8)")
@@ -54,79 +59,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, save, and say what was built."""
     talk = Talk(args)
-    if not args.index.parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {args.index.parent}")
+    check_target(args.index, args.vectors, args.ids)
+    write = index_writer(args.index)
+    _check_flat(args)
     vectors = open_vectors(args.vectors, args.key)
-    asked = min(vectors.rows, args.rows or vectors.rows)
+    metric = _metric(args, vectors)
     ids = _read_ids(args.ids, vectors.rows)
-    rows = _rows_that_fit(args, vectors, asked)
+    fits = plan(args, vectors)
     talk.say("read", f"{vectors.name}: {vectors.rows:,} vectors of {vectors.d}")
-    if rows < asked:
-        print(f"warning: {_does_not_fit(args, vectors, asked, rows)}", file=sys.stderr)
-    index = _empty(args, vectors.d, rows)
+    for warning in fits.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    index = _empty(args, vectors.d, metric, fits.nlist)
     seconds = {}
     if isinstance(index, IndexIVFFlat):
-        seconds["train"] = _train(args, talk, index, vectors, rows)
-    seconds["add"] = _add(args, talk, index, vectors, rows, ids)
+        seconds["train"] = _train(args, talk, index, vectors, fits)
+    seconds["add"] = _add(args, talk, index, vectors, fits, ids)
     began = time.perf_counter()
-    index.save(args.index)
+    write(index)
     seconds["save"] = time.perf_counter() - began
     size = args.index.stat().st_size
     talk.say("wrote", f"{args.index}: {shown_bytes(size)}", seconds["save"])
     facts = {"path": str(args.index), "class": type(index).__name__, **index.config(), "ntotal": index.ntotal}
-    talk.result({**facts, "left_out": asked - rows, "bytes": size, "seconds": seconds})
+    talk.result({**facts, "left_out": fits.left_out, "bytes": size, "seconds": seconds})
     return 0
+
+
+def _check_flat(args: argparse.Namespace) -> None:
+    lists = {"--nlist": args.nlist, "--nprobe": args.nprobe, "--train-rows": args.train_rows}
+    if args.flat and any(lists.values()):
+        raise ValueError(f"--flat has no lists: leave out {', '.join(name for name in lists if lists[name])}")
+
+
+def _metric(args: argparse.Namespace, vectors: Vectors) -> str:
+    metric: str = args.metric or vectors.metric or "l2"
+    if metric not in METRICS:
+        raise ValueError(f"{args.vectors} is of vectors by {metric!r}, which there is not: choose a --metric")
+    return metric
 
 
 def _read_ids(path: Path | None, rows: int) -> Tensor | None:
     if path is None:
         return None
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    ids = torch.from_numpy(np.load(path, allow_pickle=False))
+    check_source(path)
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a .npy file of ids: {error}") from error
+    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
+        came = f"an array of {ids.dtype}" if isinstance(ids, np.ndarray) else "several arrays"
+        raise ValueError(f"{path} must be a .npy file of integers, got {came}")
     if ids.shape != (rows,):
-        raise ValueError(f"{path} must hold one id for each of the {rows:,} rows, got shape {tuple(ids.shape)}")
-    return ids
+        raise ValueError(f"{path} must hold one id for each of the {rows:,} rows, got shape {ids.shape}")
+    wide = ids.astype(np.int64, copy=False)  # in the machine's order of bytes
+    refused = np.flatnonzero((wide == -1) | ((wide < 0) != (ids < 0)))
+    if refused.size:
+        raise ValueError(f"{path} may hold any int64 but -1, got {ids[refused[0]]} for row {refused[0]}")
+    return torch.from_numpy(wide)
 
 
-def _row_bytes(args: argparse.Namespace, d: int) -> float:
-    """Memory that building takes for each row."""
-    return _PEAK * (d * getattr(torch, args.dtype).itemsize + 8)
-
-
-def _rows_that_fit(args: argparse.Namespace, vectors: Vectors, rows: int) -> int:
-    memory = args.max_memory
-    if memory is None:
-        if args.device.type != "cpu":
-            return rows
-        memory = int(_SPARE * require("psutil", "cli").virtual_memory().available)
-    fit = int(memory / _row_bytes(args, vectors.d))
-    if fit < 1 <= rows:
-        raise ValueError(f"{shown_bytes(memory)} of memory hold not one vector of {vectors.d}")
-    return min(rows, fit)
-
-
-def _does_not_fit(args: argparse.Namespace, vectors: Vectors, asked: int, rows: int) -> str:
-    needed = shown_bytes(asked * _row_bytes(args, vectors.d))
-    which = "--max-memory allows" if args.max_memory else "memory is free for"
-    return (
-        f"building an index of {asked:,} rows takes about {needed}; {which} {rows:,}, and the index holds only those: "
-        f"the first {rows / asked:.0%}. Half as much is needed with --dtype float16."
-    )
-
-
-def _empty(args: argparse.Namespace, d: int, rows: int) -> IndexBase:
+def _empty(args: argparse.Namespace, d: int, metric: str, nlist: int) -> IndexBase:
     where: dict[str, Any] = {"device": args.device, "dtype": getattr(torch, args.dtype)}
     if args.flat:
         kinds = {"l2": IndexFlatL2, "ip": IndexFlatIP}
-        return kinds[args.metric](d, **where) if args.metric in kinds else IndexFlat(d, args.metric, **where)
-    return IndexIVFFlat(d, nlist=args.nlist or nlist_for(rows), nprobe=args.nprobe, metric=args.metric, **where)
+        return kinds[metric](d, **where) if metric in kinds else IndexFlat(d, metric, **where)
+    return IndexIVFFlat(d, nlist=nlist, nprobe=args.nprobe, metric=metric, **where)
 
 
-def _train(args: argparse.Namespace, talk: Talk, index: IndexIVFFlat, vectors: Vectors, rows: int) -> float:
+def _train(args: argparse.Namespace, talk: Talk, index: IndexIVFFlat, vectors: Vectors, fits: Plan) -> float:
     began = time.perf_counter()
-    wanted = min(rows, args.train_rows or 256 * index.nlist)
-    sample = vectors.sample(wanted, rows, args.batch, args.seed, lambda parts: talk.progress(parts, "sample"))
+    sample = vectors.sample(fits.sample, fits.rows, fits.batch, args.seed, lambda parts: talk.progress(parts, "sample"))
     index.fit(sample.to(args.device), niter=args.niter, seed=args.seed, verbose=True)
     seconds = time.perf_counter() - began
     talk.say("train", f"{index.nlist:,} lists on {sample.shape[0]:,} rows, metric {index.metric}", seconds)
@@ -134,12 +135,12 @@ def _train(args: argparse.Namespace, talk: Talk, index: IndexIVFFlat, vectors: V
 
 
 def _add(
-    args: argparse.Namespace, talk: Talk, index: IndexBase, vectors: Vectors, rows: int, ids: Tensor | None
+    args: argparse.Namespace, talk: Talk, index: IndexBase, vectors: Vectors, fits: Plan, ids: Tensor | None
 ) -> float:
     began = time.perf_counter()
     start = 0
-    batches = -(-rows // args.batch)
-    for batch in talk.progress(vectors.batches(args.batch, rows), "add", total=batches):
+    batches = -(-fits.rows // fits.batch)
+    for batch in talk.progress(vectors.batches(fits.batch, fits.rows), "add", total=batches):
         end = start + batch.shape[0]
         try:
             if ids is None:

@@ -1,22 +1,40 @@
-"""What the commands share: types of arguments, and how they talk to a person or a program."""
+"""What the commands share: arguments, files to read and to write, and how they talk to a person or a program."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from .. import faiss_bridge
+from .._files import replace
 from .._optional import require
 from ..checkpoint import AnyIndex, load
 
-__all__ = ["Talk", "add_json", "load_trained", "positive", "read_bytes", "say", "shown_bytes", "usable_device"]
+__all__ = [
+    "INDEX_FILES",
+    "Talk",
+    "add_json",
+    "check_source",
+    "check_target",
+    "index_writer",
+    "load_trained",
+    "positive",
+    "read_bytes",
+    "say",
+    "shown_bytes",
+    "usable_device",
+]
 
 Item = TypeVar("Item")
+FAISS = (".faiss", ".faissindex", ".index")
+INDEX_FILES = f".pt, .pth or .safetensors, or for faiss {', '.join(FAISS[:-1])} or {FAISS[-1]}"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -61,6 +79,38 @@ def load_trained(path: Path, *, device: torch.device | None = None, mmap: bool =
     if not index.is_trained:
         raise ValueError(f"{path} holds an index that is not trained, and so nothing to search")
     return index
+
+
+def check_source(path: Path) -> None:
+    """Refuse what is no file to read."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+
+
+def check_target(path: Path, *others: Path | None) -> None:
+    """Refuse, before the work, a file that cannot be written, or that is one of those that the command uses besides."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file to write")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {path.parent}")
+    for other in others:
+        if other is not None and path.resolve() == other.resolve():
+            raise ValueError(f"writing {path} would overwrite {other}; name another file")
+
+
+def index_writer(path: Path) -> Callable[[AnyIndex], None]:
+    """What writes an index to `path` as its suffix says. ValueError for another suffix, ImportError naming an extra."""
+    kind = path.suffix.lower()
+    if kind in FAISS:
+        faiss = require("faiss", "faiss")
+        return lambda index: replace(path, functools.partial(faiss.write_index, faiss_bridge.to_faiss(index)))
+    if kind not in (".pt", ".pth", ".safetensors"):
+        raise ValueError(f"{path} must end in {INDEX_FILES}")
+    if kind == ".safetensors":
+        require("safetensors.torch", "safetensors")
+    return lambda index: index.save(path)
 
 
 def positive(text: str) -> int:

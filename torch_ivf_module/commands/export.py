@@ -13,7 +13,7 @@ import torch
 from .. import export
 from ..graph import LAYOUTS, SearchGraph
 from ..index import IndexFlat, IndexPreTransform, SearchParams
-from .common import Talk, add_json, load_trained, positive, shown_bytes
+from .common import Talk, add_json, check_target, load_trained, positive, shown_bytes
 
 __all__ = ["add_arguments", "run"]
 
@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, check where asked to, and say what was written; 1 if an answer differs."""
     talk = Talk(args)
+    out = args.out or args.index.with_suffix(SUFFIXES[args.format])
+    check_target(out, args.index)
     index = load_trained(args.index)
     if isinstance(index, IndexPreTransform):
         raise ValueError(f"{args.index} has a transform before its index: export index.graph() in Python")
@@ -49,9 +51,6 @@ def run(args: argparse.Namespace) -> int:
         storage=getattr(torch, args.storage) if args.storage else None,
         layout=args.layout,
     )
-    out = args.out or args.index.with_suffix(SUFFIXES[args.format])
-    if out.resolve() == args.index.resolve():
-        raise ValueError(f"--out would overwrite {args.index}; name another file")
     start = time.perf_counter()
     export.FORMATS[args.format](graph, out)
     seconds = time.perf_counter() - start

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 
 from .._files import replace
+from ..checkpoint import AnyIndex
+from ..index import IndexFlat
 from ..params import SearchParams
-from .common import Talk, add_json, load_trained, positive, usable_device
-from .vectors import open_vectors
+from .common import Talk, add_json, check_target, load_trained, positive, usable_device
+from .vectors import Vectors, open_vectors
 
 __all__ = ["add_arguments", "run"]
 
@@ -46,11 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, and print or write what was found."""
     talk = Talk(args)
-    for path in filter(None, (args.ids, args.distances)):
-        if path.suffix != ".npy":
-            raise ValueError(f"results are written as .npy, got {path}")
+    _check_targets(args)
     queries = open_vectors(args.queries, args.key, role="test")
     index = load_trained(args.index, device=args.device, mmap=args.mmap)
+    _check_fit(args, index, queries)
     params = SearchParams(nprobe=args.nprobe, max_codes=args.max_codes)
     began = time.perf_counter()
     found = []
@@ -64,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     talk.say("search", f"{queries.rows:,} queries among {index.ntotal:,} vectors, {index.metric}", seconds)
     facts: dict[str, Any] = {"queries": queries.rows, "k": args.k, "ntotal": index.ntotal, "metric": index.metric}
     facts["seconds"] = seconds
-    if queries.truth is not None and queries.truth.shape[1] >= args.k:
+    if _comparable(args, index, queries):
+        assert queries.truth is not None
         facts["recall"] = _recall(I, queries.truth[:, : args.k])
         talk.say("recall", f"{facts['recall']:.4f} of the {args.k} nearest that {args.queries.name} names")
     if args.ids is None and args.distances is None:
@@ -77,6 +80,35 @@ def run(args: argparse.Namespace) -> int:
             talk.say("wrote", f"{path}: {tuple(array.shape)} {str(array.dtype).removeprefix('torch.')}")
     talk.result(facts)
     return 0
+
+
+def _check_targets(args: argparse.Namespace) -> None:
+    for path, other in ((args.ids, args.distances), (args.distances, args.ids)):
+        if path is None:
+            continue
+        if path.suffix != ".npy":
+            raise ValueError(f"results are written as .npy, got {path}")
+        check_target(path, args.index, args.queries, other)
+
+
+def _check_fit(args: argparse.Namespace, index: AnyIndex, queries: Vectors) -> None:
+    if queries.d != index.d:
+        raise ValueError(f"{queries.name} holds vectors of {queries.d}, {args.index} an index of vectors of {index.d}")
+    lists = {"--nprobe": args.nprobe, "--max-codes": args.max_codes}
+    if isinstance(getattr(index, "index", index), IndexFlat) and any(lists.values()):
+        given = " and ".join(name for name in lists if lists[name])
+        raise ValueError(f"{args.index} is flat: it has no lists for {given}")
+
+
+def _comparable(args: argparse.Namespace, index: AnyIndex, queries: Vectors) -> bool:
+    """Whether the file of queries knows the neighbours that the index was asked for."""
+    if queries.truth is None or queries.truth.shape[1] < args.k:
+        return False
+    if queries.metric not in (None, index.metric):
+        told = f"the neighbours in {args.queries} are by {queries.metric!r}, the index is by {index.metric!r}"
+        print(f"warning: {told}: there is no recall to tell", file=sys.stderr)
+        return False
+    return True
 
 
 def _write(array: Tensor, path: str) -> None:

@@ -9,15 +9,22 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._optional import require
+from .common import check_source
 
 __all__ = ["KINDS", "Vectors", "open_vectors"]
+
+
+Found = TypeVar("Found")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # as an index takes them
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+_DISTANCES = {"euclidean": "l2", "angular": "cosine", "ip": "ip", "dot": "ip"}  # of ann-benchmarks, as metrics
 
 
 class Vectors(NamedTuple):
@@ -28,6 +35,7 @@ class Vectors(NamedTuple):
     d: int
     read: Callable[[int, int], Tensor]  # rows start:end as floats (end - start, d), of the caller's own
     truth: Tensor | None = None  # the ids of the true neighbours of each row, where the file knows them
+    metric: str | None = None  # that these are true by, where the file says; a name of its own if it is not one of ours
 
     def batches(self, size: int, rows: int | None = None) -> Iterator[Tensor]:
         """The first `rows` rows, or all of them, `size` at a time."""
@@ -36,14 +44,21 @@ class Vectors(NamedTuple):
             yield self.read(start, min(start + size, rows))
 
     def sample(self, count: int, rows: int, size: int, seed: int, progress: Callable[[Any], Any] = iter) -> Tensor:
-        """`count` of the first `rows` rows, chosen at random and in their order; read `size` at a time."""
+        """`count` of the first `rows` rows as float32, chosen at random and in their order; read `size` at a time.
+
+        BadVectors names a row that is not finite by its number in the file.
+        """
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(rows, generator=generator)[:count].sort().values
-        found, filled = self.read(0, 0).new_empty(chosen.shape[0], self.d), 0
+        found, filled = torch.empty(chosen.shape[0], self.d), 0
         for start in progress(range(0, rows, size)):
-            mine = chosen[(chosen >= start) & (chosen < start + size)] - start
+            mine = chosen[(chosen >= start) & (chosen < start + size)]
             if mine.shape[0]:
-                found[filled : filled + mine.shape[0]] = self.read(start, min(start + size, rows))[mine]
+                part = found[filled : filled + mine.shape[0]]
+                part.copy_(self.read(start, min(start + size, rows))[mine - start])
+                bad = mine[~torch.isfinite(part).all(1)]
+                if bad.shape[0]:
+                    raise BadVectors(f"{self.name} cannot be trained on: row {bad[0]} holds NaN, inf or beyond float32")
                 filled += mine.shape[0]
         return found
 
@@ -62,20 +77,25 @@ def open_vectors(path: str | os.PathLike[str], key: str | None = None, *, role: 
     tensor([[0., 1., 0.]])
     """
     path = Path(path)
-    if path.suffix not in KINDS:
+    check_source(path)
+    kind = path.suffix.lower()
+    if kind not in KINDS:
         raise ValueError(f"{path} must end in one of {', '.join(KINDS)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        return KINDS[path.suffix](path, key, role)
-    except (BadVectors, ImportError, MemoryError):
-        raise
-    except Exception as error:  # the readers raise a dozen kinds for damage, all of them meaning the same here
-        raise BadVectors(f"{path} cannot be read as vectors: {error}") from error
+    return _reading(str(path), lambda: KINDS[kind](path, key, role))
 
 
 class BadVectors(ValueError):
     """A file that holds no vectors, or not those that were asked for; the text says why."""
+
+
+def _reading(name: str, read: Callable[[], Found]) -> Found:
+    """The result of `read`, whose errors become BadVectors."""
+    try:
+        return read()
+    except (BadVectors, ImportError, MemoryError):
+        raise
+    except Exception as error:  # the readers raise a dozen kinds for damage, all of them meaning the same here
+        raise BadVectors(f"{name} cannot be read as vectors: {error}") from error
 
 
 def _checked(name: str, shape: Iterable[int], kind: str, read: Callable[[int, int], Any], **more: Any) -> Vectors:
@@ -85,15 +105,22 @@ def _checked(name: str, shape: Iterable[int], kind: str, read: Callable[[int, in
         raise BadVectors(f"{name} must have shape (n, d), got {shape}")
     if kind not in "fiu":
         raise BadVectors(f"{name} must hold floats or integers")
-    return Vectors(name, shape[0], shape[1], lambda start, end: _floats(read(start, end)), **more)
+
+    def floats(start: int, end: int) -> Tensor:
+        return _reading(name, lambda: _floats(read(start, end)))
+
+    return Vectors(name, shape[0], shape[1], floats, **more)
 
 
 def _floats(part: Any) -> Tensor:
-    """An array or tensor as a tensor of floats of its own: of its own precision, float32 for integers."""
+    """An array or tensor as a tensor of floats of its own: of its own precision where an index takes it, or the nearest
+    that it does; float32 for integers."""
     if isinstance(part, Tensor):
-        return part.clone() if part.is_floating_point() else part.float()
+        return part.clone() if part.dtype in _FLOATS else part.float()
     array = np.asarray(part)
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=") if array.dtype.kind == "f" else np.float32))
+    if array.dtype.kind != "f":
+        return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(array.astype(f"=f{min(array.dtype.itemsize, 8)}"))
 
 
 def _npy(path: Path, key: str | None, role: str) -> Vectors:
@@ -128,7 +155,8 @@ def _npz(path: Path, key: str | None, role: str) -> Vectors:
 
 
 def _pt(path: Path, key: str | None, role: str) -> Vectors:
-    held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # What torch wrote before 1.6 is no archive, and cannot be mapped.
+    held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if isinstance(held, Tensor):
         held = {"": held}
     if not isinstance(held, dict):
@@ -136,11 +164,14 @@ def _pt(path: Path, key: str | None, role: str) -> Vectors:
     tensors = {name: value for name, value in held.items() if isinstance(name, str) and isinstance(value, Tensor)}
     name = _chosen(path, {name: tensor.shape for name, tensor in tensors.items()}, key, role)
     tensor = tensors[name]
+    if tensor.layout != torch.strided:
+        raise BadVectors(f"{_title(path, name)} is sparse; save its to_dense()")
     return _checked(_title(path, name), tensor.shape, _kind(tensor.dtype), lambda start, end: tensor[start:end])
 
 
 def _kind(dtype: torch.dtype) -> str:
-    return "f" if dtype.is_floating_point else "i" if not dtype.is_complex and dtype != torch.bool else "?"
+    """The kind of numbers, as numpy has them."""
+    return "f" if dtype in _FLOATS or str(dtype).startswith("torch.float8") else "i" if dtype in _WHOLE else "?"
 
 
 def _safetensors(path: Path, key: str | None, role: str) -> Vectors:
@@ -186,7 +217,14 @@ def _hdf5(path: Path, key: str | None, role: str) -> Vectors:
     array, truth = arrays[name], None
     if name == "test" and "neighbors" in arrays and arrays["neighbors"].shape[:1] == array.shape[:1]:
         truth = torch.from_numpy(arrays["neighbors"][:].astype(np.int64))
-    return _checked(_title(path, name), array.shape, array.dtype.kind, lambda start, end: array[start:end], truth=truth)
+    said = file.attrs.get("distance")
+    said = said.decode() if isinstance(said, bytes) else said
+    metric = _DISTANCES.get(said, said) if isinstance(said, str) else None
+
+    def read(start: int, end: int) -> Any:
+        return array[start:end]
+
+    return _checked(_title(path, name), array.shape, array.dtype.kind, read, truth=truth, metric=metric)
 
 
 def _chosen(path: Path, shapes: Mapping[str, Iterable[int]], key: str | None, role: str) -> str:
@@ -194,15 +232,17 @@ def _chosen(path: Path, shapes: Mapping[str, Iterable[int]], key: str | None, ro
     plane = [name for name, shape in shapes.items() if len(tuple(shape)) == 2]
     if key is None:
         key = role if role in plane else plane[0] if len(plane) == 1 else None
+    if key is None and not plane:
+        raise BadVectors(f"{path} must hold an array of shape (n, d), alone or by a name, got {_listed(shapes)}")
     if key is None:
-        raise BadVectors(f"{path} holds {_listed(shapes)}: say which with --key")
+        raise BadVectors(f"{path} holds {_listed(plane)}: say which with --key")
     if key not in shapes:
         raise BadVectors(f"{path} holds no {key!r}, but {_listed(shapes)}")
     return key
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names)) or "nothing"
+    return ", ".join(map(repr, names)) or "no array"
 
 
 def _title(path: Path, name: str) -> str:
