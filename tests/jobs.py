@@ -187,9 +187,7 @@ def only_one_refuses(rank: int, error: type[Exception], match: str, step: str) -
     return pytest.raises(expected[0], match=expected[1])
 
 
-def refusals(rank: int, size: int) -> None:
-    index = built(rank, size)
-    before = index.search(QUERIES, K)
+def _one_process_is_wrong(index: ShardedIndex, rank: int) -> None:
     wrong = torch.full((2, D), torch.nan) if rank == 1 else BASE[:2]
     with only_one_refuses(rank, ValueError, "row 0", "add"):
         index.add(wrong)
@@ -208,23 +206,33 @@ def refusals(rank: int, size: int) -> None:
     refused = (ValueError, "x must have shape") if rank == 0 else (RuntimeError, "search: rank 0 refused its input")
     with pytest.raises(refused[0], match=refused[1]):
         index(QUERIES[:, 1:] if rank == 0 else QUERIES)
+
+
+def _calls_differ(index: ShardedIndex, rank: int) -> None:
     with pytest.raises(RuntimeError, match="search: rank 1 makes another call"):
         index.search(QUERIES, K + rank)
     chosen = torch.arange(5000) != 2500 + rank  # which looks the same when it is printed
     with pytest.raises(RuntimeError, match="search: rank 1 makes another call"):
         index.search(QUERIES, K, params=SearchParams(selector=chosen))
-    torch.set_printoptions(edgeitems=1 + rank)  # what is the same may look different
-    params = SearchParams(selector=torch.arange(5000))
-    agree(index.search(QUERIES, K, params=params), before)
-    torch.set_printoptions(profile="default")
-    with pytest.raises(ValueError, match="budget"):
-        index.search(QUERIES, K, params=SearchParams(candidate_budget=100))
     with pytest.raises(RuntimeError, match="rank 1 makes another call"):
         index.reset() if rank == 0 else index.search(QUERIES, K)
     with pytest.raises(RuntimeError, match="rank 1 makes another call"):
         ShardedIndex(empty(max_codes=5 + rank))
     with pytest.raises(RuntimeError, match="rank 1 makes another call"):
         ShardedIndex(single_of(index, ids=torch.arange(N) + rank))
+
+
+def refusals(rank: int, size: int) -> None:
+    index = built(rank, size)
+    before = index.search(QUERIES, K)
+    _one_process_is_wrong(index, rank)
+    _calls_differ(index, rank)
+    torch.set_printoptions(edgeitems=1 + rank)  # what is the same may look different
+    params = SearchParams(selector=torch.arange(5000))
+    agree(index.search(QUERIES, K, params=params), before)
+    torch.set_printoptions(profile="default")
+    with pytest.raises(ValueError, match="budget"):
+        index.search(QUERIES, K, params=SearchParams(candidate_budget=100))
     with pytest.raises(ValueError, match="at least 16"):
         ShardedIndex(empty()).train(mine(BASE[:9], rank, size))
     with pytest.raises(RuntimeError, match="trained"):
@@ -244,9 +252,11 @@ def refusals(rank: int, size: int) -> None:
     held = index.index._raw("packed_embeddings")
     assert index.remove_ids(torch.tensor([3])) == 1
     assert index.index._raw("packed_embeddings") is held  # a small removal copies no shard
+    for shard in SHARDS:
+        _half_done(rank, size, shard)
 
 
-def half_done(rank: int, size: int, shard: str) -> None:
+def _half_done(rank: int, size: int, shard: str) -> None:
     """What works on one process only is undone there too."""
     index = built(rank, size, shard=shard)
     index.add(mine(BASE[:5], rank, size))  # which waits to be packed

@@ -41,11 +41,6 @@ def test_what_one_process_refuses_no_process_does():
     assert processes.run(jobs.refusals, 2) == [0, 0]
 
 
-@each_shard
-def test_what_works_on_one_process_only_is_undone(shard):
-    assert processes.run(jobs.half_done, 2, shard) == [0, 0]
-
-
 in_one_process = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 

@@ -39,7 +39,6 @@ class ShardedModule(Fits):
     def __init__(self, index: IndexBase, process_group: dist.ProcessGroup | None = None, shard: str = "rows") -> None:
         super().__init__()
         self._exchange = Exchange(process_group)
-
         full: dict[str, Tensor] = {}
 
         def prepare() -> tuple[None, list[int]]:
