@@ -283,10 +283,7 @@ def _half_done(rank: int, size: int, shard: str) -> None:
         with pytest.raises(RuntimeError, match=match):
             index.load_state_dict(state)
         same_answers(index, single, rank, size)
-    if rank == 1:
-        whole["list_ids"][0] = 10**6
-    elif rank == 0:
-        whole["list_ids"][0] = 10**6 + 1
+    whole["list_ids"][0] = 10**6 + rank
     with pytest.raises(RuntimeError, match=r"load_state_dict: rank 1 .* has other settings"):
         index.load_state_dict(whole)
     same_answers(index, single, rank, size)
