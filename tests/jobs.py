@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import warnings
 from collections.abc import Iterator
@@ -180,40 +181,112 @@ def in_a_group(rank: int, size: int, folder: str) -> None:
     same_answers(again, single, rank - 1, size - 1)
 
 
-def refusals(rank: int, size: int) -> None:
-    index = built(rank, size)
-    before = index.search(QUERIES, K)
+def only_one_refuses(rank: int, error: type[Exception], match: str, step: str) -> Any:
+    """Rank 1 raises an error of its own, the others say that it did."""
+    expected = (error, match) if rank == 1 else (RuntimeError, f"{step}: rank 1 refused its input")
+    return pytest.raises(expected[0], match=expected[1])
+
+
+def _one_process_is_wrong(index: ShardedIndex, rank: int) -> None:
     wrong = torch.full((2, D), torch.nan) if rank == 1 else BASE[:2]
-    with pytest.raises(ValueError, match="row 0") if rank == 1 else pytest.raises(RuntimeError, match="add: rank 1"):
+    with only_one_refuses(rank, ValueError, "row 0", "add"):
         index.add(wrong)
+    with only_one_refuses(rank, ValueError, "x must have shape", "search"):
+        index(torch.empty(2, 0) if rank == 1 else QUERIES)
+    with only_one_refuses(rank, AttributeError, "get_state", "train"):
+        index.train(BASE, generator="no generator" if rank == 1 else torch.Generator())
+    with only_one_refuses(rank, TypeError, "selector must be int64", "search"):
+        index.search(QUERIES, K, params=SearchParams(selector=torch.ones(3) if rank == 1 else torch.arange(3)))
+    with only_one_refuses(rank, ValueError, "shard must be", "ShardedIndex"):
+        ShardedIndex(empty(), shard="columns" if rank == 1 else "rows")
+    with only_one_refuses(rank, TypeError, "flat or inverted-file", "ShardedIndex"):
+        ShardedIndex(nn.Linear(2, 2) if rank == 1 else empty())  # type: ignore[arg-type]
+    with only_one_refuses(rank, TypeError, "PathLike", "save"):
+        index.save(None if rank == 1 else "/nowhere")  # type: ignore[arg-type]
     refused = (ValueError, "x must have shape") if rank == 0 else (RuntimeError, "search: rank 0 refused its input")
     with pytest.raises(refused[0], match=refused[1]):
         index(QUERIES[:, 1:] if rank == 0 else QUERIES)
+
+
+def _calls_differ(index: ShardedIndex, rank: int) -> None:
     with pytest.raises(RuntimeError, match="search: rank 1 makes another call"):
         index.search(QUERIES, K + rank)
     chosen = torch.arange(5000) != 2500 + rank  # which looks the same when it is printed
     with pytest.raises(RuntimeError, match="search: rank 1 makes another call"):
         index.search(QUERIES, K, params=SearchParams(selector=chosen))
-    with pytest.raises(ValueError, match="budget"):
-        index.search(QUERIES, K, params=SearchParams(candidate_budget=100))
     with pytest.raises(RuntimeError, match="rank 1 makes another call"):
         index.reset() if rank == 0 else index.search(QUERIES, K)
     with pytest.raises(RuntimeError, match="rank 1 makes another call"):
         ShardedIndex(empty(max_codes=5 + rank))
+    with pytest.raises(RuntimeError, match="rank 1 makes another call"):
+        ShardedIndex(single_of(index, ids=torch.arange(N) + rank))
+
+
+def refusals(rank: int, size: int) -> None:
+    index = built(rank, size)
+    before = index.search(QUERIES, K)
+    _one_process_is_wrong(index, rank)
+    _calls_differ(index, rank)
+    torch.set_printoptions(edgeitems=1 + rank)  # what is the same may look different
+    params = SearchParams(selector=torch.arange(5000))
+    agree(index.search(QUERIES, K, params=params), before)
+    torch.set_printoptions(profile="default")
+    with pytest.raises(ValueError, match="budget"):
+        index.search(QUERIES, K, params=SearchParams(candidate_budget=100))
     with pytest.raises(ValueError, match="at least 16"):
         ShardedIndex(empty()).train(mine(BASE[:9], rank, size))
     with pytest.raises(RuntimeError, match="trained"):
         ShardedIndex(empty()).add(BASE[:1])
-    with pytest.raises(ValueError, match="shard must be"):
-        ShardedIndex(empty(), shard="columns")
     with pytest.raises(ValueError, match="IndexIVFFlat"):
         ShardedIndex(IndexFlatL2(D), shard="lists")
-    with pytest.raises(TypeError, match="flat or inverted-file"):
-        ShardedIndex(nn.Linear(2, 2))  # type: ignore[arg-type]
+    for dump in (pickle.dumps, lambda index: torch.save(index, os.devnull)):
+        with pytest.raises(TypeError, match=r"use save\(folder\)"):
+            dump(index)
     agree(index.search(QUERIES, K), before)
     agree(deepcopy(index).search(QUERIES, K), before)
     assert index.ntotal == N
     assert f"rank={rank} of 2, shard='rows', ntotal={N}" in repr(index)
+    assert (index.nlist, index.dtype, index.device) == (L, torch.float32, index.centroids.device)
+    assert index.config() == empty().config()
+    assert not hasattr(ShardedIndex(IndexFlatL2(D)), "nlist")
+    held = index.index._raw("packed_embeddings")
+    assert index.remove_ids(torch.tensor([3])) == 1
+    assert index.index._raw("packed_embeddings") is held  # a small removal copies no shard
+    for shard in SHARDS:
+        _half_done(rank, size, shard)
+
+
+def _half_done(rank: int, size: int, shard: str) -> None:
+    """What works on one process only is undone there too."""
+    index = built(rank, size, shard=shard)
+    index.add(mine(BASE[:5], rank, size))  # which waits to be packed
+    single = single_of(index, torch.cat([BASE, BASE[:5]]))
+
+    def adopt(centroids: Tensor) -> int:
+        IndexIVFFlat._adopt(index.index, centroids)
+        raise MemoryError("no room")
+
+    if rank == 1:
+        index.index.__dict__["_adopt"] = adopt
+    with few_training_rows(), only_one_refuses(rank, MemoryError, "no room", "train"):
+        index.train(mine(BASE + 1, rank, size), niter=2)
+    index.index.__dict__.pop("_adopt", None)
+    same_answers(index, single, rank, size)
+
+    # One state in full, one in parts, that is wrong on one process.
+    whole = {name: tensor.clone() for name, tensor in single.state_dict().items()}
+    parts = index.state_dict()
+    for state, ids in ((whole, whole["list_ids"]), (parts, parts["list_ids"].to_local())):
+        if rank == 1:
+            ids[0] = -1
+        match = "holds -1" if rank == 1 else "load_state_dict: rank 1 refused its input"
+        with pytest.raises(RuntimeError, match=match):
+            index.load_state_dict(state)
+        same_answers(index, single, rank, size)
+    whole["list_ids"][0] = 10**6 + rank
+    with pytest.raises(RuntimeError, match=r"load_state_dict: rank 1 .* has other settings"):
+        index.load_state_dict(whole)
+    same_answers(index, single, rank, size)
 
 
 def saves(rank: int, size: int, folder: str, shard: str) -> None:
@@ -311,7 +384,7 @@ def loses_one(rank: int, size: int, step: str, after: int, signal_number: int) -
         else:
             centroids, rows = index.centroids.clone(), index.index.ntotal
             with pytest.raises(
-                RuntimeError, match=f"^{step}: rank {rank} of {size}: another process has ended"
+                RuntimeError, match=f"^{step}: rank {rank} of {size}: another process may have ended"
             ) as caught:
                 steps[step]()
             assert caught.value.__cause__ is not None
@@ -336,12 +409,23 @@ def interrupted_save(rank: int, size: int, folder: str) -> None:
         index.save(folder)
     with pytest.raises(RuntimeError, match=r"^save: .* the one before it, if any, is untouched"):
         index.save(folder)
-    assert Path(folder, "2").exists()
-    assert newest(folder).name == "1"
+    assert Path(folder, "index-000002").exists()
+    assert newest(folder).name == "index-000001"
 
 
 def restores(rank: int, size: int, folder: str) -> None:
-    index = ShardedIndex(empty()).restore(folder)
+    """Restore where only rank 0 sees the pointer as it is, and save where other things lie too."""
+    foreign = ["7", "index-2", "index-000001b"]
+    seen = Path(folder)
+    if rank == 0:
+        for name in foreign:
+            Path(folder, name).mkdir()
+    else:
+        seen = Path(f"{folder}-{rank}")
+        seen.mkdir()
+        (seen / "index-000001").symlink_to(Path(folder, "index-000001"))
+        (seen / "newest").write_text("index-000002")
+    index = ShardedIndex(empty()).restore(seen)
     same_answers(index, single_of(index), rank, size)
     index.save(folder)
-    assert sorted(part.name for part in Path(folder).iterdir()) == ["3", "newest"]
+    assert sorted(part.name for part in Path(folder).iterdir()) == sorted([*foreign, "index-000003", "newest"])

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-_VALUES = 4  # numbers that a process may tell the others when they agree
+_VALUES = 2  # numbers that a process may tell the others when they agree
 _GONE = (
-    "another process has ended, or did not answer within the group's timeout; the index here is as before the call, "
-    "but the processes have to be started again"
+    "another process may have ended, or did not answer within the group's timeout; the index here is as before the "
+    "call, but the processes have to be started again"
 )
+
+
+class Refused(RuntimeError):
+    """Another process refused its input or failed, or the calls differ: nothing is wrong with the group."""
 
 
 class Exchange:
@@ -33,8 +37,19 @@ class Exchange:
         if self.rank < 0:
             raise ValueError("process_group does not contain this process")
 
+    @property
+    def device(self) -> torch.device:
+        """One whose tensors the group can send."""
+        return torch.device("cuda" if dist.get_backend(self.group) == "nccl" else "cpu")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Exchange:
         return self  # a group is not copied
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a ShardedIndex cannot be pickled, since its process group is of this process: use save(folder), or its "
+            "state_dict() with torch.distributed.checkpoint"
+        )
 
     def run(self, step: str, communicate: Callable[[], T], meaning: str = _GONE) -> T:
         """The result of something that waits for the other processes."""
@@ -44,32 +59,38 @@ class Exchange:
             raise RuntimeError(f"{step}: rank {self.rank} of {self.size}: {meaning} ({error})") from error
 
     def agree(
-        self, step: str, settings: object, device: torch.device, prepare: Callable[[], tuple[T, list[int]]]
+        self,
+        step: str,
+        device: torch.device,
+        prepare: Callable[[], tuple[T, list[int]]],
+        settings: Callable[[], object] = lambda: None,
     ) -> tuple[T, Tensor]:
-        """`prepare` what this process brings, and go on only if that worked on all, called with the same settings.
+        """`prepare` what this process brings, and go on only if that worked on all, called with the same `settings`.
 
-        It returns a result and up to four numbers for the others; the result comes back with the numbers of every
-        process (W, 4). Without this, one process that refuses its input would leave the others waiting.
+        It returns a result and up to two numbers for the others; the result comes back with the numbers of every
+        process (W, 2). Without this, one process that refuses its input would leave the others waiting. So whatever
+        may fail is done in one of the two functions; settings are asked for when the input is known to be right.
         """
         problem: Exception | None = None
-        values: list[int] = []
-        result: list[T] = []
+        told, result = [0], list[T]()
         try:
             found, values = prepare()
+            told = [1, zlib.crc32(repr((step, settings())).encode()), *values]
             result.append(found)
         except Exception as error:
             problem = error
-        told = [int(problem is None), zlib.crc32(repr((step, settings)).encode()), *values]
         words = torch.tensor(told + [0] * (2 + _VALUES - len(told)), dtype=torch.int64, device=device)
         said = self.gather(step, words).cpu()
         if problem is not None:
             raise problem
         refused = torch.nonzero(said[:, 0] == 0)
         if refused.shape[0]:
-            raise RuntimeError(f"{step}: rank {int(refused[0])} refused its input and says why; no rank was changed")
+            raise Refused(
+                f"{step}: rank {int(refused[0])} refused its input, or failed, and says why; no rank was changed"
+            )
         other = torch.nonzero(said[:, 1] != said[0, 1])
         if other.shape[0]:
-            raise RuntimeError(
+            raise Refused(
                 f"{step}: rank {int(other[0])} makes another call than rank 0, or has other settings; "
                 "all ranks call the same methods in the same order"
             )
@@ -97,6 +118,12 @@ class Exchange:
         """What rank 0 has, written into `tensor`."""
         self.run(step, lambda: dist.broadcast(tensor, group=self.group, group_src=0))
         return tensor
+
+    def text(self, step: str, text: str, device: torch.device) -> str:
+        """The text that rank 0 has."""
+        held = [text]
+        self.run(step, lambda: dist.broadcast_object_list(held, group=self.group, group_src=0, device=device))
+        return held[0]
 
     def swap(
         self, step: str, counts: Tensor, *tensors: Tensor, arriving: Tensor | None = None

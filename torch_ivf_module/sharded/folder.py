@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from .._files import replace
 from .exchange import Exchange
 
 _POINTER = "newest"
+_NAME = re.compile(r"index-([0-9]{6,})")  # of a checkpoint; whatever else lies in the folder is not ours to remove
 KEY = "index"
 
 
@@ -35,39 +37,48 @@ def newest(folder: str | os.PathLike[str]) -> Path:
     raise FileNotFoundError(f"no complete checkpoint in {folder}")
 
 
-def save(exchange: Exchange, state: dict[str, Tensor], folder: Path) -> None:
+def save(exchange: Exchange, state: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Write a checkpoint beside the last one and then let the pointer name it; the last one goes at the end."""
     from torch.distributed.checkpoint.state_dict_saver import save as write
 
     device, lead = state["list_offsets"].device, exchange.rank == 0
-    _, said = exchange.agree("save", None, device, lambda: (None, [_next_number(folder) if lead else 0]))
-    name = str(int(said[0, 0]))
+    folder, said = exchange.agree("save", device, lambda: _opened(Path(path), lead))
+    name = f"index-{int(said[0, 0]):06d}"
     _run(
         exchange,
         "save",
         lambda: write({KEY: state}, checkpoint_id=folder / name, process_group=exchange.group),
+        "the checkpoint was not completed; the one before it, if any, is untouched",
     )
     # Nobody returns before the pointer is there.
-    exchange.agree("save", name, device, lambda: (_publish(folder, name if lead else None), []))
+    exchange.agree("save", device, lambda: (_publish(folder, name if lead else None), []))
 
 
-def restore(exchange: Exchange, state: dict[str, Tensor], folder: Path) -> dict[str, Any]:
+def restore(exchange: Exchange, state: dict[str, Tensor], path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the newest checkpoint into `state`, in the sizes it has."""
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
     from ..dcp import IndexLoadPlanner
 
     loaded: dict[str, Any] = {KEY: state}
-    path, _ = exchange.agree("restore", None, state["list_offsets"].device, lambda: (newest(folder), []))
+    device, lead = state["list_offsets"].device, exchange.rank == 0
+
+    def chosen() -> tuple[tuple[Path, str], list[int]]:
+        folder = Path(path)
+        return (folder, os.path.relpath(newest(folder), folder) if lead else ""), []
+
+    (folder, name), _ = exchange.agree("restore", device, chosen)
+    name = exchange.text("restore", name, device)  # whatever is saved meanwhile, all read the same one
     _run(
         exchange,
         "restore",
-        lambda: read(loaded, checkpoint_id=path, planner=IndexLoadPlanner(), process_group=exchange.group),
+        lambda: read(loaded, checkpoint_id=folder / name, planner=IndexLoadPlanner(), process_group=exchange.group),
+        "the checkpoint could not be read; the index is as before the call",
     )
     return loaded[KEY]
 
 
-def _run(exchange: Exchange, step: str, work: Callable[[], Any]) -> None:
+def _run(exchange: Exchange, step: str, work: Callable[[], Any], meaning: str) -> None:
     from torch.distributed.checkpoint.api import CheckpointException
 
     def communicate() -> None:
@@ -76,12 +87,15 @@ def _run(exchange: Exchange, step: str, work: Callable[[], Any]) -> None:
         except CheckpointException as error:  # a BaseException, raised on all ranks when one of them failed
             raise RuntimeError(str(error)) from error
 
-    exchange.run(step, communicate, "the checkpoint was not completed; the one before it, if any, is untouched")
+    exchange.run(step, communicate, meaning)
 
 
-def _next_number(folder: Path) -> int:
+def _opened(folder: Path, lead: bool) -> tuple[Path, list[int]]:
+    """The folder, and the number of the next checkpoint in it, which the process that leads chooses."""
+    if not lead:
+        return folder, [0]
     folder.mkdir(parents=True, exist_ok=True)
-    return 1 + max((int(part.name) for part in folder.iterdir() if part.name.isdigit()), default=0)
+    return folder, [1 + max((int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match), default=0)]
 
 
 def _publish(folder: Path, name: str | None) -> bool:
@@ -90,7 +104,7 @@ def _publish(folder: Path, name: str | None) -> bool:
         return False
     replace(folder / _POINTER, lambda part: _write(part, name))
     for part in folder.iterdir():
-        if part.name.isdigit() and part.name != name:
+        if _NAME.fullmatch(part.name) and part.name != name:
             shutil.rmtree(part, ignore_errors=True)
     return True
 

@@ -6,7 +6,7 @@ W processes, N vectors in all, n rows of one process, L lists, Q queries of one 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -34,8 +34,9 @@ class ShardedIndex(ShardedModule):
     Parameters
     ----------
     index : the part of this process, taken over: empty, or the same filled index on every process, of which each
-        then keeps its part (``ShardedIndex(load(path, mmap=True))``). It stays reachable as `.index`, for reading;
-        `k`, `nprobe`, `max_codes`, `search_mode` and `max_bytes` are set here, on every process alike.
+        then keeps its part (``ShardedIndex(load(path, mmap=True))``); centroids, lists and ids are compared, vectors
+        are trusted to be the same. It stays reachable as `.index`, for reading; `k`, `nprobe`, `max_codes`,
+        `search_mode` and `max_bytes` are set here, on every process alike.
     process_group : the group, by default that of all processes. Threads must not use one index at the same time.
     shard : "rows" deals rows in turn, so that all hold the same number and every query goes to all. "lists" deals
         whole lists by size (inverted-file indexes only): a query goes to the owners of the lists it reads.
@@ -43,7 +44,8 @@ class ShardedIndex(ShardedModule):
     Vectors are no buffers of this module, so that DistributedDataParallel and fully_shard leave them alone; they are in
     `state_dict`, in the names and shapes of the plain index of all rows, cut by rows into DTensors. So
     `torch.distributed.checkpoint` loads what any number of processes saved, and a plain index loads it too. Making
-    a state_dict is a call for every process like the others.
+    a state_dict is a call for every process like the others. A process group is of one process, so a sharded index
+    cannot be pickled: TypeError.
 
     Raises TypeError or ValueError for a wrong argument, RuntimeError without a process group or when the processes'
     indexes differ.
@@ -61,8 +63,8 @@ class ShardedIndex(ShardedModule):
 
     def info(self) -> dict[str, Any]:
         """Settings, and how the vectors are spread: `rows` and `bytes` of the buffers of every process."""
-        held = [self.index.ntotal, sum(buffer.nbytes for buffer in self.index.buffers())]
-        _, said = self._agree("info", None, lambda: (None, held))
+        index = self.index
+        _, said = self._agree("info", lambda: (None, [index.ntotal, sum(part.nbytes for part in index.buffers())]))
         spread = {"ntotal": self._ntotal, "rows": said[:, 0].tolist(), "bytes": said[:, 1].tolist()}
         about = {"shard": self.shard, "world_size": self._exchange.size, "rank": self._exchange.rank}
         return {**self.index.config(), **about, **spread}
@@ -87,25 +89,27 @@ class ShardedIndex(ShardedModule):
         """
         index = self.index
         if not isinstance(index, IndexIVFFlat):
-            self._agree("train", None, lambda: (index.fit(x), []))
+            self._agree("train", lambda: (index.fit(x), []))
             return self
         settings: dict[str, Any] = dict(niter=niter, max_points_per_centroid=max_points_per_centroid, seed=seed)
-        drawn = None if generator is None else digest_of(generator.get_state())
 
         def prepare() -> tuple[Tensor, list[int]]:
             if verbose:
                 require("tqdm", "progress")
             return index._training_rows(x), [x.shape[0]]
 
-        rows, said = self._agree("train", (settings, drawn, verbose), prepare)
+        def alike() -> object:
+            return settings, None if generator is None else digest_of(generator.get_state()), verbose
+
+        rows, said = self._agree("train", prepare, alike)
         first, total = int(said[: self._exchange.rank, 0].sum()), int(said[:, 0].sum())
         share = Share(first, total, lambda tensor: self._exchange.sum("train", tensor))
         centroids = index._clustered(
             rows, share, generator=generator, verbose=verbose and self._exchange.rank == 0, **settings
         )
         centroids = self._exchange.first("train", centroids)
-        with self._as_before_on_error():
-            index._adopt(centroids)
+        with self._as_before_on_error("train"):
+            self._agree("train", lambda: (index._adopt(centroids), []))
             if self.shard == "lists":
                 self._deal_again("train")
         self._sizes = None
@@ -132,7 +136,7 @@ class ShardedIndex(ShardedModule):
             rows, assigned = index._place(given)
             return (rows, assigned, own), [rows.shape[0], 0 if own is None else state.next_id_after(own)]
 
-        (rows, assigned, own), said = self._agree(step, None, prepare)
+        (rows, assigned, own), said = self._agree(step, prepare)
         total, before, number = int(said[:, 0].sum()), int(said[: self._exchange.rank, 0].sum()), int(index.next_id)
         if own is None:
             next_id = check.numbering(number, total)
@@ -148,31 +152,34 @@ class ShardedIndex(ShardedModule):
     def remove_ids(self, ids: Tensor) -> int:
         """Remove the ids that any process gives, wherever they are; each gives its own, as `IndexBase.remove_ids` takes
         them. Returns how many rows went on all processes together."""
-        device = self.index.device
+        index = self.index
 
-        def prepare() -> tuple[Tensor, list[int]]:
-            if isinstance(ids, Tensor) and ids.dtype == torch.bool:
-                own = torch.nonzero(check.mask(ids, "ids", device))[:, 0]
-            else:
-                own = check.id_list(ids, "ids", device)
+        def named() -> tuple[Tensor, list[int]]:
+            own = index._selected(ids)
             return own, [own.shape[0]]
 
-        own, said = self._agree("remove_ids", None, prepare)
+        def held() -> tuple[tuple[Tensor, Tensor], list[int]]:
+            wanted = gone.unique()
+            rows, waiting = index._rows_with(wanted)[0], index._staging.find(wanted)[0]
+            return (rows, waiting), [rows.shape[0] + waiting.shape[0]]
+
+        own, said = self._agree("remove_ids", named)
         gone = self._exchange.join("remove_ids", own, said[:, 0])
-        count = int(self._exchange.sum("remove_ids", torch.isin(self.index.list_ids, gone).sum()))
-        self.index.remove_ids(gone)  # nothing that could fail on another process comes after
+        found, said = self._agree("remove_ids", held)
+        index._drop(*found)  # nothing that could fail on another process comes after
+        count = int(said[:, 0].sum())
         self._ntotal, self._sizes = self._ntotal - count, None
         return count
 
     def reset(self) -> None:
         """Forget the vectors; centroids and the count of ids stay."""
-        self._agree("reset", None, lambda: (None, []))
+        self._agree("reset", lambda: (None, []))
         self.index.reset()
         self._forget()
 
     def rebalance(self) -> None:
         """Deal everything anew: even shares again after removals, or after lists have grown unevenly."""
-        self._agree("rebalance", None, lambda: (None, []))
+        self._agree("rebalance", lambda: (None, []))
         if self.index.is_trained:
             self._deal_again("rebalance")
 
@@ -192,7 +199,7 @@ class ShardedIndex(ShardedModule):
             return self._queries(x, params, "search"), []
 
         with torch.no_grad():
-            (queries, settings), _ = self._agree("search", (k, self._settings(params)), prepare)
+            (queries, settings), _ = self._agree("search", prepare, lambda: (int(k), self._settings(params)))
             sizes = None if self.index._max_codes(settings) is None else self._list_sizes("search")
             probed = self.index._probed(queries, settings, sizes)
             asked, theirs, lists = asking.ask(self._exchange, "search", queries, probed, self._asked_owners())
@@ -215,7 +222,7 @@ class ShardedIndex(ShardedModule):
 
         with torch.no_grad():
             step = "range_search"
-            (queries, radii, settings), _ = self._agree(step, self._settings(params), prepare)
+            (queries, radii, settings), _ = self._agree(step, prepare, lambda: self._settings(params))
             probed = self.index._probed(queries, settings)
             asked, theirs, lists, around = asking.ask(
                 self._exchange, step, queries, probed, self._asked_owners(), radii
@@ -227,13 +234,16 @@ class ShardedIndex(ShardedModule):
         """``search(x, index.k)`` for x (..., d): D and I of shape (..., k)."""
         k = self.index.k
         # `search` refuses what is no vector, and in step with the other processes.
-        found, ids = self.search(x.reshape(-1, x.shape[-1]) if isinstance(x, Tensor) and x.dim() else x, k)
+        rows = isinstance(x, Tensor) and x.dim() and x.shape[-1] == self.d
+        found, ids = self.search(x.reshape(-1, self.d) if rows else x, k)
         return found.view(*x.shape[:-1], k), ids.view(*x.shape[:-1], k)
 
     def _queries(self, x: Tensor, params: SearchParams | None, action: str) -> tuple[Tensor, SearchParams]:
         self.index._require_trained(action)
         given = check.vectors(x, "x", self.d, self.index.device)
         settings = self.index._params(params)
+        if settings.selector is not None:
+            check.selector(settings.selector, "selector", self.index.device)
         if self.index._budget(settings) is not None:
             raise ValueError("params has a budget of rows, but no process has whole lists; max_codes counts whole ones")
         return self.index._prepared(given), settings
@@ -243,10 +253,9 @@ class ShardedIndex(ShardedModule):
 
     def _settings(self, params: SearchParams | None) -> tuple[object, ...]:
         """What has to be the same on every process: what was given, and what the index would take for itself."""
-        usual = SearchParams()
-        chosen = params.selector if isinstance(params, SearchParams) else None
-        number = None if chosen is None else digest_of(chosen)
-        return params, number, self.index._nprobe(usual), self.index._max_codes(usual)
+        usual, given = SearchParams(), params or SearchParams()
+        chosen = None if given.selector is None else digest_of(given.selector)
+        return replace(given, selector=None), chosen, self.index._nprobe(usual), self.index._max_codes(usual)
 
     # -- state ---------------------------------------------------------------------------------------------
 
@@ -256,12 +265,12 @@ class ShardedIndex(ShardedModule):
         It is written beside the last one, which goes when the new one is complete: whatever is interrupted, the folder
         holds a complete checkpoint. `newest` says which, for `torch.distributed.checkpoint`; the key is "index".
         """
-        folder.save(self._exchange, self._whole("save"), Path(path))
+        folder.save(self._exchange, self._whole("save"), path)
 
     def restore(self: Self, path: str | os.PathLike[str]) -> Self:
         """Take over the newest checkpoint in a folder, of `save` with any number of processes, or one that
         ``torch.distributed.checkpoint.save({"index": index}, ...)`` made of a plain or sharded index. Returns self."""
-        self.load_state_dict(folder.restore(self._exchange, whole.blank(self._exchange, self.index), Path(path)))
+        self.load_state_dict(folder.restore(self._exchange, whole.blank(self._exchange, self.index), path))
         return self
 
     def extra_repr(self) -> str:

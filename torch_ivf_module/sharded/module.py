@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,12 +19,16 @@ from ..index import IndexIVFFlat, state
 from ..index.base import IndexBase
 from ..index.fits import Fits
 from . import deal, whole
-from .exchange import Exchange
+from .exchange import Exchange, Refused
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="ShardedModule")
 SHARDS = ("rows", "lists")
 _SETTINGS = ("k", "nprobe", "max_codes", "search_mode", "max_bytes")  # of the index, set here on every process alike
+
+
+class _Misfit(Exception):
+    """A state that is no index; what is wrong with it the index itself says best."""
 
 
 class ShardedModule(Fits):
@@ -34,19 +38,19 @@ class ShardedModule(Fits):
 
     def __init__(self, index: IndexBase, process_group: dist.ProcessGroup | None = None, shard: str = "rows") -> None:
         super().__init__()
-        if not isinstance(index, IndexBase):
-            raise TypeError(f"index must be a flat or inverted-file index, got {type(index).__name__}")
-        if shard not in SHARDS:
-            raise ValueError(f"shard must be one of {', '.join(map(repr, SHARDS))}, got {shard!r}")
-        if shard == "lists" and not isinstance(index, IndexIVFFlat):
-            raise ValueError(f"shard='lists' needs an IndexIVFFlat, got {type(index).__name__}; use shard='rows'")
         self._exchange = Exchange(process_group)
+        full: dict[str, Tensor] = {}
+
+        def prepare() -> tuple[None, list[int]]:
+            _check_shard(index, shard)
+            full.update({name: getattr(index, name) for name in state.NAMES})
+            return None, []
+
+        device = index.device if isinstance(index, IndexBase) else self._exchange.device
+        self._exchange.agree("ShardedIndex", device, prepare, lambda: (shard, index.config(), _about(full)))
         self.shard, self.d, self.metric = shard, index.d, index.metric
         self.__dict__["index"] = index  # not a submodule: its buffers are not the model's
         self._forget()
-        full = {name: getattr(index, name) for name in (*state.NAMES, state.NEXT_ID)}
-        said = [index.ntotal, digest_of(full["centroids"]), digest_of(full["list_offsets"])]
-        self._agree("ShardedIndex", (shard, index.config(), said), lambda: (None, []))
         if index.is_trained:
             self._keep(*whole.run_of(self._exchange, full), full["list_offsets"], "ShardedIndex")
 
@@ -65,8 +69,32 @@ class ShardedModule(Fits):
         """Whether vectors can be added."""
         return self.index.is_trained
 
-    def _agree(self, step: str, settings: object, prepare: Callable[[], tuple[T, list[int]]]) -> tuple[T, Tensor]:
-        return self._exchange.agree(step, settings, self.index.device, prepare)
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors of this process are."""
+        return self.index.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype vectors are stored in."""
+        return self.index.dtype
+
+    @property
+    def nlist(self) -> int:
+        """Number of lists of an inverted-file index; a flat one has no such attribute."""
+        return cast(IndexIVFFlat, self.index).nlist
+
+    def config(self) -> dict[str, Any]:
+        """The constructor arguments of the index of each process."""
+        return self.index.config()
+
+    def _agree(
+        self,
+        step: str,
+        prepare: Callable[[], tuple[T, list[int]]],
+        settings: Callable[[], object] = lambda: None,
+    ) -> tuple[T, Tensor]:
+        return self._exchange.agree(step, self.index.device, prepare, settings)
 
     # -- dealing -------------------------------------------------------------------------------------------
 
@@ -90,14 +118,17 @@ class ShardedModule(Fits):
         return self._exchange.swap(step, counts, *(tensor[order] for tensor in run[:3]))[0]
 
     @contextmanager
-    def _as_before_on_error(self) -> Iterator[None]:
-        """Put the buffers back that were there, where a change cannot be finished."""
-        self.index._pack()
-        before = {name: self.index._raw(name) for name in state.NAMES}
+    def _as_before_on_error(self, step: str) -> Iterator[None]:
+        """Put the buffers back that were there, where a change cannot be finished, here or on another process."""
+        index = self.index
+        # Reading the buffers packs, so that there is nothing else to put back.
+        self._agree(step, lambda: (index._packed(), []))
+        before, latest = {name: index._raw(name) for name in (*state.NAMES, state.NEXT_ID)}, index._latest
         try:
             yield
         except Exception:
-            self.index._put(**before)
+            index._put(**before)
+            index._latest = latest
             raise
 
     def _deal_again(self, step: str) -> None:
@@ -120,12 +151,14 @@ class ShardedModule(Fits):
         owners = torch.full(sizes.shape, deal.NOBODY, dtype=torch.int64, device="cpu")
         if self.shard == "lists":
             owners = deal.by_size(sizes, owners, self._exchange.size)
-        if full:
-            mine = self._holders(run, owners) == self._exchange.rank
-            rows, ids, assigned = (tensor[mine] for tensor in run[:3])
-        else:
-            rows, ids, assigned = self._send(step, run, owners)
-        return list(ragged.pack(rows, ids, assigned, sizes.shape[0])), owners
+        sent = [] if full else self._send(step, run, owners)
+
+        def packed() -> tuple[list[Tensor], list[int]]:
+            here = self._holders(run, owners) == self._exchange.rank if full else None
+            rows, ids, assigned = sent if here is None else (tensor[here] for tensor in run[:3])
+            return list(ragged.pack(rows, ids, assigned, sizes.shape[0])), []
+
+        return self._agree(step, packed)[0], owners
 
     def _settle(self, offsets: Tensor, owners: Tensor) -> None:
         self._ntotal, self._owners, self._sizes = int(offsets[-1]), owners, None
@@ -140,7 +173,7 @@ class ShardedModule(Fits):
     # -- state ---------------------------------------------------------------------------------------------
 
     def _whole(self, step: str) -> dict[str, Tensor]:
-        self._agree(step, None, lambda: (None, []))
+        self._agree(step, lambda: (None, []))
         return whole.whole(self._exchange, step, self.index)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -158,35 +191,58 @@ class ShardedModule(Fits):
         error_msgs: list[str],
     ) -> None:
         """Take this process's part of a whole state: in full, as of a plain index, or in DTensors. What does not fit is
-        left for the index of this process to refuse."""
+        left for the index of this process to refuse; no process takes its part unless the state fits on all."""
+        step, own = "load_state_dict", dict[str, Tensor]()
+
+        def load() -> tuple[None, list[int]]:
+            mine = {**state_dict, **{prefix + name: tensor for name, tensor in own.items()}}
+            self.index._load_from_state_dict(
+                mine, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )
+            return None, []
+
         names = (*state.NAMES, state.NEXT_ID)
         given = {name: state_dict[prefix + name] for name in names if isinstance(state_dict.get(prefix + name), Tensor)}
-        owners = None
-        if self._fits_together(given):
-            run, full = whole.run_of(self._exchange, given)
-            number = max(int(given.get(state.NEXT_ID, 0)), state.next_id_after(run.ids))
-            if not full:
-                about = tuple(given["packed_embeddings"].shape), given["list_offsets"].shape[0]
-                number = int(self._agree("load_state_dict", about, lambda: (None, [number]))[1][:, 0].max())
-            part, owners = [run.packed, given["list_offsets"], run.ids], self._owners
-            if given["list_offsets"].shape[0]:
-                part, owners = self._part(run, full, given["list_offsets"], "load_state_dict")
-            part.append(torch.tensor(number, device=run.ids.device))
-            state_dict = {**state_dict, **{prefix + name: own for name, own in zip(names[1:], part, strict=True)}}
-        refused = len(error_msgs)
-        self.index._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if owners is not None and len(error_msgs) == refused:
-            self._forget()
-            if self.index.is_trained:
-                self._settle(given["list_offsets"], owners)
+        try:
+            (run, full), said = self._agree(
+                step, lambda: self._fitting(given, own, local_metadata), lambda: _about(given)
+            )
+        except _Misfit:
+            load()
+            return
+        except Refused as error:  # and the others go on too, to whatever else the model loads
+            error_msgs.append(f"{prefix or type(self).__name__}: {error}")
+            return
+        offsets, owners = given["list_offsets"], self._owners
+        if offsets.shape[0]:
+            part, owners = self._part(run, full, offsets, step)
+            own.update(zip(names[1:4], part, strict=True))
+        own[state.NEXT_ID] = torch.tensor(int(said[:, 0].max()), device=run.ids.device)
+        with self._as_before_on_error(step):
+            self._agree(step, load)
+        self._forget()
+        if self.index.is_trained:
+            self._settle(offsets, owners)
 
-    def _fits_together(self, given: Mapping[str, Tensor]) -> bool:
-        whole_state = all(name in given for name in state.NAMES)
-        if not whole_state or state.misfit_shapes(given, self.d, self.index._flat):
-            return False
-        return state.misfit_offsets(given["list_offsets"], given["packed_embeddings"].shape[0]) is None
+    def _fitting(
+        self, given: dict[str, Tensor], own: dict[str, Tensor], metadata: Mapping[str, Any]
+    ) -> tuple[tuple[whole.Run, bool], list[int]]:
+        """The rows that this process was given of a state that fits, and the number that `add` goes on from.
+
+        As a state they go into `own`. Raises _Misfit for any other state, with what is wrong in `own` or in `given`.
+        """
+        if any(name not in given for name in state.NAMES) or state.misfit_shapes(given, self.d, self.index._flat):
+            raise _Misfit
+        offsets = given["list_offsets"]
+        if state.misfit_offsets(offsets, given["packed_embeddings"].shape[0]):
+            raise _Misfit
+        run, full = whole.run_of(self._exchange, given)
+        own.update({**given, "packed_embeddings": run.packed, "list_ids": run.ids})
+        if offsets.shape[0]:
+            own["list_offsets"] = ragged.offsets_of(run.assigned, offsets.shape[0] - 1)
+        if self.index._refuses(own, metadata):
+            raise _Misfit
+        return (run, full), [max(int(given.get(state.NEXT_ID, 0)), state.next_id_after(run.ids))]
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.index._apply(fn, recurse)
@@ -206,6 +262,24 @@ class ShardedModule(Fits):
             super().__setattr__(name, value)
 
 
-def digest_of(tensor: Tensor) -> int:
-    """A number for the bytes of a tensor."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes())
+def _check_shard(index: object, shard: str) -> None:
+    if not isinstance(index, IndexBase):
+        raise TypeError(f"index must be a flat or inverted-file index, got {type(index).__name__}")
+    if shard not in SHARDS:
+        raise ValueError(f"shard must be one of {', '.join(map(repr, SHARDS))}, got {shard!r}")
+    if shard == "lists" and not isinstance(index, IndexIVFFlat):
+        raise ValueError(f"shard='lists' needs an IndexIVFFlat, got {type(index).__name__}; use shard='rows'")
+
+
+def _about(given: Mapping[str, Tensor]) -> object:
+    """What tells one whole index from another, on every process alike; vectors are too many to look at."""
+    packed = given["packed_embeddings"]
+    cut = hasattr(packed, "to_local")  # and so are the ids
+    names = ("centroids", "list_offsets") if cut else ("centroids", "list_offsets", "list_ids")
+    return cut, tuple(packed.shape), [digest_of(given[name]) for name in names]
+
+
+def digest_of(tensor: Tensor) -> tuple[object, ...]:
+    """What tells one tensor from another, wherever they are."""
+    values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bfloat16
+    return tensor.dtype, tuple(tensor.shape), zlib.crc32(values.numpy().data)
