@@ -41,7 +41,7 @@ def save(index: AnyIndex, path: str | os.PathLike[str]) -> None:
     tensors = {name: _own(tensor) for name, tensor in index.state_dict().items()}
     about["digests"] = {name: _digest(tensor) for name, tensor in tensors.items()}
     about["digest"] = _digest_of(about)
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         library = require("safetensors.torch", "safetensors")
         words = {key: json.dumps(value) for key, value in about.items()}
         replace(path, lambda part: _written(path, lambda: library.save_file(tensors, part, metadata=words)))
@@ -112,7 +112,7 @@ def _identity(path: Path) -> tuple[int, int, int]:
 
 
 def _open(path: Path, mmap: bool) -> AnyIndex:
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         about, tensors = _reading(path, lambda: _read_safetensors(path, mmap))
     elif faiss_bridge.is_file(path):
         return _reading(path, lambda: faiss_bridge.read(path))
