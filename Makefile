@@ -31,9 +31,10 @@ help:
 demo: $(VENV)/.ready-demo
 	$(RUN) -m torch_ivf_module demo $(ARGS)
 
-# One torch thread in each of the two workers: two pools on two cores would only fight.
+# One torch thread a worker: pools of threads would only fight. Three workers on two cores, for some tests wait for
+# other processes; whoever is done takes over from the others.
 test: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ def _budgets(task: TaskRun, name: str | None) -> float | None:
     rows = task.pick(nq=max(task.values("nq"), default=0))
     if name is not None:
         return next((row["recall"] for row in rows if row["engine"] == name), None)
-    speeds = [row["qps"] for row in rows if row["engine"] != "unlimited"]
+    speeds = [row["qps"] for row in rows if row["engine"].startswith("budget ")]
     return min((one / next_one for one, next_one in pairwise(speeds)), default=None)
 
 

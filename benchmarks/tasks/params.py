@@ -25,6 +25,8 @@ def budgets(ctx: Context) -> None:
         f"budget {rows:,}": SearchParams(candidate_budget=rows, use_per_list_sizes=True, debug_stats=True)
         for rows in _BUDGETS
     }
+    settings["uniform 16,384"] = SearchParams(candidate_budget=16_384, budget_strategy="uniform", debug_stats=True)
+    settings["max_codes 16,384"] = SearchParams(max_codes=16_384, debug_stats=True)
     for engine in ctx.build_paired(IVF, "ours").values():
         engine.set(ctx.case.nprobe)
         engine.index.rebuild_lists()

@@ -32,7 +32,7 @@ class Reads(IndexModule):
 
     def reconstruct(self, id: int) -> Tensor:
         """The stored vector (d,) of an id, in the storage dtype; of a duplicate id the last. KeyError if unknown."""
-        return self.reconstruct_batch(torch.tensor([check.whole(id, "id")]).to(self.device))[0]
+        return self.reconstruct_batch(torch.tensor([check.whole(id, "id")], device="cpu").to(self.device))[0]
 
     def reconstruct_n(self, start: int, n: int) -> Tensor:
         """The stored vectors (n, d) of ids ``start : start + n``, each as `reconstruct`. KeyError if one is unknown."""
@@ -110,7 +110,7 @@ class Reads(IndexModule):
         last = last_of(rows, which, wanted.shape[0])
         if not self._latest:
             return last
-        noted = torch.tensor([self._latest.get(id, -1) for id in wanted.tolist()]).to(wanted.device)
+        noted = torch.tensor([self._latest.get(id, -1) for id in wanted.tolist()], device="cpu").to(wanted.device)
         number = torch.searchsorted(self._raw("list_offsets"), rows, right=True) - 1
         there = number == noted[which]
         in_list = last_of(rows[there], which[there], wanted.shape[0])
@@ -122,7 +122,7 @@ class Reads(IndexModule):
         packed, offsets, ids = self._packed()
         numbers = torch.arange(self._nlist, device=ids.device)
         assigned = torch.repeat_interleave(numbers, ragged.lengths(offsets)) if self._nlist else ids[:0]
-        last = self._last_rows(torch.tensor(list(self._latest), dtype=torch.int64).to(ids.device))
+        last = self._last_rows(torch.tensor(list(self._latest), dtype=torch.int64, device="cpu").to(ids.device))
         last = last[last >= 0]
         if last.shape[0]:
             earlier = torch.ones_like(ids, dtype=torch.bool).index_fill_(0, last, False)
