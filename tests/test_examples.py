@@ -58,6 +58,7 @@ def test_checkpoint_story(tmp_path):
     assert (tmp_path / "model.pt").exists()
 
 
+@pytest.mark.long
 def test_distributed_search(tmp_path):
     program = ["torch.distributed.run", "--nproc-per-node", "2", str(EXAMPLES / "distributed_search.py")]
     done = subprocess.run(

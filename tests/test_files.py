@@ -33,7 +33,11 @@ while True:
 """
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+# torch's own format and safetensors are written by the same steps: one of them is enough every day.
+either_suffix = pytest.mark.parametrize("suffix", [pytest.param(".pt", marks=pytest.mark.long), ".safetensors"])
+
+
+@either_suffix
 def test_a_writer_killed_at_any_moment_leaves_a_whole_file(suffix, tmp_path):
     path = tmp_path / f"index{suffix}"
     moments = random.Random(5)
@@ -240,7 +244,7 @@ print(index.ntotal, seconds, grown, *I.flatten().tolist())
 """
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@either_suffix
 def test_a_gigabyte_opens_without_being_read(suffix, tmp_path):
     """The file is one of holes, written as `save` writes it but for its vectors, all zero but two."""
     pytest.importorskip("psutil")

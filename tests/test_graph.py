@@ -388,6 +388,7 @@ def test_scripted_loop_cuts_batches_by_bytes(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.long
 def test_onnx_with_half_vectors_in_one_file_and_in_two(tmp_path):
     pytest.importorskip("onnxscript")
     graph = index_of().graph(storage=torch.float16)
