@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from . import __version__, demo
-from .commands import build, convert, export, info, search
+from .commands import build, build_native, convert, export, info, search
 
 __all__ = ["main"]
 
@@ -32,6 +32,7 @@ COMMANDS = {
         ("info", info, "tell what is in a saved index"),
         ("export", export, "write a model file that searches without this package"),
         ("convert", convert, "write an index as another kind of file; from and to faiss, from torch-ivf"),
+        ("build-native", build_native, "compile the kernel that searches on this machine's CPU, once"),
         ("demo", demo, "build and search an index over real vectors, beside exact search and faiss"),
     )
 }

@@ -79,6 +79,11 @@ def row_bias(vectors: Tensor, origin: Tensor, metric: str) -> Tensor:
     return torch.cat(parts).square_().mul_(-0.5)
 
 
+def by_differences(metric: str) -> bool:
+    """Whether exact scores come from differences of vectors, and not from products."""
+    return metric == "l2"
+
+
 def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
     """Exact scores of `vectors` (Q, K, d) for `x` (Q, d): (Q, K), differentiable in `x`.
 

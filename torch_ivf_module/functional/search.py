@@ -26,8 +26,19 @@ from .select import merge, select_topk
 Scan = Callable[[Tensor, InvertedLists, Tensor, Tensor | None, int, int, int], tuple[Tensor, Tensor]]
 Stats = dict[str, Any]
 
-STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
-MODES = ("auto", *STRATEGIES)
+
+class Strategy(NamedTuple):
+    """A scan, and what else it brings."""
+
+    scan: Scan
+    # Exact scores (Q, K) of rows (Q, K) of packed vectors, by queries, vectors, rows and metric.
+    score: Callable[[Tensor, Tensor, Tensor, str], Tensor] | None = None
+    # Whether it can search for such queries in such lists. Where it can, "auto" takes it.
+    serves: Callable[[Tensor, InvertedLists], bool] | None = None
+
+
+STRATEGIES = {"csr": Strategy(scan_lists), "matrix": Strategy(scan_queries)}  # native/ adds its own
+MODES = ("auto", "csr", "matrix", "native")
 
 # Times as many candidates for a query that is in doubt. On image patches (k = 20) 11% of the queries are with 26
 # candidates, 4% with 33, 2% with 40 and 0.1% with 60, while each candidate more costs every query.
@@ -112,6 +123,7 @@ def search(
         budget=budget,
         width=width,
         max_bytes=max_bytes - min(max_bytes // 2, _ASIDE_BYTES),
+        exact=exact,
         stats=stats,
     )
     if stats is not None:
@@ -143,6 +155,7 @@ class Settings(NamedTuple):
     budget: Budget | None
     width: int | None
     max_bytes: int
+    exact: bool
     stats: Stats | None
 
 
@@ -182,8 +195,8 @@ def _search_segment(
     settings: Settings,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of one segment: exact scores and rows (Q, k)."""
-    ranking, rows = _candidates(shifted, lists, probed, limits, settings)
-    scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric)
+    strategy, ranking, rows = _candidates(shifted, lists, probed, limits, settings)
+    scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric, strategy.score)
     nothing_left_out = rows.shape[1] < settings.kept or lists.packed.shape[0] < settings.kept
     if settings.width is not None or nothing_left_out:
         return scores, best
@@ -211,10 +224,22 @@ def _merge(segments: Sequence[InvertedLists], found: Sequence[tuple[Tensor, Tens
     return merge([(scores, moved) for (scores, _), moved in zip(found, rows, strict=True)], k)
 
 
-def rescore(x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str) -> tuple[Tensor, Tensor]:
-    """The k best of `rows` (Q, K) by exact score: scores and rows (Q, k). Differentiable in x (Q, d)."""
+def rescore(
+    x: Tensor,
+    packed: Tensor,
+    rows: Tensor,
+    k: int,
+    metric: str,
+    by: Callable[[Tensor, Tensor, Tensor, str], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k best of `rows` (Q, K) by exact score: scores and rows (Q, k).
+
+    The scores are those that `by` gives, or of vectors gathered here and then differentiable in x (Q, d).
+    """
     if packed.shape[0] == 0:
         rows = rows[:, :0]
+    if by is not None:
+        return select_topk(by(x, packed, rows, metric), rows, k)
     most = max(1, _RESCORE_BYTES // (4 * packed.shape[1]))
     if rows.shape[1] > most:
         return merge([rescore(x, packed, part, k, metric) for part in rows.split(most, dim=1)], k)
@@ -228,22 +253,36 @@ def rescore(x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str) -> tup
 
 def _candidates(
     x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, settings: Settings
-) -> tuple[Tensor, Tensor]:
-    """Candidates of one segment, found by a strategy: ranking scores and rows (Q, at most settings.kept)."""
-    nothing = x.new_empty((probed.shape[0], 0)), probed.new_empty((probed.shape[0], 0))
+) -> tuple[Strategy, Tensor, Tensor]:
+    """Candidates of one segment: the strategy that found them, ranking scores and rows (Q, at most settings.kept)."""
+    nothing = Strategy(scan_queries), x.new_empty((probed.shape[0], 0)), probed.new_empty((probed.shape[0], 0))
     if lists.packed.shape[0] == 0 or (settings.width is None and probed.numel() == 0):
         return nothing
     width = int(_read(lists, probed, limits).sum(1).max()) if settings.width is None else settings.width
     width = min(width, lists.packed.shape[0])
     if width == 0:
         return nothing
-    mode, why, k = settings.mode, "search_mode", settings.kept
-    if mode == "auto":
-        mode, why = cheapest(x, lists, probed, limits, k, width)
+    name, why, strategy = _chosen(x, lists, probed, limits, settings, width)
     if settings.stats is not None and settings.stats["mode"] is None:
-        settings.stats.update(mode=mode, why=why)
-    scan = STRATEGIES[mode] if isinstance(mode, str) else mode
-    return scan(x, lists, probed, limits, k, width, settings.max_bytes)
+        settings.stats.update(mode=name, why=why)
+    return strategy, *strategy.scan(x, lists, probed, limits, settings.kept, width, settings.max_bytes)
+
+
+def _chosen(
+    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, settings: Settings, width: int
+) -> tuple[str | Scan, str, Strategy]:
+    """The strategy for these queries, its name, and why it is that one."""
+    mode = settings.mode
+    if not isinstance(mode, str):
+        return mode, "search_mode", Strategy(mode)
+    why = "search_mode"
+    if mode in ("auto", "native"):
+        native = STRATEGIES.get("native")
+        if native is not None and not settings.exact and native.serves is not None and native.serves(x, lists):
+            mode, why = "native", why if mode == "native" else "there is a kernel for this device"
+        else:
+            mode, why = cheapest(x, lists, probed, limits, settings.kept, width)
+    return mode, why, STRATEGIES[mode]
 
 
 def _read(lists: InvertedLists, probed: Tensor, limits: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .. import native
 from ..functional import metric as metrics
 from ..functional.budget import Budget
 from ..functional.lists import InvertedLists, restricted, vectors_at
@@ -49,7 +50,10 @@ class IndexBase(TorchIvfNames, Saves, Builds):
 
     @property
     def search_mode(self) -> str:
-        """ "auto", "csr" (list-major) or "matrix" (query-major). It changes the time, not the answer."""
+        """ "auto", "csr" (list-major), "matrix" (query-major) or "native" (the kernel in C++, if there is one).
+
+        It changes the time, not the answer.
+        """
         return self._search_mode
 
     @search_mode.setter
@@ -160,6 +164,9 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         """`_found` for prepared queries, of the lists `probed` where they are given."""
         with torch.autocast(self.device.type, enabled=False):
             coarse, segments = self._chosen(params, queries.shape[0], counted=True)
+            if self.search_mode in ("auto", "native") and queries.device.type == "cpu":
+                visits = queries.shape[0] * self._nprobe(params) / max(1, self._nlist)
+                native.prepare(visits * self.ntotal * self.d)
             stats: dict[str, Any] | None = {} if params.debug_stats else None
             scores, rows = search(
                 queries,

@@ -1,0 +1,145 @@
+"""Whether the kernel is there: loading it, and having it built without keeping anyone waiting."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import torch
+
+from .compiling import BuildError, failure_file, kernel_file, missing_tools
+
+_log = logging.getLogger("torch_ivf_module")
+# Multiply-adds of a scan from which a build is worth the while: half a second of one core in PyTorch operations.
+_WORTH_BUILDING = 1 << 34
+_TRY_AGAIN = "python -m torch_ivf_module build-native"
+
+
+class _Library:
+    """What this process knows of the kernel."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.loaded = False
+        self.looked = False  # for a finished build
+        self.build: subprocess.Popen[str] | None = None
+        self.given_up = False
+
+
+_library = _Library()
+
+
+def enabled() -> bool:
+    """Whether TORCH_IVF_NATIVE lets the kernel in: unset or anything but 0 does."""
+    return os.environ.get("TORCH_IVF_NATIVE", "1") != "0"
+
+
+def available() -> bool:
+    """Whether the kernel is loaded, or built so that it can be loaded now. Builds nothing."""
+    if not enabled():
+        return False
+    library = _library
+    if library.loaded or library.given_up or (library.looked and library.build is None):
+        return library.loaded
+    with library.lock:
+        if library.build is not None:
+            _collect(library.build)
+        if not library.loaded and not library.given_up and library.build is None:
+            library.looked = True
+            _load()
+    return library.loaded
+
+
+def prepare(work: float) -> None:
+    """Before a scan of so many multiply-adds: start a build in the background where it would gain and is missing."""
+    if work < _WORTH_BUILDING or available() or not enabled():
+        return
+    with _library.lock:
+        if _library.given_up or _library.build is not None or _library.loaded:
+            return
+        try:
+            if lack := missing_tools():
+                _give_up(f"{lack}. TORCH_IVF_NATIVE=0 keeps this line away")
+            elif failure_file().exists():
+                _give_up(f"an earlier build failed, see {failure_file()}; {_TRY_AGAIN} tries again")
+            else:
+                _log.warning("building a kernel for this CPU in the background, once; until then searches do without")
+                _library.build = subprocess.Popen(
+                    _command("--background"),
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            _give_up(str(error))
+
+
+def build(*, again: bool = False) -> Path:
+    """Build the kernel if it is not there, or `again`, and wait for it: its file.
+
+    It takes about half a minute, a C++ compiler and ninja. Raises RuntimeError saying what is missing or what failed.
+    A kernel that this process has loaded stays loaded.
+
+    >>> from torch_ivf_module import native
+    >>> native.build().name  # doctest: +SKIP
+    'kernel.so'
+    """
+    done = subprocess.run(
+        _command(*(["--again"] if again else [])), env=_environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise BuildError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the build was stopped")
+    with _library.lock:
+        _library.looked = _library.given_up = False
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "torch_ivf_module.native", *words]
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with the package found where this process found it."""
+    package = str(Path(__file__).parents[2])
+    paths = [package, os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TORCH_IVF_NATIVE": "0"}
+
+
+def _collect(build: subprocess.Popen[str]) -> None:
+    """Look whether the build has ended, and how."""
+    if build.poll() is None:
+        return
+    _library.build = None
+    _library.looked = False
+    if build.returncode:
+        said = build.stderr.read().strip() if build.stderr else ""
+        _give_up(said.splitlines()[-1] if said else f"its build was stopped (exit status {build.returncode})")
+    if build.stderr:
+        build.stderr.close()
+
+
+def _load() -> None:
+    try:
+        file = kernel_file()
+        if file.exists():
+            torch.ops.load_library(file)
+            from . import strategy
+
+            strategy.register_fakes()
+            _library.loaded = True
+    except OSError as error:
+        _give_up(f"{error}; {_TRY_AGAIN} --again builds it anew")
+
+
+def _give_up(why: str) -> None:
+    """For this process: say so once, and let PyTorch operations answer."""
+    _library.given_up = True
+    warnings.warn(f"searching without the native kernel, which is faster: {why}", RuntimeWarning, stacklevel=2)
