@@ -122,6 +122,15 @@ def doubtful(x: Tensor, origin: Tensor, last: Tensor, kth: Tensor, metric: str) 
     return torch.isfinite(last) & ~(last.double() + 3 * error < needed)
 
 
+def uncertain(most: Tensor, kth: Tensor) -> Tensor:
+    """Queries for which a row that was left out may be nearer than the k-th kept: bool (Q,).
+
+    `most` (Q,) is what no exact score of a row left out exceeds, -inf where none was; `kth` (Q,) is the exact score of
+    the k-th result.
+    """
+    return (most > -torch.inf) & ~(most < kth)
+
+
 def centrality(vectors: Tensor, centroids: Tensor, metric: str) -> Tensor:
     """How likely a vector is a result for whoever visits its list, (N,): what ORDERING names sorts by it.
 

@@ -33,6 +33,9 @@ class Strategy(NamedTuple):
     scan: Scan
     # Exact scores (Q, K) of rows (Q, K) of packed vectors, by queries, vectors, rows and metric.
     score: Callable[[Tensor, Tensor, Tensor, str], Tensor] | None = None
+    # A scan that gives, instead of ranking scores, what the exact score of a row does not exceed; None where that would
+    # not pay. By queries *not* relative to the origin, lists, probed, limits, k, max_bytes and metric.
+    bounds: Callable[..., tuple[Tensor, Tensor] | None] | None = None
     # Whether it can search for such queries in such lists. Where it can, "auto" takes it.
     serves: Callable[[Tensor, InvertedLists], bool] | None = None
 
@@ -124,11 +127,12 @@ def search(
         width=width,
         max_bytes=max_bytes - min(max_bytes // 2, _ASIDE_BYTES),
         exact=exact,
+        bounds=True,
         stats=stats,
     )
     if stats is not None:
         stats.update(queries=x.shape[0], nprobe=nprobe, mode=None, why="nothing to read")
-        stats.update(lists_read=0, rows_read=0, rows_left_out=0, searched_again=0)
+        stats.update(lists_read=0, rows_read=0, rows_left_out=0, certified=0, searched_again=0)
     step = max(1, max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], nprobe, kept))
     chosen = (x,) if probed is None else (x, probed)
     return in_parts(lambda *part: _search_batch(coarse, segments, settings, *part), step, *chosen)
@@ -156,6 +160,7 @@ class Settings(NamedTuple):
     width: int | None
     max_bytes: int
     exact: bool
+    bounds: bool
     stats: Stats | None
 
 
@@ -195,21 +200,33 @@ def _search_segment(
     settings: Settings,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of one segment: exact scores and rows (Q, k)."""
-    strategy, ranking, rows = _candidates(shifted, lists, probed, limits, settings)
+    width = _width(lists, probed, limits, settings)
+    if width == 0:
+        return select_topk(shifted.new_empty(x.shape[0], 0), probed.new_empty(x.shape[0], 0), settings.k)
+    strategy = _chosen(shifted, lists, probed, limits, settings, width)
+    found = None
+    if strategy.bounds is not None and settings.bounds:
+        found = strategy.bounds(x, lists, probed, limits, settings.kept, settings.max_bytes, settings.metric)
+    ranking, rows = found or strategy.scan(shifted, lists, probed, limits, settings.kept, width, settings.max_bytes)
     scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric, strategy.score)
     nothing_left_out = rows.shape[1] < settings.kept or lists.packed.shape[0] < settings.kept
     if settings.width is not None or nothing_left_out:
         return scores, best
-    doubtful = metrics.doubtful(x, origin, ranking[:, -1], scores[:, -1], settings.metric)
-    if doubtful is not None and bool(doubtful.any()):
-        at = torch.nonzero(doubtful)[:, 0]
+    doubtful: Tensor | None
+    if found is not None:
+        doubtful = metrics.uncertain(ranking[:, -1], scores[:, -1])
+        more = settings._replace(bounds=False)
+    else:
+        doubtful = metrics.doubtful(x, origin, ranking[:, -1], scores[:, -1], settings.metric)
         more = settings._replace(kept=_KEEP_MORE * settings.kept)  # in the end that is every row there is
-        step = max(1, settings.max_bytes // _query_bytes(1, 1, more.kept))
-        for part in at.split(step):
-            some = None if limits is None else limits[part]
-            scores[part], best[part] = _search_segment(x[part], shifted[part], origin, lists, probed[part], some, more)
-        if settings.stats is not None:
-            settings.stats["searched_again"] += at.shape[0]
+    at = torch.nonzero(doubtful)[:, 0] if doubtful is not None else probed[:0, 0]
+    if settings.stats is not None:
+        settings.stats["searched_again"] += at.shape[0]
+        settings.stats["certified"] += x.shape[0] - at.shape[0] if found is not None else 0
+    step = max(1, settings.max_bytes // _query_bytes(1, 1, more.kept))
+    for part in at.split(step) if at.shape[0] else ():
+        some = None if limits is None else limits[part]
+        scores[part], best[part] = _search_segment(x[part], shifted[part], origin, lists, probed[part], some, more)
     return scores, best
 
 
@@ -251,38 +268,30 @@ def rescore(
     return in_parts(score, max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1])), x, rows)
 
 
-def _candidates(
-    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, settings: Settings
-) -> tuple[Strategy, Tensor, Tensor]:
-    """Candidates of one segment: the strategy that found them, ranking scores and rows (Q, at most settings.kept)."""
-    nothing = Strategy(scan_queries), x.new_empty((probed.shape[0], 0)), probed.new_empty((probed.shape[0], 0))
+def _width(lists: InvertedLists, probed: Tensor, limits: Tensor | None, settings: Settings) -> int:
+    """The most rows that a query reads of a segment, 0 where there is nothing to read. Waits for the device."""
     if lists.packed.shape[0] == 0 or (settings.width is None and probed.numel() == 0):
-        return nothing
+        return 0
     width = int(_read(lists, probed, limits).sum(1).max()) if settings.width is None else settings.width
-    width = min(width, lists.packed.shape[0])
-    if width == 0:
-        return nothing
-    name, why, strategy = _chosen(x, lists, probed, limits, settings, width)
-    if settings.stats is not None and settings.stats["mode"] is None:
-        settings.stats.update(mode=name, why=why)
-    return strategy, *strategy.scan(x, lists, probed, limits, settings.kept, width, settings.max_bytes)
+    return min(width, lists.packed.shape[0])
 
 
 def _chosen(
     x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, settings: Settings, width: int
-) -> tuple[str | Scan, str, Strategy]:
-    """The strategy for these queries, its name, and why it is that one."""
-    mode = settings.mode
-    if not isinstance(mode, str):
-        return mode, "search_mode", Strategy(mode)
-    why = "search_mode"
+) -> Strategy:
+    """The strategy for these queries."""
+    if not isinstance(settings.mode, str):
+        return Strategy(settings.mode)
+    mode, why = settings.mode, "search_mode"
     if mode in ("auto", "native"):
         native = STRATEGIES.get("native")
         if native is not None and not settings.exact and native.serves is not None and native.serves(x, lists):
             mode, why = "native", why if mode == "native" else "there is a kernel for this device"
         else:
             mode, why = cheapest(x, lists, probed, limits, settings.kept, width)
-    return mode, why, STRATEGIES[mode]
+    if settings.stats is not None and settings.stats["mode"] is None:
+        settings.stats.update(mode=mode, why=why)
+    return STRATEGIES[mode]
 
 
 def _read(lists: InvertedLists, probed: Tensor, limits: Tensor | None) -> Tensor:

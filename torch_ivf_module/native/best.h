@@ -49,6 +49,12 @@ class Best {
     keys_.resize(queries * room_);
     counts_.assign(queries, 0);
     floors_.assign(queries, kNever);
+    spoiled_.assign(queries, false);
+  }
+
+  // Say that the query may have better rows than those offered, so that nothing is concluded from its scores.
+  void spoil(int64_t query) {
+    spoiled_[query] = true;
   }
 
   float floor(int64_t query) const {
@@ -73,9 +79,10 @@ class Best {
     for (int32_t i = 0; i < other.counts_[query]; ++i) {
       offer(query, score_of(keys[i]), row_of(keys[i]));
     }
+    spoiled_[query] = spoiled_[query] || other.spoiled_[query];
   }
 
-  // The k best, best first, padded with kNever and -1.
+  // The k best, best first, padded with kNever and -1. The last score is infinite for a query that was spoiled.
   void write(int64_t query, float* scores, int64_t* rows) {
     if (counts_[query] > k_) {
       shrink(query);
@@ -86,6 +93,9 @@ class Best {
     for (int64_t i = 0; i < k_; ++i) {
       scores[i] = i < found ? score_of(keys[i]) : kNever;
       rows[i] = i < found ? static_cast<int64_t>(row_of(keys[i])) : -1;
+    }
+    if (spoiled_[query]) {
+      scores[k_ - 1] = -kNever;
     }
   }
 
@@ -101,6 +111,7 @@ class Best {
   std::vector<uint64_t> keys_;
   std::vector<int32_t> counts_;
   std::vector<float> floors_;
+  std::vector<uint8_t> spoiled_;
 };
 
 } // namespace torch_ivf_module

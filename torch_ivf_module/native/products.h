@@ -4,33 +4,19 @@
 #pragma once
 
 #include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
 #include <array>
 #include <cstdint>
 
+#include "offer.h"
+
 namespace torch_ivf_module {
-
-using Vec = at::vec::Vectorized<float>;
-constexpr int64_t kLanes = Vec::size();
-
-// Rows of a panel: two vectors. With six queries that is twelve sums, which with two rows and a query are nearly the
-// sixteen registers of AVX2; AVX-512 has thirty-two.
-constexpr int64_t kPanel = 2 * kLanes;
-#if defined(CPU_CAPABILITY_AVX512)
-constexpr int kQueries = 12;
-#else
-constexpr int kQueries = 6;
-#endif
 
 // Rows and queries of one product along d: again twelve sums.
 constexpr int kRows = 4;
 constexpr int kFew = 3;
-
-// Sums stay in registers only where every loop over them is unrolled.
-#define UNROLLED _Pragma("GCC unroll 16")
 
 // Rows as float32: where they lie, or converted into `scratch`.
 inline const float* as_float(const float* rows, int64_t, float*) {
@@ -97,10 +83,6 @@ inline void panel_product(
   UNROLLED for (int m = 0; m < M; ++m) {
     each(m, sum[m][0], sum[m][1]);
   }
-}
-
-inline float sum_of(const Vec& values) {
-  return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return a + b; }, values);
 }
 
 // The sum of each of four vectors.

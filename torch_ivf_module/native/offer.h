@@ -1,0 +1,72 @@
+// From products in registers to the best rows of a query.
+#pragma once
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include "best.h"
+#include "tasks.h"
+
+namespace torch_ivf_module {
+
+using Vec = at::vec::Vectorized<float>;
+constexpr int64_t kLanes = Vec::size();
+
+// Rows of a panel: two vectors. With six queries that is twelve sums, which with two rows and a query are nearly the
+// sixteen registers of AVX2; AVX-512 has thirty-two.
+constexpr int64_t kPanel = 2 * kLanes;
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int kQueries = 12;
+#else
+constexpr int kQueries = 6;
+#endif
+
+// Sums stay in registers only where every loop over them is unrolled.
+#define UNROLLED _Pragma("GCC unroll 16")
+
+inline float sum_of(const Vec& values) {
+  return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return a + b; }, values);
+}
+
+// Rarely called: most rows are not among the best.
+C10_NOINLINE inline void offer_found(const Vec (&found)[2], Task task, int64_t start, int64_t row, Best& best) {
+  float scores[kPanel];
+  found[0].store(scores);
+  found[1].store(scores + kLanes);
+  const int64_t end = std::min(kPanel, task.limit - row);
+  for (int64_t i = 0; i < end; ++i) {
+    best.offer(task.query, scores[i], static_cast<uint32_t>(start + row + i));
+  }
+}
+
+// Offer the scores of a panel whose first row is `row` of a list that begins at `start`.
+inline void offer_panel(const Vec& low, const Vec& high, Task task, int64_t start, int64_t row, Best& best) {
+  const Vec floor(best.floor(task.query));
+  const Vec above = (low > floor) | (high > floor);
+  if (above.zero_mask() != (1 << kLanes) - 1) {
+    const Vec found[2] = {low, high};
+    offer_found(found, task, start, row, best);
+  }
+}
+
+// call(integral_constant<int, count>), for a count from 1 to Most that is known only now.
+template <int Most, typename Call>
+void with_count(int count, const Call& call) {
+  if constexpr (Most > 1) {
+    if (count < Most) {
+      return with_count<Most - 1>(count, call);
+    }
+  }
+  call(std::integral_constant<int, Most>());
+}
+
+// Memory that is kept from one list to the next.
+template <typename T>
+T* take(std::vector<T>& from, int64_t count) {
+  if (static_cast<int64_t>(from.size()) < count) {
+    from.resize(count);
+  }
+  return from.data();
+}
+
+} // namespace torch_ivf_module

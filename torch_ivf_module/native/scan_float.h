@@ -1,0 +1,112 @@
+// The scan in float32: ranking scores, by panels of rows where many queries visit a list and along the rows where few do.
+#pragma once
+
+#include "products.h"
+
+namespace torch_ivf_module {
+
+// Visitors from which laying a list's rows out as panels pays. It costs as much as some ten products with every row,
+// and a product with a panel takes nine tenths of the time of one along d.
+constexpr int64_t kPackPays = 24;
+constexpr int64_t kAhead = 8 * kRows; // rows fetched ahead where they are read once
+// Bytes of panels at a time: with the queries that are multiplied with them they stay in a second-level cache.
+constexpr int64_t kSectionBytes = 128 << 10;
+
+template <int M>
+inline void offer_rows(
+    const Problem& p,
+    const Task* tasks,
+    int64_t query,
+    const std::array<const float*, kRows>& rows,
+    int64_t start,
+    int64_t row,
+    int64_t count,
+    Best& best) {
+  std::array<const float*, kFew> queries;
+  for (int m = 0; m < M; ++m) {
+    queries[m] = p.x + (query + tasks[m].query) * p.d;
+  }
+  float scores[kFew][kRows];
+  row_product<M>(queries, rows, p.d, scores);
+  for (int m = 0; m < M; ++m) {
+    const float floor = best.floor(tasks[m].query);
+    const int64_t end = std::min(count, tasks[m].limit - row);
+    for (int64_t i = 0; i < end; ++i) {
+      const float score = scores[m][i] + (p.bias ? p.bias[start + row + i] : 0.0f);
+      if (score > floor) {
+        best.offer(tasks[m].query, score, static_cast<uint32_t>(start + row + i));
+      }
+    }
+  }
+}
+
+template <typename T>
+class FloatScanner {
+ public:
+  FloatScanner(const Problem& problem, const T* packed) : problem_(problem), packed_(packed) {}
+
+  void scan(const Visit& visit, int64_t query, Best& best) {
+    if (visit.count < kPackPays) {
+      scan_rows(visit, query, best);
+    } else {
+      scan_panels(visit, query, best);
+    }
+  }
+
+ private:
+  void scan_panels(const Visit& visit, int64_t query, Best& best) {
+    const int64_t section = std::max<int64_t>(1, kSectionBytes / (4 * problem_.d * kPanel)) * kPanel;
+    float* panels = take(panels_, section * problem_.d);
+    float* bias = take(bias_, section);
+    for (int64_t row = visit.first; row < visit.last; row += section) {
+      const int64_t rows = std::min(section, visit.last - row);
+      const int64_t at = visit.start + row;
+      const float* from = as_float(packed_ + at * problem_.d, rows * problem_.d, take(rows_, section * problem_.d));
+      pack_panels(from, rows, problem_.d, panels);
+      for (int64_t i = 0; i < section; ++i) {
+        bias[i] = i >= rows ? kNever : problem_.bias ? problem_.bias[at + i] : 0.0f;
+      }
+      for (int64_t t = 0; t < visit.count && visit.tasks[t].limit > row; t += kQueries) {
+        const Task* tasks = visit.tasks + t;
+        const int group = static_cast<int>(std::min<int64_t>(kQueries, visit.count - t));
+        std::array<const float*, kQueries> queries;
+        for (int m = 0; m < group; ++m) {
+          queries[m] = problem_.x + (query + tasks[m].query) * problem_.d;
+        }
+        for (int64_t i = 0; i < rows && row + i < tasks->limit; i += kPanel) {
+          with_count<kQueries>(group, [&](auto m) {
+            panel_product<m>(queries, panels + i * problem_.d, bias + i, problem_.d, [&](int q, Vec low, Vec high) {
+              offer_panel(low, high, tasks[q], visit.start, row + i, best);
+            });
+          });
+        }
+      }
+    }
+  }
+
+  void scan_rows(const Visit& visit, int64_t query, Best& best) {
+    for (int64_t row = visit.first; row < visit.last && row < visit.tasks->limit; row += kRows) {
+      const int64_t count = std::min<int64_t>(kRows, visit.last - row);
+      // A processor fetches ahead within a page of memory; this reaches into the next one.
+      for (int64_t i = 0; i < kRows * problem_.d; i += 64 / static_cast<int64_t>(sizeof(T))) {
+        __builtin_prefetch(packed_ + (visit.start + row + kAhead) * problem_.d + i);
+      }
+      const float* from =
+          as_float(packed_ + (visit.start + row) * problem_.d, count * problem_.d, take(rows_, kRows * problem_.d));
+      std::array<const float*, kRows> rows;
+      for (int64_t i = 0; i < kRows; ++i) {
+        rows[i] = from + std::min(i, count - 1) * problem_.d;
+      }
+      for (int64_t t = 0; t < visit.count && visit.tasks[t].limit > row; t += kFew) {
+        const auto offer = visit.count - t >= 3 ? offer_rows<3> : visit.count - t == 2 ? offer_rows<2> : offer_rows<1>;
+        offer(problem_, visit.tasks + t, query, rows, visit.start, row, count, best);
+      }
+    }
+  }
+
+  const Problem& problem_;
+  const T* packed_;
+  std::vector<float> rows_, panels_, bias_;
+};
+
+} // namespace torch_ivf_module

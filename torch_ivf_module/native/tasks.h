@@ -1,0 +1,208 @@
+// What a scan has to do: which queries visit which lists, and how threads share that out.
+//
+// Q queries, L lists, P probes, N vectors, d dim, k results, T tasks (a query and one of its lists).
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "best.h"
+
+namespace torch_ivf_module {
+
+// Tasks of a list and thread from which threads divide the queries: every thread then reads and packs the lists for
+// itself. With fewer they divide the rows, and keep the best of every query each.
+constexpr int64_t kShareQueries = 64;
+// Tasks of a list that one block of queries should have, where there are enough for more blocks than threads.
+constexpr int64_t kBlockTasks = 256;
+// Lists are cut between threads at multiples of so many rows, so that panels are full.
+constexpr int64_t kCut = 64;
+
+struct Problem {
+  const float* x; // (Q, d)
+  const float* bias; // (N,) or null
+  const int64_t* offsets; // (L + 1,)
+  const int64_t* sizes; // (L + 1,)
+  const int64_t* probed; // (Q, P)
+  const int64_t* limits; // (Q, P) or null
+  int64_t queries, lists, probes, d, k;
+};
+
+struct Task {
+  int32_t query; // counted in its block
+  int32_t limit; // the first so many rows of the list count
+};
+
+// The tasks of some queries, list by list.
+struct Tasks {
+  int64_t first_query;
+  std::vector<int32_t> lists; // that have tasks, those that are nearest to some query first
+  std::vector<int64_t> starts; // (L + 1,)
+  std::vector<Task> tasks; // (T,) in the order of the lists' numbers
+
+  int64_t count(int32_t list) const {
+    return starts[list + 1] - starts[list];
+  }
+};
+
+// The probes [probe, last_probe) of queries [query, last_query).
+inline Tasks tasks_of(const Problem& p, int64_t query, int64_t last_query, int64_t probe, int64_t last_probe) {
+  Tasks out{query, {}, std::vector<int64_t>(p.lists + 2, 0), {}};
+  for (int64_t j = probe; j < last_probe; ++j) {
+    for (int64_t q = query; q < last_query; ++q) {
+      const int64_t list = p.probed[q * p.probes + j];
+      if (list < p.lists && out.starts[list + 1]++ == 0) {
+        out.lists.push_back(static_cast<int32_t>(list));
+      }
+    }
+  }
+  for (int64_t l = 0; l < p.lists; ++l) {
+    out.starts[l + 1] += out.starts[l];
+  }
+  out.tasks.resize(out.starts[p.lists]);
+  std::vector<int64_t> at(out.starts.begin(), out.starts.end());
+  for (int64_t q = query; q < last_query; ++q) {
+    for (int64_t j = probe; j < last_probe; ++j) {
+      const int64_t list = p.probed[q * p.probes + j];
+      if (list < p.lists) {
+        const int64_t limit = p.limits ? std::min(p.limits[q * p.probes + j], p.sizes[list]) : p.sizes[list];
+        out.tasks[at[list]++] = {static_cast<int32_t>(q - query), static_cast<int32_t>(limit)};
+      }
+    }
+  }
+  if (p.limits) {
+    for (int32_t list : out.lists) {
+      std::sort(out.tasks.begin() + out.starts[list], out.tasks.begin() + out.starts[list + 1], [](Task a, Task b) {
+        return a.limit > b.limit;
+      });
+    }
+  }
+  return out;
+}
+
+// Some tasks of one list, and the rows that they are to be multiplied with.
+struct Visit {
+  const Task* tasks;
+  int64_t count;
+  int64_t start; // of the list in the packed rows
+  int64_t first, last; // rows, counted in the list
+};
+
+// Where to cut the packed rows so that each share has about as much work.
+inline std::vector<int64_t> cuts_of(const Problem& p, const Tasks& tasks, int64_t shares) {
+  std::vector<int32_t> lists(tasks.lists);
+  std::sort(lists.begin(), lists.end(), [&](int32_t a, int32_t b) { return p.offsets[a] < p.offsets[b]; });
+  double total = 0;
+  for (int32_t list : lists) {
+    total += static_cast<double>(p.sizes[list]) * tasks.count(list);
+  }
+  std::vector<int64_t> cuts{0};
+  double before = 0;
+  for (int32_t list : lists) {
+    const double here = static_cast<double>(p.sizes[list]) * tasks.count(list);
+    while (static_cast<int64_t>(cuts.size()) < shares && total * cuts.size() / shares <= before + here) {
+      const double part = here > 0 ? (total * cuts.size() / shares - before) / here : 0;
+      const int64_t row = static_cast<int64_t>(part * p.sizes[list]) / kCut * kCut;
+      cuts.push_back(std::max(cuts.back(), p.offsets[list] + row));
+    }
+    before += here;
+  }
+  cuts.resize(shares, cuts.back());
+  cuts.push_back(std::numeric_limits<int64_t>::max());
+  return cuts;
+}
+
+// Call job(i) for every i below `count`, each on whichever thread is free.
+template <typename Job>
+void on_threads(int64_t count, const Job& job) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t thread = first; thread < last; ++thread) {
+      for (int64_t i = next++; i < count; i = next++) {
+        job(i);
+      }
+    }
+  });
+}
+
+// Show `scanner` the tasks of each list, with those rows that lie in [first, last) of the packed rows.
+template <typename Scanner>
+void scan_tasks(const Problem& p, const Tasks& tasks, int64_t first, int64_t last, Best& best, Scanner& scanner) {
+  for (int32_t list : tasks.lists) {
+    const int64_t start = p.offsets[list];
+    const Visit visit{
+        tasks.tasks.data() + tasks.starts[list],
+        tasks.count(list),
+        start,
+        std::max<int64_t>(0, first - start),
+        std::min(p.sizes[list], last - start)};
+    if (visit.first < visit.last) {
+      scanner.scan(visit, tasks.first_query, best);
+    }
+  }
+}
+
+// Threads share out the queries. `make()` is a scanner for one of them.
+template <typename Make>
+void scan_by_queries(const Problem& p, const Make& make, int64_t block, float* scores, int64_t* rows) {
+  on_threads((p.queries + block - 1) / block, [&](int64_t i) {
+    const int64_t query = i * block, last = std::min(p.queries, query + block);
+    Best best;
+    auto scanner = make();
+    best.reset(last - query, p.k);
+    // The nearest lists first: their rows raise the floors before the many others come.
+    const int64_t nearest = std::min<int64_t>(1, p.probes);
+    const int64_t all = std::numeric_limits<int64_t>::max();
+    scan_tasks(p, tasks_of(p, query, last, 0, nearest), 0, all, best, scanner);
+    scan_tasks(p, tasks_of(p, query, last, nearest, p.probes), 0, all, best, scanner);
+    for (int64_t q = query; q < last; ++q) {
+      best.write(q - query, scores + q * p.k, rows + q * p.k);
+    }
+  });
+}
+
+// Threads share out the rows, for some queries at a time.
+template <typename Make>
+void scan_by_rows(const Problem& p, const Make& make, int64_t block, float* scores, int64_t* rows) {
+  const int64_t shares = at::get_num_threads();
+  for (int64_t query = 0; query < p.queries; query += block) {
+    const int64_t last = std::min(p.queries, query + block);
+    const Tasks tasks = tasks_of(p, query, last, 0, p.probes);
+    const std::vector<int64_t> cuts = cuts_of(p, tasks, shares);
+    std::vector<Best> bests(shares);
+    on_threads(shares, [&](int64_t share) {
+      auto scanner = make();
+      bests[share].reset(last - query, p.k);
+      scan_tasks(p, tasks, cuts[share], cuts[share + 1], bests[share], scanner);
+    });
+    at::parallel_for(query, last, 64, [&](int64_t first, int64_t end) {
+      for (int64_t q = first; q < end; ++q) {
+        for (int64_t share = 1; share < shares; ++share) {
+          bests[0].take(q - query, bests[share]);
+        }
+        bests[0].write(q - query, scores + q * p.k, rows + q * p.k);
+      }
+    });
+  }
+}
+
+// The k best of every query: scores and rows (Q, k).
+template <typename Make>
+void scan_all(const Problem& p, const Make& make, int64_t max_bytes, float* scores, int64_t* rows) {
+  const int64_t threads = at::get_num_threads();
+  const int64_t tasks = p.queries * p.probes / std::max<int64_t>(1, p.lists); // of a list
+  const int64_t held = std::max<int64_t>(1, max_bytes / (8 * Best::room(p.k) * threads + 24 * p.probes + 16));
+  if (threads > 1 && tasks < kShareQueries * threads) {
+    return scan_by_rows(p, make, std::min(held, p.queries), scores, rows);
+  }
+  const int64_t rounds = std::clamp<int64_t>(tasks / (kBlockTasks * threads), 1, 4);
+  const int64_t even = (p.queries + threads * rounds - 1) / (threads * rounds);
+  scan_by_queries(p, make, std::min(held, even), scores, rows);
+}
+
+} // namespace torch_ivf_module
