@@ -68,6 +68,7 @@ def prepare(work: float) -> None:
             elif failure_file().exists():
                 _give_up(f"an earlier build failed, see {failure_file()}; {_TRY_AGAIN} tries again")
             else:
+                kernel_file().parent.mkdir(parents=True, exist_ok=True)
                 _log.warning("building a kernel for this CPU in the background, once; until then searches do without")
                 _library.build = subprocess.Popen(
                     _command("--background"),
@@ -121,7 +122,8 @@ def _collect(build: subprocess.Popen[str]) -> None:
     _library.looked = False
     if build.returncode:
         said = build.stderr.read().strip() if build.stderr else ""
-        _give_up(said.splitlines()[-1] if said else f"its build was stopped (exit status {build.returncode})")
+        refused = build.returncode == 1 and said
+        _give_up(said.splitlines()[-1] if refused else f"its build was stopped (exit status {build.returncode})")
     if build.stderr:
         build.stderr.close()
 

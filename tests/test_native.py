@@ -1,0 +1,292 @@
+"""The kernel in C++: its functions by themselves, what it proves, and the rounded scan over the grid.
+
+The grid of tests/test_search.py runs the mode "native" too. Without a built kernel (`python -m torch_ivf_module
+build-native`) that mode is "auto", and what is here is skipped; tests/test_native_build.py needs none.
+
+Q queries, N vectors, d dim, L lists, P probes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.problems import (
+    DTYPES,
+    METRICS,
+    PROBLEMS,
+    agree,
+    check,
+    flat,
+    held,
+    normal,
+    probed,
+    problem,
+    scores_of,
+    shared,
+)
+from torch_ivf_module import IndexFlatL2, SearchParams, native
+from torch_ivf_module.functional import metric as metrics
+from torch_ivf_module.functional.search import STRATEGIES, kept_for
+from torch_ivf_module.native import strategy
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no kernel: python -m torch_ivf_module build-native")
+ROUNDINGS = {"16-bit whole numbers": False, "bfloat16": True}
+each_rounding = pytest.mark.parametrize("bfloat16", ROUNDINGS.values(), ids=ROUNDINGS)
+each_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+@pytest.fixture
+def rounded(monkeypatch):
+    """Have every search try rounded vectors first, of the kind that is named, whatever pays on this CPU."""
+
+    def use(bfloat16):
+        monkeypatch.setattr(strategy, "_ROUNDING_PAYS", 0)
+        monkeypatch.setattr(strategy, "rounding", lambda: True)
+        monkeypatch.setattr(strategy, "_bfloat16", lambda: bfloat16)
+
+    return use
+
+
+# --- the rounded scan over the grid -------------------------------------------------------------------------
+
+
+@each_rounding
+@each_metric
+@pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
+def test_rounded_vectors_find_what_the_oracle_finds(case, metric, bfloat16, rounded):
+    rounded(bfloat16)
+    for dtype in DTYPES:
+        index, _, queries = shared(case, metric, dtype, search_mode="native")
+        found = index.search(queries, case.k, params=SearchParams(debug_stats=True))
+        check(found, queries, held(index), metric, case.k, probed(index, queries))
+        stats = index.last_search_stats
+        if stats["mode"] == "native" and case.nb > kept_for(case.k):
+            assert stats["certified"] <= len(queries) <= stats["certified"] + stats["searched_again"]
+
+
+@each_rounding
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_rounded_vectors_in_a_flat_index_under_filters_and_budgets(metric, bfloat16, rounded):
+    rounded(bfloat16)
+    index, base, queries = flat(problem("wide"), metric, search_mode="native")
+    check(index.search(queries, 21), queries, held(index), metric, 21)
+    allowed = torch.arange(0, len(base), 3)
+    ivf, _, _ = shared(problem("wide"), metric, search_mode="native")
+    for settings in ({"selector": allowed}, {"max_codes": 300}, {"candidate_budget": 400}, {"nprobe": 23}):
+        found = ivf.search(queries, 21, params=SearchParams(**settings))
+        plain, _, _ = shared(problem("wide"), metric, search_mode="csr")
+        agree(found, plain.search(queries, 21, params=SearchParams(**settings)), atol=1e-4)
+
+
+# --- data that is meant to break the bound ------------------------------------------------------------------
+
+
+def _near_duplicates(n, d):
+    return normal(1, d, seed=1) + 1e-6 * normal(n, d, seed=2)
+
+
+def _one_enormous(n, d):
+    out = normal(n, d, seed=3)
+    out[n // 2] *= 1e6
+    return out
+
+
+def _mixed_scales(n, d):
+    return normal(n, d, seed=4) * torch.logspace(-12, 12, n)[:, None]
+
+
+ADVERSARIES = {
+    "gaussian": lambda n, d: normal(n, d, seed=5),
+    "ties": lambda n, d: normal(n, d, seed=6).sign(),
+    "all equal": lambda n, d: normal(1, d, seed=7).expand(n, d).contiguous(),
+    "near duplicates": _near_duplicates,
+    "a huge offset": lambda n, d: normal(n, d, seed=8) + 1e6,
+    "an enormous vector": _one_enormous,
+    "mixed scales": _mixed_scales,
+    "denormal": lambda n, d: normal(n, d, seed=9) * 1e-40,
+    "squares that vanish": lambda n, d: normal(n, d, seed=10) * 1e-25,
+    "zeros": lambda n, d: torch.zeros(n, d),
+    "one bright place": lambda n, d: torch.eye(d)[torch.arange(n) % d] * 3e4 + 1e-3 * normal(n, d, seed=11),
+    "halfway between roundings": lambda n, d: (normal(n, d, seed=12).bfloat16().float() * (1 + 2.0**-8)),
+}
+
+
+def _queries_near(base):
+    """Queries of all kinds: stored vectors, vectors beside them, and others."""
+    some = base[:: max(1, len(base) // 20)]
+    return torch.cat([some, some * (1 + 1e-5) + 1e-6, normal(10, base.shape[1], seed=13) * base.abs().amax() / 3])
+
+
+@each_rounding
+@each_metric
+@pytest.mark.parametrize("d", [1, 7, 64, 129])
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_no_exact_score_exceeds_its_bound(name, d, metric, bfloat16):
+    base = metrics.prepare(ADVERSARIES[name](200, d), metric)
+    queries = metrics.prepare(_queries_near(base), metric)
+    n, nq = len(base), len(queries)
+    bounds, rows = torch.ops.torch_ivf_module.scan_bounds(
+        queries.contiguous(),
+        base.contiguous(),
+        torch.zeros(0),
+        torch.tensor([0, n]),
+        torch.tensor([n, 0]),
+        torch.zeros(nq, 1, dtype=torch.int64),
+        None,
+        n,
+        1 << 28,
+        metrics.by_differences(metric),
+        bfloat16,
+    )
+    said = ~bounds[:, -1].isposinf()  # of others it is said that nothing is known
+    kept = rows.clamp(min=0)
+    real = rows >= 0
+    assert real[said].all() or (name in ("mixed scales", "an enormous vector"))
+    for exact in (
+        scores_of(queries, base, metric).gather(1, kept),
+        torch.ops.torch_ivf_module.exact_scores(queries.contiguous(), base.contiguous(), kept, metric == "l2").double(),
+    ):
+        over = (exact > bounds.double()) & real & said[:, None]
+        assert not over.any(), f"by {(exact - bounds)[over].amax():.3g}"
+    if name == "gaussian":
+        assert said.all()
+        spread = (queries.norm(dim=1)[:, None] + base.norm(dim=1).amax()) ** 2
+        assert ((bounds - exact) / spread).amax() < (0.01 if bfloat16 else 0.003 if d <= 64 else 0.006)
+
+
+@each_rounding
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_answers_on_such_data_are_those_of_float32(name, bfloat16, rounded):
+    base = ADVERSARIES[name](600, 24)
+    queries = _queries_near(base)
+    plain = IndexFlatL2(24, search_mode="csr")
+    plain.add(base)
+    expected = plain.search(queries, 10)
+    index = IndexFlatL2(24, search_mode="native")
+    index.add(base)
+    rounded(bfloat16)
+    found = index.search(queries, 10, params=SearchParams(debug_stats=True))
+    scale = float(base.abs().amax()) ** 2 * 1e-7
+    agree(found, expected, atol=scale)
+    stats = index.last_search_stats
+    if name in ("all equal", "near duplicates", "ties"):
+        assert stats["searched_again"] > 0  # nothing tells equal rows apart, so nothing is certain
+    if name in ("gaussian", "a huge offset"):
+        assert stats["certified"] >= 40  # all but the queries from elsewhere
+
+
+@pytest.mark.long
+@each_rounding
+def test_a_million_random_queries_of_hard_data(bfloat16, rounded):
+    rounded(bfloat16)
+    left, seed = 1_000_000, 0
+    while left > 0:
+        generator = torch.Generator().manual_seed(seed)
+        pick = lambda *choices: choices[int(torch.randint(len(choices), (1,), generator=generator))]  # noqa: B023,E731
+        n, d = pick(40, 300, 2_000), pick(2, 5, 16, 33)
+        kind, scale, offset = pick(*ADVERSARIES), pick(1e-8, 1.0, 1e4), pick(0.0, 0.0, 100.0)
+        base = ADVERSARIES[kind](n, d) * scale + offset * scale
+        queries = base[torch.randint(n, (10_000,), generator=generator)]
+        queries = queries + pick(0.0, 1e-6, 0.1) * scale * torch.randn(10_000, d, generator=generator)
+        answers = []
+        for mode in ("csr", "native"):
+            index = IndexFlatL2(d, search_mode=mode)
+            index.add(base)
+            answers.append(index.search(queries, 5))
+        agree(*reversed(answers), atol=float(base.abs().amax()) ** 2 * 1e-7)
+        left, seed = left - len(queries), seed + 1
+
+
+# --- its functions by themselves ----------------------------------------------------------------------------
+
+
+def _arguments(dtype=torch.float32, limits=False):
+    index, _, queries = shared(problem("plain"), "l2", dtype)
+    lists = index._segments()[1][0]
+    probes = torch.arange(len(queries))[:, None].add(torch.arange(3)).remainder(problem("plain").nlist)
+    most = lists.sizes[probes] // 2 if limits else None
+    return queries, lists.packed, lists.bias, lists.offsets, lists.sizes, probes, most, 5, 1 << 20
+
+
+@pytest.mark.parametrize("limits", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
+    arguments = _arguments(dtype, limits)
+    ops = torch.ops.torch_ivf_module
+    torch.library.opcheck(ops.scan.default, arguments)
+    torch.library.opcheck(ops.scan_bounds.default, (*arguments, True, False))
+    torch.library.opcheck(ops.scan_bounds.default, (*arguments, False, True))
+    queries, packed = arguments[:2]
+    rows = torch.tensor([[0, 3, -1]]).repeat(len(queries), 1)
+    torch.library.opcheck(ops.exact_scores.default, (queries, packed, rows, True))
+
+
+def test_wrong_arguments_are_named_and_nothing_is_read_out_of_bounds():
+    queries, packed, bias, offsets, sizes, probes, _, k, most = _arguments()
+    scan = torch.ops.torch_ivf_module.scan
+    for change, said in (
+        ({0: queries[:, :-1].contiguous()}, "columns"),
+        ({0: queries.double()}, "x must be"),
+        ({0: queries.t()}, "dimensions|contiguous|columns"),
+        ({2: bias[:-1]}, "bias"),
+        ({5: probes[:-1]}, "probed"),
+        ({6: probes[:-1]}, "limits"),
+        ({7: 0}, "k must be"),
+        ({1: packed.double()}, "packed must be"),
+    ):
+        arguments = [queries, packed, bias, offsets, sizes, probes, None, k, most]
+        for place, value in change.items():
+            arguments[place] = value
+        with pytest.raises(RuntimeError, match=said):
+            scan(*arguments)
+
+
+def test_lists_that_are_not_there_are_not_visited():
+    queries, packed, bias, offsets, sizes, probes, _, k, most = _arguments()
+    none = torch.full_like(probes, len(sizes) - 1)
+    scores, rows = torch.ops.torch_ivf_module.scan(queries, packed, bias, offsets, sizes, none, None, k, most)
+    assert (rows == -1).all()
+    assert (scores == -math.inf).all()
+
+
+# --- when it serves -----------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_kernel_and_exact_never_does(rounded):
+    rounded(False)
+    index, _, queries = shared(problem("wide"), "l2", search_mode="auto")
+    for settings, mode in (({}, "native"), ({"profile": "exact"}, None), ({"profile": "approx_fast"}, "native")):
+        index.search(queries, 5, params=SearchParams(debug_stats=True, **settings))
+        stats = index.last_search_stats
+        assert stats["mode"] in STRATEGIES
+        assert (stats["mode"] == "native") == (mode == "native"), settings
+        assert (stats["certified"] > 0) == (mode == "native")
+
+
+def test_it_is_kept_out_by_the_environment(monkeypatch):
+    index, _, queries = shared(problem("wide"), "l2", search_mode="native")
+    expected = index.search(queries, 5)
+    monkeypatch.setenv("TORCH_IVF_NATIVE", "0")
+    assert not native.available()
+    found = index.search(queries, 5, params=SearchParams(debug_stats=True))
+    assert index.last_search_stats["mode"] in ("csr", "matrix")
+    agree(found, expected)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_answers_do_not_depend_on_the_number_of_threads(threads):
+    before = torch.get_num_threads()
+    index, _, queries = shared(problem("wide"), "l2", search_mode="native")
+    alone, _, question = flat(problem("wide"), "l2", search_mode="native")
+    try:
+        torch.set_num_threads(1)
+        expected = index.search(queries, 9), alone.search(question[:3], 9)
+        torch.set_num_threads(threads)
+        found = index.search(queries, 9), alone.search(question[:3], 9)
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(found, expected, strict=True):
+        agree(one, other)
