@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
-from torch_ivf_module.functional.search import STRATEGIES
+from torch_ivf_module.functional.search import MODES as MODES  # of every search
 
 METRICS = ("l2", "ip", "cosine")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MODES = (*STRATEGIES, "auto")  # "native" among them
 
 RTOL = 1e-4  # promised for D
 PRODUCT_ROUNDING = 2e-6  # of |x| |v|, what a float32 inner product may lose to cancellation

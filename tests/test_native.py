@@ -29,7 +29,7 @@ from tests.problems import (
 )
 from torch_ivf_module import IndexFlatL2, SearchParams, native
 from torch_ivf_module.functional import metric as metrics
-from torch_ivf_module.functional.search import STRATEGIES, kept_for
+from torch_ivf_module.functional.search import MODES, kept_for
 from torch_ivf_module.native import strategy
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no kernel: python -m torch_ivf_module build-native")
@@ -211,6 +211,32 @@ def _arguments(dtype=torch.float32, limits=False):
     return queries, lists.packed, lists.bias, lists.offsets, lists.sizes, probes, most, 5, 1 << 20
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_above_a_floor(threads):
+    queries, packed, bias, offsets, sizes, probes, *_ = _arguments()
+    lists = queries, packed, bias, offsets, sizes, probes
+    scores, rows = torch.ops.torch_ivf_module.scan(*lists, None, 20, 1 << 20)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = torch.ops.torch_ivf_module.scan_above(*lists, scores[:, 9] - 1e-6)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(torch.bincount(found[0], minlength=len(queries)), torch.full((len(queries),), 10))
+    for query, row in zip(*found, strict=True):
+        assert row in rows[query, :10]
+
+
+def test_no_queries_and_no_probes():
+    queries, packed, bias, offsets, sizes, probes, _, k, most = _arguments()
+    for q, p in ((0, 3), (4, 0)):
+        few = queries[:q].contiguous(), packed, bias, offsets, sizes, probes[:q, :p].contiguous()
+        scores, rows = torch.ops.torch_ivf_module.scan(*few, None, k, most)
+        assert scores.shape == rows.shape == (q, k)
+        assert (rows == -1).all()
+        assert torch.ops.torch_ivf_module.scan_above(*few, scores[:, 0].contiguous())[0].shape == (0,)
+
+
 @pytest.mark.parametrize("limits", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
@@ -220,6 +246,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
     torch.library.opcheck(ops.scan_bounds.default, (*arguments, True, False))
     torch.library.opcheck(ops.scan_bounds.default, (*arguments, False, True))
     queries, packed = arguments[:2]
+    torch.library.opcheck(ops.scan_above.default, (*arguments[:6], torch.zeros(len(queries))))
     rows = torch.tensor([[0, 3, -1]]).repeat(len(queries), 1)
     torch.library.opcheck(ops.exact_scores.default, (queries, packed, rows, True))
 
@@ -261,7 +288,7 @@ def test_auto_takes_the_kernel_and_exact_never_does(rounded):
     for settings, mode in (({}, "native"), ({"profile": "exact"}, None), ({"profile": "approx_fast"}, "native")):
         index.search(queries, 5, params=SearchParams(debug_stats=True, **settings))
         stats = index.last_search_stats
-        assert stats["mode"] in STRATEGIES
+        assert stats["mode"] in MODES
         assert (stats["mode"] == "native") == (mode == "native"), settings
         assert (stats["certified"] > 0) == (mode == "native")
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from .functional import metric as metrics
+from .functional.kernels import Scan
 from .functional.lists import InvertedLists, marked, only
 from .functional.probe import Coarse
 from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
 from .functional.scan_tiles import only as only_tiles
-from .functional.search import Scan, lookup, search
+from .functional.search import lookup, search
 from .index import check
 from .index.base import IndexBase
 from .params import positive

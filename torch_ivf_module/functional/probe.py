@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
+from .kernels import kernel_for
 from .parts import in_parts, tracing
 from .scratch import Scratch
 from .select import best_positions
@@ -39,6 +40,10 @@ def probe(x: Tensor, coarse: Coarse, nprobe: int) -> tuple[Tensor, Tensor]:
     with P = min(nprobe, L).
     """
     lists = coarse.centroids.shape[0]
+    if kernel := kernel_for(x, coarse.centroids):
+        scores, found = kernel.nearest(x, coarse.centroids, coarse.bias, min(nprobe, lists))
+        if bool((found >= 0).all()):  # not where a score overflows
+            return scores, found
     step = max(1, _CHUNK_SCORES // max(1, lists))
     if tracing() or x.shape[0] <= step:
         return best_positions(_scores(x, coarse, None), nprobe)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
+from .kernels import kernel_for
 from .lists import InvertedLists, offsets_of
 from .maxima import tasks_of, tiles
 from .parts import in_parts
@@ -75,6 +76,8 @@ def _near(
 ) -> tuple[Tensor, Tensor]:
     """Queries and rows (H,) whose ranking score may, rounding allowed for, mean an exact score above `score` (Q,)."""
     floor = metrics.range_floor(x, origin, score, reach, metric)
+    if kernel := kernel_for(shifted, lists.packed):
+        return kernel.above(shifted, lists, probed, floor)
     queries, rows = [probed.new_empty(0)], [probed.new_empty(0)]
     for tile in tiles(shifted, lists, tasks_of(shifted, lists, probed, sample=False)):
         task, row = torch.nonzero(tile.scores > floor[tile.queries, None], as_tuple=True)

@@ -6,7 +6,7 @@ segment s counts on from the rows of the segments before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from . import budget as budgets
 from . import metric as metrics
 from .budget import Budget
 from .cost import cheapest
+from .kernels import Kernel, Scan, kernel_for
 from .lists import InvertedLists
 from .parts import in_parts
 from .probe import Coarse, probe
@@ -23,25 +24,10 @@ from .scan_lists import scan_lists
 from .scan_queries import scan_queries
 from .select import merge, select_topk
 
-Scan = Callable[[Tensor, InvertedLists, Tensor, Tensor | None, int, int, int], tuple[Tensor, Tensor]]
 Stats = dict[str, Any]
 
-
-class Strategy(NamedTuple):
-    """A scan, and what else it brings."""
-
-    scan: Scan
-    # Exact scores (Q, K) of rows (Q, K) of packed vectors, by queries, vectors, rows and metric.
-    score: Callable[[Tensor, Tensor, Tensor, str], Tensor] | None = None
-    # A scan that gives, instead of ranking scores, what the exact score of a row does not exceed; None where that would
-    # not pay. By queries *not* relative to the origin, lists, probed, limits, k, max_bytes and metric.
-    bounds: Callable[..., tuple[Tensor, Tensor] | None] | None = None
-    # Whether it can search for such queries in such lists. Where it can, "auto" takes it.
-    serves: Callable[[Tensor, InvertedLists], bool] | None = None
-
-
-STRATEGIES = {"csr": Strategy(scan_lists), "matrix": Strategy(scan_queries)}  # native/ adds its own
-MODES = ("auto", "csr", "matrix", "native")
+STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
+MODES = ("auto", *STRATEGIES, "native")
 
 # Times as many candidates for a query that is in doubt. On image patches (k = 20) 11% of the queries are with 26
 # candidates, 4% with 33, 2% with 40 and 0.1% with 60, while each candidate more costs every query.
@@ -203,12 +189,12 @@ def _search_segment(
     width = _width(lists, probed, limits, settings)
     if width == 0:
         return select_topk(shifted.new_empty(x.shape[0], 0), probed.new_empty(x.shape[0], 0), settings.k)
-    strategy = _chosen(shifted, lists, probed, limits, settings, width)
+    kernel, scan = _chosen(shifted, lists, probed, limits, settings, width)
     found = None
-    if strategy.bounds is not None and settings.bounds:
-        found = strategy.bounds(x, lists, probed, limits, settings.kept, settings.max_bytes, settings.metric)
-    ranking, rows = found or strategy.scan(shifted, lists, probed, limits, settings.kept, width, settings.max_bytes)
-    scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric, strategy.score)
+    if kernel is not None and settings.bounds:
+        found = kernel.bounds(x, lists, probed, limits, settings.kept, settings.max_bytes, settings.metric)
+    ranking, rows = found or scan(shifted, lists, probed, limits, settings.kept, width, settings.max_bytes)
+    scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric, kernel)
     nothing_left_out = rows.shape[1] < settings.kept or lists.packed.shape[0] < settings.kept
     if settings.width is not None or nothing_left_out:
         return scores, best
@@ -242,21 +228,13 @@ def _merge(segments: Sequence[InvertedLists], found: Sequence[tuple[Tensor, Tens
 
 
 def rescore(
-    x: Tensor,
-    packed: Tensor,
-    rows: Tensor,
-    k: int,
-    metric: str,
-    by: Callable[[Tensor, Tensor, Tensor, str], Tensor] | None = None,
+    x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str, kernel: Kernel | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The k best of `rows` (Q, K) by exact score: scores and rows (Q, k).
-
-    The scores are those that `by` gives, or of vectors gathered here and then differentiable in x (Q, d).
-    """
+    """The k best of `rows` (Q, K) by exact score: scores and rows (Q, k). Without a kernel differentiable in x."""
     if packed.shape[0] == 0:
         rows = rows[:, :0]
-    if by is not None:
-        return select_topk(by(x, packed, rows, metric), rows, k)
+    if kernel is not None:
+        return select_topk(kernel.exact_scores(x, packed, rows, metric), rows, k)
     most = max(1, _RESCORE_BYTES // (4 * packed.shape[1]))
     if rows.shape[1] > most:
         return merge([rescore(x, packed, part, k, metric) for part in rows.split(most, dim=1)], k)
@@ -278,20 +256,20 @@ def _width(lists: InvertedLists, probed: Tensor, limits: Tensor | None, settings
 
 def _chosen(
     x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, settings: Settings, width: int
-) -> Strategy:
-    """The strategy for these queries."""
+) -> tuple[Kernel | None, Scan]:
+    """The kernel to use, if any, and the scan."""
     if not isinstance(settings.mode, str):
-        return Strategy(settings.mode)
-    mode, why = settings.mode, "search_mode"
+        return None, settings.mode
+    mode, why, kernel = settings.mode, "search_mode", None
     if mode in ("auto", "native"):
-        native = STRATEGIES.get("native")
-        if native is not None and not settings.exact and native.serves is not None and native.serves(x, lists):
-            mode, why = "native", why if mode == "native" else "there is a kernel for this device"
-        else:
+        kernel = None if settings.exact else kernel_for(x, lists.packed)
+        if kernel is None:
             mode, why = cheapest(x, lists, probed, limits, settings.kept, width)
+        else:
+            mode, why = "native", "there is a kernel for this device"
     if settings.stats is not None and settings.stats["mode"] is None:
         settings.stats.update(mode=mode, why=why)
-    return STRATEGIES[mode]
+    return kernel, STRATEGIES[mode] if kernel is None else kernel.scan
 
 
 def _read(lists: InvertedLists, probed: Tensor, limits: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include "hits.h"
 #include "scan_float.h"
 #include "scan_rounded.h"
 #include "tasks.h"
@@ -122,6 +123,41 @@ std::tuple<at::Tensor, at::Tensor> scan_bounds(
   });
 }
 
+// Threads share out the rows; what each finds is put end to end.
+std::tuple<at::Tensor, at::Tensor> scan_above(
+    const at::Tensor& x,
+    const at::Tensor& packed,
+    const at::Tensor& bias,
+    const at::Tensor& offsets,
+    const at::Tensor& sizes,
+    const at::Tensor& probed,
+    const at::Tensor& floor) {
+  const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, std::nullopt, 1);
+  check(floor, "floor", 1, at::kFloat);
+  TORCH_CHECK(floor.size(0) == p.queries, "floor must have an entry for each query");
+  const int64_t shares = at::get_num_threads();
+  const Tasks tasks = tasks_of(p, 0, p.queries, 0, p.probes);
+  const std::vector<int64_t> cuts = cuts_of(p, tasks, shares);
+  std::vector<Hits> hits(shares, Hits(floor.const_data_ptr<float>()));
+  with_rows(packed, [&](const auto* from) {
+    on_threads(shares, [&](int64_t share) {
+      FloatScanner scanner(p, from);
+      scan_tasks(p, tasks, cuts[share], cuts[share + 1], hits[share], scanner);
+    });
+  });
+  int64_t count = 0;
+  for (const Hits& part : hits) {
+    count += part.count();
+  }
+  at::Tensor queries = at::empty({count}, probed.options()), rows = at::empty({count}, probed.options());
+  int64_t at = 0;
+  for (const Hits& part : hits) {
+    part.write(queries.mutable_data_ptr<int64_t>() + at, rows.mutable_data_ptr<int64_t>() + at);
+    at += part.count();
+  }
+  return {queries, rows};
+}
+
 // The score of one row that users see: of differences, or of products.
 template <bool Differences>
 float exact_score(const float* x, const float* row, int64_t d) {
@@ -193,12 +229,16 @@ TORCH_LIBRARY(torch_ivf_module, library) {
   library.def(
       "scan_bounds(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor? limits, "
       "int k, int max_bytes, bool differences, bool bfloat16) -> (Tensor, Tensor)");
+  library.def(
+      "scan_above(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor floor) "
+      "-> (Tensor, Tensor)");
   library.def("exact_scores(Tensor x, Tensor packed, Tensor rows, bool differences) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(torch_ivf_module, CPU, library) {
   library.impl("scan", &scan);
   library.impl("scan_bounds", &scan_bounds);
+  library.impl("scan_above", &scan_above);
   library.impl("exact_scores", &exact_scores);
 }
 

@@ -1,4 +1,4 @@
-// From products in registers to the best rows of a query.
+// From products in registers to what is wanted of them.
 #pragma once
 
 #include <ATen/cpu/vec/functional.h>
@@ -28,24 +28,26 @@ inline float sum_of(const Vec& values) {
   return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return a + b; }, values);
 }
 
-// Rarely called: most rows are not among the best.
-C10_NOINLINE inline void offer_found(const Vec (&found)[2], Task task, int64_t start, int64_t row, Best& best) {
+// Rarely called: most rows are not wanted. `found` is Best or Hits.
+template <typename Found>
+C10_NOINLINE void offer_found(const Vec (&scored)[2], Task task, int64_t start, int64_t row, Found& found) {
   float scores[kPanel];
-  found[0].store(scores);
-  found[1].store(scores + kLanes);
+  scored[0].store(scores);
+  scored[1].store(scores + kLanes);
   const int64_t end = std::min(kPanel, task.limit - row);
   for (int64_t i = 0; i < end; ++i) {
-    best.offer(task.query, scores[i], static_cast<uint32_t>(start + row + i));
+    found.offer(task.query, scores[i], static_cast<uint32_t>(start + row + i));
   }
 }
 
 // Offer the scores of a panel whose first row is `row` of a list that begins at `start`.
-inline void offer_panel(const Vec& low, const Vec& high, Task task, int64_t start, int64_t row, Best& best) {
-  const Vec floor(best.floor(task.query));
+template <typename Found>
+void offer_panel(const Vec& low, const Vec& high, Task task, int64_t start, int64_t row, Found& found) {
+  const Vec floor(found.floor(task.query));
   const Vec above = (low > floor) | (high > floor);
   if (above.zero_mask() != (1 << kLanes) - 1) {
-    const Vec found[2] = {low, high};
-    offer_found(found, task, start, row, best);
+    const Vec scored[2] = {low, high};
+    offer_found(scored, task, start, row, found);
   }
 }
 

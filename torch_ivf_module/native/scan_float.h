@@ -12,8 +12,8 @@ constexpr int64_t kAhead = 8 * kRows; // rows fetched ahead where they are read 
 // Bytes of panels at a time: with the queries that are multiplied with them they stay in a second-level cache.
 constexpr int64_t kSectionBytes = 128 << 10;
 
-template <int M>
-inline void offer_rows(
+template <int M, typename Found>
+void offer_rows(
     const Problem& p,
     const Task* tasks,
     int64_t query,
@@ -21,7 +21,7 @@ inline void offer_rows(
     int64_t start,
     int64_t row,
     int64_t count,
-    Best& best) {
+    Found& found) {
   std::array<const float*, kFew> queries;
   for (int m = 0; m < M; ++m) {
     queries[m] = p.x + (query + tasks[m].query) * p.d;
@@ -29,12 +29,12 @@ inline void offer_rows(
   float scores[kFew][kRows];
   row_product<M>(queries, rows, p.d, scores);
   for (int m = 0; m < M; ++m) {
-    const float floor = best.floor(tasks[m].query);
+    const float floor = found.floor(tasks[m].query);
     const int64_t end = std::min(count, tasks[m].limit - row);
     for (int64_t i = 0; i < end; ++i) {
       const float score = scores[m][i] + (p.bias ? p.bias[start + row + i] : 0.0f);
       if (score > floor) {
-        best.offer(tasks[m].query, score, static_cast<uint32_t>(start + row + i));
+        found.offer(tasks[m].query, score, static_cast<uint32_t>(start + row + i));
       }
     }
   }
@@ -45,16 +45,18 @@ class FloatScanner {
  public:
   FloatScanner(const Problem& problem, const T* packed) : problem_(problem), packed_(packed) {}
 
-  void scan(const Visit& visit, int64_t query, Best& best) {
+  template <typename Found>
+  void scan(const Visit& visit, int64_t query, Found& found) {
     if (visit.count < kPackPays) {
-      scan_rows(visit, query, best);
+      scan_rows(visit, query, found);
     } else {
-      scan_panels(visit, query, best);
+      scan_panels(visit, query, found);
     }
   }
 
  private:
-  void scan_panels(const Visit& visit, int64_t query, Best& best) {
+  template <typename Found>
+  void scan_panels(const Visit& visit, int64_t query, Found& found) {
     const int64_t section = std::max<int64_t>(1, kSectionBytes / (4 * problem_.d * kPanel)) * kPanel;
     float* panels = take(panels_, section * problem_.d);
     float* bias = take(bias_, section);
@@ -76,7 +78,7 @@ class FloatScanner {
         for (int64_t i = 0; i < rows && row + i < tasks->limit; i += kPanel) {
           with_count<kQueries>(group, [&](auto m) {
             panel_product<m>(queries, panels + i * problem_.d, bias + i, problem_.d, [&](int q, Vec low, Vec high) {
-              offer_panel(low, high, tasks[q], visit.start, row + i, best);
+              offer_panel(low, high, tasks[q], visit.start, row + i, found);
             });
           });
         }
@@ -84,7 +86,8 @@ class FloatScanner {
     }
   }
 
-  void scan_rows(const Visit& visit, int64_t query, Best& best) {
+  template <typename Found>
+  void scan_rows(const Visit& visit, int64_t query, Found& found) {
     for (int64_t row = visit.first; row < visit.last && row < visit.tasks->limit; row += kRows) {
       const int64_t count = std::min<int64_t>(kRows, visit.last - row);
       // A processor fetches ahead within a page of memory; this reaches into the next one.
@@ -98,8 +101,10 @@ class FloatScanner {
         rows[i] = from + std::min(i, count - 1) * problem_.d;
       }
       for (int64_t t = 0; t < visit.count && visit.tasks[t].limit > row; t += kFew) {
-        const auto offer = visit.count - t >= 3 ? offer_rows<3> : visit.count - t == 2 ? offer_rows<2> : offer_rows<1>;
-        offer(problem_, visit.tasks + t, query, rows, visit.start, row, count, best);
+        const auto offer = visit.count - t >= 3 ? offer_rows<3, Found>
+          : visit.count - t == 2 ? offer_rows<2, Found>
+                                 : offer_rows<1, Found>;
+        offer(problem_, visit.tasks + t, query, rows, visit.start, row, count, found);
       }
     }
   }

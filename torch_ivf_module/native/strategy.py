@@ -1,53 +1,72 @@
-"""The kernel as a strategy of search.
+"""The kernel as a search calls it, see `functional.kernels.Kernel`.
 
-Q queries, L lists, P probes, N vectors, d dim, k results, K candidates a query.
+Q queries, L lists, P probes, N vectors, d dim, k results, K candidates a query, H hits.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
+from ..functional.kernels import KERNELS
 from ..functional.lists import InvertedLists
-from ..functional.search import STRATEGIES, Strategy
 from . import library
 
 _MOST_ROWS = 1 << 31  # the kernel counts rows in 32 bits
 # Queries that visit a list, on average, from which rounding them and its rows pays.
 _ROUNDING_PAYS = 24
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_SCRATCH = 64 << 20  # bytes for finding the nearest of some vectors, of which nothing else bounds the memory
 
 
-def serves(x: Tensor, lists: InvertedLists) -> bool:
-    """Whether the kernel is there for such queries and lists."""
-    packed = lists.packed
-    fits = x.device.type == "cpu" and x.dtype == torch.float32 and packed.dtype in _DTYPES
-    return fits and packed.is_contiguous() and packed.shape[0] < _MOST_ROWS and library.available()
+class NativeKernel:
+    """Calls of the functions in C++, whose arguments have to lie in one piece."""
 
+    def serves(self, x: Tensor, vectors: Tensor) -> bool:
+        """Whether it is there for such queries (Q, d) and stored vectors (N, d)."""
+        fits = x.device.type == "cpu" and x.dtype == torch.float32 and vectors.dtype in _DTYPES
+        return fits and vectors.is_contiguous() and vectors.shape[0] < _MOST_ROWS and library.available()
 
-def scan(
-    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int, max_bytes: int
-) -> tuple[Tensor, Tensor]:
-    """The k best rows of the probed lists by ranking score, as the other scans give them. `width` plays no part."""
-    found: tuple[Tensor, Tensor] = torch.ops.torch_ivf_module.scan(*_arguments(x, lists, probed, limits, k), max_bytes)
-    return found
+    def scan(
+        self, x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int, max_bytes: int
+    ) -> tuple[Tensor, Tensor]:
+        """The k best rows of the probed lists by ranking score. `width` plays no part."""
+        return _call("scan", *_lists(x, lists, probed), _whole(limits), _at_most(k, lists), max_bytes)
 
+    def bounds(
+        self,
+        x: Tensor,
+        lists: InvertedLists,
+        probed: Tensor,
+        limits: Tensor | None,
+        k: int,
+        max_bytes: int,
+        metric: str,
+    ) -> tuple[Tensor, Tensor] | None:
+        """A scan with rounded vectors, see docs/native.md; None where few queries share a list."""
+        if not rounding() or probed.numel() < _ROUNDING_PAYS * (lists.sizes.shape[0] - 1):
+            return None
+        kind = metrics.by_differences(metric), _bfloat16()
+        return _call("scan_bounds", *_lists(x, lists, probed), _whole(limits), _at_most(k, lists), max_bytes, *kind)
 
-def bounds(
-    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, max_bytes: int, metric: str
-) -> tuple[Tensor, Tensor] | None:
-    """The k rows of the probed lists whose exact score may be highest, and what it does not exceed, both (Q, k).
+    def exact_scores(self, x: Tensor, packed: Tensor, rows: Tensor, metric: str) -> Tensor:
+        """Exact scores (Q, K) of rows (Q, K) of `packed` (N, d), -inf for a row of -1."""
+        return _call("exact_scores", x.contiguous(), packed, rows.contiguous(), metrics.by_differences(metric))
 
-    Found with rounded vectors, see docs/native.md; x (Q, d) is *not* relative to the origin. The last bound of a query
-    is infinite if nothing can be said. None where few queries share a list, for then float32 takes no longer.
-    """
-    if not rounding() or probed.numel() < _ROUNDING_PAYS * (lists.sizes.shape[0] - 1):
-        return None
-    kernel = torch.ops.torch_ivf_module.scan_bounds
-    differences = metrics.by_differences(metric)
-    found: tuple[Tensor, Tensor] = kernel(*_arguments(x, lists, probed, limits, k), max_bytes, differences, _bfloat16())
-    return found
+    def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and rows (H,) of the probed lists with a ranking score above floor (Q,)."""
+        return _call("scan_above", *_lists(x, lists, probed), floor.contiguous())
+
+    def nearest(self, x: Tensor, vectors: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k vectors (N, d) of highest ranking score: scores and rows (Q, k), best first."""
+        one_list = torch.tensor([0, vectors.shape[0], 0, vectors.shape[0]]).view(2, 2)
+        everywhere = one_list.new_zeros(x.shape[0], 1)
+        return _call(
+            "scan", x.contiguous(), vectors, bias, one_list[0], one_list[1].flip(0), everywhere, None, k, _SCRATCH
+        )
 
 
 def rounding() -> bool:
@@ -60,24 +79,25 @@ def _bfloat16() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-def _arguments(
-    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, int]:
-    """What both scans of the kernel take first."""
-    limits = None if limits is None else limits.contiguous()
-    k = min(k, lists.packed.shape[0])
-    return x.contiguous(), lists.packed, lists.bias, lists.offsets, lists.sizes, probed.contiguous(), limits, k
+def _call(name: str, *arguments: Any) -> Any:
+    return getattr(torch.ops.torch_ivf_module, name)(*arguments)
 
 
-def exact_scores(x: Tensor, packed: Tensor, rows: Tensor, metric: str) -> Tensor:
-    """Exact scores of rows (Q, K) of `packed` (N, d) for x (Q, d): (Q, K), -inf for a row of -1."""
-    kernel = torch.ops.torch_ivf_module.exact_scores
-    scores: Tensor = kernel(x.contiguous(), packed, rows.contiguous(), metrics.by_differences(metric))
-    return scores
+def _lists(x: Tensor, lists: InvertedLists, probed: Tensor) -> tuple[Tensor, ...]:
+    """What all scans take first."""
+    return x.contiguous(), lists.packed, lists.bias, lists.offsets, lists.sizes, probed.contiguous()
+
+
+def _whole(limits: Tensor | None) -> Tensor | None:
+    return None if limits is None else limits.contiguous()
+
+
+def _at_most(k: int, lists: InvertedLists) -> int:
+    return min(k, lists.packed.shape[0])
 
 
 def register_fakes() -> None:
-    """What the kernel's functions return, for whoever traces them."""
+    """What the functions return, for whoever traces them."""
 
     @torch.library.register_fake("torch_ivf_module::scan")
     def _scan(x, packed, bias, offsets, sizes, probed, limits, k, max_bytes):  # type: ignore[no-untyped-def]
@@ -93,5 +113,10 @@ def register_fakes() -> None:
     def _exact_scores(x, packed, rows, differences):  # type: ignore[no-untyped-def]
         return x.new_empty(rows.shape)
 
+    @torch.library.register_fake("torch_ivf_module::scan_above")
+    def _scan_above(x, packed, bias, offsets, sizes, probed, floor):  # type: ignore[no-untyped-def]
+        hits = torch.library.get_ctx().new_dynamic_size()
+        return probed.new_empty(hits), probed.new_empty(hits)
 
-STRATEGIES["native"] = Strategy(scan, exact_scores, bounds, serves)
+
+KERNELS.append(NativeKernel())

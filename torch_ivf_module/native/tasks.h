@@ -131,8 +131,8 @@ void on_threads(int64_t count, const Job& job) {
 }
 
 // Show `scanner` the tasks of each list, with those rows that lie in [first, last) of the packed rows.
-template <typename Scanner>
-void scan_tasks(const Problem& p, const Tasks& tasks, int64_t first, int64_t last, Best& best, Scanner& scanner) {
+template <typename Scanner, typename Found>
+void scan_tasks(const Problem& p, const Tasks& tasks, int64_t first, int64_t last, Found& found, Scanner& scanner) {
   for (int32_t list : tasks.lists) {
     const int64_t start = p.offsets[list];
     const Visit visit{
@@ -142,7 +142,7 @@ void scan_tasks(const Problem& p, const Tasks& tasks, int64_t first, int64_t las
         std::max<int64_t>(0, first - start),
         std::min(p.sizes[list], last - start)};
     if (visit.first < visit.last) {
-      scanner.scan(visit, tasks.first_query, best);
+      scanner.scan(visit, tasks.first_query, found);
     }
   }
 }
@@ -194,6 +194,9 @@ void scan_by_rows(const Problem& p, const Make& make, int64_t block, float* scor
 // The k best of every query: scores and rows (Q, k).
 template <typename Make>
 void scan_all(const Problem& p, const Make& make, int64_t max_bytes, float* scores, int64_t* rows) {
+  if (p.queries == 0) {
+    return;
+  }
   const int64_t threads = at::get_num_threads();
   const int64_t tasks = p.queries * p.probes / std::max<int64_t>(1, p.lists); // of a list
   const int64_t held = std::max<int64_t>(1, max_bytes / (8 * Best::room(p.k) * threads + 24 * p.probes + 16));
