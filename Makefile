@@ -47,11 +47,11 @@ types: $(VENV)/.ready-dev
 	$(BIN)/mypy
 
 bench-quick: $(VENV)/.ready-bench
-	$(RUN) -m benchmarks.run --quick $(ARGS)
+	$(RUN) -m benchmarks run --quick $(ARGS)
 
 bench: $(VENV)/.ready-bench
-	$(RUN) -m benchmarks.run $(ARGS)
-	$(RUN) -m benchmarks.report
+	$(RUN) -m benchmarks run $(ARGS)
+	$(RUN) -m benchmarks report
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -2,81 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+from .cells import NONE, grid, middle, number, over, speed, times
 from .results import TaskRun
 
-__all__ = ["LEVELS", "TABLES", "auto_ratios", "grid", "growth", "middle", "plain"]
+__all__ = ["LEVELS", "TABLES", "auto_ratios", "floor_of", "growth", "plain", "speeds"]
 
 LEVELS = (0.8, 0.9, 0.95, 0.99)  # of recall
 _MIB = 2**20
-_NONE = "–"
-
-
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; every column but the first is set to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def middle(rows: Iterable[dict[str, Any]], name: str) -> float | None:
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return median(values) if values else None
-
-
-def _number(value: float | None, form: str = "{:,.3g}") -> str:
-    return _NONE if value is None else form.format(value)
-
-
-def _speed(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _times(value: float | None) -> str:
-    if value is None:
-        return _NONE
-    if value >= 10:
-        return f"{value:.0f}×" if value >= 100 else f"{value:.3g}×"
-    return f"{value:.2f}×" if value >= 0.1 else f"{value:.2g}×"
-
-
-def _over(mine: float | None, theirs: float | None) -> float | None:
-    return mine / theirs if mine is not None and theirs else None
 
 
 # --------------------------------------------------------------------------------------------- one per task
 
 
+def speeds(task: TaskRun, engine: str) -> list[str]:
+    """Queries/s of an engine at every batch size of the task, with the ratio to faiss."""
+    cells = []
+    for nq in task.values("nq"):
+        found = task.pick(engine=engine, nq=nq)
+        ratio = None if engine == "faiss" else task.ratio("qps", engine, nq=nq)
+        cells.append(_cell(found[0]["qps"], ratio) if found else NONE)
+    return cells
+
+
 def ladder(task: TaskRun) -> str:
-    """Queries/s at every batch size, with the ratio to faiss; then what the answers were worth."""
-    nqs = task.values("nq")
+    """Queries/s at every batch size; what share of the floor that is at the best; what the answers were worth."""
+    floor = floor_of(task)
     rows = []
     for engine in task.engines():
-        cells = []
-        for nq in nqs:
-            found = task.pick(engine=engine, nq=nq)
-            ratio = task.ratio("qps", engine, nq=nq)
-            cells.append(_NONE if not found else _cell(found[0]["qps"], ratio if engine != "faiss" else None))
         mine = task.pick(engine=engine)
         agreements = [row["agreement"] for row in mine if "agreement" in row]
         growth_bytes = max(row["peak_growth_bytes"] for row in mine)
-        rows.append(
-            [
-                engine,
-                *cells,
-                f"{mine[-1]['recall']:.4f}",
-                f"{min(agreements):.5f}" if agreements else _NONE,
-                f"{growth_bytes / _MIB:,.0f}",
-            ]
-        )
-    k = task.rows[0]["k"]
-    return grid(["queries/s", *(f"nq {nq:,}" for nq in nqs), f"recall@{k}", "same ids", "growth, MiB"], rows)
+        share = [] if floor is None else [f"{max(row['qps'] for row in mine) / floor:.0%}"]
+        worth = [f"{mine[-1]['recall']:.4f}", f"{min(agreements):.5f}" if agreements else NONE]
+        rows.append([engine, *speeds(task, engine), *share, *worth, f"{growth_bytes / _MIB:,.0f}"])
+    nqs, k = (f"nq {nq:,}" for nq in task.values("nq")), task.rows[0]["k"]
+    of_floor = [] if floor is None else ["of the floor"]
+    table = grid(["queries/s", *nqs, *of_floor, f"recall@{k}", "same ids", "growth, MiB"], rows)
+    return table if floor is None else f"{table}\n\n{_floors(task)}"
+
+
+def floor_of(task: TaskRun, dtype: str = "float32") -> float | None:
+    """Queries/s of this machine, were a search nothing but its products in `dtype`."""
+    found = [floor for floor in task.floors if floor["dtype"] == dtype]
+    return 1e9 * found[0]["gflops"] / (2 * found[0]["tile"][1] * found[0]["rows_read"]) if found else None
+
+
+def _floors(task: TaskRun) -> str:
+    parts = [
+        f"{speed(floor_of(task, floor['dtype']) or 0)} queries/s in {floor['dtype']} ({floor['gflops']:,.0f} GFLOP/s)"
+        for floor in task.floors
+    ]
+    m, d, n = task.floors[0]["tile"]
+    read = task.floors[0]["rows_read"]
+    return (
+        f"The floor is what the products alone would take, in plain calls of ({m:,} × {d}) · ({d} × {n:,}), for the "
+        f"{read:,.0f} rows that a query reads: {', '.join(parts)}. Shares are of the one in float32, at the best."
+    )
 
 
 def _cell(qps: float, ratio: float | None) -> str:
-    return _speed(qps) + (f" ({_times(ratio)})" if ratio is not None else "")
+    return speed(qps) + (f" ({times(ratio)})" if ratio is not None else "")
 
 
 def train(task: TaskRun) -> str:
@@ -84,8 +73,8 @@ def train(task: TaskRun) -> str:
     for engine in task.engines():
         seconds, objective = (middle(task.pick(engine=engine), name) for name in ("seconds", "objective"))
         beside = [middle(task.pick(engine="faiss"), name) for name in ("seconds", "objective")]
-        ratios = [_times(_over(seconds, beside[0])), _number(_over(objective, beside[1]), "{:.4f}")]
-        rows.append([engine, _number(seconds), ratios[0], _number(objective, "{:.5g}"), ratios[1]])
+        ratios = [times(over(seconds, beside[0])), number(over(objective, beside[1]), "{:.4f}")]
+        rows.append([engine, number(seconds), ratios[0], number(objective, "{:.5g}"), ratios[1]])
     return grid(["training", "seconds", "time / faiss's", "objective", "objective / faiss's"], rows)
 
 
@@ -93,9 +82,9 @@ def add(task: TaskRun) -> str:
     rows = []
     for engine in task.engines():
         seconds = middle(task.pick(engine=engine), "seconds")
-        ratio = _over(seconds, middle(task.pick(engine="faiss"), "seconds"))
-        rate = _over(float(task.rows[0]["rows"]), seconds)
-        rows.append([engine, _number(seconds), _number(rate, "{:,.0f}"), _times(ratio)])
+        ratio = over(seconds, middle(task.pick(engine="faiss"), "seconds"))
+        rate = over(float(task.rows[0]["rows"]), seconds)
+        rows.append([engine, number(seconds), number(rate, "{:,.0f}"), times(ratio)])
     return grid(["adding", "seconds", "rows/s", "time / faiss's"], rows)
 
 
@@ -109,7 +98,7 @@ def recall(task: TaskRun) -> str:
             if not mine:
                 continue
             cells = [_best([row for row in mine if row["recall"] >= level]) for level in LEVELS]
-            rows.append([engine, *cells, _number(mine[0]["build_seconds"])])
+            rows.append([engine, *cells, number(mine[0]["build_seconds"])])
         head = [f"queries/s, nq {nq:,}", *(f"recall ≥ {level:g}" for level in LEVELS), "build, s"]
         blocks.append(grid(head, rows))
     return "\n\n".join(blocks)
@@ -117,10 +106,34 @@ def recall(task: TaskRun) -> str:
 
 def _best(rows: list[dict[str, Any]]) -> str:
     if not rows:
-        return _NONE
+        return NONE
     best = max(rows, key=lambda row: row["qps"])
     setting = f" ({best['knob']} {best['value']})" if best["knob"] else ""
-    return f"{_speed(best['qps'])}{setting}"
+    return f"{speed(best['qps'])}{setting}"
+
+
+def pairs(task: TaskRun) -> str:
+    """Recall, and queries/s of each engine, for every pair of nlist and nprobe."""
+    engines, rows = task.engines(), []
+    wanted = sorted({(row["nlist"], row["nprobe"]) for row in task.rows})
+    for nlist, nprobe in wanted:
+        mine = task.pick(nlist=nlist, nprobe=nprobe)
+        found = {(row["engine"], row["nq"]): row["qps"] for row in mine}
+        cells = [
+            _cell(qps, over(qps, found.get(("faiss", nq))) if name != "faiss" else None) if qps else NONE
+            for nq in task.values("nq")
+            for name, qps in ((name, found.get((name, nq))) for name in engines)
+        ]
+        rows.append([f"{nlist:,}, {nprobe}", f"{mine[0]['recall']:.4f}", *cells])
+    heads = [f"{name}, nq {nq:,}" for nq in task.values("nq") for name in engines]
+    return grid(["nlist, nprobe", f"recall@{task.rows[0]['k']}", *heads], rows)
+
+
+def lists(task: TaskRun) -> str:
+    sizes = sorted(task.rows[0]["sizes"])
+    shape = [f"{len(sizes):,}", f"{sizes.count(0):,}", f"{sizes[0]:,}", f"{median(sizes):,.0f}", f"{sizes[-1]:,}"]
+    head = ["lists", "empty", "shortest", "median", "longest", "imbalance factor"]
+    return grid(head, [[*shape, f"{task.rows[0]['imbalance']:.2f}"]])
 
 
 def auto_ratios(task: TaskRun) -> list[tuple[int, int, float, str]]:
@@ -140,7 +153,7 @@ def auto(task: TaskRun) -> str:
     cells = {(nprobe, nq): f"{ratio:.2f} ({mode})" for nprobe, nq, ratio, mode in auto_ratios(task)}
     nqs = task.values("nq")
     rows = [
-        [f"nprobe {nprobe}", *(cells.get((nprobe, nq), _NONE) for nq in nqs)]
+        [f"nprobe {nprobe}", *(cells.get((nprobe, nq), NONE) for nq in nqs)]
         for nprobe in task.values("nprobe")
     ]
     unevenness = f"unevenness {task.rows[0]['unevenness']:.1f}"
@@ -153,9 +166,9 @@ def budgets(task: TaskRun) -> str:
     for nq in task.values("nq"):
         for row in task.pick(nq=nq):
             whole = task.pick(engine="unlimited", nq=nq)[0]
-            cells = [f"{row['recall']:.4f}", f"{row['rows_read']:,.0f}", _speed(row["qps"])]
-            rows.append([f"nq {nq:,}, {row['engine']}", *cells, _times(row["qps"] / whole["qps"])])
-    head = ["ordered lists", "recall against unlimited", "rows read a query", "queries/s", "/ unlimited"]
+            cells = [f"{row['recall']:.4f}", f"{row['rows_read']:,.0f}", speed(row["qps"])]
+            rows.append([f"nq {nq:,}, {row['engine']}", *cells, times(row["qps"] / whole["qps"])])
+    head = ["limit", "recall against unlimited", "rows read a query", "queries/s", "/ unlimited"]
     return grid(head, rows)
 
 
@@ -182,14 +195,14 @@ def maintenance(task: TaskRun) -> str:
         rows.append(
             [
                 engine,
-                _number(whole),
-                _number(batches),
-                _times(_over(batches, whole)),
+                number(whole),
+                number(batches),
+                times(over(batches, whole)),
                 f"{pairs:,}",
-                _number(per_pair),
-                _times(_over(turns, theirs)),
-                _number(None if removes is None else removes * 1_000),
-                _times(_over(removes, middle(task.pick(engine="faiss", what="removes"), "seconds"))),
+                number(per_pair),
+                times(over(turns, theirs)),
+                number(None if removes is None else removes * 1_000),
+                times(over(removes, middle(task.pick(engine="faiss", what="removes"), "seconds"))),
             ]
         )
     batch = task.pick(what="batches")[0]["batch"]
@@ -221,7 +234,7 @@ def memory(task: TaskRun) -> str:
                 f"{row['nprobe']}",
                 f"{row['scratch_bytes'] / _MIB:,.0f}",
                 f"{row['result_bytes'] / _MIB:,.1f}",
-                _NONE if limit is None else f"{limit / _MIB:,.0f}",
+                NONE if limit is None else f"{limit / _MIB:,.0f}",
                 f"{row['index_bytes'] / row['raw_bytes']:.2f}",
             ]
         )
@@ -235,8 +248,8 @@ def threads(task: TaskRun) -> str:
         [
             f"{row['engine']}, {row['concurrent']} threads",
             f"{row['agreement']:.5f}",
-            _speed(row["qps_alone"]),
-            _speed(row["qps"]),
+            speed(row["qps_alone"]),
+            speed(row["qps"]),
         ]
         for row in task.rows
     ]
@@ -254,7 +267,7 @@ def growth(tasks: Sequence[TaskRun]) -> str:
         rows = []
         for task in tasks:
             found = [task.pick(engine=engine, nq=nq) for engine in engines]
-            times = [_number(1e6 * row[0]["seconds"] / nq if row else None) for row in found]
+            times = [number(1e6 * row[0]["seconds"] / nq if row else None) for row in found]
             rows.append([f"{task.rows[0]['nb']:,}", f"{task.rows[0]['nlist']:,}", *times])
         blocks.append(grid([f"µs a query, nq {nq:,}: nb", "nlist", *engines], rows))
     return "\n\n".join(blocks)
@@ -273,10 +286,10 @@ def formats(task: TaskRun) -> str:
             [
                 "ours, eager" if engine == "ours" else engine,
                 *cells,
-                f"{mine[0]['bytes'] / _MIB:,.0f}" if mine[0].get("bytes") else _NONE,
-                _number(mine[0].get("make_seconds") if alone else None),  # torch.compile works at the first call
-                _NONE if engine == "faiss" else "no" if alone else "yes",
-                f"{min(agreements):.5f}" if agreements else _NONE,
+                f"{mine[0]['bytes'] / _MIB:,.0f}" if mine[0].get("bytes") else NONE,
+                number(mine[0].get("make_seconds") if alone else None),  # torch.compile works at the first call
+                NONE if engine == "faiss" else "no" if alone else "yes",
+                f"{min(agreements):.5f}" if agreements else NONE,
             ]
         )
     head = ["ms a batch", *(f"nq {nq:,}" for nq in nqs), "file, MiB", "made in, s", "needs the package", "same ids"]
@@ -286,19 +299,22 @@ def formats(task: TaskRun) -> str:
 def _batch(task: TaskRun, engine: str, nq: int) -> str:
     found = task.pick(engine=engine, nq=nq)
     if not found:
-        return _NONE
-    ratio = "" if engine == "faiss" else f" ({_times(task.ratio('qps', engine, nq=nq))})"
+        return NONE
+    ratio = "" if engine == "faiss" else f" ({times(task.ratio('qps', engine, nq=nq))})"
     return f"{1e3 * found[0]['seconds']:.3g}{ratio}"
 
 
 TABLES: dict[str, Callable[[TaskRun], str]] = {
+    "lists": lists,
     "search": ladder,
     "flat": ladder,
     "train": train,
     "add": add,
     "recall": recall,
+    "pairs": pairs,
     "auto": auto,
     "budgets": budgets,
+    "codes": budgets,
     "filters": filters,
     "maintenance": maintenance,
     "threads": threads,
@@ -317,6 +333,6 @@ def plain(task: TaskRun, before: TaskRun | None = None) -> str:
             (nq, before.ratio("qps", "ours", nq=nq), task.ratio("qps", "ours", nq=nq))
             for nq in task.values("nq")
         ]
-        told = [f"nq {nq:,}: {_times(old)} → {_times(new)}" for nq, old, new in pairs if old and new]
+        told = [f"nq {nq:,}: {times(old)} → {times(new)}" for nq, old, new in pairs if old and new]
         lines.append(f"ours / faiss, before ({before.facts['commit'][:7]}) → now: " + ", ".join(told))
     return "\n".join(lines)
