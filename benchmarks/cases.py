@@ -39,6 +39,7 @@ class Case:
     removed: int = 100  # ids a call
     auto_nqs: tuple[int, ...] = (1, 4, 16, 64, 256, 1_024)
     auto_nprobes: tuple[int, ...] = (1, 8, 32, 128)
+    profile_nqs: tuple[int, ...] = (1, 32, 2_048)
     budgets: tuple[int, ...] = (16_384, 32_768, 65_536, 131_072)  # rows a query, of the lists in order
     codes: tuple[int, ...] = (4_096, 8_192, 16_384, 32_768, 65_536)  # rows a query, in whole lists
     ivf: tuple[tuple[int, int], ...] = (  # nlist, nprobe
@@ -142,6 +143,7 @@ _CASES = (
         removes=10,
         auto_nqs=(1, 16),
         auto_nprobes=(1, 4),
+        profile_nqs=(1, 32),
         budgets=(256, 512),
         codes=(256,),
         ivf=((8, 2), (16, 4)),
@@ -155,7 +157,7 @@ CASES: dict[str, Case] = {case.name: case for case in _CASES}
 PLAN: dict[str, tuple[str, ...]] = {
     "headline": (
         *("lists", "search", "flat", "train", "add", "recall", "pairs", "auto", "budgets", "codes", "filters"),
-        *("maintenance", "threads", "memory", "formats"),
+        *("maintenance", "threads", "memory", "formats", "profile"),
     ),
     "photographs": ("lists", "search", "flat", "train", "add", "recall", "pairs", "auto", "threads", "memory"),
     "tokens": ("lists", "search", "flat", "recall"),

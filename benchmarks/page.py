@@ -8,7 +8,8 @@ from typing import Any
 from . import verdicts
 from .cases import CASES, PLAN
 from .results import TaskRun
-from .tables import TABLES, growth
+from .tables import TABLES
+from .tables.searching import growth
 
 __all__ = ["Tasks", "caption", "page", "pictures"]
 
@@ -30,6 +31,7 @@ _TITLES = {
     "threads": "Concurrent searches",
     "memory": "Memory",
     "formats": "Formats of model graphs",
+    "profile": "Where the time goes, by `torch.profiler`",
 }
 
 _HEAD = """# Benchmarks

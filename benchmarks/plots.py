@@ -17,7 +17,7 @@ from torch_ivf_module import plotting
 
 from .readme import SHOWN
 from .results import TaskRun
-from .tables import auto_ratios
+from .tables.searching import auto_ratios
 
 __all__ = ["auto", "growth", "headline", "lists", "recall", "speed"]
 
@@ -51,7 +51,7 @@ _STYLES: dict[str, tuple[str, str, str]] = {
     "usearch": ("#56B4E9", "-", "X"),
 }
 _STEPS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of a sweep that has no engines
-_MISSED = (0.9, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 5e-3, 2e-3, 1e-3, 1e-4)  # ticks of recall: 1 less these
+_MISSED = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4)  # ticks of recall: 1 less these
 _COMMAS = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
 
 
@@ -68,12 +68,12 @@ def _style(engine: str) -> dict[str, Any]:
     }
 
 
-def _svg(figure: Any, named: Any = None) -> str:
-    """The file, with the names of one panel's lines, best last point first, to the right of all panels."""
+def _svg(figure: Any, named: Any = None, by_height: bool = True) -> str:
+    """The file; to the right of all panels the names of one panel's lines, in the order in which they end there."""
     figure.tight_layout()
     if named is not None:
         handles, labels = named.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda i: -handles[i].get_ydata()[-1])
+        order = sorted(range(len(labels)), key=lambda i: -handles[i].get_ydata()[-1] if by_height else i)
         shown = [handles[i] for i in order], [labels[i] for i in order]
         figure.legend(*shown, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, handlelength=3)
     file = io.StringIO()
@@ -88,9 +88,9 @@ def _batches(axis: Any, values: Sequence[float]) -> None:
     axis.set_major_formatter(_COMMAS)
 
 
-def _speeds(axis: Any) -> None:
-    """A logarithmic axis with a label at 1, 2 and 5 of each power of ten."""
-    axis.set_major_locator(LogLocator(10, (1, 2, 5)))
+def _speeds(axis: Any, labelled: Sequence[float] = (1, 2, 5)) -> None:
+    """A logarithmic axis, labelled at so many times each power of ten."""
+    axis.set_major_locator(LogLocator(10, labelled))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(_COMMAS)
 
@@ -119,26 +119,31 @@ def headline(task: TaskRun) -> str:
 
 
 def recall(task: TaskRun, title: str) -> str:
-    """Queries/s against recall, one panel a batch size; the scale is logarithmic in what is missed."""
+    """Queries/s against recall, one panel a batch size; exhaustive engines are a level line.
+
+    Where recall passes 0.95 its scale is logarithmic in what is missed, for the last percents are what costs.
+    """
     nqs = task.values("nq")
     figure, panels = plt.subplots(1, len(nqs), figsize=(4.8 * len(nqs), 4.2), squeeze=False)
-    missed = [_missed(row) for row in task.rows]
+    best = max((row["recall"] for row in task.rows if row["knob"]), default=0.0)
     for axes, nq in zip(panels[0], nqs, strict=True):
         for engine in task.engines():
             rows = sorted(task.pick(engine=engine, nq=nq), key=lambda row: row["recall"])
-            axes.loglog([_missed(row) for row in rows], [row["qps"] for row in rows], label=engine, **_style(engine))
-        axes.invert_xaxis()
-        axes.xaxis.set_major_locator(FixedLocator([s for s in _MISSED if min(missed) / 1.2 <= s <= max(missed) * 1.2]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:g}"))
+            if not rows[0]["knob"]:
+                axes.axhline(rows[0]["qps"], label=f"{engine} (exact)", **_style(engine) | {"ls": "--", "marker": ""})
+                continue
+            at = [max(1 - row["recall"], _MISSED[-1]) if best > 0.95 else row["recall"] for row in rows]
+            axes.plot(at, [row["qps"] for row in rows], label=engine, **_style(engine))
+        if best > 0.95:
+            axes.set_xscale("log")
+            axes.invert_xaxis()
+            axes.xaxis.set_major_locator(FixedLocator([step for step in _MISSED if step >= (1 - best) / 1.5]))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:g}"))
+        axes.set(xlabel=f"recall@{task.rows[0]['k']}", ylabel="queries/s", title=f"{title}, nq {nq:,}", yscale="log")
         _speeds(axes.yaxis)
-        axes.set(xlabel=f"recall@{task.rows[0]['k']}", ylabel="queries/s", title=f"{title}, nq {nq:,}")
         axes.grid(alpha=0.3)
     return _svg(figure, panels[0][0])
-
-
-def _missed(row: dict[str, Any]) -> float:
-    return max(1 - float(row["recall"]), _MISSED[-1])
 
 
 def growth(tasks: Sequence[TaskRun], title: str) -> str:
@@ -153,7 +158,7 @@ def growth(tasks: Sequence[TaskRun], title: str) -> str:
             axes.loglog(*zip(*mine, strict=True), label=engine, **_style(engine))
         _batches(axes.xaxis, nbs)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1024:,.0f}k"))
-        _speeds(axes.yaxis)
+        _speeds(axes.yaxis, (1, 1.5, 2, 3, 5, 7))
         axes.set(xlabel="base rows", ylabel="µs a query", title=f"{title}, nq {nq:,}")
         axes.grid(alpha=0.3)
     return _svg(figure, panels[0][0])
@@ -174,7 +179,7 @@ def auto(tasks: Sequence[TaskRun]) -> str:
         axes.set(xlabel="queries in a batch", title=task.case)
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("time of auto / best fixed mode")
-    return _svg(figure, panels[0][0])
+    return _svg(figure, panels[0][0], by_height=False)
 
 
 def lists(task: TaskRun, title: str) -> str:

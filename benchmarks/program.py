@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep-codes": ("commands.sweeps", "recall and queries/s over max_codes"),
     "sweep-budgets": ("commands.sweeps", "recall and queries/s over candidate budgets"),
     "score-auto": ("commands.score_auto", "score the choices of search_mode='auto' and the constants behind them"),
-    "profile": ("commands.profile", "one search under torch.profiler, as a table of its phases"),
+    "profile": ("commands.sweeps", "searches of some batch sizes under torch.profiler, as a table of their phases"),
     "sharded": ("sharded", "what an index over several processes holds and sends, beside the formulas"),
 }
 

@@ -8,7 +8,7 @@ from .cases import CASES
 from .cells import grid, times
 from .page import Tasks, caption
 from .results import TaskRun
-from .tables import speeds
+from .tables.searching import speeds
 
 __all__ = ["LANGUAGES", "SHOWN", "crossover", "filled"]
 

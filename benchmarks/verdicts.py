@@ -8,7 +8,7 @@ from itertools import pairwise
 from .cells import grid, middle
 from .machine import bfloat16_units
 from .results import TaskRun
-from .tables import auto_ratios
+from .tables.searching import auto_ratios
 from .targets import TARGETS, Target
 
 __all__ = ["figure", "table"]

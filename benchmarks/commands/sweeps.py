@@ -29,6 +29,7 @@ SWEEPS = {
     "sweep-ivf": Sweep("pairs", "ivf", _pair),
     "sweep-codes": Sweep("codes", "codes", int),
     "sweep-budgets": Sweep("budgets", "budgets", int),
+    "profile": Sweep("profile", "profile_nqs", int),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..context import Context
-from . import auto, build, flat, formats, lists, maintenance, memory, params, recall, search, threads
+from . import auto, build, flat, formats, lists, maintenance, memory, params, profile, recall, search, threads
 
 __all__ = ["TASKS"]
 
@@ -25,4 +25,5 @@ TASKS: dict[str, Callable[[Context], None]] = {
     "threads": threads.run,
     "memory": memory.run,
     "formats": formats.run,
+    "profile": profile.run,
 }

@@ -39,10 +39,10 @@ def _rows_read(ctx: Context, engine: Variant) -> float:
 
 
 def _floor(ctx: Context, rows_read: float) -> None:
-    """GFLOP/s of plain products in the shape of the case's largest batch: the visitors of a list with its rows."""
+    """GFLOP/s of plain products: the visitors of a list, were all queries one batch, with its rows."""
     ctx.note("floor")
     nb, d = ctx.data.base.shape
-    shape = (max(1, max(ctx.case.nqs) * ctx.case.nprobe // ctx.case.nlist), d, max(1, nb // ctx.case.nlist))
+    shape = (max(1, len(ctx.data.queries) * ctx.case.nprobe // ctx.case.nlist), d, max(1, nb // ctx.case.nlist))
     dtypes = [torch.float32, *([torch.bfloat16] if machine.bfloat16_units(machine.simd()) else [])]
     calls = {str(dtype).removeprefix("torch."): _products(shape, dtype) for dtype in dtypes}
     for name, timing in interleave(calls, ctx.effort).items():

@@ -1,21 +1,31 @@
-"""One finished task as a Markdown table. Figures are read from stored rows; ratios stay within one run."""
+"""How fast searches are, and what their answers are worth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Sequence
 from typing import Any
 
-from .cells import NONE, grid, middle, number, over, speed, times
-from .results import TaskRun
+from ..cells import NONE, grid, number, over, speed, times
+from ..results import TaskRun
 
-__all__ = ["LEVELS", "TABLES", "auto_ratios", "floor_of", "growth", "plain", "speeds"]
+__all__ = [
+    "LEVELS",
+    "auto",
+    "auto_ratios",
+    "budgets",
+    "filters",
+    "floor_of",
+    "formats",
+    "growth",
+    "ladder",
+    "pairs",
+    "profile",
+    "recall",
+    "speeds",
+]
 
 LEVELS = (0.8, 0.9, 0.95, 0.99)  # of recall
 _MIB = 2**20
-
-
-# --------------------------------------------------------------------------------------------- one per task
 
 
 def speeds(task: TaskRun, engine: str) -> list[str]:
@@ -68,26 +78,6 @@ def _cell(qps: float, ratio: float | None) -> str:
     return speed(qps) + (f" ({times(ratio)})" if ratio is not None else "")
 
 
-def train(task: TaskRun) -> str:
-    rows = []
-    for engine in task.engines():
-        seconds, objective = (middle(task.pick(engine=engine), name) for name in ("seconds", "objective"))
-        beside = [middle(task.pick(engine="faiss"), name) for name in ("seconds", "objective")]
-        ratios = [times(over(seconds, beside[0])), number(over(objective, beside[1]), "{:.4f}")]
-        rows.append([engine, number(seconds), ratios[0], number(objective, "{:.5g}"), ratios[1]])
-    return grid(["training", "seconds", "time / faiss's", "objective", "objective / faiss's"], rows)
-
-
-def add(task: TaskRun) -> str:
-    rows = []
-    for engine in task.engines():
-        seconds = middle(task.pick(engine=engine), "seconds")
-        ratio = over(seconds, middle(task.pick(engine="faiss"), "seconds"))
-        rate = over(float(task.rows[0]["rows"]), seconds)
-        rows.append([engine, number(seconds), number(rate, "{:,.0f}"), times(ratio)])
-    return grid(["adding", "seconds", "rows/s", "time / faiss's"], rows)
-
-
 def recall(task: TaskRun) -> str:
     """The fastest measured setting that reaches each level of recall; nothing is interpolated."""
     blocks = []
@@ -127,13 +117,6 @@ def pairs(task: TaskRun) -> str:
         rows.append([f"{nlist:,}, {nprobe}", f"{mine[0]['recall']:.4f}", *cells])
     heads = [f"{name}, nq {nq:,}" for nq in task.values("nq") for name in engines]
     return grid(["nlist, nprobe", f"recall@{task.rows[0]['k']}", *heads], rows)
-
-
-def lists(task: TaskRun) -> str:
-    sizes = sorted(task.rows[0]["sizes"])
-    shape = [f"{len(sizes):,}", f"{sizes.count(0):,}", f"{sizes[0]:,}", f"{median(sizes):,.0f}", f"{sizes[-1]:,}"]
-    head = ["lists", "empty", "shortest", "median", "longest", "imbalance factor"]
-    return grid(head, [[*shape, f"{task.rows[0]['imbalance']:.2f}"]])
 
 
 def auto_ratios(task: TaskRun) -> list[tuple[int, int, float, str]]:
@@ -184,80 +167,6 @@ def filters(task: TaskRun) -> str:
     return grid(["ids that may be found", *(f"nq {nq:,}" for nq in nqs)], rows)
 
 
-def maintenance(task: TaskRun) -> str:
-    rows = []
-    for engine in task.engines():
-        kinds = ("one add", "batches", "turns", "removes")
-        whole, batches, turns, removes = (middle(task.pick(engine=engine, what=kind), "seconds") for kind in kinds)
-        theirs = middle(task.pick(engine="faiss", what="turns"), "seconds")
-        pairs = task.pick(engine=engine, what="turns")[0]["pairs"]
-        per_pair = None if turns is None else turns * 1_000
-        rows.append(
-            [
-                engine,
-                number(whole),
-                number(batches),
-                times(over(batches, whole)),
-                f"{pairs:,}",
-                number(per_pair),
-                times(over(turns, theirs)),
-                number(None if removes is None else removes * 1_000),
-                times(over(removes, middle(task.pick(engine="faiss", what="removes"), "seconds"))),
-            ]
-        )
-    batch = task.pick(what="batches")[0]["batch"]
-    small = f"batches of {batch}, s"
-    return grid(
-        [
-            "maintenance",
-            "one add, s",
-            small,
-            "batches / one",
-            "add(1)+search(1) pairs",
-            "ms a pair",
-            "/ faiss's",
-            "ms a small removal",
-            "/ faiss's",
-        ],
-        rows,
-    )
-
-
-def memory(task: TaskRun) -> str:
-    rows = []
-    for row in task.rows:
-        limit = row["max_bytes"]
-        rows.append(
-            [
-                row["engine"],
-                f"{row['nq']:,}",
-                f"{row['nprobe']}",
-                f"{row['scratch_bytes'] / _MIB:,.0f}",
-                f"{row['result_bytes'] / _MIB:,.1f}",
-                NONE if limit is None else f"{limit / _MIB:,.0f}",
-                f"{row['index_bytes'] / row['raw_bytes']:.2f}",
-            ]
-        )
-    return grid(
-        ["memory", "nq", "nprobe", "growth, MiB", "results, MiB", "max_bytes, MiB", "index / raw"], rows
-    )
-
-
-def threads(task: TaskRun) -> str:
-    rows = [
-        [
-            f"{row['engine']}, {row['concurrent']} threads",
-            f"{row['agreement']:.5f}",
-            speed(row["qps_alone"]),
-            speed(row["qps"]),
-        ]
-        for row in task.rows
-    ]
-    return grid(
-        ["concurrent searches", "agreement with one thread", "one thread's queries/s", "together"], rows
-    )
-
-
 def growth(tasks: Sequence[TaskRun]) -> str:
     """Time per query against the number of base rows."""
     nqs = sorted({nq for task in tasks for nq in task.values("nq")})
@@ -304,35 +213,20 @@ def _batch(task: TaskRun, engine: str, nq: int) -> str:
     return f"{1e3 * found[0]['seconds']:.3g}{ratio}"
 
 
-TABLES: dict[str, Callable[[TaskRun], str]] = {
-    "lists": lists,
-    "search": ladder,
-    "flat": ladder,
-    "train": train,
-    "add": add,
-    "recall": recall,
-    "pairs": pairs,
-    "auto": auto,
-    "budgets": budgets,
-    "codes": budgets,
-    "filters": filters,
-    "maintenance": maintenance,
-    "threads": threads,
-    "memory": memory,
-    "formats": formats,
-}
+def profile(task: TaskRun) -> str:
+    """Milliseconds of each phase and its share of the search; the operators are those of the largest batch."""
+    nqs, rows = task.values("nq"), []
+    for engine in task.engines():
+        for phase in dict.fromkeys(row["phase"] for row in task.pick(engine=engine)):
+            mine = task.pick(engine=engine, phase=phase)
+            found = {row["nq"]: row for row in mine}
+            cells = [_phase(found[nq], task.pick(engine=engine, phase="search", nq=nq)[0]) for nq in nqs if nq in found]
+            cells += [NONE] * (len(nqs) - len(cells))
+            rows.append([f"{engine}: {phase}", *cells, ", ".join(mine[-1]["operators"]) or NONE])
+    return grid(["ms in a phase", *(f"nq {nq:,}" for nq in nqs), "most of it in"], rows)
 
 
-def plain(task: TaskRun, before: TaskRun | None = None) -> str:
-    """For the terminal: the table, and how ours stood to faiss in the run before."""
-    table = TABLES[task.task](task) if task.rows else "nothing was measured"
-    lines = [f"\n{task.case}, {task.task}", table]
-    lines += [f"left out: {skip['engine']}, {skip['reason']}" for skip in task.skips]
-    if before is not None and task.task in ("search", "flat"):
-        pairs = [
-            (nq, before.ratio("qps", "ours", nq=nq), task.ratio("qps", "ours", nq=nq))
-            for nq in task.values("nq")
-        ]
-        told = [f"nq {nq:,}: {times(old)} → {times(new)}" for nq, old, new in pairs if old and new]
-        lines.append(f"ours / faiss, before ({before.facts['commit'][:7]}) → now: " + ", ".join(told))
-    return "\n".join(lines)
+def _phase(row: dict[str, Any], whole: dict[str, Any]) -> str:
+    if row is whole:
+        return f"{1e3 * row['seconds']:.3g} (unprofiled {1e3 * row['alone']:.3g})"
+    return f"{1e3 * row['seconds']:.3g} ({row['seconds'] / whole['seconds']:.0%})"
