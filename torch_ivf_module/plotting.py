@@ -17,6 +17,7 @@ from .tune import Point, Tuned
 __all__ = ["plot_list_sizes", "plot_recall"]
 
 _BINS = 40
+_UNEVEN = 10  # means long, a longest list would leave all others in one bar: lists are then counted on a log scale
 _COLOUR, _MARKED = "#0072B2", "#D55E00"  # colour-blind people can tell these apart
 
 
@@ -47,7 +48,10 @@ def plot_list_sizes(index: IndexIVFFlat | Tensor, ax: Any = None) -> Any:
     bins = min(_BINS, int(sizes.max()) + 1)
     axes.hist(sizes.numpy(), bins=bins, range=(0, max(1.0, float(sizes.max()))), color=_COLOUR, alpha=0.85)
     axes.axvline(mean, color=_MARKED, ls="--", label=f"mean {mean:,.0f}")
+    if float(sizes.max()) > _UNEVEN * mean:
+        axes.set_yscale("log")
     axes.set(xlabel="vectors in a list", ylabel="lists", title=f"{sizes.numel():,} lists")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
     return axes
 
@@ -78,7 +82,7 @@ def plot_recall(found: Tuned | Sequence[Point], ax: Any = None) -> Any:
         if points:
             axes.plot(*_at(points), style, color=_COLOUR, ms=5, label=label)
     for point in whole:
-        axes.annotate(str(point.nprobe), _at([point]), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(str(point.nprobe), (point.recall, 1 / point.seconds), xytext=(4, 4), textcoords="offset points", fontsize=8)
     if isinstance(found, Tuned):
         chosen = f"chosen: nprobe {found.nprobe}" + ("" if found.budget is None else f", {found.budget:,} rows")
         axes.plot([found.recall], [1 / found.seconds], "o", color=_MARKED, ms=11, mfc="none", mew=2, label=chosen)
