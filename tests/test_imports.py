@@ -18,7 +18,7 @@ NAME = ROOT.name
 # From the lowest to the highest; a part may import those of its own level and below. `_optional` only finds
 # other packages; `__init__` is the library as its users see it, which is what the programs above it see too.
 LEVELS = [
-    ("_files", "_optional"),
+    ("_files", "_optional", "_pytorch"),
     ("functional",),
     ("native",),
     ("params",),
@@ -159,6 +159,15 @@ def test_public_names_are_where_users_look_for_them():
         assert name in torch_ivf_module.__all__
     assert callable(torch_ivf_module.load)
     assert (ROOT / "py.typed").exists()
+
+
+def test_without_pytorch_the_import_says_how_to_get_it():
+    script = f"import sys; sys.modules['torch'] = None\nimport {NAME}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT.parent)
+    assert done.returncode == 1
+    assert "ImportError: torch_ivf_module needs PyTorch" in done.stderr
+    assert "https://pytorch.org" in done.stderr
+    assert "pip install 'torch-ivf-module[pytorch]'" in done.stderr
 
 
 def test_importing_the_package_imports_nothing_optional():

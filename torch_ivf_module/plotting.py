@@ -81,8 +81,9 @@ def plot_recall(found: Tuned | Sequence[Point], ax: Any = None) -> Any:
     for points, style, label in ((whole, "o-", "all rows"), (limited, "x", "a budget of rows")):
         if points:
             axes.plot(*_at(points), style, color=_COLOUR, ms=5, label=label)
+    beside = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 8}
     for point in whole:
-        axes.annotate(str(point.nprobe), (point.recall, 1 / point.seconds), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(str(point.nprobe), (point.recall, 1 / point.seconds), **beside)
     if isinstance(found, Tuned):
         chosen = f"chosen: nprobe {found.nprobe}" + ("" if found.budget is None else f", {found.budget:,} rows")
         axes.plot([found.recall], [1 / found.seconds], "o", color=_MARKED, ms=11, mfc="none", mew=2, label=chosen)
