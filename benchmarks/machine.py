@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_threads", "bfloat16_units", "describe", "run_id", "set_threads", "simd"]
+__all__ = ["add_threads", "bfloat16_units", "commit", "describe", "run_id", "set_threads", "simd"]
 
 _PACKAGES = (
     "torch-ivf-module",
@@ -58,7 +58,7 @@ def describe(threads: int, arguments: list[str]) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
-        "commit": _git("rev-parse", "HEAD") or "none",
+        "commit": commit(),
         "changed": bool(_git("status", "--porcelain", "--", "torch_ivf_module", "benchmarks/*.py")),
         "threads": threads,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -76,6 +76,10 @@ def describe(threads: int, arguments: list[str]) -> dict[str, Any]:
 def bfloat16_units(flags: Iterable[str]) -> bool:
     """Whether a processor with these units multiplies bfloat16 in one."""
     return not _BFLOAT16.isdisjoint(flags)
+
+
+def commit() -> str:
+    return _git("rev-parse", "HEAD") or "none"
 
 
 def run_id(facts: dict[str, Any]) -> str:

@@ -225,6 +225,14 @@ def test_a_report_without_lines_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "docs").exists()
 
 
+def test_what_this_commit_has_measured_is_left_out(stored: Path) -> None:
+    plan = ("run", "--case", "tiny", "--task", "search", "--out", stored)
+    assert "commit" in _benchmarks(*plan, "--list").stdout
+    before = stored.read_text()
+    assert "nothing is left to measure" in _benchmarks(*plan, "--resume").stdout
+    assert stored.read_text() == before
+
+
 def test_an_unfinished_task_is_passed_over(stored: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     lines = stored.read_text().splitlines()

@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import results
 from ..cases import CASES, PLAN, QUICK, Case
-from ..machine import add_threads, describe, run_id, set_threads
+from ..machine import add_threads, commit, describe, run_id, set_threads
 
 __all__ = ["add_arguments", "add_common", "measure", "run"]
 
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", action="append", choices=sorted(CASES), help="only this case (may be repeated)")
     parser.add_argument("--task", action="append", choices=tasks, help="only this task (may be repeated)")
     parser.add_argument("--list", action="store_true", help="only say what would be measured, and when it last was")
+    parser.add_argument("--resume", action="store_true", help="leave out what this very commit has measured already")
     add_common(parser)
 
 
@@ -45,8 +46,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     jobs = _jobs(options)
+    last = results.latest([options.out or results.DEFAULT])
+    if options.resume:
+        done = {key for key, task in last.items() if task.facts["commit"] == commit()}
+        jobs = [(case, task) for case, task in jobs if (case.name, task) not in done]
     if options.list:
-        return _list(jobs, options)
+        return _list(jobs, last)
+    if not jobs:
+        print("nothing is left to measure")
+        return 0
     words = ["run", *(word for name in ("case", "task") for value in _given(options, name) for word in value)]
     return measure(jobs, options, words)
 
@@ -69,13 +77,12 @@ def _jobs(options: argparse.Namespace) -> list[_Job]:
     return jobs
 
 
-def _list(jobs: Sequence[_Job], options: argparse.Namespace) -> int:
-    finished = results.latest([options.out or results.DEFAULT])
+def _list(jobs: Sequence[_Job], last: Mapping[tuple[str, str], results.TaskRun]) -> int:
     for case, task in jobs:
-        last = finished.get((case.name, task))
-        told = "never" if last is None else f"{last.facts['date'][:10]}, {last.facts['commit'][:7]}"
-        took = "" if last is None else f", took {last.seconds:,.0f} s"
-        print(f"{f'--case {case.name} --task {task}':42} {told}{took}")
+        told, done = "never", last.get((case.name, task))
+        if done is not None:
+            told = f"{done.facts['date'][:10]}, commit {done.facts['commit'][:7]}, {done.seconds:,.0f} s"
+        print(f"{f'--case {case.name} --task {task}':42} {told}")
     return 0
 
 
