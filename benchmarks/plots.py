@@ -129,6 +129,8 @@ def recall(task: TaskRun, title: str) -> str:
     for axes, nq in zip(panels[0], nqs, strict=True):
         for engine in task.engines():
             rows = sorted(task.pick(engine=engine, nq=nq), key=lambda row: row["recall"])
+            if not rows:
+                continue
             if not rows[0]["knob"]:
                 axes.axhline(rows[0]["qps"], label=f"{engine} (exact)", **_style(engine) | {"ls": "--", "marker": ""})
                 continue
@@ -172,7 +174,8 @@ def auto(tasks: Sequence[TaskRun]) -> str:
         for step, nprobe in enumerate(task.values("nprobe")):
             line = [(nq, ratio) for visited, nq, ratio, _ in ratios if visited == nprobe]
             style = {"color": _STEPS[step % len(_STEPS)], "marker": "os^Dv"[step % 5], "ms": 4, "lw": 1.3}
-            axes.semilogx(*zip(*line, strict=True), label=f"nprobe {nprobe}", **style)
+            if line:
+                axes.semilogx(*zip(*line, strict=True), label=f"nprobe {nprobe}", **style)
         axes.axhline(1.0, color="black", lw=0.8)
         axes.axhline(1.15, color="black", lw=0.8, ls=":")
         _batches(axes.xaxis, task.values("nq"))
