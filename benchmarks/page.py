@@ -122,8 +122,9 @@ def _auto(tasks: Tasks) -> list[str]:
 def caption(task: TaskRun) -> str:
     facts = task.facts
     changed = " with uncommitted changes" if facts["changed"] else ""
+    native = ", native kernel" if facts.get("native") else ""
     return (
-        f"*{facts['cpu']}, {facts['threads']} threads; {facts['date'][:10]}, "
+        f"*{facts['cpu']}, {facts['threads']} threads{native}; {facts['date'][:10]}, "
         f"commit {facts['commit'][:7]}{changed}; `{facts['command']}`; run {facts['run']}*"
     )
 

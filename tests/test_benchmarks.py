@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import answers, page, readme, results
+from benchmarks import answers, engines, page, readme, results
 from benchmarks.cases import CASES, PLAN
 from benchmarks.commands import run, score_auto
 from benchmarks.commands.report import stored as figures
@@ -53,6 +53,7 @@ def _benchmarks(*arguments: str | Path) -> Said:
         warnings.simplefilter("ignore")
         for module in (run, score_auto):
             stack.enter_context(patch.object(module, "set_threads"))
+        stack.enter_context(patch.object(engines, "settle_native", lambda: False))
         stack.enter_context(patch.object(Effort, "quick", lambda: SWIFT))
         stack.enter_context(patch("gc.collect"))  # half the time of a small run
         try:

@@ -94,8 +94,9 @@ def measure(
     `values` are settings that the cases do not have; figures taken with some are stored, but stay out of the report.
     """
     set_threads(options.threads)
-    from ..engines import LIBRARIES, missing
+    from ..engines import LIBRARIES, missing, settle_native
 
+    native = settle_native()
     asked = options.engines or (QUICK.engines if options.quick else tuple(LIBRARIES))
     unknown = [name for name in asked if name not in LIBRARIES]
     if unknown:
@@ -107,7 +108,7 @@ def measure(
     if not names:
         raise SystemExit("no engine is left to measure")
     out = options.out or (results.QUICK if options.quick else results.DEFAULT)
-    facts = describe(options.threads, [*words, *_settings(options)])
+    facts = describe(options.threads, [*words, *_settings(options)]) | {"native": native}
     if facts["load"] > _BUSY:
         print(f"the machine is busy (load {facts['load']:.1f}): figures taken now say little")
     run = run_id(facts)

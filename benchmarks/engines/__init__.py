@@ -1,7 +1,7 @@
 """One small adapter a library: build, set its parameters, search. A variant is an adapter with fixed attributes."""
 
 from .contract import Engine, Spec
-from .registry import FLAT, GRAPH, IVF, LIBRARIES, Entry, Variant, make, missing, owners, paired
+from .registry import FLAT, GRAPH, IVF, LIBRARIES, Entry, Variant, make, missing, owners, paired, settle_native
 
 __all__ = [
     "FLAT",
@@ -16,4 +16,5 @@ __all__ = [
     "missing",
     "owners",
     "paired",
+    "settle_native",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from .others import Hnswlib, Sklearn, Usearch
 from .ours import OursFlat, OursIVF
 from .torch_peers import TorchIVF, TorchIVFFlat, TorchSimilaritySearchFlat, TorchSimilaritySearchIVF
 
-__all__ = ["FLAT", "GRAPH", "IVF", "LIBRARIES", "Entry", "Variant", "make", "missing", "owners", "paired"]
+__all__ = ["FLAT", "GRAPH", "IVF", "LIBRARIES", "Entry", "Variant", "make", "missing", "owners", "paired", "settle_native"]
 
 
 NATIVE = "torch_ivf_module.native"  # its `available()` says whether the kernel is built for this machine
@@ -88,6 +89,25 @@ def missing(names: Iterable[str]) -> dict[str, str]:
         if library == NATIVE and not module.available():
             reasons[name] = "the native kernel is not built"
     return reasons
+
+
+def settle_native() -> bool:
+    """Have the native kernel built now, or keep it out: whether it is there.
+
+    A large search would start a build in the background, beside everything that is being timed.
+    """
+    try:
+        native = importlib.import_module(NATIVE)
+    except ImportError:
+        return False
+    if native.enabled() and not native.available():
+        try:
+            print("building the native kernel, once")
+            native.build()
+        except RuntimeError as error:
+            print(f"without the native kernel: {error}")
+            os.environ["TORCH_IVF_NATIVE"] = "0"
+    return bool(native.available())
 
 
 def make(names: Iterable[str], table: Mapping[str, Entry], spec: Spec) -> dict[str, Variant]:

@@ -16,6 +16,8 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
+from torch_ivf_module.functional import search
+
 from ..context import Context
 from ..engines import IVF, Variant
 from ..measure import timed
@@ -38,6 +40,7 @@ PHASES = (
     ("index.base", "lookup", "lookup"),
 )
 _ENGINES = ("ours", "ours-csr", "ours-matrix", "ours-native")
+_KERNEL = "products and selection"  # of the native kernel, which does both at once
 _WHOLE, _OTHER = "search", "other"
 _MARK = "phase: "  # so that no operator has the name of a phase
 _OPERATORS = 3  # named beside each phase
@@ -75,7 +78,7 @@ def _folded(engine: Variant, x: Any, k: int) -> Iterator[tuple[str, float, list[
     whole = seconds.pop(_WHOLE)
     seconds[_OTHER] = whole - sum(seconds.values())
     operators[_OTHER] = operators.pop(_WHOLE)
-    for phase in dict.fromkeys([*(phase for _, _, phase in PHASES), _OTHER]):
+    for phase in dict.fromkeys([*(phase for _, _, phase in PHASES), _KERNEL, _OTHER]):
         if phase in seconds:
             yield phase, seconds[phase], [name for name, _ in operators[phase].most_common(_OPERATORS)]
     yield _WHOLE, whole, []
@@ -97,6 +100,10 @@ def _phases() -> Iterator[None]:
         for where, name, phase in PHASES:
             module = importlib.import_module(f"torch_ivf_module.{where}")
             stack.enter_context(patch.object(module, name, _recorded(getattr(module, name), phase, inside)))
+        native = search.STRATEGIES.get("native")
+        if native is not None:
+            scans = {name: _recorded(getattr(native, name), _KERNEL, inside) for name in ("scan", "bounds")}
+            stack.enter_context(patch.dict(search.STRATEGIES, native=native._replace(**scans)))
         yield
 
 
