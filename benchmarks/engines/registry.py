@@ -16,7 +16,19 @@ from .others import Hnswlib, Sklearn, Usearch
 from .ours import OursFlat, OursIVF
 from .torch_peers import TorchIVF, TorchIVFFlat, TorchSimilaritySearchFlat, TorchSimilaritySearchIVF
 
-__all__ = ["FLAT", "GRAPH", "IVF", "LIBRARIES", "Entry", "Variant", "make", "missing", "owners", "paired", "settle_native"]
+__all__ = [
+    "FLAT",
+    "GRAPH",
+    "IVF",
+    "LIBRARIES",
+    "Entry",
+    "Variant",
+    "make",
+    "missing",
+    "owners",
+    "paired",
+    "settle_native",
+]
 
 
 NATIVE = "torch_ivf_module.native"  # its `available()` says whether the kernel is built for this machine
