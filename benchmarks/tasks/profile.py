@@ -42,6 +42,7 @@ PHASES = (
 _ENGINES = ("ours", "ours-csr", "ours-matrix", "ours-native")
 _KERNEL = "products and selection"  # of the native kernel, which does both at once
 _WHOLE, _OTHER = "search", "other"
+_ORDER = dict.fromkeys(["probe", "choice of the scan", "tasks", "products", _KERNEL, *(p for _, _, p in PHASES), _OTHER])
 _MARK = "phase: "  # so that no operator has the name of a phase
 _OPERATORS = 3  # named beside each phase
 _SLOWEST = 20.0  # seconds: a longer search has more events than anybody wants to wait for
@@ -78,7 +79,7 @@ def _folded(engine: Variant, x: Any, k: int) -> Iterator[tuple[str, float, list[
     whole = seconds.pop(_WHOLE)
     seconds[_OTHER] = whole - sum(seconds.values())
     operators[_OTHER] = operators.pop(_WHOLE)
-    for phase in dict.fromkeys([*(phase for _, _, phase in PHASES), _KERNEL, _OTHER]):
+    for phase in _ORDER:
         if phase in seconds:
             yield phase, seconds[phase], [name for name, _ in operators[phase].most_common(_OPERATORS)]
     yield _WHOLE, whole, []
