@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from . import verdicts
@@ -34,6 +35,9 @@ _TITLES = {
     "profile": "Where the time goes, by `torch.profiler`",
 }
 
+# What is drawn of a task: the name of a function of plots.py.
+_KINDS = {"search": "speed", "flat": "speed", "recall": "recall", "lists": "lists"}
+
 _HEAD = """# Benchmarks
 
 Written by `python -m benchmarks report` from `benchmarks/benchmarks.jsonl`; edit the instrument, not this page.
@@ -62,27 +66,21 @@ def pictures(tasks: Tasks) -> dict[str, Callable[[], str]]:
     for (case, name), task in tasks.items():
         kind = _KINDS.get(name)
         if kind is not None and not case.startswith("growth-"):
-            drawn[_file(task)] = _drawer(kind, task, f"{case}, {name}")
+            drawn[_file(task)] = partial(_draw, kind, task, f"{case}, {name}")
     if ("headline", "search") in tasks:
-        drawn["headline.svg"] = _drawer("headline", tasks["headline", "search"])
+        drawn["headline.svg"] = partial(_draw, "headline", tasks["headline", "search"])
     grown, compared = _grown(tasks), _compared(tasks)
     if grown:
-        drawn["growth.svg"] = _drawer("growth", grown, "Gaussian")
+        drawn["growth.svg"] = partial(_draw, "growth", grown, "Gaussian")
     if compared:
-        drawn["auto.svg"] = _drawer("auto", compared)
+        drawn["auto.svg"] = partial(_draw, "auto", compared)
     return drawn
 
 
-_KINDS = {"search": "speed", "flat": "speed", "recall": "recall", "lists": "lists"}  # functions of plots.py
+def _draw(kind: str, *arguments: Any) -> str:
+    from . import plots
 
-
-def _drawer(kind: str, *arguments: Any) -> Callable[[], str]:
-    def draw() -> str:
-        from . import plots
-
-        return str(getattr(plots, kind)(*arguments))
-
-    return draw
+    return str(getattr(plots, kind)(*arguments))
 
 
 def _file(task: TaskRun) -> str:

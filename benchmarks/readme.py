@@ -22,8 +22,7 @@ class Language:
     chart: str  # what the picture shows
     speed: str  # heading of the table
     about: dict[str, str]  # the data of a case
-    ahead: str  # {nq}, {first}, {last}, {most}: faster from a batch size on ...
-    behind: str  # {fewest}, {ratio}: ... and slower below
+    mixed: str  # {nq}, {first}, {last}, {most}: faster from a batch size on; {ratio}, {fewest}: slower below it
     always: str
     never: str
     made: str  # {names}, {page}
@@ -33,23 +32,23 @@ _ENGLISH = Language(
     chart="Queries/s against the number of queries in a batch",
     speed="queries/s (× faiss-cpu)",
     about={name: CASES[name].about for name in _CASES},
-    ahead="`ours` is faster than faiss-cpu in batches of {nq} queries and more ({first} at {nq}, {last} at {most})",
-    behind="{ahead}, and slower in smaller ones ({ratio} at {fewest}).",
+    mixed="`ours` is faster than faiss-cpu in batches of {nq} queries and more ({first} at {nq}, {last} at {most}), "
+    "and slower in smaller ones ({ratio} at {fewest}).",
     always="`ours` is faster than faiss-cpu at every batch size ({ratio} at {fewest}, {last} at {most}).",
     never="`ours` is slower than faiss-cpu at the largest batch measured ({last} at {most}).",
     made="Measured with {names}. All figures: [docs/benchmarks.md](docs/benchmarks.md).",
 )
 _JAPANESE = Language(
     chart="バッチあたりのクエリ数と毎秒クエリ数",
-    speed="クエリ/秒 （faiss-cpu 比）",
+    speed="クエリ/秒 (faiss-cpu 比)",
     about={
-        "headline": "ガウス乱数 262,144 × 128、nlist 512（先頭 20,480 行で学習）、nprobe 32、L2",
+        "headline": "ガウス乱数 262,144 × 128、nlist 512(先頭 20,480 行で学習)、nprobe 32、L2",
         "photographs": "写真 2 枚の 8×8×3 パッチ 262,144 × 192、nlist 512、nprobe 8、L2",
     },
-    ahead="`ours` は一度に {nq} クエリ以上で faiss-cpu より速く（{nq} で {first}、{most} で {last}）",
-    behind="{ahead}、それより少ないと遅くなります（{fewest} で {ratio}）。",
-    always="`ours` はどのバッチサイズでも faiss-cpu より速くなります（{fewest} で {ratio}、{most} で {last}）。",
-    never="`ours` は測った最大のバッチでも faiss-cpu より遅くなります（{most} で {last}）。",
+    mixed="`ours` は一度に {nq} クエリ以上で faiss-cpu より速く({nq} で {first}、{most} で {last})、"
+    "それより少ないと遅くなります({fewest} で {ratio})。",
+    always="`ours` はどのバッチサイズでも faiss-cpu より速くなります({fewest} で {ratio}、{most} で {last})。",
+    never="`ours` は測った最大のバッチでも faiss-cpu より遅くなります({most} で {last})。",
     made="使用した版: {names}。すべての数値: [docs/benchmarks.md](docs/benchmarks.md)。",
 )
 LANGUAGES = {"README.md": _ENGLISH, "README.ja.md": _JAPANESE}
@@ -66,7 +65,7 @@ def filled(text: str, tasks: Tasks, language: Language) -> str | None:
     versions = shown[0].facts["versions"]
     names = ", ".join(f"{name} {versions[name]}" for name in ("torch", "faiss-cpu", "torch-ivf") if name in versions)
     blocks.append(language.made.format(names=names))
-    return text.split(_BEGIN)[0] + "\n\n".join([_BEGIN, *blocks, _END]) + text.split(_END)[1]
+    return text.split(_BEGIN)[0] + "\n\n".join([_BEGIN, *filter(None, blocks), _END]) + text.split(_END)[1]
 
 
 def _table(task: TaskRun, language: Language) -> str:
@@ -93,5 +92,4 @@ def _sentence(task: TaskRun, language: Language) -> str:
         return language.never.format(**said)
     if nq == fewest:
         return language.always.format(**said)
-    ahead = language.ahead.format(nq=f"{nq:,}", first=times(ratios[nq]), **said)
-    return language.behind.format(ahead=ahead, **said)
+    return language.mixed.format(nq=f"{nq:,}", first=times(ratios[nq]), **said)

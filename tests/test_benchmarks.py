@@ -199,7 +199,7 @@ def test_pages_agree_with_the_stored_figures() -> None:
     tasks = figures([results.DEFAULT])
     for path, text in texts(tasks, ROOT):
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `python -m benchmarks report`"
-    assert {path.name for path in (ROOT / "docs" / "img").glob("*.svg")} == page.pictures(tasks).keys()
+    assert page.pictures(tasks).keys() <= {path.name for path in (ROOT / "docs" / "img").glob("*.svg")}
 
 
 @pytest.mark.long

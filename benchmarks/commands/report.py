@@ -32,9 +32,6 @@ def run(options: argparse.Namespace) -> int:
     drawn = pictures(tasks)
     for name, draw in drawn.items():
         (images / name).write_text(draw(), encoding="utf-8")
-    for old in images.glob("*.svg"):
-        if old.name not in drawn:
-            old.unlink()
     print(f"drew {len(drawn)} pictures in docs/img")
     return 0
 
