@@ -47,9 +47,9 @@ lint: $(VENV)/.ready-dev
 types: $(VENV)/.ready-dev
 	$(BIN)/mypy
 
-# Into an empty folder, so that only what was built now is checked.
+# From nothing: setuptools takes over what an earlier build has noted.
 dist: $(VENV)/.ready-dev $(VENV)/.ready-dist
-	rm -rf dist build
+	rm -rf dist build *.egg-info
 	$(RUN) -m build --outdir dist
 	$(RUN) -m twine check --strict dist/*
 	$(RUN) -m pytest -m long tests/test_dist.py $(ARGS)

@@ -41,7 +41,7 @@ def plot_list_sizes(index: IndexIVFFlat | Tensor, ax: Any = None) -> Any:
     """
     if not isinstance(index, (IndexIVFFlat, Tensor)):
         raise TypeError(f"index must be an IndexIVFFlat or the sizes of its lists, got {type(index).__name__}")
-    sizes = (index if isinstance(index, Tensor) else index.list_sizes()).double().cpu()
+    sizes = (index if isinstance(index, Tensor) else index.list_sizes()).cpu().double()
     if not sizes.numel():
         raise RuntimeError("index has no lists yet: train it before plotting them")
     axes, mean = _axes(ax), float(sizes.mean())
