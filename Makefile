@@ -3,6 +3,7 @@
 #   make demo         search real image patches, faiss beside it where there is one
 #   make test         the test suite;  make test-long  the few tests of it that take longest
 #   make lint types   ruff and mypy
+#   make dist         the wheel and the sdist, checked, and installed in an environment of their own
 #   make bench-quick  the headline beside faiss, in about a minute;  make bench  all benchmarks and their report
 #   make clean        remove the environment and everything generated
 #
@@ -24,7 +25,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compil
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint types bench-quick bench clean
+.PHONY: help demo test test-long lint types dist bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,7 +38,7 @@ demo: $(VENV)/.ready-demo
 test: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal $(ARGS)
 
-test-long: $(VENV)/.ready-dev
+test-long: $(VENV)/.ready-dev $(VENV)/.ready-dist
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m long $(ARGS)
 
 lint: $(VENV)/.ready-dev
@@ -46,26 +47,34 @@ lint: $(VENV)/.ready-dev
 types: $(VENV)/.ready-dev
 	$(BIN)/mypy
 
+# From nothing: setuptools takes over what an earlier build has noted.
+dist: $(VENV)/.ready-dev $(VENV)/.ready-dist
+	rm -rf dist build *.egg-info
+	$(RUN) -m build --outdir dist
+	$(RUN) -m twine check --strict dist/*
+	$(RUN) -m pytest -m long tests/test_dist.py $(ARGS)
+
 bench-quick: $(VENV)/.ready-bench
-	$(RUN) -m benchmarks.run --quick $(ARGS)
+	$(RUN) -m benchmarks run --quick $(ARGS)
 
 bench: $(VENV)/.ready-bench
-	$(RUN) -m benchmarks.run $(ARGS)
-	$(RUN) -m benchmarks.report
+	$(RUN) -m benchmarks run $(ARGS)
+	$(RUN) -m benchmarks report
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, filled by need: each stamp adds its extras and is redone when the settings change.
-$(VENV)/.ready-demo: EXTRAS := demo,faiss
+$(VENV)/.ready-demo: EXTRAS := pytorch,demo,faiss
 $(VENV)/.ready-dev: EXTRAS := dev
-$(VENV)/.ready-bench: EXTRAS := bench
+$(VENV)/.ready-dist: EXTRAS := dist
+$(VENV)/.ready-bench: EXTRAS := pytorch,bench
 
 $(VENV)/.ready-%: $(SETTLED) | $(RUN)
 	@echo "setting up $(VENV) with [$(EXTRAS)]; the first time this takes a minute or two"
 	$(INSTALL) --editable '.[$(EXTRAS)]'
-	@if [ "$*" != demo ]; then $(INSTALL) --no-deps $(WORDS); fi
+	@if [ "$*" = dev ] || [ "$*" = bench ]; then $(INSTALL) --no-deps $(WORDS); fi
 	@touch $@
 
 $(RUN):

@@ -39,6 +39,14 @@ class Case:
     removed: int = 100  # ids a call
     auto_nqs: tuple[int, ...] = (1, 4, 16, 64, 256, 1_024)
     auto_nprobes: tuple[int, ...] = (1, 8, 32, 128)
+    profile_nqs: tuple[int, ...] = (1, 32, 2_048)
+    budgets: tuple[int, ...] = (16_384, 32_768, 65_536, 131_072)  # rows a query, of the lists in order
+    codes: tuple[int, ...] = (4_096, 8_192, 16_384, 32_768, 65_536)  # rows a query, in whole lists
+    ivf: tuple[tuple[int, int], ...] = (  # nlist, nprobe
+        *((128, 4), (128, 8), (128, 16)),
+        *((512, 8), (512, 16), (512, 32)),
+        *((2_048, 16), (2_048, 32), (2_048, 64)),
+    )
 
 
 def growth_case(nb: int, nlist: int) -> Case:
@@ -135,6 +143,10 @@ _CASES = (
         removes=10,
         auto_nqs=(1, 16),
         auto_nprobes=(1, 4),
+        profile_nqs=(1, 32),
+        budgets=(256, 512),
+        codes=(256,),
+        ivf=((8, 2), (16, 4)),
         about="Gaussian, 2,000 × 16, nlist 16, nprobe 4: for trying the instrument itself",
     ),
 )
@@ -144,13 +156,13 @@ CASES: dict[str, Case] = {case.name: case for case in _CASES}
 # The full run, in order: which tasks each case is put to. Any other pair can be asked for by name.
 PLAN: dict[str, tuple[str, ...]] = {
     "headline": (
-        *("search", "flat", "train", "add", "recall", "auto", "budgets", "filters"),
-        *("maintenance", "threads", "memory", "formats"),
+        *("lists", "search", "flat", "train", "add", "recall", "pairs", "auto", "budgets", "codes", "filters"),
+        *("maintenance", "threads", "memory", "formats", "profile"),
     ),
-    "photographs": ("search", "flat", "train", "add", "recall", "auto", "threads", "memory"),
-    "tokens": ("search", "flat", "recall"),
+    "photographs": ("lists", "search", "flat", "train", "add", "recall", "pairs", "auto", "threads", "memory"),
+    "tokens": ("lists", "search", "flat", "recall"),
     "even-lists": ("auto",),
-    "uneven-lists": ("search", "auto", "threads"),
+    "uneven-lists": ("lists", "search", "auto", "threads"),
     "one-list": ("memory",),
     **{name: ("search",) for name in CASES if name.startswith("growth-")},
 }

@@ -62,14 +62,18 @@ class Context:
         return made
 
     def row(self, engine: str, **fields: Any) -> None:
-        self.write({"kind": "row", "task": self.task, "case": self.case.name, "engine": engine, **fields})
+        self._line("row", engine=engine, **fields)
 
     def skip(self, engine: str, reason: str, **fields: Any) -> None:
         self.note(f"{engine} skipped: {reason}")
-        self.write(
-            {"kind": "skip", "task": self.task, "case": self.case.name, "engine": engine, "reason": reason}
-            | fields
-        )
+        self._line("skip", engine=engine, reason=reason, **fields)
+
+    def floor(self, **fields: Any) -> None:
+        """What the machine does at the best, to set beside the rows of the task."""
+        self._line("floor", **fields)
+
+    def _line(self, kind: str, **fields: Any) -> None:
+        self.write({"kind": kind, "task": self.task, "case": self.case.name, **fields})
 
     def first_of(self, names: Iterable[str]) -> str | None:
         """The engine the others' ids are compared with: faiss, or else whichever comes first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
@@ -9,11 +10,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe", "run_id", "set_threads"]
+__all__ = ["add_threads", "bfloat16_units", "commit", "describe", "run_id", "set_threads", "simd"]
 
 _PACKAGES = (
     "torch-ivf-module",
@@ -26,8 +28,18 @@ _PACKAGES = (
     "hnswlib",
     "usearch",
 )
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the flags of units that multiply bfloat16; the last is Arm's
 _SIMD = re.compile(r"^(sse4|avx|amx|fma|f16c|asimd|sve|bf16|i8mm|neon)")
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=int(os.environ.get("OMP_NUM_THREADS", "2")),
+        help="threads for every library (default: OMP_NUM_THREADS, or else 2)",
+    )
 
 
 def set_threads(threads: int) -> None:
@@ -45,13 +57,13 @@ def describe(threads: int, arguments: list[str]) -> dict[str, Any]:
 
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks.run", *arguments]),
-        "commit": _git("rev-parse", "HEAD") or "none",
+        "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
+        "commit": commit(),
         "changed": bool(_git("status", "--porcelain", "--", "torch_ivf_module", "benchmarks/*.py")),
         "threads": threads,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu": _cpu_model(),
-        "simd": [flag for flag in _cpu_flags() if _SIMD.match(flag)],
+        "simd": simd(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load": os.getloadavg()[0],
@@ -59,6 +71,15 @@ def describe(threads: int, arguments: list[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": _versions(),
     }
+
+
+def bfloat16_units(flags: Iterable[str]) -> bool:
+    """Whether a processor with these units multiplies bfloat16 in one."""
+    return not _BFLOAT16.isdisjoint(flags)
+
+
+def commit() -> str:
+    return _git("rev-parse", "HEAD") or "none"
 
 
 def run_id(facts: dict[str, Any]) -> str:
@@ -103,5 +124,6 @@ def _cpu_model() -> str:
     )
 
 
-def _cpu_flags() -> list[str]:
-    return (_cpuinfo("flags") or _cpuinfo("Features")).split()
+def simd() -> list[str]:
+    """The vector and matrix units that the processor names."""
+    return [flag for flag in (_cpuinfo("flags") or _cpuinfo("Features")).split() if _SIMD.match(flag)]

@@ -1,4 +1,4 @@
-"""The stored lines: `run` with the facts of a run, then `row`, `skip`, `failed` and `done`, which name it."""
+"""The stored lines: `run` with the facts of a run, then `row`, `skip`, `floor`, `failed` and `done`, which name it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["DEFAULT", "QUICK", "TaskRun", "append", "history", "latest"]
 
-_FOLDER = Path(__file__).resolve().parent / "results"
+_FOLDER = Path(__file__).resolve().parent
 DEFAULT = _FOLDER / "benchmarks.jsonl"
 QUICK = _FOLDER / "quick.jsonl"
 
@@ -24,7 +24,8 @@ class TaskRun:
     facts: dict[str, Any]  # of the run: machine, threads, versions, commit, command
     rows: list[dict[str, Any]] = field(default_factory=list)
     skips: list[dict[str, Any]] = field(default_factory=list)
-    done: bool = False
+    floors: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float | None = None  # that the whole took, once it is done
 
     def engines(self) -> list[str]:
         return list(dict.fromkeys(row["engine"] for row in self.rows))
@@ -58,16 +59,17 @@ def history(paths: Iterable[Path]) -> list[TaskRun]:
             continue
         key = (line["run"], line["case"], line["task"])
         task = tasks.setdefault(key, TaskRun(line["case"], line["task"], runs[line["run"]]))
+        kept = {"row": task.rows, "skip": task.skips, "floor": task.floors}
         if line["kind"] == "done":
-            task.done = True
-        elif line["kind"] in ("row", "skip"):
-            (task.rows if line["kind"] == "row" else task.skips).append(line)
-    return sorted((task for task in tasks.values() if task.done), key=lambda task: task.facts["date"])
+            task.seconds = line["seconds"]
+        elif line["kind"] in kept:
+            kept[line["kind"]].append(line)
+    return sorted((task for task in tasks.values() if task.seconds is not None), key=lambda task: task.facts["date"])
 
 
 def latest(paths: Iterable[Path]) -> dict[tuple[str, str], TaskRun]:
-    """The last finished run of each (case, task)."""
-    return {(task.case, task.task): task for task in history(paths)}
+    """The last finished run of each (case, task), those with other values than the case's own left out."""
+    return {(task.case, task.task): task for task in history(paths) if not task.facts.get("values")}
 
 
 def _lines(paths: Iterable[Path]) -> Iterable[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What a sharded index holds and sends: formulas, measured at 1, 2 and 4 processes, and worked out for a large one.
 
-    python -m benchmarks.sharded                   # the tables of docs/distributed.md
-    python -m benchmarks.sharded --processes 2     # fewer, or smaller with --vectors, --nlist, --queries
+    python -m benchmarks sharded                   # the tables of docs/distributed.md
+    python -m benchmarks sharded --processes 2     # fewer, or smaller with --vectors, --nlist, --queries
 
 Traffic is what the kernel counts on the sockets of gloo (TCP_INFO, Linux), memory what it counts as resident.
 """
@@ -15,7 +15,7 @@ import socket
 import struct
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,9 @@ import torch.distributed.tensor  # so that the memory of the first save is not t
 from torch_ivf_module import IndexIVFFlat, ShardedIndex
 
 from . import rss
+from .cells import grid
 
-__all__ = ["Setting", "measure", "memory", "to_save", "traffic"]
+__all__ = ["Setting", "add_arguments", "measure", "memory", "run", "to_save", "traffic"]
 
 NITER = 10
 _ID = 8  # bytes
@@ -155,13 +156,6 @@ def measure(s: Setting, timeout: float = 600) -> dict[str, float]:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
-
-
 def size(count: float) -> str:
     """Bytes as people read them."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -179,7 +173,7 @@ def compare(options: argparse.Namespace) -> None:
             found, formula = measure(s), {"resident": memory(s), "peak": to_save(s), **traffic(s)}
             cells = [f"{size(found[name])} / {size(formula[name])}" for name in formula]
             rows.append([str(processes), shard, *cells])
-    table(["W", "shard", "memory", "to save", "train", "add", "search", "save"], rows)
+    print(grid(["W", "shard", "memory", "to save", "train", "add", "search", "save"], rows), end="\n\n")
 
 
 def large() -> None:
@@ -192,22 +186,20 @@ def large() -> None:
             cells = [size(memory(s)), size(formula["search"] / s.queries), f"{asked(s):.0f}", f"{read:,.0f}"]
             rows.append([shard, str(nprobe), *cells, *(size(formula[name]) for name in ("train", "add", "save"))])
     heads = ["shard", "nprobe", "memory", "a query", "asks", "rows read"]
-    table([*heads, "train", "add", "save"], rows)
+    print(grid([*heads, "train", "add", "save"], rows), end="\n\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--vectors", type=int, default=200_000)
     parser.add_argument("--nlist", type=int, default=1_024)
     parser.add_argument("--queries", type=int, default=1_000, help="of each process")
-    options = parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> int:
     about = f"{options.vectors:,} vectors, d 128, float32, {options.nlist:,} lists, nprobe 16, k 10"
     print(f"{about}, {options.queries:,} queries of each process; measured / formula, for one process\n")
     compare(options)
     print("A billion vectors, d 128, float16, 65,536 lists, k 10, 64 processes; by the formulas\n")
     large()
-
-
-if __name__ == "__main__":
-    main()
+    return 0

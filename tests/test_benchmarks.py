@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import answers
+from benchmarks import answers, engines, page, readme, results
 from benchmarks.cases import CASES, PLAN
+from benchmarks.commands import run, score_auto
+from benchmarks.commands.report import stored as figures
+from benchmarks.commands.report import texts
+from benchmarks.commands.score_auto import Cell, score
+from benchmarks.measure import Effort
+from benchmarks.program import COMMANDS, main
 from benchmarks.results import TaskRun, latest
 from benchmarks.targets import TARGETS
-from benchmarks.verdicts import figure
+from benchmarks.tasks import TASKS, profile
+from benchmarks.verdicts import figure, table
+from torch_ivf_module import IndexIVFFlat
 
 ROOT = Path(__file__).resolve().parents[1]
-TRIED = ("search", "add", "budgets", "filters", "maintenance")
+TRIED = ("lists", "search", "add", "pairs", "auto", "budgets", "codes", "filters", "maintenance")
+SWIFT = Effort(rounds=2, fewest_rounds=1, turn_seconds=0, most_calls=1, call_seconds=float("inf"), pause_seconds=0)
 README = "before\n<!-- benchmark:begin -->\nold figures\n<!-- benchmark:end -->\nafter\n"
 
 
-def _python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the instrument sets thread counts for good."""
-    command = [sys.executable, "-W", "ignore", "-m", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+class Said(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def _benchmarks(*arguments: str | Path) -> Said:
+    """One command, in this process, where it must not set thread counts for good; its figures are worth nothing."""
+    out, err = io.StringIO(), io.StringIO()
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(out))
+        stack.enter_context(redirect_stderr(err))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for module in (run, score_auto):
+            stack.enter_context(patch.object(module, "set_threads"))
+        stack.enter_context(patch.object(engines, "settle_native", lambda: False))
+        stack.enter_context(patch.object(Effort, "quick", lambda: SWIFT))
+        stack.enter_context(patch("gc.collect"))  # half the time of a small run
+        try:
+            code = main(list(map(str, arguments)))
+        except SystemExit as stop:
+            code = 1
+            print(stop, file=err)
+    return Said(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The lines of one small run: a paired search, a build, what SearchParams can ask for, the changing index."""
+    """The lines of one small run of the tasks that take little."""
     pytest.importorskip("tqdm")
     out = tmp_path_factory.mktemp("benchmarks") / "tiny.jsonl"
     tasks = [word for task in TRIED for word in ("--task", task)]
-    done = _python(
-        "benchmarks.run",
-        *("--quick", "--quiet", "--case", "tiny", *tasks),
-        *("--engines", "ours,faiss", "--threads", "1", "--out", out),
+    done = _benchmarks(
+        *("run", "--quick", "--quiet", "--case", "tiny", *tasks),
+        *("--engines", "ours,ours-csr,ours-matrix,faiss", "--threads", "1", "--out", out),
     )
     assert done.returncode == 0, done.stderr
     assert "queries/s" in done.stdout
@@ -71,30 +107,131 @@ def test_a_paired_search_gives_the_same_ids(stored: Path) -> None:
     assert task.ratio("qps", "ours", nq=1) is not None
 
 
-def test_the_report_writes_a_table_and_fills_the_readme(stored: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    (tmp_path / "README.md").write_text(README)
-    # The README shows the headline: the same rows under its name.
-    copy = tmp_path / "lines.jsonl"
-    copy.write_text(stored.read_text().replace('"case": "tiny"', '"case": "headline"'))
-    done = _python("benchmarks.report", copy, "--root", tmp_path)
+def test_the_floor_stands_beside_the_search(stored: Path) -> None:
+    (floor, *_) = latest([stored])["tiny", "search"].floors
+    assert floor["dtype"] == "float32"
+    assert floor["gflops"] > 0
+    case = CASES["tiny"]
+    assert floor["tile"] == [case.total_queries * case.nprobe // case.nlist, case.d, case.nb // case.nlist]
+    assert case.nprobe < floor["rows_read"] < case.nb
+
+
+@pytest.mark.parametrize("mode", ["csr", "matrix"])
+def test_every_part_of_a_search_is_in_a_phase(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order in which a query goes through them. The profiler, which takes seconds to start: the next test."""
+    entered: list[str] = []
+
+    @contextmanager
+    def record(phase: str) -> Iterator[None]:
+        entered.append(phase)
+        yield
+
+    monkeypatch.setattr(profile, "_record", record)
+    x = torch.randn(2_000, 8, generator=torch.Generator().manual_seed(0))
+    index = IndexIVFFlat(8, nlist=8, search_mode=mode).fit(x)
+    index.add(x)
+    plain = index.search(x[:50], 3)
+    with profile._phases():
+        again = index.search(x[:50], 3)
+    assert all(map(torch.equal, plain, again))
+    wanted = ["probe", "tasks", "products", "selection", "re-scoring", "merge", "lookup"]
+    assert list(dict.fromkeys(entered)) == wanted
+    entered.clear()
+    index.search(x[:50], 3)
+    assert not entered
+
+
+@pytest.mark.long
+def test_a_profile_accounts_for_the_whole_search(tmp_path: Path) -> None:
+    out = tmp_path / "profile.jsonl"
+    done = _benchmarks("profile", "--case", "tiny", "--engines", "ours-csr", "--quick", "--quiet", "--out", out)
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "docs" / "benchmarks.md").read_text()
-    assert "| ours |" in page
-    assert "not measured" in page
+    task = latest([out])["tiny", "profile"]
+    for nq in CASES["tiny"].profile_nqs:
+        seconds = {row["phase"]: row["seconds"] for row in task.pick(nq=nq)}
+        assert {"probe", "tasks", "products", "selection", "re-scoring", "merge", "lookup", "other"} < seconds.keys()
+        assert sum(seconds.values()) - seconds["search"] == pytest.approx(seconds["search"])
+        assert min(seconds.values()) >= 0
+
+
+def test_auto_is_scored_on_what_was_measured(stored: Path) -> None:
+    done = _benchmarks("score-auto", "--case", "tiny", "--preset", "latency", "--top", "2", "--file", stored)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| 1. ") == 1
+    assert "as it is" in done.stdout
+    done = _benchmarks("score-auto", "--case", "tiny", "--weights", "7=1", "--file", stored)
+    assert done.returncode == 1
+    assert "nothing to score" in done.stdout
+
+
+def test_a_score_weighs_batch_sizes() -> None:
+    cells = [Cell("a", nq, 1, nq, {"csr": 4.0 / nq, "matrix": 2.0}, ()) for nq in (1, 4)]
+    assert score(cells, ["matrix", "csr"], lambda nq: 1.0) == (1.0, 1.0)
+    assert score(cells, ["csr", "csr"], lambda nq: 1.0) == (pytest.approx(2**0.5), 2.0)
+    assert score(cells, ["csr", "csr"], lambda nq: float(nq == 4)) == (1.0, 1.0)
+
+
+def test_the_report_draws_the_tables_and_fills_both_readmes(stored: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in readme.LANGUAGES:
+        (tmp_path / name).write_text(README)
+    # The READMEs show the headline: the same rows under its name. Of the other tasks one that is not drawn will do.
+    copy = tmp_path / "lines.jsonl"
+    lines = stored.read_text().replace('"case": "tiny"', '"case": "headline"').splitlines()
+    copy.write_text("\n".join(line for line in lines if json.loads(line).get("task") in (None, "search", "pairs")))
+    done = _benchmarks("report", copy, "--root", tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "| ours |" in written
+    assert "not measured" in written
+    assert {path.name for path in (tmp_path / "docs" / "img").iterdir()} == {"headline.svg", "search-headline.svg"}
     assert (tmp_path / "docs" / "img" / "search-headline.svg").read_text().startswith("<?xml")
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("before\n<!-- benchmark:begin -->")
-    assert readme.endswith("<!-- benchmark:end -->\nafter\n")
-    assert "old figures" not in readme
-    assert "| ours |" in readme
+    for name in readme.LANGUAGES:
+        text = (tmp_path / name).read_text()
+        assert text.startswith("before\n<!-- benchmark:begin -->")
+        assert text.endswith("<!-- benchmark:end -->\nafter\n")
+        assert "old figures" not in text
+        assert "| ours |" in text
+
+
+def test_pages_agree_with_the_stored_figures() -> None:
+    """What `python -m benchmarks report` writes is what is there."""
+    tasks = figures([results.DEFAULT])
+    for path, text in texts(tasks, ROOT):
+        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `python -m benchmarks report`"
+    assert page.pictures(tasks).keys() <= {path.name for path in (ROOT / "docs" / "img").glob("*.svg")}
+
+
+@pytest.mark.long
+def test_pictures_agree_with_the_stored_figures() -> None:
+    pytest.importorskip("matplotlib")
+    for name, draw in page.pictures(figures([results.DEFAULT])).items():
+        assert (ROOT / "docs" / "img" / name).read_text(encoding="utf-8") == draw(), f"{name} is stale"
+
+
+@pytest.mark.parametrize(
+    ("ratios", "ahead"), [({1: 2, 8: 1}, 1), ({1: 2, 8: 0.5, 32: 1.5}, 32), ({1: 1.5, 8: 0.9}, None), ({}, None)]
+)
+def test_a_crossover_is_where_ours_stays_ahead(ratios: dict[int, float], ahead: int | None) -> None:
+    task = TaskRun("headline", "search", {})
+    for nq, ratio in ratios.items():
+        task.rows += [{"engine": "ours", "nq": nq, "qps": 10 * ratio}, {"engine": "faiss", "nq": nq, "qps": 10}]
+    assert readme.crossover(task) == (ratios, ahead)
 
 
 def test_a_report_without_lines_says_so(tmp_path: Path) -> None:
-    done = _python("benchmarks.report", tmp_path / "none.jsonl", "--root", tmp_path)
+    done = _benchmarks("report", tmp_path / "none.jsonl", "--root", tmp_path)
     assert done.returncode == 0
     assert "no finished measurement" in done.stdout
     assert not (tmp_path / "docs").exists()
+
+
+def test_what_this_commit_has_measured_is_left_out(stored: Path) -> None:
+    plan = ("run", "--case", "tiny", "--task", "search", "--out", stored)
+    assert "commit" in _benchmarks(*plan, "--list").stdout
+    before = stored.read_text()
+    assert "nothing is left to measure" in _benchmarks(*plan, "--resume").stdout
+    assert stored.read_text() == before
 
 
 def test_an_unfinished_task_is_passed_over(stored: Path, tmp_path: Path) -> None:
@@ -104,8 +241,50 @@ def test_an_unfinished_task_is_passed_over(stored: Path, tmp_path: Path) -> None
     assert latest([broken]) == {}
 
 
+def test_a_sweep_over_other_values_stays_out_of_the_report(tmp_path: Path) -> None:
+    out = tmp_path / "sweep.jsonl"
+    options = ("--case", "tiny", "--values", "4,8", "--engines", "ours", "--quick", "--quiet", "--out", out)
+    done = _benchmarks("sweep-nq", *options)
+    assert done.returncode == 0, done.stderr
+    assert "nq 4 | nq 8" in done.stdout
+    (task,) = results.history([out])
+    assert task.values("nq") == [4, 8]
+    assert latest([out]) == {}
+
+
+def test_a_command_that_is_told_nonsense_says_what_would_work() -> None:
+    done = _benchmarks("sweep-ivf", "--values", "512,32")
+    assert done.returncode == 1
+    assert "--values must be like 128:4,128:8, got '512,32'" in done.stderr
+
+
+def test_the_program_lists_its_commands_and_imports_nothing_heavy_for_it() -> None:
+    script = "import sys; from benchmarks.program import main\ntry: main(['--help'])\n"
+    script += "finally: assert not {'torch', 'numpy'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_native_targets_depend_on_the_processor() -> None:
+    def search(*units: str) -> TaskRun:
+        task = TaskRun("headline", "search", {"simd": ["avx2", *units]})
+        speeds = {"faiss": 10, "ours": 90, "ours-csr": 20, "ours-matrix": 30, "ours-native": 90}
+        task.rows = [{"engine": name, "nq": 512, "qps": qps} for name, qps in speeds.items()]
+        return task
+
+    line = "| headline: native search, nq 512: queries/s against faiss | ≥ {} | 9 | {} |"
+    plain, units = (table({("headline", "search"): task}) for task in (search(), search("amx_bf16")))
+    assert line.format(9, "met") in plain
+    assert line.format(15, "missed by 40.0%") in units
+    assert line.format(9, "met") not in units
+    # What PyTorch's own operations reach is not what the kernel does.
+    assert "| headline: search, nq 512: queries/s against faiss | ≥ 4 | 3 |" in plain
+
+
 def test_plan_and_targets_name_what_exists() -> None:
     assert PLAN.keys() <= CASES.keys()
+    assert {task for planned in PLAN.values() for task in planned} == TASKS.keys() == page.TABLES.keys()
     assert all(target.task in PLAN[target.case] for target in TARGETS)
 
 

@@ -18,14 +18,14 @@ NAME = ROOT.name
 # From the lowest to the highest; a part may import those of its own level and below. `_optional` only finds
 # other packages; `__init__` is the library as its users see it, which is what the programs above it see too.
 LEVELS = [
-    ("_files", "_optional"),
+    ("_files", "_optional", "_pytorch"),
     ("functional",),
     ("native",),
     ("params",),
     ("index",),
     ("graph", "torchscript", "parallel", "averaging", "dcp", "faiss_bridge", "torch_ivf_bridge", "sharded"),
     ("checkpoint", "tune"),
-    ("hub", "export"),
+    ("hub", "export", "plotting"),
     ("__init__",),
     ("demo", "commands"),
     ("cli",),
@@ -104,7 +104,7 @@ def test_imports_point_down(file):
         if found.module.partition(".")[0] != NAME or found.line in ignored:
             continue
         other = (found.module.split(".")[1:] or ["__init__"])[0]
-        lazily = part == "index" and other in ("checkpoint", "graph", "hub") and found.inside
+        lazily = part == "index" and other in ("checkpoint", "graph", "hub", "plotting") and found.inside
         assert LEVEL[other] <= LEVEL[part] or lazily, (
             f"{file}:{found.line} imports {found.module}, which is above"
         )
@@ -159,6 +159,15 @@ def test_public_names_are_where_users_look_for_them():
         assert name in torch_ivf_module.__all__
     assert callable(torch_ivf_module.load)
     assert (ROOT / "py.typed").exists()
+
+
+def test_without_pytorch_the_import_says_how_to_get_it():
+    script = f"import sys; sys.modules['torch'] = None\nimport {NAME}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT.parent)
+    assert done.returncode == 1
+    assert "ImportError: torch_ivf_module needs PyTorch" in done.stderr
+    assert "https://pytorch.org" in done.stderr
+    assert "pip install 'torch-ivf-module[pytorch]'" in done.stderr
 
 
 def test_importing_the_package_imports_nothing_optional():

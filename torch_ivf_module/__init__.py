@@ -8,6 +8,7 @@
 tensor([[1]])
 """
 
+from . import _pytorch as _pytorch  # first, so that a missing PyTorch is told of by name
 from .averaging import AveragedModel
 from .checkpoint import load
 from .faiss_bridge import from_faiss, to_faiss
@@ -18,7 +19,7 @@ from .params import SearchParams
 from .sharded import ShardedIndex
 from .tune import tune
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AveragedModel",

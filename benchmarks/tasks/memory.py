@@ -12,7 +12,7 @@ from ..context import Context
 
 __all__ = ["run"]
 
-_ENGINES = ("ours", "ours-csr", "ours-matrix", "faiss")
+_ENGINES = ("ours", "ours-csr", "ours-matrix", "ours-native", "faiss")
 _ROOT = Path(__file__).resolve().parents[2]
 _MATRIX_LIMIT = (
     100_000_000  # (query, row) pairs on average; beyond it the query-major mode would take minutes

@@ -12,24 +12,40 @@ from ..measure import Timing, interleave, rotation
 
 __all__ = ["budgets", "filters"]
 
-_BUDGETS = (16_384, 32_768, 65_536, 131_072)
-_LARGEST = 2  # batch sizes of the case that budgets are tried on, from its largest down
+_LARGEST = 2  # batch sizes of the case that limits are tried on, from its largest down
 _SHARES = (1.0, 0.5, 0.01, 0.0001)  # of the ids
 
 
 def budgets(ctx: Context) -> None:
-    """Recall and speed of each budget, with the lists in order."""
+    """Recall and speed of each budget, with the lists in order, beside two other limits on the first of them."""
     from torch_ivf_module import SearchParams
 
-    settings = {"unlimited": SearchParams(debug_stats=True)} | {
+    first = ctx.case.budgets[0]
+    settings = {
         f"budget {rows:,}": SearchParams(candidate_budget=rows, use_per_list_sizes=True, debug_stats=True)
-        for rows in _BUDGETS
+        for rows in ctx.case.budgets
     }
-    settings["uniform 16,384"] = SearchParams(candidate_budget=16_384, budget_strategy="uniform", debug_stats=True)
-    settings["max_codes 16,384"] = SearchParams(max_codes=16_384, debug_stats=True)
+    settings[f"uniform {first:,}"] = SearchParams(candidate_budget=first, budget_strategy="uniform", debug_stats=True)
+    settings[f"max_codes {first:,}"] = SearchParams(max_codes=first, debug_stats=True)
+    _limits(ctx, settings, in_order=True)
+
+
+def codes(ctx: Context) -> None:
+    """Recall and speed of each `max_codes`, with the lists as they are."""
+    from torch_ivf_module import SearchParams
+
+    limits = {f"max_codes {rows:,}": SearchParams(max_codes=rows, debug_stats=True) for rows in ctx.case.codes}
+    _limits(ctx, limits, in_order=False)
+
+
+def _limits(ctx: Context, limits: dict[str, Any], in_order: bool) -> None:
+    from torch_ivf_module import SearchParams
+
+    settings = {"unlimited": SearchParams(debug_stats=True), **limits}
     for engine in ctx.build_paired(IVF, "ours").values():
         engine.set(ctx.case.nprobe)
-        engine.index.rebuild_lists()
+        if in_order:
+            engine.index.rebuild_lists()
         for nq in ctx.case.nqs[-_LARGEST:]:
             parts = rotation(engine.native(ctx.data.queries), nq)
             shares, read = _shares(engine.index, parts[0], settings, ctx.case.k)

@@ -1,8 +1,9 @@
-"""Recall against queries/s, every library with its own training and its own knob."""
+"""Recall against queries/s: every library with its own training and its own knob, and over numbers of lists."""
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from dataclasses import replace
+from itertools import groupby, zip_longest
 from typing import Any
 
 from .. import answers
@@ -10,12 +11,14 @@ from ..context import Context
 from ..engines import FLAT, GRAPH, IVF, Engine, Variant, owners
 from ..measure import Timing, interleave, rotation, timed
 
-__all__ = ["run"]
+__all__ = ["pairs", "run"]
 
 # A mode that only differs in speed from another one of the same library adds nothing to this picture.
 _LISTS = ("ours", "faiss", "torch-ivf", "torch-similarity-search")
 _EXHAUSTIVE = ("sklearn",)
-_SLOWEST = 5.0  # seconds for all the checked queries; an engine that needs longer is not driven any further
+_PAIRED = ("ours", "faiss")
+_EFFORT = {"cell_seconds": 4.0, "fewest_rounds": 2}  # there are many figures, and a curve shows what one would not
+_SLOWEST = 2.0  # seconds for all the checked queries; an engine that needs longer is not driven any further
 
 
 def run(ctx: Context) -> None:
@@ -38,6 +41,22 @@ def run(ctx: Context) -> None:
                 ctx.row(
                     name, **knob, recall=shares[name], build_seconds=built[id(engines[name].owner)], **speed
                 )
+
+
+def pairs(ctx: Context) -> None:
+    """Recall and speed over pairs of nlist and nprobe, this library and faiss on the same lists."""
+    for nlist, wanted in groupby(sorted(ctx.case.ivf), key=lambda pair: pair[0]):
+        engines = replace(ctx, case=replace(ctx.case, nlist=nlist)).build_paired(IVF, *_PAIRED)
+        native = {name: engine.native(ctx.checked) for name, engine in engines.items()}
+        for _, nprobe in wanted:
+            ctx.note(f"nlist {nlist:,}, nprobe {nprobe}")
+            for engine in engines.values():
+                engine.set(nprobe)
+            shares = {name: _share(ctx, name, engines[name], native, nprobe) for name in list(native)}
+            for nq in (1, len(ctx.checked)):
+                for name, timing in _times(ctx, {name: engines[name] for name in native}, native, nq).items():
+                    speed = {"nq": nq, "k": ctx.case.k, "qps": nq / timing.seconds, **timing.fields()}
+                    ctx.row(name, nlist=nlist, nprobe=nprobe, recall=shares[name], **speed)
 
 
 def _build(ctx: Context, name: str, engine: Engine) -> float:
@@ -65,4 +84,4 @@ def _times(ctx: Context, engines: dict[str, Variant], native: dict[str, Any], nq
         parts, search, k = rotation(native[name], nq), engines[name].search, ctx.case.k
         return lambda i: search(parts[i % len(parts)], k)
 
-    return interleave({name: caller(name) for name in engines}, ctx.effort) if engines else {}
+    return interleave({name: caller(name) for name in engines}, replace(ctx.effort, **_EFFORT)) if engines else {}

@@ -16,7 +16,7 @@ __all__ = ["run"]
 
 _THREADS = 4
 _SIZES = (1, 8, 64, 512)  # batch sizes are mixed, so that different scans run side by side
-_ENGINES = ("ours", "ours-csr", "ours-matrix", "faiss")
+_ENGINES = ("ours", "ours-csr", "ours-matrix", "ours-native", "faiss")
 _SLOWEST = 120.0  # seconds one thread alone may take
 
 

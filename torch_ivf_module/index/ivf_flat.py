@@ -244,6 +244,19 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
             self._latest = dict(zip(ids[last].tolist(), assigned[last].tolist(), strict=True))
             return int((assigned != before).sum())
 
+    def plot(self, ax: Any = None) -> Any:
+        """A histogram of how many vectors the lists hold, on matplotlib axes (extra `plot`), which it returns.
+
+        See `torch_ivf_module.plotting`, which also draws what `tune` tried.
+
+        >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
+        >>> IndexIVFFlat(16, nlist=8).fit(x).plot().get_title()
+        '8 lists'
+        """
+        from ..plotting import plot_list_sizes
+
+        return plot_list_sizes(self, ax)
+
     def _assign(self, rows: Tensor) -> Tensor:
         return _nearest(rows, self._derive().coarse, self.metric)
 
