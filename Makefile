@@ -3,6 +3,7 @@
 #   make demo         search real image patches, faiss beside it where there is one
 #   make test         the test suite;  make test-long  the few tests of it that take longest
 #   make lint types   ruff and mypy
+#   make docs         the site, into site/;  make notebooks  examples and tutorial as notebooks, executed
 #   make bench-quick  the headline beside faiss, in about a minute;  make bench  all benchmarks and their report
 #   make clean        remove the environment and everything generated
 #
@@ -24,7 +25,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compil
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint types bench-quick bench clean
+.PHONY: help demo test test-long lint types docs notebooks bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,6 +47,13 @@ lint: $(VENV)/.ready-dev
 types: $(VENV)/.ready-dev
 	$(BIN)/mypy
 
+# A link that leads nowhere, a page that no menu has, a name that is not in the package: each is an error.
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet)
+
+notebooks: $(VENV)/.ready-notebooks
+	$(RUN) examples/notebooks/make.py
+
 bench-quick: $(VENV)/.ready-bench
 	$(RUN) -m benchmarks.run --quick $(ARGS)
 
@@ -54,18 +62,20 @@ bench: $(VENV)/.ready-bench
 	$(RUN) -m benchmarks.report
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, filled by need: each stamp adds its extras and is redone when the settings change.
 $(VENV)/.ready-demo: EXTRAS := demo,faiss
 $(VENV)/.ready-dev: EXTRAS := dev
 $(VENV)/.ready-bench: EXTRAS := bench
+$(VENV)/.ready-docs: EXTRAS := docs
+$(VENV)/.ready-notebooks: EXTRAS := notebooks,demo,export,safetensors
 
 $(VENV)/.ready-%: $(SETTLED) | $(RUN)
 	@echo "setting up $(VENV) with [$(EXTRAS)]; the first time this takes a minute or two"
 	$(INSTALL) --editable '.[$(EXTRAS)]'
-	@if [ "$*" != demo ]; then $(INSTALL) --no-deps $(WORDS); fi
+	@case $* in demo|docs) ;; *) $(INSTALL) --no-deps $(WORDS) ;; esac
 	@touch $@
 
 $(RUN):

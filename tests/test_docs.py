@@ -29,10 +29,10 @@ def test_code_blocks_run(name, tmp_path, monkeypatch):
     """All Python blocks of a page one after the other; a block `pytb` behind one is the error that it ends with."""
     monkeypatch.chdir(tmp_path)
     # The same capture into one graph, without the minutes of C++; tests/test_graph.py compiles to the end.
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     if name.endswith("troubleshooting.md"):
         monkeypatch.setitem(sys.modules, "tqdm", None)  # it tells what happens where tqdm is missing
-        warnings.simplefilter("error")  # and what is warned of
+        warnings.simplefilter("error", UserWarning)  # and what is warned of
     blocks = BLOCK.findall(ENGLISH[name].read_text(encoding="utf-8"))
     names: dict[str, object] = {}
     for (kind, code), (next_kind, said) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
@@ -42,7 +42,7 @@ def test_code_blocks_run(name, tmp_path, monkeypatch):
         if next_kind != "pytb":
             exec(program, names)
             continue
-        with pytest.raises(Exception) as caught:  # noqa: PT011: its kind and its text are compared below
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - its kind and its text are compared below
             exec(program, names)
         came = "".join(traceback.format_exception_only(caught.value))
         flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
