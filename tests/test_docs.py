@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import doctest
 import functools
+import pkgutil
 import re
 import sys
 import traceback
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import torch_ivf_module
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,6 +58,18 @@ def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_site_has_every_page_and_public_name():
+    """What make docs would refuse, and what it would not miss, without the time it takes."""
+    menu = set(re.findall(r": ([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages <= menu
+    reference = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    named = re.findall(r"^::: (\S+)$", reference, re.MULTILINE)
+    for name in named:
+        assert pkgutil.resolve_name(name)
+    assert set(torch_ivf_module.__all__) <= {name.rpartition(".")[2] for name in named}
 
 
 @pytest.mark.parametrize("page", JAPANESE, ids=lambda page: page.name)
