@@ -25,6 +25,7 @@ class Retriever(nn.Module):
 
 # %%
 def main() -> None:
+    torch.manual_seed(0)
     model, items = Retriever().eval(), torch.randn(10_000, 64)
     with torch.no_grad():
         vectors = model.encoder(items)

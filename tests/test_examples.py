@@ -93,6 +93,8 @@ def test_notebooks_have_the_code_of_their_programs(notebook):
     if notebook.stem == "tutorial":
         page = (EXAMPLES.parent / "docs" / "tutorial.md").read_text(encoding="utf-8")
         assert code == [block.strip() for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+        told = "".join(map(source, cells(notebook, "markdown"))).replace("](../../docs/", "](")
+        assert "".join(told.split()) == "".join(re.sub(r"```python\n.*?```", "", page, flags=re.DOTALL).split())
         return
     program = (EXAMPLES / f"{notebook.stem}.py").read_text(encoding="utf-8")
     _, text, *parts, last = (part.strip() for part in re.split(r"^# %%.*\n", program, flags=re.MULTILINE))
