@@ -49,7 +49,7 @@ types: $(VENV)/.ready-dev
 
 # A link that leads nowhere, a page that no menu has, a name that is not in the package: each is an error.
 docs: $(VENV)/.ready-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --quiet)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict)
 
 notebooks: $(VENV)/.ready-notebooks
 	$(RUN) examples/notebooks/make.py
