@@ -70,7 +70,7 @@ $(VENV)/.ready-demo: EXTRAS := demo,faiss
 $(VENV)/.ready-dev: EXTRAS := dev
 $(VENV)/.ready-bench: EXTRAS := bench
 $(VENV)/.ready-docs: EXTRAS := docs
-$(VENV)/.ready-notebooks: EXTRAS := notebooks,demo,export,safetensors
+$(VENV)/.ready-notebooks: EXTRAS := pytorch,notebooks,demo,export,safetensors
 
 $(VENV)/.ready-%: $(SETTLED) | $(RUN)
 	@echo "setting up $(VENV) with [$(EXTRAS)]; the first time this takes a minute or two"
