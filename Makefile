@@ -2,8 +2,10 @@
 #
 #   make demo         search real image patches, faiss beside it where there is one
 #   make test         the test suite;  make test-long  the few tests of it that take longest
+#   make native       the kernel for this CPU, which make test has built too if there is a C++ compiler
 #   make lint types   ruff and mypy
 #   make dist         the wheel and the sdist, checked, and installed in an environment of their own
+#   make docs         the site, into site/;  make notebooks  examples and tutorial as notebooks, executed
 #   make bench-quick  the headline beside faiss, in about a minute;  make bench  all benchmarks and their report
 #   make clean        remove the environment and everything generated
 #
@@ -25,7 +27,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compil
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint types dist bench-quick bench clean
+.PHONY: help demo test test-long native lint types docs notebooks dist bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -36,10 +38,14 @@ demo: $(VENV)/.ready-demo
 # One torch thread a worker: pools of threads would only fight. Three workers on two cores, for some tests wait for
 # other processes; whoever is done takes over from the others.
 test: $(VENV)/.ready-dev
+	-$(RUN) -m torch_ivf_module build-native
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal $(ARGS)
 
 test-long: $(VENV)/.ready-dev $(VENV)/.ready-dist
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m long $(ARGS)
+
+native: $(VENV)/.ready-dev
+	$(RUN) -m torch_ivf_module build-native $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -54,6 +60,13 @@ dist: $(VENV)/.ready-dev $(VENV)/.ready-dist
 	$(RUN) -m twine check --strict dist/*
 	$(RUN) -m pytest -m long tests/test_dist.py $(ARGS)
 
+# A link that leads nowhere, a page that no menu has, a name that is not in the package: each is an error.
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict)
+
+notebooks: $(VENV)/.ready-notebooks
+	$(RUN) examples/notebooks/make.py
+
 bench-quick: $(VENV)/.ready-bench
 	$(RUN) -m benchmarks run --quick $(ARGS)
 
@@ -62,7 +75,7 @@ bench: $(VENV)/.ready-bench
 	$(RUN) -m benchmarks report
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, filled by need: each stamp adds its extras and is redone when the settings change.
@@ -70,11 +83,13 @@ $(VENV)/.ready-demo: EXTRAS := pytorch,demo,faiss
 $(VENV)/.ready-dev: EXTRAS := dev
 $(VENV)/.ready-dist: EXTRAS := dist
 $(VENV)/.ready-bench: EXTRAS := pytorch,bench
+$(VENV)/.ready-docs: EXTRAS := pytorch,docs
+$(VENV)/.ready-notebooks: EXTRAS := pytorch,notebooks,demo,export,safetensors
 
 $(VENV)/.ready-%: $(SETTLED) | $(RUN)
 	@echo "setting up $(VENV) with [$(EXTRAS)]; the first time this takes a minute or two"
 	$(INSTALL) --editable '.[$(EXTRAS)]'
-	@if [ "$*" = dev ] || [ "$*" = bench ]; then $(INSTALL) --no-deps $(WORDS); fi
+	@case $* in demo|docs|dist) ;; *) $(INSTALL) --no-deps $(WORDS) ;; esac
 	@touch $@
 
 $(RUN):

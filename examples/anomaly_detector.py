@@ -1,6 +1,8 @@
-"""Find what does not belong in a picture, in the manner of PatchCore, with one ONNX file that searches inside.
+# %% [markdown]
+"""
+Find what does not belong in a picture, in the manner of PatchCore, with one ONNX file that searches inside.
 
-python examples/anomaly_detector.py [--out FOLDER]
+    python examples/anomaly_detector.py [--out FOLDER]
 
 Small patches of a good photograph go into an index, thinned out to a coreset as PatchCore does. A patch of a new
 picture is as odd as it is far from the nearest stored one, and those distances are the heat map. Encoder and index
@@ -10,8 +12,11 @@ Method: Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVP
 of raw patches in place of a pretrained network's features, so that nothing has to be downloaded.
 """
 
+# %%
 import argparse
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +30,7 @@ CROP = 256
 WHERE = slice(96, 128), slice(160, 192)  # rows and columns of the defect
 
 
+# %%
 class Features(nn.Module):
     """Images (B, 3, H, W) in 0…1 to features of their patches (B, h, w, FEATURES)."""
 
@@ -50,6 +56,7 @@ class Detector(nn.Module):
         return distances[..., 0].sqrt()
 
 
+# %%
 def coreset(x: torch.Tensor, size: int) -> torch.Tensor:
     """`size` rows of x (n, d) that cover it: each is the one farthest from those before (greedy k-center)."""
     chosen = torch.zeros(size, dtype=torch.int64)
@@ -60,6 +67,7 @@ def coreset(x: torch.Tensor, size: int) -> torch.Tensor:
     return x[chosen]
 
 
+# %%
 def pictures() -> tuple[torch.Tensor, torch.Tensor]:
     """A good photograph (1, 3, H, W), and a window of it into which a piece of another photograph was pasted."""
     from sklearn.datasets import load_sample_images
@@ -70,10 +78,11 @@ def pictures() -> tuple[torch.Tensor, torch.Tensor]:
     return good, bad
 
 
-def main() -> None:
+# %%
+def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the ONNX file and the heat map")
-    folder = parser.parse_args().out
+    folder = parser.parse_args(argv).out
     torch.manual_seed(0)
     good, bad = pictures()
     features = Features()
@@ -95,6 +104,7 @@ def main() -> None:
     print(f"wrote {folder / 'anomaly_heat_map.png'}")
 
 
+# %%
 def draw(image: torch.Tensor, heat: np.ndarray, path: Path) -> tuple[float, bool]:
     """Write picture and heat map side by side; say how odd the oddest patch is, and whether it lies in the defect."""
     from matplotlib.figure import Figure
@@ -124,5 +134,6 @@ def frame():
     return Rectangle((columns.start - 3, rows.start - 3), size[0] + 6, size[1] + 6, fill=False, color="cyan", lw=1.5)
 
 
+# %%
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

