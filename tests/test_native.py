@@ -45,7 +45,7 @@ def rounded(monkeypatch):
     def use(bfloat16):
         monkeypatch.setattr(strategy, "_ROUNDING_PAYS", 0)
         monkeypatch.setattr(strategy, "rounding", lambda: True)
-        monkeypatch.setattr(strategy, "_bfloat16", lambda: bfloat16)
+        monkeypatch.setattr(strategy, "bfloat16_pays", lambda: bfloat16)
 
     return use
 
@@ -169,8 +169,7 @@ def test_answers_on_such_data_are_those_of_float32(name, bfloat16, rounded):
     index.add(base)
     rounded(bfloat16)
     found = index.search(queries, 10, params=SearchParams(debug_stats=True))
-    scale = float(base.abs().amax()) ** 2 * 1e-7
-    agree(found, expected, atol=scale)
+    agree(found, expected, atol=1e-37)
     stats = index.last_search_stats
     if name in ("all equal", "near duplicates", "ties"):
         assert stats["searched_again"] > 0  # nothing tells equal rows apart, so nothing is certain
@@ -196,8 +195,31 @@ def test_a_million_random_queries_of_hard_data(bfloat16, rounded):
             index = IndexFlatL2(d, search_mode=mode)
             index.add(base)
             answers.append(index.search(queries, 5))
-        agree(*reversed(answers), atol=float(base.abs().amax()) ** 2 * 1e-7)
+        agree(*reversed(answers), atol=1e-37)
         left, seed = left - len(queries), seed + 1
+
+
+@each_rounding
+def test_distances_that_overflow_beside_others_in_a_small_index(bfloat16, rounded):
+    rounded(bfloat16)
+    base = normal(15, 8, seed=20) * 3e18
+    for dtype in DTYPES:
+        if dtype == torch.float16:
+            continue
+        answers = []
+        for mode in ("csr", "native"):
+            index = IndexFlatL2(8, dtype=dtype, search_mode=mode)
+            index.add(base)
+            answers.append(index.search(base.repeat(4, 1), 10))
+        agree(*answers)
+
+
+def test_a_default_device_changes_nothing():
+    index, _, queries = shared(problem("plain"), "l2", search_mode="native")
+    expected = index.search(queries, 5)
+    with torch.device("meta"):
+        found = index.search(queries, 5)
+    agree(found, expected)
 
 
 # --- its functions by themselves ----------------------------------------------------------------------------
@@ -251,7 +273,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
     torch.library.opcheck(ops.exact_scores.default, (queries, packed, rows, True))
 
 
-def test_wrong_arguments_are_named_and_nothing_is_read_out_of_bounds():
+def test_wrong_arguments_are_named_and_so_is_what_lies_out_of_bounds():
     queries, packed, bias, offsets, sizes, probes, _, k, most = _arguments()
     scan = torch.ops.torch_ivf_module.scan
     for change, said in (
@@ -263,12 +285,25 @@ def test_wrong_arguments_are_named_and_nothing_is_read_out_of_bounds():
         ({6: probes[:-1]}, "limits"),
         ({7: 0}, "k must be"),
         ({1: packed.double()}, "packed must be"),
+        ({0: queries[:, :0].contiguous(), 1: packed[:, :0].contiguous()}, "columns"),
+        ({5: probes - 5}, "no list below 0"),
+        ({3: offsets - 10}, "must lie in packed"),
+        ({3: offsets + 1}, "must lie in packed"),
+        ({4: sizes + (1 << 40)}, "must lie in packed"),
+        ({4: -sizes - 1}, "must lie in packed"),
     ):
         arguments = [queries, packed, bias, offsets, sizes, probes, None, k, most]
         for place, value in change.items():
             arguments[place] = value
         with pytest.raises(RuntimeError, match=said):
             scan(*arguments)
+
+
+def test_rows_that_are_not_there_are_refused():
+    queries, packed, *_ = _arguments()
+    rows = torch.full((len(queries), 1), len(packed))
+    with pytest.raises(RuntimeError, match="rows must be below"):
+        torch.ops.torch_ivf_module.exact_scores(queries, packed, rows, True)
 
 
 def test_lists_that_are_not_there_are_not_visited():

@@ -144,6 +144,16 @@ def test_turned_off_nothing_is_built_and_nothing_said(cache, monkeypatch):
     assert not cache.exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_child_of_a_fork_waits_for_no_lock_of_its_parent(cache):
+    with library._library.lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that other threads are running
+        child = os.fork()
+        if not child:
+            os._exit(0 if library._library.lock.acquire(blocking=False) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 @needs_ninja
 def test_a_compiler_that_refuses_is_asked_once(cache, compiler, monkeypatch):
     monkeypatch.setenv("CXX", compiler("echo 'it cannot be done' >&2; exit 1\n"))

@@ -40,7 +40,7 @@ def probe(x: Tensor, coarse: Coarse, nprobe: int) -> tuple[Tensor, Tensor]:
     with P = min(nprobe, L).
     """
     lists = coarse.centroids.shape[0]
-    if kernel := kernel_for(x, coarse.centroids):
+    if min(nprobe, lists) > 0 and (kernel := kernel_for(x, coarse.centroids)):
         scores, found = kernel.nearest(x, coarse.centroids, coarse.bias, min(nprobe, lists))
         if bool((found >= 0).all()):  # not where a score overflows
             return scores, found

@@ -190,13 +190,12 @@ def _search_segment(
     if width == 0:
         return select_topk(shifted.new_empty(x.shape[0], 0), probed.new_empty(x.shape[0], 0), settings.k)
     kernel, scan = _chosen(shifted, lists, probed, limits, settings, width)
-    found = None
-    if kernel is not None and settings.bounds:
+    found, all_kept = None, lists.packed.shape[0] < settings.kept
+    if kernel is not None and settings.bounds and not all_kept:
         found = kernel.bounds(x, lists, probed, limits, settings.kept, settings.max_bytes, settings.metric)
     ranking, rows = found or scan(shifted, lists, probed, limits, settings.kept, width, settings.max_bytes)
     scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric, kernel)
-    nothing_left_out = rows.shape[1] < settings.kept or lists.packed.shape[0] < settings.kept
-    if settings.width is not None or nothing_left_out:
+    if settings.width is not None or all_kept or rows.shape[1] < settings.kept:
         return scores, best
     doubtful: Tensor | None
     if found is not None:

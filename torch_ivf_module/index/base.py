@@ -164,7 +164,8 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         """`_found` for prepared queries, of the lists `probed` where they are given."""
         with torch.autocast(self.device.type, enabled=False):
             coarse, segments = self._chosen(params, queries.shape[0], counted=True)
-            if self.search_mode in ("auto", "native") and queries.device.type == "cpu":
+            wanted = self.search_mode in ("auto", "native") and params.profile != "exact"
+            if wanted and queries.device.type == "cpu":
                 visits = queries.shape[0] * self._nprobe(params) / max(1, self._nlist)
                 native.prepare(visits * self.ntotal * self.d)
             stats: dict[str, Any] | None = {} if params.debug_stats else None

@@ -14,7 +14,7 @@ namespace torch_ivf_module {
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 // A score and a row as one number that sorts as the score does and, among equal scores, puts the first row first:
-// comparing and selecting are then those of integers, and ties fall the same way whatever came first.
+// comparing and selecting are then those of integers.
 inline uint64_t as_key(float score, uint32_t row) {
   uint32_t bits;
   std::memcpy(&bits, &score, sizeof(bits));

@@ -1,6 +1,6 @@
 """Compiling the kernel, once for a version of torch, a kind of CPU and a state of the source.
 
-What is built lies in ``torch_ivf_module/<key>`` under torch's own folder of extensions (TORCH_EXTENSIONS_DIR, or
+What is built lies in ``torch_ivf_module/<key>`` under torch's folder of extensions (TORCH_EXTENSIONS_DIR, or
 ``~/.cache/torch_extensions``). It is compiled in a folder of its own and renamed, so that it is there whole or not at
 all; a lock that the system drops with its process keeps two processes from doing the same work.
 """
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -44,10 +45,9 @@ def failure_file() -> Path:
 
 
 def _folder() -> Path:
-    from torch.utils.cpp_extension import get_default_build_root
-
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()
-    return Path(root) / "torch_ivf_module" / _key()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache, "torch_extensions"))
+    return root.expanduser() / "torch_ivf_module" / _key()
 
 
 def _key() -> str:
@@ -68,7 +68,7 @@ def missing_tools() -> str | None:
     from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
 
     compiler = get_cxx_compiler()
-    if shutil.which(compiler) is None:
+    if shutil.which(shlex.split(compiler)[0]) is None:
         return f"there is no C++ compiler {compiler!r}: install g++ or clang++, or name yours in CXX"
     with _scripts_on_path():
         return None if is_ninja_available() else "ninja is missing: pip install ninja"

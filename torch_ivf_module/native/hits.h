@@ -1,6 +1,7 @@
 // All rows above a floor that each query brings.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 

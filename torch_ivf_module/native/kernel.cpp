@@ -59,6 +59,17 @@ Problem problem_of(
   TORCH_CHECK(probed.size(0) == x.size(0), "probed must have a row for each query");
   TORCH_CHECK(packed.size(0) < (int64_t(1) << 31), "packed must have less than 2^31 rows, got ", packed.size(0));
   TORCH_CHECK(k > 0, "k must be >= 1, got ", k);
+  TORCH_CHECK(x.size(1) > 0, "x must have columns");
+  TORCH_CHECK(x.size(0) < (int64_t(1) << 31), "x must have less than 2^31 rows, got ", x.size(0));
+  const int64_t* offset = offsets.const_data_ptr<int64_t>();
+  const int64_t* size = sizes.const_data_ptr<int64_t>();
+  for (int64_t l = 0; l < sizes.size(0); ++l) {
+    const bool inside = offset[l] >= 0 && size[l] >= 0 && size[l] <= packed.size(0) && offset[l] <= packed.size(0) - size[l];
+    TORCH_CHECK(inside, "list ", l, " must lie in packed, got rows ", offset[l], " and ", size[l], " more");
+  }
+  const int64_t* list = probed.const_data_ptr<int64_t>();
+  const bool known = std::all_of(list, list + probed.numel(), [](int64_t l) { return l >= 0; });
+  TORCH_CHECK(known, "probed must have no list below 0");
   if (limits) {
     check(*limits, "limits", 2, at::kLong);
     TORCH_CHECK(limits->sizes() == probed.sizes(), "limits must have the shape of probed");
@@ -193,6 +204,9 @@ at::Tensor exact_scores(const at::Tensor& x, const at::Tensor& packed, const at:
   check(rows, "rows", 2, at::kLong);
   TORCH_CHECK(x.size(1) == packed.size(1), "x has ", x.size(1), " columns, packed has ", packed.size(1));
   TORCH_CHECK(rows.size(0) == x.size(0), "rows must have a row for each query");
+  const int64_t* wanted = rows.const_data_ptr<int64_t>();
+  const bool there = std::all_of(wanted, wanted + rows.numel(), [&](int64_t row) { return row < packed.size(0); });
+  TORCH_CHECK(there, "rows must be below ", packed.size(0));
   const int64_t d = x.size(1), count = rows.size(1);
   at::Tensor scores = at::empty(rows.sizes(), x.options());
   const float* queries = x.const_data_ptr<float>();
@@ -232,6 +246,7 @@ TORCH_LIBRARY(torch_ivf_module, library) {
   library.def(
       "scan_above(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor floor) "
       "-> (Tensor, Tensor)");
+  library.def("has_bfloat16_units() -> bool", [] { return at::native::cpublas::could_pack(at::kBFloat16); });
   library.def("exact_scores(Tensor x, Tensor packed, Tensor rows, bool differences) -> Tensor");
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .compiling import BuildError, failure_file, kernel_file, missing_tools
+from .fakes import register_fakes
 
 _log = logging.getLogger("torch_ivf_module")
 # Multiply-adds of a scan from which a build is worth the while: half a second of one core in PyTorch operations.
@@ -32,6 +33,16 @@ class _Library:
 
 
 _library = _Library()
+
+
+def _after_fork() -> None:
+    """In a child: its parent's threads, which may have held the lock, and builds are not its own."""
+    _library.lock = threading.Lock()
+    _library.build = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def enabled() -> bool:
@@ -63,7 +74,9 @@ def prepare(work: float) -> None:
         if _library.given_up or _library.build is not None or _library.loaded:
             return
         try:
-            if lack := missing_tools():
+            if kernel_file().exists():  # another process has built it since
+                _load()
+            elif lack := missing_tools():
                 _give_up(f"{lack}. TORCH_IVF_NATIVE=0 keeps this line away")
             elif failure_file().exists():
                 _give_up(f"an earlier build failed, see {failure_file()}; {_TRY_AGAIN} tries again")
@@ -104,14 +117,18 @@ def build(*, again: bool = False) -> Path:
 
 
 def _command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "torch_ivf_module.native", *words]
+    """Run native/__main__.py of this package, and import nothing from the current folder."""
+    if getattr(sys, "frozen", False) or not sys.executable:
+        raise OSError("there is no Python to build it with beside this program")
+    code = (
+        "import runpy, sys; sys.path = [*filter(None, sys.path), sys.argv.pop(1)]; "
+        "runpy.run_module('torch_ivf_module.native', run_name='__main__')"
+    )
+    return [sys.executable, "-c", code, str(Path(__file__).parents[2]), *words]
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with the package found where this process found it."""
-    package = str(Path(__file__).parents[2])
-    paths = [package, os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TORCH_IVF_NATIVE": "0"}
+    return {**os.environ, "TORCH_IVF_NATIVE": "0"}
 
 
 def _collect(build: subprocess.Popen[str]) -> None:
@@ -120,7 +137,7 @@ def _collect(build: subprocess.Popen[str]) -> None:
         return
     _library.build = None
     _library.looked = False
-    if build.returncode:
+    if build.returncode or not kernel_file().exists():
         said = build.stderr.read().strip() if build.stderr else ""
         refused = build.returncode == 1 and said
         _give_up(said.splitlines()[-1] if refused else f"its build was stopped (exit status {build.returncode})")
@@ -132,12 +149,12 @@ def _load() -> None:
     try:
         file = kernel_file()
         if file.exists():
+            if os.name == "posix" and file.stat().st_uid not in (0, os.getuid()):
+                raise OSError(f"{file} belongs to another user")
             torch.ops.load_library(file)
-            from . import strategy
-
-            strategy.register_fakes()
+            register_fakes()
             _library.loaded = True
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         _give_up(f"{error}; {_TRY_AGAIN} --again builds it anew")
 
 

@@ -8,6 +8,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
 #include "offer.h"
 
@@ -70,7 +72,7 @@ struct Fixed {
     const float inverse = 1.0f / scale;
     for (int64_t i = 0; i < d; ++i) {
       const float whole = (from[i] * inverse + 0x1.8p23f) - 0x1.8p23f; // to the nearest, as vectors are
-      to[i] = static_cast<int16_t>(static_cast<int32_t>(whole));
+      to[i] = static_cast<int16_t>(static_cast<int32_t>(whole == whole ? whole : 0.0f));
       back[i] = whole * scale;
     }
     return scale;

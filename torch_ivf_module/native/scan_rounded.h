@@ -124,7 +124,8 @@ class RoundedScanner {
       // And float32, in all the sums here and in that of the exact score.
       const float reach = sizes_.length + largest_.length;
       const float terms = differences_ ? reach * reach : sizes_.length * (centre_length_ + largest_.length);
-      const float slack = static_cast<float>(4 * problem_.d + 64) * 0x1p-24f * terms;
+      const float slack = static_cast<float>(4 * problem_.d + 64) * 0x1p-24f * terms
+          + static_cast<float>(problem_.d) * 0x1p-124f;
       const float above = (moved + slack) * 1.0001f;
       if (!(terms < 1e37f) || !std::isfinite(above)) {
         best.spoil(tasks[m].query);

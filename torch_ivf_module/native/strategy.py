@@ -49,7 +49,7 @@ class NativeKernel:
         """A scan with rounded vectors, see docs/native.md; None where few queries share a list."""
         if not rounding() or probed.numel() < _ROUNDING_PAYS * (lists.sizes.shape[0] - 1):
             return None
-        kind = metrics.by_differences(metric), _bfloat16()
+        kind = metrics.by_differences(metric), bfloat16_pays()
         return _call("scan_bounds", *_lists(x, lists, probed), _whole(limits), _at_most(k, lists), max_bytes, *kind)
 
     def exact_scores(self, x: Tensor, packed: Tensor, rows: Tensor, metric: str) -> Tensor:
@@ -62,11 +62,9 @@ class NativeKernel:
 
     def nearest(self, x: Tensor, vectors: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k vectors (N, d) of highest ranking score: scores and rows (Q, k), best first."""
-        one_list = torch.tensor([0, vectors.shape[0], 0, vectors.shape[0]]).view(2, 2)
-        everywhere = one_list.new_zeros(x.shape[0], 1)
-        return _call(
-            "scan", x.contiguous(), vectors, bias, one_list[0], one_list[1].flip(0), everywhere, None, k, _SCRATCH
-        )
+        offsets = torch.tensor([0, vectors.shape[0]], device=x.device)
+        lists = offsets, offsets.flip(0), offsets.new_zeros(x.shape[0], 1)  # one, which all visit
+        return _call("scan", x.contiguous(), vectors, bias, *lists, None, k, _SCRATCH)
 
 
 def rounding() -> bool:
@@ -74,9 +72,9 @@ def rounding() -> bool:
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
-def _bfloat16() -> bool:
-    """Whether the CPU has units for products of bfloat16 tiles; 16-bit whole numbers are multiplied otherwise."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+def bfloat16_pays() -> bool:
+    """Whether torch has units for products of bfloat16 tiles here; 16-bit whole numbers are multiplied otherwise."""
+    return bool(_call("has_bfloat16_units"))
 
 
 def _call(name: str, *arguments: Any) -> Any:
@@ -94,29 +92,6 @@ def _whole(limits: Tensor | None) -> Tensor | None:
 
 def _at_most(k: int, lists: InvertedLists) -> int:
     return min(k, lists.packed.shape[0])
-
-
-def register_fakes() -> None:
-    """What the functions return, for whoever traces them."""
-
-    @torch.library.register_fake("torch_ivf_module::scan")
-    def _scan(x, packed, bias, offsets, sizes, probed, limits, k, max_bytes):  # type: ignore[no-untyped-def]
-        return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k)
-
-    @torch.library.register_fake("torch_ivf_module::scan_bounds")
-    def _scan_bounds(  # type: ignore[no-untyped-def]
-        x, packed, bias, offsets, sizes, probed, limits, k, max_bytes, differences, bfloat16
-    ):
-        return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k)
-
-    @torch.library.register_fake("torch_ivf_module::exact_scores")
-    def _exact_scores(x, packed, rows, differences):  # type: ignore[no-untyped-def]
-        return x.new_empty(rows.shape)
-
-    @torch.library.register_fake("torch_ivf_module::scan_above")
-    def _scan_above(x, packed, bias, offsets, sizes, probed, floor):  # type: ignore[no-untyped-def]
-        hits = torch.library.get_ctx().new_dynamic_size()
-        return probed.new_empty(hits), probed.new_empty(hits)
 
 
 KERNELS.append(NativeKernel())

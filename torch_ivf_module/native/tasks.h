@@ -70,7 +70,8 @@ inline Tasks tasks_of(const Problem& p, int64_t query, int64_t last_query, int64
     for (int64_t j = probe; j < last_probe; ++j) {
       const int64_t list = p.probed[q * p.probes + j];
       if (list < p.lists) {
-        const int64_t limit = p.limits ? std::min(p.limits[q * p.probes + j], p.sizes[list]) : p.sizes[list];
+        const int64_t asked = p.limits ? p.limits[q * p.probes + j] : p.sizes[list];
+        const int64_t limit = std::clamp<int64_t>(asked, 0, p.sizes[list]);
         out.tasks[at[list]++] = {static_cast<int32_t>(q - query), static_cast<int32_t>(limit)};
       }
     }
