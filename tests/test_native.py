@@ -33,31 +33,22 @@ from torch_ivf_module.functional.search import MODES, kept_for
 from torch_ivf_module.native import strategy
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no kernel: python -m torch_ivf_module build-native")
-ROUNDINGS = {"16-bit whole numbers": False, "bfloat16": True}
-each_rounding = pytest.mark.parametrize("bfloat16", ROUNDINGS.values(), ids=ROUNDINGS)
 each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 @pytest.fixture
 def rounded(monkeypatch):
-    """Have every search try rounded vectors first, of the kind that is named, whatever pays on this CPU."""
-
-    def use(bfloat16):
-        monkeypatch.setattr(strategy, "_ROUNDING_PAYS", 0)
-        monkeypatch.setattr(strategy, "rounding", lambda: True)
-        monkeypatch.setattr(strategy, "bfloat16_pays", lambda: bfloat16)
-
-    return use
+    """Every search tries rounded vectors first, whatever pays on this CPU."""
+    monkeypatch.setattr(strategy, "_ROUNDING_PAYS", 0)
+    monkeypatch.setattr(strategy, "rounding", lambda: True)
 
 
 # --- the rounded scan over the grid -------------------------------------------------------------------------
 
 
-@each_rounding
 @each_metric
 @pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
-def test_rounded_vectors_find_what_the_oracle_finds(case, metric, bfloat16, rounded):
-    rounded(bfloat16)
+def test_rounded_vectors_find_what_the_oracle_finds(case, metric, rounded):
     for dtype in DTYPES:
         index, _, queries = shared(case, metric, dtype, search_mode="native")
         found = index.search(queries, case.k, params=SearchParams(debug_stats=True))
@@ -67,10 +58,8 @@ def test_rounded_vectors_find_what_the_oracle_finds(case, metric, bfloat16, roun
             assert stats["certified"] <= len(queries) <= stats["certified"] + stats["searched_again"]
 
 
-@each_rounding
 @pytest.mark.parametrize("metric", ["l2", "ip"])
-def test_rounded_vectors_in_a_flat_index_under_filters_and_budgets(metric, bfloat16, rounded):
-    rounded(bfloat16)
+def test_rounded_vectors_in_a_flat_index_under_filters_and_budgets(metric, rounded):
     index, base, queries = flat(problem("wide"), metric, search_mode="native")
     check(index.search(queries, 21), queries, held(index), metric, 21)
     allowed = torch.arange(0, len(base), 3)
@@ -120,11 +109,10 @@ def _queries_near(base):
     return torch.cat([some, some * (1 + 1e-5) + 1e-6, normal(10, base.shape[1], seed=13) * base.abs().amax() / 3])
 
 
-@each_rounding
 @each_metric
 @pytest.mark.parametrize("d", [1, 7, 64, 129])
 @pytest.mark.parametrize("name", ADVERSARIES)
-def test_no_exact_score_exceeds_its_bound(name, d, metric, bfloat16):
+def test_no_exact_score_exceeds_its_bound(name, d, metric):
     base = metrics.prepare(ADVERSARIES[name](200, d), metric)
     queries = metrics.prepare(_queries_near(base), metric)
     n, nq = len(base), len(queries)
@@ -139,7 +127,6 @@ def test_no_exact_score_exceeds_its_bound(name, d, metric, bfloat16):
         n,
         1 << 28,
         metrics.by_differences(metric),
-        bfloat16,
     )
     said = ~bounds[:, -1].isposinf()  # of others it is said that nothing is known
     kept = rows.clamp(min=0)
@@ -154,12 +141,11 @@ def test_no_exact_score_exceeds_its_bound(name, d, metric, bfloat16):
     if name == "gaussian":
         assert said.all()
         spread = (queries.norm(dim=1)[:, None] + base.norm(dim=1).amax()) ** 2
-        assert ((bounds - exact) / spread).amax() < (0.01 if bfloat16 else 0.003 if d <= 64 else 0.006)
+        assert ((bounds - exact) / spread).amax() < 0.01
 
 
-@each_rounding
 @pytest.mark.parametrize("name", ADVERSARIES)
-def test_answers_on_such_data_are_those_of_float32(name, bfloat16, rounded):
+def test_answers_on_such_data_are_those_of_float32(name, rounded):
     base = ADVERSARIES[name](600, 24)
     queries = _queries_near(base)
     plain = IndexFlatL2(24, search_mode="csr")
@@ -167,7 +153,6 @@ def test_answers_on_such_data_are_those_of_float32(name, bfloat16, rounded):
     expected = plain.search(queries, 10)
     index = IndexFlatL2(24, search_mode="native")
     index.add(base)
-    rounded(bfloat16)
     found = index.search(queries, 10, params=SearchParams(debug_stats=True))
     agree(found, expected, atol=1e-37)
     stats = index.last_search_stats
@@ -178,9 +163,7 @@ def test_answers_on_such_data_are_those_of_float32(name, bfloat16, rounded):
 
 
 @pytest.mark.long
-@each_rounding
-def test_a_million_random_queries_of_hard_data(bfloat16, rounded):
-    rounded(bfloat16)
+def test_a_million_random_queries_of_hard_data(rounded):
     left, seed = 1_000_000, 0
     while left > 0:
         generator = torch.Generator().manual_seed(seed)
@@ -199,9 +182,7 @@ def test_a_million_random_queries_of_hard_data(bfloat16, rounded):
         left, seed = left - len(queries), seed + 1
 
 
-@each_rounding
-def test_distances_that_overflow_beside_others_in_a_small_index(bfloat16, rounded):
-    rounded(bfloat16)
+def test_distances_that_overflow_beside_others_in_a_small_index(rounded):
     base = normal(15, 8, seed=20) * 3e18
     for dtype in DTYPES:
         if dtype == torch.float16:
@@ -265,8 +246,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
     arguments = _arguments(dtype, limits)
     ops = torch.ops.torch_ivf_module
     torch.library.opcheck(ops.scan.default, arguments)
-    torch.library.opcheck(ops.scan_bounds.default, (*arguments, True, False))
-    torch.library.opcheck(ops.scan_bounds.default, (*arguments, False, True))
+    torch.library.opcheck(ops.scan_bounds.default, (*arguments, True))
     queries, packed = arguments[:2]
     torch.library.opcheck(ops.scan_above.default, (*arguments[:6], torch.zeros(len(queries))))
     rows = torch.tensor([[0, 3, -1]]).repeat(len(queries), 1)
@@ -318,7 +298,6 @@ def test_lists_that_are_not_there_are_not_visited():
 
 
 def test_auto_takes_the_kernel_and_exact_never_does(rounded):
-    rounded(False)
     index, _, queries = shared(problem("wide"), "l2", search_mode="auto")
     for settings, mode in (({}, "native"), ({"profile": "exact"}, None), ({"profile": "approx_fast"}, "native")):
         index.search(queries, 5, params=SearchParams(debug_stats=True, **settings))

@@ -13,9 +13,7 @@ def register_fakes() -> None:
         return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k)
 
     @torch.library.register_fake("torch_ivf_module::scan_bounds")
-    def _scan_bounds(  # type: ignore[no-untyped-def]
-        x, packed, bias, offsets, sizes, probed, limits, k, max_bytes, differences, bfloat16
-    ):
+    def _scan_bounds(x, packed, bias, offsets, sizes, probed, limits, k, max_bytes, differences):  # type: ignore[no-untyped-def]
         return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k)
 
     @torch.library.register_fake("torch_ivf_module::exact_scores")

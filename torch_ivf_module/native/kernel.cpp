@@ -122,15 +122,10 @@ std::tuple<at::Tensor, at::Tensor> scan_bounds(
     const std::optional<at::Tensor>& limits,
     int64_t k,
     int64_t max_bytes,
-    bool differences,
-    bool bfloat16) {
+    bool differences) {
   const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, limits, k);
   return with_rows(packed, [&](const auto* rows) {
-    using Row = std::decay_t<decltype(*rows)>;
-    if (bfloat16) {
-      return scanned(p, x, max_bytes, [&] { return RoundedScanner<Row, Brain>(p, rows, differences); });
-    }
-    return scanned(p, x, max_bytes, [&] { return RoundedScanner<Row, Fixed>(p, rows, differences); });
+    return scanned(p, x, max_bytes, [&] { return RoundedScanner(p, rows, differences); });
   });
 }
 
@@ -242,7 +237,7 @@ TORCH_LIBRARY(torch_ivf_module, library) {
       "int k, int max_bytes) -> (Tensor, Tensor)");
   library.def(
       "scan_bounds(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor? limits, "
-      "int k, int max_bytes, bool differences, bool bfloat16) -> (Tensor, Tensor)");
+      "int k, int max_bytes, bool differences) -> (Tensor, Tensor)");
   library.def(
       "scan_above(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor floor) "
       "-> (Tensor, Tensor)");

@@ -3,6 +3,7 @@
 
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
+#include <c10/util/llvmMathExtras.h>
 
 #include "best.h"
 #include "tasks.h"
@@ -28,15 +29,23 @@ inline float sum_of(const Vec& values) {
   return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return a + b; }, values);
 }
 
+// One bit for each score that is above the floor.
+inline unsigned above(const Vec& scores, const Vec& floor) {
+  return ~static_cast<unsigned>((scores > floor).zero_mask()) & ((1u << kLanes) - 1);
+}
+
 // Rarely called: most rows are not wanted. `found` is Best or Hits.
 template <typename Found>
-C10_NOINLINE void offer_found(const Vec (&scored)[2], Task task, int64_t start, int64_t row, Found& found) {
+C10_NOINLINE void offer_some(
+    const Vec (&scored)[2], uint64_t which, Task task, int64_t start, int64_t row, Found& found) {
   float scores[kPanel];
   scored[0].store(scores);
   scored[1].store(scores + kLanes);
-  const int64_t end = std::min(kPanel, task.limit - row);
-  for (int64_t i = 0; i < end; ++i) {
-    found.offer(task.query, scores[i], static_cast<uint32_t>(start + row + i));
+  for (; which; which &= which - 1) {
+    const int64_t i = c10::llvm::countTrailingZeros(which);
+    if (row + i < task.limit) {
+      found.offer(task.query, scores[i], static_cast<uint32_t>(start + row + i));
+    }
   }
 }
 
@@ -44,10 +53,10 @@ C10_NOINLINE void offer_found(const Vec (&scored)[2], Task task, int64_t start, 
 template <typename Found>
 void offer_panel(const Vec& low, const Vec& high, Task task, int64_t start, int64_t row, Found& found) {
   const Vec floor(found.floor(task.query));
-  const Vec above = (low > floor) | (high > floor);
-  if (above.zero_mask() != (1 << kLanes) - 1) {
+  const uint64_t which = above(low, floor) | static_cast<uint64_t>(above(high, floor)) << kLanes;
+  if (which) {
     const Vec scored[2] = {low, high};
-    offer_found(scored, task, start, row, found);
+    offer_some(scored, which, task, start, row, found);
   }
 }
 

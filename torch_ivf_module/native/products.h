@@ -45,13 +45,21 @@ const float* as_float(const T* rows, int64_t count, float* scratch) {
 inline void pack_panels(const float* rows, int64_t count, int64_t d, float* panels) {
   for (int64_t first = 0; first < count; first += kPanel, panels += d * kPanel) {
     const int64_t here = std::min(kPanel, count - first);
-    for (int64_t block = 0; block < d; block += kLanes) {
-      const int64_t end = std::min(d, block + kLanes);
-      for (int64_t row = 0; row < kPanel; ++row) {
-        const float* from = rows + (first + row) * d;
-        for (int64_t i = block; i < end; ++i) {
-          panels[i * kPanel + row] = row < here ? from[i] : 0.0f;
+    const float* from = rows + first * d;
+    int64_t packed = 0; // places of full panels that are turned a square at a time
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
+    if (here == kPanel) {
+      for (; packed + kLanes <= d; packed += kLanes) {
+        for (int64_t row = 0; row < kPanel; row += kLanes) {
+          at::vec::transpose_mxn<float, kLanes, kLanes>(
+              from + row * d + packed, d, panels + packed * kPanel + row, kPanel);
         }
+      }
+    }
+#endif
+    for (int64_t row = 0; row < kPanel; ++row) {
+      for (int64_t i = packed; i < d; ++i) {
+        panels[i * kPanel + row] = row < here ? from[row * d + i] : 0.0f;
       }
     }
   }

@@ -13,23 +13,23 @@ namespace torch_ivf_module {
 // Bytes of rounded rows at a time. Every query is rounded anew for each of these sections, so they are long.
 constexpr int64_t kRoundedBytes = 256 << 10;
 
-template <typename T, typename Rounding>
+template <typename T>
 class RoundedScanner {
  public:
   RoundedScanner(const Problem& problem, const T* packed, bool differences)
-      : problem_(problem), packed_(packed), differences_(differences), d2_((problem.d + 1) / 2 * 2), rounding_(d2_) {}
+      : problem_(problem), packed_(packed), differences_(differences), d2_((problem.d + 1) / 2 * 2) {}
 
   void scan(const Visit& visit, int64_t query, Best& best) {
-    const int64_t tiles = std::max<int64_t>(1, kRoundedBytes / (2 * d2_ * Rounding::kTile));
-    const int64_t section = tiles * Rounding::kTile;
+    const int64_t tiles = std::max<int64_t>(1, kRoundedBytes / (2 * d2_ * kTile));
+    const int64_t section = tiles * kTile;
     for (int64_t row = visit.first; row < visit.last; row += section) {
       const int64_t rows = std::min(section, visit.last - row);
       round_rows(visit.start + row, rows, section);
-      for (int64_t t = 0; t < visit.count && visit.tasks[t].limit > row; t += Rounding::kGroup) {
+      for (int64_t t = 0; t < visit.count && visit.tasks[t].limit > row; t += kGroup) {
         const Task* tasks = visit.tasks + t;
-        const int group = static_cast<int>(std::min<int64_t>(Rounding::kGroup, visit.count - t));
+        const int group = static_cast<int>(std::min<int64_t>(kGroup, visit.count - t));
         round_queries(tasks, group, query, best);
-        for (int64_t tile = 0; tile < rows && row + tile < tasks->limit; tile += Rounding::kTile) {
+        for (int64_t tile = 0; tile < rows && row + tile < tasks->limit; tile += kTile) {
           offer_tile(tasks, group, visit.start, row, tile, best);
         }
       }
@@ -37,28 +37,28 @@ class RoundedScanner {
   }
 
  private:
-  using Value = typename Rounding::Value;
+  using Value = at::BFloat16;
+  static constexpr int kGroup = TileProducts::kGroup;
+  static constexpr int64_t kTile = TileProducts::kTile;
 
   // Round the `rows` rows from `at` on into tiles, and note of each what its score takes beside a product.
   void round_rows(int64_t at, int64_t rows, int64_t section) {
     const int64_t d = problem_.d;
-    const int64_t padded = (rows + Rounding::kTile - 1) / Rounding::kTile * Rounding::kTile;
+    const int64_t padded = (rows + kTile - 1) / kTile * kTile;
     Value* tiles = take(tiles_, section * d2_);
-    float* scales = take(scales_, section);
     float* bias = take(bias_, section);
     const float* from = as_float(packed_ + at * d, rows * d, take(rows_, section * d));
     centre_of(from, rows);
     std::fill(tiles, tiles + padded * d2_, Value(0));
     largest_ = {0.0f, 0.0f};
     for (int64_t row = 0; row < padded; ++row) {
-      scales[row] = 0.0f;
       bias[row] = kNever;
       if (row >= rows || (problem_.bias && problem_.bias[at + row] == kNever)) {
         continue;
       }
-      const float length = round_difference(from + row * d, centre_.data(), &scales[row], take(one_, d2_));
+      const float length = round_difference(from + row * d, centre_.data(), take(one_, d2_));
       bias[row] = differences_ ? -length : 0.0f;
-      put(take(one_, d2_), tiles + row / Rounding::kTile * Rounding::kTile * d2_, row % Rounding::kTile);
+      put(take(one_, d2_), tiles + row / kTile * kTile * d2_, row % kTile);
       largest_ = {std::max(largest_.length, sizes_.length), std::max(largest_.moved, sizes_.moved)};
     }
   }
@@ -79,44 +79,41 @@ class RoundedScanner {
   }
 
   // Round `from` less `centre` (or `from` alone) to `to`; the square of its length, and in sizes_ how far it moved.
-  float round_difference(const float* from, const float* centre, float* scale, Value* to) {
+  float round_difference(const float* from, const float* centre, Value* to) {
     const int64_t d = problem_.d;
     float* apart = take(apart_, d);
-    float* back = take(back_, d);
+    float* moved = take(moved_, d);
     for (int64_t i = 0; i < d; ++i) {
       apart[i] = centre ? from[i] - centre[i] : from[i];
+      to[i] = apart[i];
+      moved[i] = static_cast<float>(to[i]) - apart[i];
     }
-    *scale = rounding_.round(apart, d, to, back);
     std::fill(to + d, to + d2_, Value(0));
     const float squares = sum_of_squares(apart, d);
-    for (int64_t i = 0; i < d; ++i) {
-      back[i] -= apart[i];
-    }
-    sizes_ = {norm_above(squares, d), norm_above(sum_of_squares(back, d), d)};
+    sizes_ = {norm_above(squares, d), norm_above(sum_of_squares(moved, d), d)};
     return squares;
   }
 
   void put(const Value* values, Value* tile, int64_t row) const {
-    if (!rounding_.paired()) {
+    if (!products_.paired()) {
       for (int64_t i = 0; i < d2_; ++i) {
-        tile[i * Rounding::kTile + row] = values[i];
+        tile[i * kTile + row] = values[i];
       }
       return;
     }
     for (int64_t i = 0; i < d2_; i += 2) {
-      std::memcpy(tile + i * Rounding::kTile + 2 * row, values + i, 2 * sizeof(Value));
+      std::memcpy(tile + i * kTile + 2 * row, values + i, 2 * sizeof(Value));
     }
   }
 
   // Round the queries of some tasks, and note what each of its scores takes beside a product: its part of the exact
   // score, and the most by which that may be wrong.
   void round_queries(const Task* tasks, int count, int64_t query, Best& best) {
-    Value* values = take(queries_, Rounding::kGroup * d2_);
+    Value* values = take(queries_, kGroup * d2_);
     const float factor = differences_ ? 2.0f : 1.0f;
     for (int m = 0; m < count; ++m) {
       const float* x = problem_.x + (query + tasks[m].query) * problem_.d;
-      float scale;
-      const float squares = round_difference(x, differences_ ? centre_.data() : nullptr, &scale, values + m * d2_);
+      const float squares = round_difference(x, differences_ ? centre_.data() : nullptr, values + m * d2_);
       const float own = differences_ ? -squares : product_of(x, centre_.data());
       // Rounding: <a, r> - <a', r'> = <a - a', r> + <a', r - r'>.
       const float moved =
@@ -130,7 +127,6 @@ class RoundedScanner {
       if (!(terms < 1e37f) || !std::isfinite(above)) {
         best.spoil(tasks[m].query);
       }
-      factors_[m] = factor * scale;
       constants_[m] = own + above;
     }
   }
@@ -149,14 +145,13 @@ class RoundedScanner {
   }
 
   void offer_tile(const Task* tasks, int count, int64_t start, int64_t row, int64_t tile, Best& best) {
-    const float* scales = scales_.data() + tile;
     const float* bias = bias_.data() + tile;
-    rounding_.product(
+    const Vec factor(differences_ ? 2.0f : 1.0f);
+    products_.product(
         count, queries_.data(), tiles_.data() + tile * d2_, d2_, [&](int m, int64_t column, Vec low, Vec high) {
-          const Vec factor(factors_[m]), constant(constants_[m]);
+          const Vec constant(constants_[m]);
           const auto score = [&](const Vec& product, int64_t at) {
-            const Vec part = at::vec::fmadd(product * factor, Vec::loadu(scales + at), Vec::loadu(bias + at));
-            return part + constant;
+            return at::vec::fmadd(product, factor, Vec::loadu(bias + at)) + constant;
           };
           const int64_t first = row + tile + column;
           offer_panel(score(low, column), score(high, column + kLanes), tasks[m], start, first, best);
@@ -167,11 +162,11 @@ class RoundedScanner {
   const T* packed_;
   bool differences_;
   int64_t d2_;
-  Rounding rounding_;
+  TileProducts products_;
   Sizes sizes_{}, largest_{}; // of the last vector that was rounded, and the largest of the rows
   float centre_length_ = 0;
-  float factors_[Rounding::kGroup] = {}, constants_[Rounding::kGroup] = {};
-  std::vector<float> rows_, centre_, apart_, back_, scales_, bias_;
+  float constants_[kGroup] = {};
+  std::vector<float> rows_, centre_, apart_, moved_, bias_;
   std::vector<Value> one_, tiles_, queries_;
 };
 

@@ -49,8 +49,9 @@ class NativeKernel:
         """A scan with rounded vectors, see docs/native.md; None where few queries share a list."""
         if not rounding() or probed.numel() < _ROUNDING_PAYS * (lists.sizes.shape[0] - 1):
             return None
-        kind = metrics.by_differences(metric), bfloat16_pays()
-        return _call("scan_bounds", *_lists(x, lists, probed), _whole(limits), _at_most(k, lists), max_bytes, *kind)
+        differences = metrics.by_differences(metric)
+        rest = _whole(limits), _at_most(k, lists), max_bytes, differences
+        return _call("scan_bounds", *_lists(x, lists, probed), *rest)
 
     def exact_scores(self, x: Tensor, packed: Tensor, rows: Tensor, metric: str) -> Tensor:
         """Exact scores (Q, K) of rows (Q, K) of `packed` (N, d), -inf for a row of -1."""
@@ -68,12 +69,7 @@ class NativeKernel:
 
 
 def rounding() -> bool:
-    """Whether rounded vectors are multiplied faster than those in float32 here."""
-    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-
-
-def bfloat16_pays() -> bool:
-    """Whether torch has units for products of bfloat16 tiles here; 16-bit whole numbers are multiplied otherwise."""
+    """Whether torch has units for products of bfloat16 tiles here, so that rounded vectors are multiplied faster."""
     return bool(_call("has_bfloat16_units"))
 
 

@@ -19,7 +19,7 @@ namespace torch_ivf_module {
 // itself. With fewer they divide the rows, and keep the best of every query each.
 constexpr int64_t kShareQueries = 64;
 // Tasks of a list that one block of queries should have, where there are enough for more blocks than threads.
-constexpr int64_t kBlockTasks = 256;
+constexpr int64_t kBlockTasks = 512;
 // Lists are cut between threads at multiples of so many rows, so that panels are full.
 constexpr int64_t kCut = 64;
 
