@@ -32,7 +32,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@sed -n 's/^#   //p' Makefile
 
-demo: $(VENV)/.ready-demo
+# What development needs has all that a demo needs.
+demo: $(or $(wildcard $(VENV)/.ready-dev),$(VENV)/.ready-demo)
 	$(RUN) -m torch_ivf_module demo $(ARGS)
 
 # One torch thread a worker, and no pool of processes beside it to compile in: pools would only fight.
