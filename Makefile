@@ -36,15 +36,16 @@ help:
 demo: $(or $(wildcard $(VENV)/.ready-dev),$(VENV)/.ready-demo)
 	$(RUN) -m torch_ivf_module demo $(ARGS)
 
-# One torch thread a worker, and no pool of processes beside it to compile in: pools would only fight.
-test test-long: export OMP_NUM_THREADS := 1
+# The workers compile by themselves, without a pool of processes beside each.
 test test-long: export TORCHINDUCTOR_COMPILE_THREADS := 1
-# Three workers on two cores, for some tests wait for other processes; whoever is done takes over from the others.
+
+# One torch thread a worker: pools of threads would only fight. Three workers on two cores, for some tests wait for
+# other processes; whoever is done takes over from the others.
 test: $(VENV)/.ready-dev
-	$(RUN) -m pytest -n 3 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal $(ARGS)
 
 test-long: $(VENV)/.ready-dev
-	$(RUN) -m pytest -n 2 -m long $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m long $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
