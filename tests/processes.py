@@ -16,9 +16,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Processes are forked from one that has imported torch already, which takes longer than all a test does.
+# Processes are forked from one that has imported torch already, which takes longer than all a test does. That holds
+# for torch._dynamo too, which torch imports when the first tensor is cut into parts.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.jobs"])
+_CONTEXT.set_forkserver_preload(["tests.jobs", "torch._dynamo"])
 
 
 def run(

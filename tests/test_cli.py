@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -521,14 +522,16 @@ def test_export_and_check(index, tmp_path, capsys):
 # --- the program --------------------------------------------------------------------------------------------
 
 
-def test_as_a_program(index, x, tmp_path):
-    command = [sys.executable, "-m", "torch_ivf_module"]
-    done = subprocess.run([*command, "info", str(tmp_path / "index.pt")], capture_output=True, text=True)
+def test_as_a_program(index, x, tmp_path, monkeypatch, capsys):
+    command = [sys.executable, "-m", "torch_ivf_module", "info"]
+    done = subprocess.run([*command, str(tmp_path / "index.pt")], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "imbalance factor" in done.stdout
-    done = subprocess.run([*command, "info", str(tmp_path / "none.pt")], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == f"error: no such file: {tmp_path / 'none.pt'}\n"
+    monkeypatch.setattr(sys, "argv", [*command[2:], str(tmp_path / "none.pt")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("torch_ivf_module", run_name="__main__")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"error: no such file: {tmp_path / 'none.pt'}\n"
 
 
 def test_an_interruption_is_one_word(index, tmp_path, capsys, monkeypatch):

