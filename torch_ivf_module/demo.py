@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from . import native
 from ._optional import require
 from .checkpoint import load
 from .commands.common import positive, say, usable_device
@@ -391,6 +392,20 @@ def announce(device: torch.device, faiss: ModuleType | None) -> None:
     )
 
 
+def have_kernel(device: torch.device) -> None:
+    """Have the kernel for this CPU built before anything is timed, and say so if there is none."""
+    if device.type != "cpu" or not native.enabled():
+        return
+    if not native.available():
+        print("building the native kernel, once, in about half a minute", flush=True)
+    try:
+        began = time.perf_counter()
+        native.build()
+        say("kernel", "native", time.perf_counter() - began)
+    except RuntimeError as error:
+        say("kernel", f"none, PyTorch operations only: {error}")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the demo's flags."""
     option = parser.add_argument
@@ -419,6 +434,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; 0 when everything that was checked held, else 1."""
     faiss = optional_faiss()
     announce(args.device, faiss)
+    have_kernel(args.device)
     args.nprobe = sorted({min(nprobe, args.nlist) for nprobe in args.nprobe})
     base, queries = load_data(args)
     index = build_index(args, base)
