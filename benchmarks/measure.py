@@ -23,7 +23,7 @@ class Effort:
     turn_seconds: float = 0.02  # the fastest engine's turn lasts about so long …
     most_calls: int = 32  # … or so many calls
     cell_seconds: float = 12.0  # what all engines together may take for one figure
-    call_seconds: float = 15.0  # an engine expected to need longer for one call is skipped
+    call_seconds: float = 30.0  # an engine expected to need longer for one call is skipped
     pause_seconds: float = 0.02  # between turns, for the threads of the library before to stop spinning
 
     @classmethod

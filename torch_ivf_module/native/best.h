@@ -38,9 +38,9 @@ inline uint32_t row_of(uint64_t key) {
 // all but the k best go. The worst of those is the query's floor: what does not exceed it is not stored, nor looked at.
 class Best {
  public:
-  // Room for so many more than k: a selection is shared by that many rows, while memory is 8 bytes each.
+  // Room for more than k, 8 bytes each: a selection is shared by so many rows, but until the first there is no floor.
   static int64_t room(int64_t k) {
-    return 2 * k + 64;
+    return 2 * k + std::min<int64_t>(64, 8 * k);
   }
 
   void reset(int64_t queries, int64_t k) {
