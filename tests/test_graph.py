@@ -296,7 +296,8 @@ def written(tmp_path_factory):
     def write(format: str, graph: str = "rows", mask: int | None = None, metric: str = "l2") -> Path:
         pytest.importorskip("onnxscript" if format == "onnx" else "torch")
         name = "-".join(str(part) for part in (format, graph, mask, metric)).replace(" ", "-")
-        path = folder / f"{name}.{ {'torchscript': 'pt', 'onnx': 'onnx'}.get(format, 'pt2') }"
+        suffix = {"torchscript": "pt", "onnx": "onnx"}.get(format, "pt2")
+        path = folder / f"{name}.{suffix}"
         settings = {} if format == "torchscript" else dict(mask=mask)
         # Compiling the headers beforehand pays from the third model on.
         with FileLock(f"{path}.lock"), inductor.patch({"aot_inductor.precompile_headers": False}):
