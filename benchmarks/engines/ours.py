@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import numpy as np
 
 from .contract import Spec, TorchEngine
@@ -28,6 +31,18 @@ class OursIVF(TorchEngine):
         state["centroids"] = torch.tensor(centroids)
         state["list_offsets"] = torch.zeros(self.spec.nlist + 1, dtype=torch.int64)
         self.index.load_state_dict(state)
+
+
+class OursInTorch(OursIVF):
+    """In PyTorch operations alone, where the kernel would find the lists that a query reads."""
+
+    def search(self, queries: Any, k: int) -> Any:
+        before = os.environ.get("TORCH_IVF_NATIVE", "1")
+        os.environ["TORCH_IVF_NATIVE"] = "0"
+        try:
+            return super().search(queries, k)
+        finally:
+            os.environ["TORCH_IVF_NATIVE"] = before
 
 
 class OursFlat(TorchEngine):

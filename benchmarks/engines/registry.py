@@ -13,7 +13,7 @@ import numpy as np
 from .contract import Engine, Spec
 from .of_faiss import FaissFlat, FaissIVF
 from .others import Hnswlib, Sklearn, Usearch
-from .ours import OursFlat, OursIVF
+from .ours import OursFlat, OursInTorch, OursIVF
 from .torch_peers import TorchIVF, TorchIVFFlat, TorchSimilaritySearchFlat, TorchSimilaritySearchIVF
 
 __all__ = [
@@ -45,8 +45,8 @@ class Entry:
 
 IVF: dict[str, Entry] = {
     "ours": Entry(OursIVF, "torch_ivf_module", {"search_mode": "auto"}),
-    "ours-csr": Entry(OursIVF, "torch_ivf_module", {"search_mode": "csr"}),
-    "ours-matrix": Entry(OursIVF, "torch_ivf_module", {"search_mode": "matrix"}),
+    "ours-csr": Entry(OursInTorch, "torch_ivf_module", {"search_mode": "csr"}),
+    "ours-matrix": Entry(OursInTorch, "torch_ivf_module", {"search_mode": "matrix"}),
     "ours-native": Entry(OursIVF, NATIVE, {"search_mode": "native"}),
     "faiss": Entry(FaissIVF, "faiss", {"parallel_mode": 0}),  # its default: threads share out the queries
     "faiss-lists": Entry(FaissIVF, "faiss", {"parallel_mode": 1}),  # threads share out one query's lists

@@ -33,14 +33,14 @@ def coarse_of(centroids: Tensor, metric: str, origin: Tensor | None = None) -> C
     return Coarse(centroids - origin, metrics.row_bias(centroids, origin, metric), origin)
 
 
-def probe(x: Tensor, coarse: Coarse, nprobe: int, *, kernels: bool = True) -> tuple[Tensor, Tensor]:
+def probe(x: Tensor, coarse: Coarse, nprobe: int) -> tuple[Tensor, Tensor]:
     """The nearest lists of each query, nearest first.
 
     x (Q, d) float32 *relative to the origin* (see metric.shift). Returns ranking scores and lists, both (Q, P)
-    with P = min(nprobe, L). Without `kernels` they are found by PyTorch operations alone.
+    with P = min(nprobe, L). A kernel finds them whatever the mode of the search, so that no answer depends on that.
     """
     lists = coarse.centroids.shape[0]
-    if kernels and min(nprobe, lists) > 0 and (kernel := kernel_for(x, coarse.centroids)):
+    if min(nprobe, lists) > 0 and (kernel := kernel_for(x, coarse.centroids)):
         scores, found = kernel.nearest(x, coarse.centroids, coarse.bias, min(nprobe, lists))
         if bool((found >= 0).all()):  # not where a score overflows
             return scores, found

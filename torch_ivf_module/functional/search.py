@@ -27,7 +27,6 @@ from .select import merge, select_topk
 Stats = dict[str, Any]
 
 STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
-_BY_KERNEL = ("auto", "native")  # where there is one
 MODES = ("auto", *STRATEGIES, "native")
 
 # Times as many candidates for a query that is in doubt. On image patches (k = 20) 11% of the queries are with 26
@@ -45,7 +44,6 @@ def probed_lists(
     metric: str,
     max_codes: int | None = None,
     budget: Budget | None = None,
-    kernels: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What a scan takes: the queries x (Q, d) relative to the origin, all numbers finite, and the lists they read.
 
@@ -55,7 +53,7 @@ def probed_lists(
     """
     nlist = coarse.centroids.shape[0]
     shifted, finite = shifted_queries(x, coarse.origin, metric)
-    scores, probed = probe(shifted, coarse, nprobe, kernels=kernels)
+    scores, probed = probe(shifted, coarse, nprobe)
     probed = probed.masked_fill_(~finite, nlist)
     if max_codes is None and budget is None:
         return shifted, probed, None
@@ -160,9 +158,8 @@ def _search_batch(
         plain = x.detach()
         limits = None
         if probed is None:
-            kernels = settings.mode in _BY_KERNEL and not settings.exact
             shifted, probed, limits = probed_lists(
-                plain, coarse, segments, settings.nprobe, metric, settings.max_codes, settings.budget, kernels
+                plain, coarse, segments, settings.nprobe, metric, settings.max_codes, settings.budget
             )
         else:
             shifted = shifted_queries(plain, coarse.origin, metric)[0]
@@ -263,7 +260,7 @@ def _chosen(
     if not isinstance(settings.mode, str):
         return None, settings.mode
     mode, why, kernel = settings.mode, "search_mode", None
-    if mode in _BY_KERNEL:
+    if mode in ("auto", "native"):
         kernel = None if settings.exact else kernel_for(x, lists.packed)
         if kernel is None:
             mode, why = cheapest(x, lists, probed, limits, settings.kept, width)
