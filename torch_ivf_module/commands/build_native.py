@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, load, and say where it is."""
     talk = Talk(args)
-    talk.say("building", "the kernel for this CPU; where it is not built yet this takes about half a minute")
+    talk.say("build", "the kernel for this CPU; where it is not built yet this takes about half a minute")
     began = time.perf_counter()
     try:
         file = native.build(again=args.again)
