@@ -129,7 +129,8 @@ def test_without_a_compiler_one_warning_says_what_to_install(cache, monkeypatch)
 
 
 @needs_ninja
-def test_a_folder_that_cannot_be_made_is_told_of_once(cache):
+def test_a_folder_that_cannot_be_made_is_told_of_once(cache, monkeypatch):
+    monkeypatch.setenv("CXX", sys.executable)  # there is such a program, and it is not asked
     cache.write_text("a file where a folder should be")
     mode, (said,) = searched()
     assert mode != "native"
