@@ -27,16 +27,15 @@ inline float norm_above(float squares, int64_t d) {
   return std::sqrt(squares) * (1.0f + static_cast<float>(d + 16) * unit) + std::sqrt(static_cast<float>(d)) * 0x1p-62f;
 }
 
-inline float sum_of_squares(const float* values, int64_t d) {
+inline float product_of(const float* x, const float* y, int64_t d) {
   Vec sum(0.0f);
   int64_t i = 0;
   for (; i + kLanes <= d; i += kLanes) {
-    const Vec value = Vec::loadu(values + i);
-    sum = at::vec::fmadd(value, value, sum);
+    sum = at::vec::fmadd(Vec::loadu(x + i), Vec::loadu(y + i), sum);
   }
   float total = sum_of(sum);
   for (; i < d; ++i) {
-    total += values[i] * values[i];
+    total += x[i] * y[i];
   }
   return total;
 }

@@ -5,8 +5,8 @@
 
 namespace torch_ivf_module {
 
-// Visitors from which laying a list's rows out as panels pays. It costs as much as some ten products with every row,
-// and a product with a panel takes nine tenths of the time of one along d.
+// Visitors from which laying a list's rows out as panels pays: an estimate, of what copying and summing take; other
+// values were not tried.
 constexpr int64_t kPackPays = 24;
 constexpr int64_t kAhead = 8 * kRows; // rows fetched ahead where they are read once
 // Bytes of panels at a time: with the queries that are multiplied with them they stay in a second-level cache.

@@ -75,7 +75,7 @@ class RoundedScanner {
       value /= static_cast<float>(count);
       value = std::isfinite(value) ? value : 0.0f;
     }
-    centre_length_ = norm_above(sum_of_squares(centre_.data(), problem_.d), problem_.d);
+    centre_length_ = norm_above(product_of(centre_.data(), centre_.data(), problem_.d), problem_.d);
   }
 
   // Round `from` less `centre` (or `from` alone) to `to`; the square of its length, and in sizes_ how far it moved.
@@ -89,8 +89,8 @@ class RoundedScanner {
       moved[i] = static_cast<float>(to[i]) - apart[i];
     }
     std::fill(to + d, to + d2_, Value(0));
-    const float squares = sum_of_squares(apart, d);
-    sizes_ = {norm_above(squares, d), norm_above(sum_of_squares(moved, d), d)};
+    const float squares = product_of(apart, apart, d);
+    sizes_ = {norm_above(squares, d), norm_above(product_of(moved, moved, d), d)};
     return squares;
   }
 
@@ -114,7 +114,7 @@ class RoundedScanner {
     for (int m = 0; m < count; ++m) {
       const float* x = problem_.x + (query + tasks[m].query) * problem_.d;
       const float squares = round_difference(x, differences_ ? centre_.data() : nullptr, values + m * d2_);
-      const float own = differences_ ? -squares : product_of(x, centre_.data());
+      const float own = differences_ ? -squares : product_of(x, centre_.data(), problem_.d);
       // Rounding: <a, r> - <a', r'> = <a - a', r> + <a', r - r'>.
       const float moved =
           factor * (sizes_.moved * largest_.length + (sizes_.length + sizes_.moved) * largest_.moved);
@@ -129,19 +129,6 @@ class RoundedScanner {
       }
       constants_[m] = own + above;
     }
-  }
-
-  float product_of(const float* x, const float* y) const {
-    Vec sum(0.0f);
-    int64_t i = 0;
-    for (; i + kLanes <= problem_.d; i += kLanes) {
-      sum = at::vec::fmadd(Vec::loadu(x + i), Vec::loadu(y + i), sum);
-    }
-    float total = sum_of(sum);
-    for (; i < problem_.d; ++i) {
-      total += x[i] * y[i];
-    }
-    return total;
   }
 
   void offer_tile(const Task* tasks, int count, int64_t start, int64_t row, int64_t tile, Best& best) {

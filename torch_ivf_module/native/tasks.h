@@ -16,7 +16,7 @@
 namespace torch_ivf_module {
 
 // Tasks of a list and thread from which threads divide the queries: every thread then reads and packs the lists for
-// itself. With fewer they divide the rows, and keep the best of every query each.
+// itself. With fewer they divide the rows, and keep the best of every query each. An estimate: others were not tried.
 constexpr int64_t kShareQueries = 64;
 // Tasks of a list that one block of queries should have, where there are enough for more blocks than threads.
 constexpr int64_t kBlockTasks = 512;
