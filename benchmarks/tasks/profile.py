@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
-from torch_ivf_module.functional import search
+from torch_ivf_module.native.strategy import NativeKernel
 
 from ..context import Context
 from ..engines import IVF, Variant
@@ -102,10 +102,10 @@ def _phases() -> Iterator[None]:
         for where, name, phase in PHASES:
             module = importlib.import_module(f"torch_ivf_module.{where}")
             stack.enter_context(patch.object(module, name, _recorded(getattr(module, name), phase, inside)))
-        native = search.STRATEGIES.get("native")
-        if native is not None:
-            scans = {name: _recorded(getattr(native, name), _KERNEL, inside) for name in ("scan", "bounds")}
-            stack.enter_context(patch.dict(search.STRATEGIES, native=native._replace(**scans)))
+        for name in ("scan", "bounds"):
+            stack.enter_context(
+                patch.object(NativeKernel, name, _recorded(getattr(NativeKernel, name), _KERNEL, inside))
+            )
         yield
 
 
