@@ -1,7 +1,7 @@
 """The kernel in C++: its functions by themselves, what it proves, and the rounded scan over the grid.
 
-The grid of tests/test_search.py runs the mode "native" too. Without a built kernel (`python -m torch_ivf_module
-build-native`) that mode is "auto", and what is here is skipped; tests/test_native_build.py needs none.
+The grid of tests/test_search.py runs with the kernel too, as search_mode="auto". Without a built kernel (`python -m
+torch_ivf_module build-native`) what is here is skipped; tests/test_native_build.py needs none.
 
 Q queries, N vectors, d dim, L lists, P probes.
 """
@@ -29,8 +29,8 @@ from tests.problems import (
 )
 from torch_ivf_module import IndexFlatL2, SearchParams, native
 from torch_ivf_module.functional import metric as metrics
-from torch_ivf_module.functional.search import MODES, kept_for
-from torch_ivf_module.native import strategy
+from torch_ivf_module.functional.search import kept_for
+from torch_ivf_module.native import ops
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no kernel: python -m torch_ivf_module build-native")
 each_metric = pytest.mark.parametrize("metric", METRICS)
@@ -39,8 +39,8 @@ each_metric = pytest.mark.parametrize("metric", METRICS)
 @pytest.fixture
 def rounded(monkeypatch):
     """Every search tries rounded vectors first, whatever pays on this CPU."""
-    monkeypatch.setattr(strategy, "_ROUNDING_PAYS", 0)
-    monkeypatch.setattr(strategy, "rounding", lambda: True)
+    monkeypatch.setattr(ops, "_CODES_PAY", 0)
+    monkeypatch.setattr(ops, "has_bfloat16_units", lambda: True)
 
 
 # --- the rounded scan over the grid -------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def rounded(monkeypatch):
 @pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
 def test_rounded_vectors_find_what_the_oracle_finds(case, metric, rounded):
     for dtype in DTYPES:
-        index, _, queries = shared(case, metric, dtype, search_mode="native")
+        index, _, queries = shared(case, metric, dtype, search_mode="auto")
         found = index.search(queries, case.k, params=SearchParams(debug_stats=True))
         check(found, queries, held(index), metric, case.k, probed(index, queries))
         stats = index.last_search_stats
@@ -60,10 +60,10 @@ def test_rounded_vectors_find_what_the_oracle_finds(case, metric, rounded):
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 def test_rounded_vectors_in_a_flat_index_under_filters_and_budgets(metric, rounded):
-    index, base, queries = flat(problem("wide"), metric, search_mode="native")
+    index, base, queries = flat(problem("wide"), metric, search_mode="auto")
     check(index.search(queries, 21), queries, held(index), metric, 21)
     allowed = torch.arange(0, len(base), 3)
-    ivf, _, _ = shared(problem("wide"), metric, search_mode="native")
+    ivf, _, _ = shared(problem("wide"), metric, search_mode="auto")
     for settings in ({"selector": allowed}, {"max_codes": 300}, {"candidate_budget": 400}, {"nprobe": 23}):
         found = ivf.search(queries, 21, params=SearchParams(**settings))
         plain, _, _ = shared(problem("wide"), metric, search_mode="csr")
@@ -151,7 +151,7 @@ def test_answers_on_such_data_are_those_of_float32(name, rounded):
     plain = IndexFlatL2(24, search_mode="csr")
     plain.add(base)
     expected = plain.search(queries, 10)
-    index = IndexFlatL2(24, search_mode="native")
+    index = IndexFlatL2(24, search_mode="auto")
     index.add(base)
     found = index.search(queries, 10, params=SearchParams(debug_stats=True))
     agree(found, expected, atol=1e-37)
@@ -174,7 +174,7 @@ def test_a_million_random_queries_of_hard_data(rounded):
         queries = base[torch.randint(n, (10_000,), generator=generator)]
         queries = queries + pick(0.0, 1e-6, 0.1) * scale * torch.randn(10_000, d, generator=generator)
         answers = []
-        for mode in ("csr", "native"):
+        for mode in ("csr", "auto"):
             index = IndexFlatL2(d, search_mode=mode)
             index.add(base)
             answers.append(index.search(queries, 5))
@@ -188,7 +188,7 @@ def test_distances_that_overflow_beside_others_in_a_small_index(rounded):
         if dtype == torch.float16:
             continue
         answers = []
-        for mode in ("csr", "native"):
+        for mode in ("csr", "auto"):
             index = IndexFlatL2(8, dtype=dtype, search_mode=mode)
             index.add(base)
             answers.append(index.search(base.repeat(4, 1), 10))
@@ -196,7 +196,7 @@ def test_distances_that_overflow_beside_others_in_a_small_index(rounded):
 
 
 def test_a_default_device_changes_nothing():
-    index, _, queries = shared(problem("plain"), "l2", search_mode="native")
+    index, _, queries = shared(problem("plain"), "l2", search_mode="auto")
     expected = index.search(queries, 5)
     with torch.device("meta"):
         found = index.search(queries, 5)
@@ -215,19 +215,18 @@ def _arguments(dtype=torch.float32, limits=False):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_rows_above_a_floor(threads):
+def test_rows_above_a_threshold(threads):
     queries, packed, bias, offsets, sizes, probes, *_ = _arguments()
     lists = queries, packed, bias, offsets, sizes, probes
     scores, rows = torch.ops.torch_ivf_module.scan(*lists, None, 20, 1 << 20)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = torch.ops.torch_ivf_module.scan_above(*lists, scores[:, 9] - 1e-6)
+        lims, found = torch.ops.torch_ivf_module.scan_above(*lists, scores[:, 9] - 1e-6)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(torch.bincount(found[0], minlength=len(queries)), torch.full((len(queries),), 10))
-    for query, row in zip(*found, strict=True):
-        assert row in rows[query, :10]
+    assert torch.equal(lims, torch.arange(0, 10 * len(queries) + 1, 10))
+    assert torch.equal(found.view(-1, 10).sort().values, rows[:, :10].sort().values)
 
 
 def test_no_queries_and_no_probes():
@@ -237,7 +236,13 @@ def test_no_queries_and_no_probes():
         scores, rows = torch.ops.torch_ivf_module.scan(*few, None, k, most)
         assert scores.shape == rows.shape == (q, k)
         assert (rows == -1).all()
-        assert torch.ops.torch_ivf_module.scan_above(*few, scores[:, 0].contiguous())[0].shape == (0,)
+        lims, rows = torch.ops.torch_ivf_module.scan_above(*few, scores[:, 0].contiguous())
+        assert torch.equal(lims, torch.zeros(q + 1, dtype=torch.int64))
+        assert rows.shape == (0,)
+        held = packed.new_zeros(packed.shape[1]), *few[1:]
+        found = torch.ops.torch_ivf_module.search_lists(few[0], *held, None, k, k, True, False, most)
+        assert (found[1] == -1).all()
+        assert found[1].shape == (q, k)
 
 
 @pytest.mark.parametrize("limits", [False, True])
@@ -248,6 +253,8 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
     torch.library.opcheck(ops.scan.default, arguments)
     torch.library.opcheck(ops.scan_bounds.default, (*arguments, True))
     queries, packed = arguments[:2]
+    search = (queries, torch.ones(queries.shape[1]), *arguments[1:8], 8)
+    torch.library.opcheck(ops.search_lists.default, (*search, True, False, 1 << 20))
     torch.library.opcheck(ops.scan_above.default, (*arguments[:6], torch.zeros(len(queries))))
     rows = torch.tensor([[0, 3, -1]]).repeat(len(queries), 1)
     torch.library.opcheck(ops.exact_scores.default, (queries, packed, rows, True))
@@ -277,6 +284,10 @@ def test_wrong_arguments_are_named_and_so_is_what_lies_out_of_bounds():
             arguments[place] = value
         with pytest.raises(RuntimeError, match=said):
             scan(*arguments)
+    search, origin = torch.ops.torch_ivf_module.search_lists, torch.zeros(queries.shape[1])
+    for kept, start, said in ((k - 1, origin, "kept"), (k, origin[1:], "origin"), (k, origin.double(), "origin")):
+        with pytest.raises(RuntimeError, match=f"{said} must"):
+            search(queries, start, packed, bias, offsets, sizes, probes, None, k, kept, True, False, most)
 
 
 def test_rows_that_are_not_there_are_refused():
@@ -299,16 +310,15 @@ def test_lists_that_are_not_there_are_not_visited():
 
 def test_auto_takes_the_kernel_and_exact_never_does(rounded):
     index, _, queries = shared(problem("wide"), "l2", search_mode="auto")
-    for settings, mode in (({}, "native"), ({"profile": "exact"}, None), ({"profile": "approx_fast"}, "native")):
+    for settings, mode in (({}, "auto"), ({"profile": "exact"}, None), ({"profile": "approx_fast"}, "auto")):
         index.search(queries, 5, params=SearchParams(debug_stats=True, **settings))
         stats = index.last_search_stats
-        assert stats["mode"] in MODES
-        assert (stats["mode"] == "native") == (mode == "native"), settings
-        assert (stats["certified"] > 0) == (mode == "native")
+        assert (stats["mode"] == "native") == (mode == "auto"), settings
+        assert (stats["certified"] > 0) == (mode == "auto")
 
 
 def test_it_is_kept_out_by_the_environment(monkeypatch):
-    index, _, queries = shared(problem("wide"), "l2", search_mode="native")
+    index, _, queries = shared(problem("wide"), "l2", search_mode="auto")
     expected = index.search(queries, 5)
     monkeypatch.setenv("TORCH_IVF_NATIVE", "0")
     assert not native.available()
@@ -320,8 +330,8 @@ def test_it_is_kept_out_by_the_environment(monkeypatch):
 @pytest.mark.parametrize("threads", [2, 5])
 def test_answers_do_not_depend_on_the_number_of_threads(threads):
     before = torch.get_num_threads()
-    index, _, queries = shared(problem("wide"), "l2", search_mode="native")
-    alone, _, question = flat(problem("wide"), "l2", search_mode="native")
+    index, _, queries = shared(problem("wide"), "l2", search_mode="auto")
+    alone, _, question = flat(problem("wide"), "l2", search_mode="auto")
     try:
         torch.set_num_threads(1)
         expected = index.search(queries, 9), alone.search(question[:3], 9)

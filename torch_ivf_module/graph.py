@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .functional import metric as metrics
-from .functional.kernels import Scan
 from .functional.lists import InvertedLists, marked, only
 from .functional.probe import Coarse
+from .functional.rescore import rescore
+from .functional.scan_queries import scan_queries
 from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
 from .functional.scan_tiles import only as only_tiles
-from .functional.search import lookup, search
+from .functional.search import finite_queries, kept_for, lookup, probe_lists, shifted_queries
 from .index import check
 from .index.base import IndexBase
 from .params import positive
@@ -152,37 +153,30 @@ class SearchGraph(nn.Module):
         return self._search(x, mask)
 
     def _search(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        lists = self.lists()
-        if mask is not None:
-            allowed = marked(lists.ids, mask)
-            lists = only(lists, allowed)
-        scan: str | Scan = "matrix"
-        if self._tiles:
-            tiles = self._held(Tiles, "tile")
-            scan = self._tile_scan(tiles if mask is None else only_tiles(tiles, allowed))
-        scores, rows = search(
-            metrics.prepare(x.float(), self.metric),
-            self.coarse(),
-            [lists],
-            k=self.k,
-            nprobe=self.nprobe,
-            metric=self.metric,
-            mode=scan,
-            max_codes=self.max_codes,
-            max_bytes=self.max_bytes,
-            width=self._width,
-        )
+        lists, coarse = self.lists(), self.coarse()
+        allowed = None if mask is None else marked(lists.ids, mask)
+        lists = lists if allowed is None else only(lists, allowed)
+        x = metrics.prepare(x.float(), self.metric)
+        with torch.no_grad():
+            queries, finite = finite_queries(x.detach())
+            probed, _ = probe_lists(
+                queries, finite, coarse, [lists], self.nprobe, self.metric, self.max_codes
+            )
+            # Computed once: later loops would otherwise subtract the origin again for every candidate.
+            y = shifted_queries(queries, coarse.origin, self.metric)
+            rows = self._candidates(y, lists, probed, allowed)
+        scores, rows = rescore(x, lists.packed, rows, self.k, self.metric)
         return metrics.to_distance(scores, self.metric), lookup([lists.ids], rows)
 
-    def _tile_scan(self, tiles: Tiles) -> Scan:
-        width = self._tiles
-
-        def scan(
-            x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, rows: int, max_bytes: int
-        ) -> tuple[Tensor, Tensor]:
-            return scan_tiles(x, tiles, probed, k, width, max_bytes)
-
-        return scan
+    def _candidates(self, y: Tensor, lists: InvertedLists, probed: Tensor, allowed: Tensor | None) -> Tensor:
+        """The rows (Q, K) of the probed lists to score exactly, for queries y (Q, d) relative to the origin."""
+        kept = kept_for(self.k)
+        if not self._tiles:
+            width = min(self._width, lists.packed.shape[0])
+            return scan_queries(y, lists, probed, None, kept, width, self.max_bytes)[1]
+        tiles = self._held(Tiles, "tile")
+        tiles = tiles if allowed is None else only_tiles(tiles, allowed)
+        return scan_tiles(y, tiles, probed, kept, self._tiles, self.max_bytes)[1]
 
     def extra_repr(self) -> str:
         shape = f"k={self.k}, nprobe={self.nprobe}, max_codes={self.max_codes}, width={self._width}"

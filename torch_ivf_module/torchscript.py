@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .functional import metric as metrics
 from .functional.maxima import BLOCK, GROUP, SECTION, SPAN, TILE_SCORES, blocks_of, tasks_of
+from .functional.rescore import rescore
 from .functional.scan_lists import BLOCK_BYTES, selected_at_a_time, survivors
 from .functional.scan_queries import best_rows
-from .functional.search import kept_for, lookup, probed_lists, rescore
+from .functional.search import finite_queries, kept_for, lookup, probe_lists, shifted_queries
 from .graph import SearchGraph
 
 
@@ -144,9 +145,10 @@ class _Begin(nn.Module):
     def forward(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # noqa: UP006
         graph, lists = self.graph, self.graph.lists()
         prepared = metrics.prepare(x.float(), graph.metric)
-        shifted, probed, _ = probed_lists(
-            prepared.detach(), graph.coarse(), [lists], graph.nprobe, graph.metric, graph.max_codes
-        )
+        coarse = graph.coarse()
+        queries, finite = finite_queries(prepared.detach())
+        probed, _ = probe_lists(queries, finite, coarse, [lists], graph.nprobe, graph.metric, graph.max_codes)
+        shifted = shifted_queries(queries, coarse.origin, graph.metric)
         tasks = tasks_of(shifted, lists, probed)
         return prepared, shifted, probed, tasks.queries, tasks.visits, tasks.before, tasks.rank
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
-from .probe import coarse_of, probe
+from .probe import coarse_of, nearest_by_ranking
 
 _SPLIT = 1.0 / 1024  # the relative step between the two halves of a split cluster, as in faiss
 
@@ -90,9 +90,9 @@ def kmeans(
     objective = []
     for _ in progress(range(niter)):
         coarse = coarse_of(centroids, metric, origin)
-        best, assigned = probe(shifted, coarse, 1)
-        objective.append(metrics.clustering_objective(shifted, best[:, 0], metric))
-        centroids = metrics.on_sphere(_means(rows, assigned[:, 0], centroids, generator, share.add), metric)
+        best, assigned = nearest_by_ranking(shifted, coarse)
+        objective.append(metrics.clustering_objective(shifted, best, metric))
+        centroids = metrics.on_sphere(_means(rows, assigned, centroids, generator, share.add), metric)
     return centroids, share.add(torch.stack(objective)) if objective else rows.new_zeros(0)
 
 

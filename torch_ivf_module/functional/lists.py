@@ -50,6 +50,13 @@ def offsets_of(assigned: Tensor, nlist: int) -> Tensor:
     return torch.cat([ends.new_zeros(1), ends])
 
 
+def sampled_lists(offsets: Tensor, rows: int) -> Tensor:
+    """The lists that some of so many packed rows are in, evenly spaced: at most 256, none where there are no rows."""
+    some = min(rows, 256)
+    at = torch.div(torch.arange(some, device=offsets.device) * rows, max(1, some), rounding_mode="floor")
+    return torch.searchsorted(offsets, at, right=True) - 1
+
+
 def pack(x: Tensor, ids: Tensor, assigned: Tensor, nlist: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sort vectors (N, d) and ids (N,) by list, keeping their order within one: packed, offsets, ids."""
     order = torch.sort(narrow(assigned, nlist), stable=True).indices

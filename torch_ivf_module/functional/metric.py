@@ -13,12 +13,15 @@ Two kinds of score appear:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 METRICS = ("l2", "ip", "cosine")
 ORDERING = {"l2": "residual_norm_asc", "ip": "proj_desc", "cosine": "proj_desc"}  # see `centrality`
-_ROUNDING = 64 * torch.finfo(torch.float32).eps  # far above the error of a float32 product of any usual d
+# Beyond this distance of a query from the origin a product may overflow float32: every row is then scored exactly.
+_LARGEST_NORM = 2.0**60
 _SAMPLE = 256  # rows that decide the origin; a median of so many is within a tenth of a spread
 
 
@@ -56,7 +59,7 @@ def clustering_objective(shifted: Tensor, best: Tensor, metric: str) -> Tensor:
 
 
 def origin_of(vectors: Tensor, metric: str) -> Tensor:
-    """Where to put the origin (d,): a median, which one far outlier cannot move, or zero where it would not help."""
+    """The origin (d,) of distances: a median, which outliers do not move; zero for ip and cosine."""
     if metric != "l2" or vectors.shape[0] == 0:
         return torch.zeros(vectors.shape[1], dtype=torch.float32, device=vectors.device)
     # Of an expanded tensor, whose rows share their memory, torch's median is garbage now and then.
@@ -76,7 +79,9 @@ def row_bias(vectors: Tensor, origin: Tensor, metric: str) -> Tensor:
         torch.cdist(part.float(), origin[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
         for part in vectors.split(1 << 16)
     ]
-    return torch.cat(parts).square_().mul_(-0.5)
+    # -inf marks a row that a filter excludes. A square that overflows becomes the lowest finite number: a score that is
+    # too high hides no row.
+    return torch.cat(parts).square_().mul_(-0.5).clamp_(min=torch.finfo(torch.float32).min)
 
 
 def by_differences(metric: str) -> bool:
@@ -100,35 +105,45 @@ def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
     return vectors.sub_(x[:, None]).square_().sum(-1).neg_()
 
 
-def doubtful(x: Tensor, origin: Tensor, last: Tensor, kth: Tensor, metric: str) -> Tensor | None:
-    """Queries x (Q, d) for which a row that a scan left out may be nearer than the k-th kept: bool (Q,), or None.
+def rounding(d: int) -> float:
+    """The error allowed to a float32 sum of d products, relative to the product of the norms.
 
-    `last` (Q,) is the lowest ranking score kept and `kth` (Q,) the exact score of the k-th result. A product is
-    allowed an error of four roundings of |y| |v|. That is an allowance, not a proof: errors of both signs in a sum
-    over d terms stay well below it, errors that all had one sign might not. For ip and cosine the exact score is
-    such a product itself, so None.
+    Two units in the last place up to 128 dimensions, growing with the square root of d. An allowance, not a proof:
+    errors of random signs stay well below it.
     """
-    if metric != "l2":
-        return None
-    y, o = (x - origin).double(), origin.double()
-    square, distance = y.square().sum(1), -kth.double()
+    return 2 * torch.finfo(torch.float32).eps * math.sqrt(max(1.0, d / 128))
+
+
+def needed_ranking(x: Tensor, origin: Tensor, score: Tensor) -> Tensor:
+    """The ranking score (Q,) float32 that a row reaches if its exact l2 score exceeds `score` (Q,), with rounding.
+
+    x (Q, d) are the queries before the origin is subtracted. -inf where nothing can be said, so that every row counts.
+    """
+    y, o = shift(x, origin, "l2").double(), origin.double()
+    square, distance = y.square().sum(1), -score.double()
     size = square.sqrt()
-    # A row nearer than the k-th lies within `reach` of the origin, and its norm is at most reach + |o|.
+    # Such a row lies within `reach` of the origin, and its norm is at most reach + |o|.
     reach = size + distance.sqrt()
-    unit = 2 * torch.finfo(torch.float32).eps
-    error = unit * (size * (reach + torch.linalg.vector_norm(o)) + reach.square() / 2)
-    needed = (square - distance) / 2 + y @ o  # the ranking score of a row as near as the k-th
-    # Three times: once for the row left out, and twice for the kept ones, which may be scored by two kernels.
-    return torch.isfinite(last) & ~(last.double() + 3 * error < needed)
+    error = rounding(x.shape[1]) * (size * (reach + torch.linalg.vector_norm(o)) + reach.square() / 2)
+    # Three times: once for the row left out, and twice for the kept ones, which another kernel may have scored.
+    needed = ((square - distance) / 2 + y @ o - 3 * error).float()
+    known = (size < _LARGEST_NORM) & distance.isfinite()
+    return torch.nextafter(needed, needed.new_tensor(-math.inf)).masked_fill(~known, -math.inf)
 
 
-def uncertain(most: Tensor, kth: Tensor) -> Tensor:
-    """Queries for which a row that was left out may be nearer than the k-th kept: bool (Q,).
+def overflowing(x: Tensor, origin: Tensor) -> Tensor:
+    """Queries x (Q, d) so far from the origin that a ranking score may overflow float32: bool (Q,)."""
+    return ~(torch.linalg.vector_norm((x - origin).double(), dim=1) < _LARGEST_NORM)
 
-    `most` (Q,) is what no exact score of a row left out exceeds, -inf where none was; `kth` (Q,) is the exact score of
-    the k-th result.
+
+def doubtful(x: Tensor, origin: Tensor, lowest: Tensor, kth: Tensor) -> Tensor:
+    """Queries x (Q, d) for which, by l2, a row that a scan left out may be nearer than the k-th kept: bool (Q,).
+
+    `lowest` (Q,) is the lowest ranking score kept, -inf where all rows were kept, and `kth` (Q,) the exact score of the
+    k-th result. (For ip and cosine the ranking score is the exact score, so that there is no doubt.)
     """
-    return (most > -torch.inf) & ~(most < kth)
+    reached = (lowest > -math.inf) & (lowest >= needed_ranking(x, origin, kth))
+    return reached | overflowing(x, origin)
 
 
 def centrality(vectors: Tensor, centroids: Tensor, metric: str) -> Tensor:
@@ -152,32 +167,17 @@ def to_score(distance: Tensor, metric: str) -> Tensor:
     return -distance if metric == "l2" else distance
 
 
-def range_floor(x: Tensor, origin: Tensor, score: Tensor, reach: Tensor, metric: str) -> Tensor:
-    """The ranking score (Q,) that every row whose exact score exceeds `score` (Q,) reaches, rounding allowed for.
+def range_threshold(x: Tensor, origin: Tensor, score: Tensor, vectors: Tensor, metric: str) -> Tensor:
+    """The ranking score (Q,) that every row of `vectors` (N, d) reaches whose exact score exceeds `score` (Q,).
 
-    `x` (Q, d) are the queries before the origin is taken off; `reach` is the largest norm of a stored vector.
+    Rounding is allowed for. x (Q, d) are the queries before the origin is subtracted.
     """
-    shifted = shift(x, origin, metric)
-    slack = torch.linalg.vector_norm(shifted, dim=1) * reach
-    if metric != "l2":
-        return score - _ROUNDING * slack
-    # With y = x - o and r the ranking score, |x - v|^2 = |y|^2 - 2 (r - <y, o>).
-    own, offset = shifted.square().sum(1), shifted @ origin
-    return (own + score) / 2 + offset - _ROUNDING * (own + slack + offset.abs() + reach * reach)
-
-
-def largest_norm(vectors: Tensor, bias: Tensor, origin: Tensor, metric: str) -> Tensor:
-    """No less than the Euclidean norm of any of the vectors (N, d) that can be found: a scalar tensor.
-
-    For l2 the `row_bias` (N,) tells the distances to the origin, -inf for a vector not to be found, and spares looking
-    at the vectors.
-    """
-    if vectors.shape[0] == 0:
-        return torch.zeros((), dtype=torch.float32, device=vectors.device)
     if metric == "l2":
-        farthest = bias.masked_fill(bias.isinf(), 0).amin().abs().double()
-        return ((2 * farthest).sqrt() + torch.linalg.vector_norm(origin.double())).float()
-    return torch.stack([torch.linalg.vector_norm(part.float(), dim=1).amax() for part in vectors.split(1 << 14)]).amax()
+        return needed_ranking(x, origin, score)
+    norms = [torch.linalg.vector_norm(part.double(), dim=1).amax() for part in vectors.split(1 << 14) if part.shape[0]]
+    largest = torch.stack(norms).amax() if norms else origin.new_zeros((), dtype=torch.float64)
+    slack = 8 * rounding(x.shape[1]) * largest * torch.linalg.vector_norm(x.double(), dim=1)
+    return (score.double() - slack).float()
 
 
 def shift(x: Tensor, origin: Tensor, metric: str) -> Tensor:

@@ -1,6 +1,6 @@
 """Which lists a query visits. Assigning a vector to a list is probing with nprobe = 1.
 
-Q queries, L lists, P probes, d dim.
+Q queries, L lists, P probes, d dim, K candidates a query.
 """
 
 from __future__ import annotations
@@ -12,51 +12,134 @@ from torch import Tensor
 
 from . import metric as metrics
 from .kernels import kernel_for
+from .lists import InvertedLists
 from .parts import in_parts, tracing
+from .rescore import rescore
 from .scratch import Scratch
 from .select import best_positions
 
 _CHUNK_SCORES = 1 << 20  # scores held at a time: 4 MiB stays in cache, where a second pass over it is cheap
+_WORKSPACE = 64 << 20  # bytes that a kernel may use
 
 
 class Coarse(NamedTuple):
-    """The coarse quantizer, ready to be multiplied with queries."""
+    """The coarse quantizer: centroids, and what is derived from them once."""
 
-    centroids: Tensor  # (L, d) float32, relative to the origin
-    bias: Tensor  # (L,) float32, or (0,)
+    centroids: Tensor  # (L, d) float32
+    relative: Tensor  # (L, d) float32, relative to the origin
+    bias: Tensor  # (L,) float32, or (0,); see metric.row_bias
     origin: Tensor  # (d,) float32
+    offsets: Tensor  # (2,) int64: all centroids as one inverted list, as a kernel takes them
+    sizes: Tensor  # (2,) int64
+
+    def as_list(self) -> InvertedLists:
+        """The centroids as one inverted list, whose rows are the numbers of the lists."""
+        return InvertedLists(self.centroids, self.offsets, self.offsets, self.sizes, self.bias)
 
 
 def coarse_of(centroids: Tensor, metric: str, origin: Tensor | None = None) -> Coarse:
-    """Centroids (L, d) made ready for `probe`, relative to `origin` (d,) or to one inside them."""
+    """Centroids (L, d) made ready for `probe`, relative to `origin` (d,) or to their median."""
     origin = metrics.origin_of(centroids, metric) if origin is None else origin
-    return Coarse(centroids - origin, metrics.row_bias(centroids, origin, metric), origin)
+    bias = metrics.row_bias(centroids, origin, metric)
+    offsets = torch.tensor([0, centroids.shape[0]], device="cpu").to(centroids.device)
+    return Coarse(centroids, centroids - origin, bias, origin, offsets, offsets.flip(0))
 
 
-def probe(x: Tensor, coarse: Coarse, nprobe: int) -> tuple[Tensor, Tensor]:
-    """The nearest lists of each query, nearest first.
+def probe(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
+    """The nearest lists of each query, nearest first: exact scores and list numbers, both (Q, P), P = min(nprobe, L).
 
-    x (Q, d) float32 *relative to the origin* (see metric.shift). Returns ranking scores and lists, both (Q, P)
-    with P = min(nprobe, L). A kernel finds them whatever the mode of the search, so that no answer depends on that.
+    x (Q, d) float32, finite, *not* relative to the origin. This is a search among the centroids: they are ranked in
+    float32, and ranked again in float64 for queries where rounding or overflow could change which lists are chosen. A
+    kernel finds the lists whatever the mode of the search, so that no answer depends on the mode. In a traced graph the
+    scores are ranking scores, and nothing is ranked again.
     """
-    lists = coarse.centroids.shape[0]
-    if min(nprobe, lists) > 0 and (kernel := kernel_for(x, coarse.centroids)):
-        scores, found = kernel.nearest(x, coarse.centroids, coarse.bias, min(nprobe, lists))
+    nprobe = min(nprobe, coarse.centroids.shape[0])
+    if coarse.centroids.shape[0] == 1 and nprobe:
+        return x.new_zeros(x.shape[0], 1), torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
+    if tracing():
+        return best_positions(_ranking(metrics.shift(x, coarse.origin, metric), coarse, None), nprobe)
+    kept = nprobe + 1 + nprobe // 4
+    kernel = kernel_for(x, coarse.centroids) if nprobe else None
+    if kernel is not None:
+        one = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
+        scores, found, _ = kernel.search(
+            x, coarse.origin, coarse.as_list(), one, None, nprobe, kept, metric, _WORKSPACE
+        )
+        unclear = (found < 0).any(1)  # distances that overflow
+    else:
+        scores, found, unclear = _certified(x, coarse, nprobe, kept, metric)
+    if bool(unclear.any()):
+        scores[unclear], found[unclear] = _in_float64(x[unclear], coarse, nprobe, metric)
+    return scores, found
+
+
+def nearest_by_ranking(x: Tensor, coarse: Coarse) -> tuple[Tensor, Tensor]:
+    """The list of highest ranking score of each row x (Q, d) *relative to the origin*: scores and lists (Q,).
+
+    Not certified: near ties may go either way, as k-means can bear.
+    """
+    kernel = kernel_for(x, coarse.relative)
+    if kernel is not None:
+        scores, found = kernel.nearest(x, coarse.relative, coarse.bias, 1)
         if bool((found >= 0).all()):  # not where a score overflows
-            return scores, found
-    step = max(1, _CHUNK_SCORES // max(1, lists))
-    if tracing() or x.shape[0] <= step:
-        return best_positions(_scores(x, coarse, None), nprobe)
-    # Fresh memory for each part's scores fragments the heap: fitting 1,600 lists to 400 MB grew to 2.4 GB at times.
+            return scores[:, 0], found[:, 0]
     memory = Scratch(x.device)
 
-    def nearest(part: Tensor) -> tuple[Tensor, Tensor]:
-        return best_positions(_scores(part, coarse, memory.take(part.shape[0], lists)), nprobe)
+    def best(part: Tensor) -> tuple[Tensor, Tensor]:
+        return _ranking(part, coarse, memory).max(1)
 
-    return in_parts(nearest, step, x)
+    return in_parts(best, _step(coarse), x)
 
 
-def _scores(x: Tensor, coarse: Coarse, out: Tensor | None) -> Tensor:
+def _certified(
+    x: Tensor, coarse: Coarse, nprobe: int, kept: int, metric: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`probe` by PyTorch operations, and the queries (Q,) whose lists are not certain."""
+    memory = Scratch(x.device)
+    kept = min(kept, coarse.centroids.shape[0])
+
+    def candidates(part: Tensor) -> tuple[Tensor, Tensor]:
+        ranking = _ranking(metrics.shift(part, coarse.origin, metric), coarse, memory)
+        return best_positions(ranking.nan_to_num_(nan=-torch.inf), kept)
+
+    ranking, found = in_parts(candidates, _step(coarse), x)
+    if metric != "l2":
+        return ranking[:, :nprobe], found[:, :nprobe], ~ranking[:, :nprobe].isfinite().all(1)
+    scores, lists = rescore(x, coarse.centroids, found, nprobe, metric)
+    unclear = (lists < 0).any(1)
+    if kept < coarse.centroids.shape[0] and nprobe:
+        unclear |= metrics.doubtful(x, coarse.origin, ranking[:, -1], scores[:, -1])
+    return scores, lists, unclear
+
+
+def _step(coarse: Coarse) -> int:
+    """Queries whose scores are held at a time."""
+    return max(1, _CHUNK_SCORES // max(1, coarse.centroids.shape[0]))
+
+
+def _ranking(y: Tensor, coarse: Coarse, memory: Scratch | None) -> Tensor:
+    """Ranking scores (Q, L) of the centroids for queries relative to the origin.
+
+    Written to reused memory where it is given: fresh memory for each part fragments the heap (fitting 1,600 lists to
+    400 MB grew to 2.4 GB at times).
+    """
+    out = None if memory is None else memory.take(y.shape[0], coarse.relative.shape[0])
     if coarse.bias.shape[0]:
-        return torch.addmm(coarse.bias, x, coarse.centroids.t(), out=out)
-    return torch.mm(x, coarse.centroids.t(), out=out)
+        return torch.addmm(coarse.bias, y, coarse.relative.t(), out=out)
+    return torch.mm(y, coarse.relative.t(), out=out)
+
+
+def _in_float64(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
+    """`probe` in float64, where no square of a float32 number overflows."""
+
+    def best(part: Tensor) -> tuple[Tensor, Tensor]:
+        query, centroids = part.double(), coarse.centroids.double()
+        if metrics.by_differences(metric):
+            apart = torch.cdist(query, centroids, compute_mode="donot_use_mm_for_euclid_dist")
+            scores = apart.square().neg()
+        else:
+            scores = query @ centroids.t()
+        found, at = scores.topk(nprobe, dim=1)
+        return found.float(), at
+
+    return in_parts(best, _step(coarse), x)

@@ -1,4 +1,4 @@
-"""Search: probe, scan with one of the strategies, score the survivors exactly, merge.
+"""Search: probe, scan, score the candidates exactly, settle what is in doubt, merge.
 
 Q queries, L lists, P probes, d dim, k results, W candidates a query. Everything here speaks of rows; a row of
 segment s counts on from the rows of the segments before it.
@@ -16,10 +16,12 @@ from . import budget as budgets
 from . import metric as metrics
 from .budget import Budget
 from .cost import cheapest
-from .kernels import Kernel, Scan, kernel_for
+from .kernels import Scan, kernel_for
 from .lists import InvertedLists
 from .parts import in_parts
 from .probe import Coarse, probe
+from .rescore import rescore
+from .scan_above import as_rectangle, every_candidate, scan_above
 from .scan_lists import scan_lists
 from .scan_queries import scan_queries
 from .select import merge, select_topk
@@ -27,192 +29,215 @@ from .select import merge, select_topk
 Stats = dict[str, Any]
 
 STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
-MODES = ("auto", *STRATEGIES, "native")
+MODES = ("auto", *STRATEGIES)
 
-# Times as many candidates for a query that is in doubt. On image patches (k = 20) 11% of the queries are with 26
-# candidates, 4% with 33, 2% with 40 and 0.1% with 60, while each candidate more costs every query.
-_KEEP_MORE = 4
 _ASIDE_BYTES = 64 << 20  # for what a scan holds beside its maxima or candidates, half of max_bytes if that is less
-_RESCORE_BYTES = 1 << 20  # vectors gathered at a time for exact scores: with two temporaries more leaves the cache
 
 
-def probed_lists(
-    x: Tensor,
-    coarse: Coarse,
-    segments: Sequence[InvertedLists],
-    nprobe: int,
-    metric: str,
-    max_codes: int | None = None,
-    budget: Budget | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What a scan takes: the queries x (Q, d) relative to the origin, all numbers finite, and the lists they read.
+class SearchOptions(NamedTuple):
+    """What a search is told besides tensors."""
 
-    The latter are (Q, P), nearest first, L where a cap or a bad query leaves none; and, where a budget is given, the
-    rows to read of each (Q, P), counted on from segment to segment. A graph is faster for computing the queries
-    once: the product with the centroids needs them in memory, and so no later loop computes them again.
-    """
-    nlist = coarse.centroids.shape[0]
-    shifted, finite = shifted_queries(x, coarse.origin, metric)
-    scores, probed = probe(shifted, coarse, nprobe)
-    probed = probed.masked_fill_(~finite, nlist)
-    if max_codes is None and budget is None:
-        return shifted, probed, None
-    sizes = torch.stack([lists.sizes for lists in segments]).sum(0)[probed]
-    limits = None if budget is None else budgets.row_limits(scores, sizes, budget)
-    if max_codes is not None:
-        left_out = ~budgets.within_max_codes(sizes if limits is None else limits, max_codes)
-        probed = probed.masked_fill(left_out, nlist)
-        limits = None if limits is None else limits.masked_fill(left_out, 0)
-    return shifted, probed, limits
+    k: int
+    nprobe: int
+    metric: str
+    mode: str = "auto"  # one of MODES
+    max_codes: int | None = None
+    budget: Budget | None = None
+    max_bytes: int = 256 << 20  # workspace
+    exact: bool = False  # score every row of the probed lists exactly, instead of the best by ranking score
 
 
-def shifted_queries(x: Tensor, origin: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """The queries x (Q, d) as a scan takes them, and which of them are finite (Q, 1)."""
-    finite = (x * 0).sum(1, keepdim=True) == 0  # 0 * inf and 0 * NaN are NaN
-    return metrics.shift(x.masked_fill(~finite, 0), origin, metric).nan_to_num(nan=0, posinf=0, neginf=0), finite
+class Probes(NamedTuple):
+    """What a scan of one segment reads."""
+
+    x: Tensor  # (Q, d) finite queries as `metric.prepare` gives them
+    lists: Tensor  # (Q, P) nearest first, L for none
+    limits: Tensor | None  # (Q, P) the rows to read of each list, None for all
+
+    def at(self, queries: Tensor) -> Probes:
+        """Those of some queries (q,)."""
+        return Probes(self.x[queries], self.lists[queries], None if self.limits is None else self.limits[queries])
+
+    def sizes(self, lists: InvertedLists) -> Tensor:
+        """Rows that each query reads of each of its lists, (Q, P)."""
+        return lists.sizes[self.lists] if self.limits is None else self.limits
 
 
 def search(
     x: Tensor,
     coarse: Coarse,
     segments: Sequence[InvertedLists],
+    options: SearchOptions,
     *,
-    k: int,
-    nprobe: int,
-    metric: str,
-    mode: str | Scan = "auto",
-    max_codes: int | None = None,
-    budget: Budget | None = None,
-    max_bytes: int = 256 << 20,
-    width: int | None = None,
-    exact: bool = False,
     probed: Tensor | None = None,
     stats: Stats | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the `nprobe` nearest lists: exact scores (Q, k), differentiable in x, and rows (Q, k).
 
     x (Q, d) float32 as `metric.prepare` gives it. `segments` are one or more sets of inverted lists over the same
-    centroids. `mode` is one of MODES, or a scan. `width`, where given, must be at least the rows that any query's
-    lists hold in a segment; it takes the place of reading that number back from the device, and with it the search
-    is a graph of static shapes, in which no query is searched twice. `exact` scores every row of the probed lists
-    exactly, instead of the best by a rounded score and an allowance for its error. `probed` (Q, P), where given, are
-    the lists that each query reads, as `probed_lists` gives them; `nprobe`, `max_codes` and `budget` then say nothing.
-    `stats`, where given, is filled.
+    centroids. `probed` (Q, P), where given, are the lists that each query reads, nearest first, L for none; `nprobe`,
+    `max_codes` and `budget` are then ignored. `stats`, where given, is filled.
     """
-    kept = kept_for(k)
-    if exact:
-        kept = 1 + max(lists.packed.shape[0] for lists in segments)
-    settings = Settings(
-        k=k,
-        kept=kept,
-        nprobe=nprobe,
-        metric=metric,
-        mode=mode,
-        max_codes=max_codes,
-        budget=budget,
-        width=width,
-        max_bytes=max_bytes - min(max_bytes // 2, _ASIDE_BYTES),
-        exact=exact,
-        bounds=True,
-        stats=stats,
-    )
     if stats is not None:
-        stats.update(queries=x.shape[0], nprobe=nprobe, mode=None, why="nothing to read")
+        stats.update(queries=x.shape[0], nprobe=options.nprobe, mode=None, why="nothing to read")
         stats.update(lists_read=0, rows_read=0, rows_left_out=0, certified=0, searched_again=0)
-    step = max(1, max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], nprobe, kept))
-    chosen = (x,) if probed is None else (x, probed)
-    return in_parts(lambda *part: _search_batch(coarse, segments, settings, *part), step, *chosen)
+    step = max(1, options.max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], options))
+    given = (x,) if probed is None else (x, probed)
+    return in_parts(lambda *part: _search_batch(coarse, segments, options, stats, *part), step, *given)
 
 
 def kept_for(k: int) -> int:
-    """Candidates that are scored exactly.
+    """Candidates that are scored exactly: a few more than k, since the scan ranks by a rounded score.
 
-    The scan ranks by a rounded score, so these are a few more than asked for. Where even they may not be enough, the
-    query is searched again with more of them; see metric.doubtful.
+    On image patches (k = 20) 11% of the queries are in doubt with 26 candidates, 4% with 33, 2% with 40 and 0.1% with
+    60, while each candidate more costs every query.
     """
     return k + 8 + k // 4
 
 
-class Settings(NamedTuple):
-    """What a search is told, the vectors left out."""
+def finite_queries(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries x (Q, d) with zeros in place of those that are not finite, and which are (Q, 1)."""
+    finite = (x * 0).sum(1, keepdim=True) == 0  # 0 * inf and 0 * NaN are NaN
+    return x.masked_fill(~finite, 0), finite
 
-    k: int
-    kept: int
-    nprobe: int
-    metric: str
-    mode: str | Scan
-    max_codes: int | None
-    budget: Budget | None
-    width: int | None
-    max_bytes: int
-    exact: bool
-    bounds: bool
-    stats: Stats | None
+
+def shifted_queries(x: Tensor, origin: Tensor, metric: str) -> Tensor:
+    """Finite queries x (Q, d) as a scan takes them: relative to the origin, all numbers finite."""
+    return metrics.shift(x, origin, metric).nan_to_num(nan=0, posinf=0, neginf=0)
+
+
+def probe_lists(
+    x: Tensor,
+    finite: Tensor,
+    coarse: Coarse,
+    segments: Sequence[InvertedLists],
+    nprobe: int,
+    metric: str,
+    max_codes: int | None = None,
+    budget: Budget | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The lists (Q, P) that each query reads, nearest first, L where a cap or a bad query leaves none; and, where a
+    budget is given, the rows to read of each (Q, P), counted on from segment to segment.
+
+    x, finite: see `finite_queries`.
+    """
+    nlist = coarse.centroids.shape[0]
+    scores, probed = probe(x, coarse, nprobe, metric)
+    probed = probed.masked_fill_(~finite, nlist)
+    if max_codes is None and budget is None:
+        return probed, None
+    sizes = torch.stack([lists.sizes for lists in segments]).sum(0)[probed]
+    limits = None if budget is None else budgets.row_limits(scores, sizes, budget)
+    if max_codes is not None:
+        left_out = ~budgets.within_max_codes(sizes if limits is None else limits, max_codes)
+        probed = probed.masked_fill(left_out, nlist)
+        limits = None if limits is None else limits.masked_fill(left_out, 0)
+    return probed, limits
 
 
 def _search_batch(
-    coarse: Coarse, segments: Sequence[InvertedLists], settings: Settings, x: Tensor, probed: Tensor | None = None
+    coarse: Coarse,
+    segments: Sequence[InvertedLists],
+    options: SearchOptions,
+    stats: Stats | None,
+    x: Tensor,
+    probed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    k, metric = settings.k, settings.metric
     with torch.no_grad():
-        plain = x.detach()
+        queries, finite = finite_queries(x.detach())
         limits = None
         if probed is None:
-            shifted, probed, limits = probed_lists(
-                plain, coarse, segments, settings.nprobe, metric, settings.max_codes, settings.budget
+            probed, limits = probe_lists(
+                queries, finite, coarse, segments, options.nprobe, options.metric, options.max_codes, options.budget
             )
-        else:
-            shifted = shifted_queries(plain, coarse.origin, metric)[0]
         found, left = [], limits
         for lists in segments:
             some = None if left is None else torch.minimum(left, lists.sizes[probed])
-            if settings.stats is not None:
-                _count(settings.stats, lists, probed, some)
-            found.append(_search_segment(plain, shifted, coarse.origin, lists, probed, some, settings))
+            probes = Probes(queries, probed, some)
+            if stats is not None:
+                _count(stats, lists, probes)
+            found.append(_search_segment(probes, coarse.origin, lists, options, stats))
             left = None if left is None or some is None else left - some
     if torch.is_grad_enabled() and x.requires_grad:
         pairs = zip(segments, found, strict=True)
-        found = [rescore(x, lists.packed, rows, k, metric) for lists, (_, rows) in pairs]
-    return _merge(segments, found, k)
+        found = [rescore(x, lists.packed, rows, options.k, options.metric) for lists, (_, rows) in pairs]
+    return _merge(segments, found, options.k)
 
 
 def _search_segment(
-    x: Tensor,
-    shifted: Tensor,
-    origin: Tensor,
-    lists: InvertedLists,
-    probed: Tensor,
-    limits: Tensor | None,
-    settings: Settings,
+    probes: Probes, origin: Tensor, lists: InvertedLists, options: SearchOptions, stats: Stats | None
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of one segment: exact scores and rows (Q, k)."""
-    width = _width(lists, probed, limits, settings)
+    if lists.packed.shape[0] == 0 or probes.lists.numel() == 0:
+        return _nothing(probes, options.k)
+    if options.exact:
+        _note_mode(stats, "exact", "search_mode" if options.mode != "auto" else "profile")
+        return _score_every_row(probes, lists, options)
+    kernel = kernel_for(probes.x, lists.packed) if options.mode == "auto" else None
+    if kernel is None:
+        return _scan(probes, origin, lists, options, stats)
+    _note_mode(stats, "native", "there is a kernel for this device")
+    kept = kept_for(options.k)
+    scores, rows, again = kernel.search(
+        probes.x, origin, lists, probes.lists, probes.limits, options.k, kept, options.metric, _scan_bytes(options)
+    )
+    _note_doubt(stats, probes.x.shape[0], again)
+    return scores, rows
+
+
+def _scan(
+    probes: Probes, origin: Tensor, lists: InvertedLists, options: SearchOptions, stats: Stats | None
+) -> tuple[Tensor, Tensor]:
+    """`_search_segment` by PyTorch operations: rank, score the candidates exactly, settle doubtful queries."""
+    width = min(int(probes.sizes(lists).sum(1).max()), lists.packed.shape[0])
     if width == 0:
-        return select_topk(shifted.new_empty(x.shape[0], 0), probed.new_empty(x.shape[0], 0), settings.k)
-    kernel, scan = _chosen(shifted, lists, probed, limits, settings, width)
-    found, all_kept = None, lists.packed.shape[0] < settings.kept
-    if kernel is not None and settings.bounds and not all_kept:
-        found = kernel.bounds(x, lists, probed, limits, settings.kept, settings.max_bytes, settings.metric)
-    ranking, rows = found or scan(shifted, lists, probed, limits, settings.kept, width, settings.max_bytes)
-    scores, best = rescore(x, lists.packed, rows, settings.k, settings.metric, kernel)
-    if settings.width is not None or all_kept or rows.shape[1] < settings.kept:
+        return _nothing(probes, options.k)
+    kept = kept_for(options.k)
+    mode, why = options.mode, "search_mode"
+    y = shifted_queries(probes.x, origin, options.metric)
+    if mode == "auto":
+        mode, why = cheapest(y, lists, probes.lists, probes.limits, kept, width)
+    _note_mode(stats, mode, why)
+    ranking, rows = STRATEGIES[mode](y, lists, probes.lists, probes.limits, kept, width, _scan_bytes(options))
+    scores, best = rescore(probes.x, lists.packed, rows, options.k, options.metric)
+    if not metrics.by_differences(options.metric):
         return scores, best
-    doubtful: Tensor | None
-    if found is not None:
-        doubtful = metrics.uncertain(ranking[:, -1], scores[:, -1])
-        more = settings._replace(bounds=False)
-    else:
-        doubtful = metrics.doubtful(x, origin, ranking[:, -1], scores[:, -1], settings.metric)
-        more = settings._replace(kept=_KEEP_MORE * settings.kept)  # in the end that is every row there is
-    at = torch.nonzero(doubtful)[:, 0] if doubtful is not None else probed[:0, 0]
-    if settings.stats is not None:
-        settings.stats["searched_again"] += at.shape[0]
-        settings.stats["certified"] += x.shape[0] - at.shape[0] if found is not None else 0
-    step = max(1, settings.max_bytes // _query_bytes(1, 1, more.kept))
-    for part in at.split(step) if at.shape[0] else ():
-        some = None if limits is None else limits[part]
-        scores[part], best[part] = _search_segment(x[part], shifted[part], origin, lists, probed[part], some, more)
+    lowest = ranking[:, kept - 1] if ranking.shape[1] >= kept else ranking.new_full((ranking.shape[0],), -torch.inf)
+    doubtful = torch.nonzero(metrics.doubtful(probes.x, origin, lowest, scores[:, -1]))[:, 0]
+    _note_doubt(stats, probes.x.shape[0], doubtful)
+    step = max(1, options.max_bytes // (32 * width))
+    for at in doubtful.split(step) if doubtful.shape[0] else ():
+        scores[at], best[at] = _settle(probes.at(at), y[at], origin, lists, scores[at, -1], options)
     return scores, best
+
+
+def _settle(
+    probes: Probes, y: Tensor, origin: Tensor, lists: InvertedLists, kth: Tensor, options: SearchOptions
+) -> tuple[Tensor, Tensor]:
+    """The k best rows among all whose ranking score allows them to be better than the k-th known, of score kth (Q,)."""
+    threshold = metrics.needed_ranking(probes.x, origin, kth)
+    threshold = threshold.masked_fill(metrics.overflowing(probes.x, origin), -torch.inf)
+    rows = as_rectangle(*scan_above(y, lists, probes.lists, probes.limits, threshold))
+    return rescore(probes.x, lists.packed, rows, options.k, options.metric)
+
+
+def _score_every_row(probes: Probes, lists: InvertedLists, options: SearchOptions) -> tuple[Tensor, Tensor]:
+    """The k best of all rows of the probed lists, by exact score alone."""
+    width = max(1, int(probes.sizes(lists).sum(1).max()))
+    step = max(1, options.max_bytes // (64 * width))
+
+    def best(queries: Tensor) -> tuple[Tensor, Tensor]:
+        some = probes.at(queries)
+        rows = every_candidate(lists, some.lists, some.limits)
+        return rescore(some.x, lists.packed, rows, options.k, options.metric)
+
+    return in_parts(best, step, torch.arange(probes.x.shape[0], device=probes.x.device))
+
+
+def _nothing(probes: Probes, k: int) -> tuple[Tensor, Tensor]:
+    """Padding for every query."""
+    queries = probes.x.shape[0]
+    return select_topk(probes.x.new_empty(queries, 0), probes.lists.new_empty(queries, 0), k)
 
 
 def _merge(segments: Sequence[InvertedLists], found: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
@@ -226,67 +251,35 @@ def _merge(segments: Sequence[InvertedLists], found: Sequence[tuple[Tensor, Tens
     return merge([(scores, moved) for (scores, _), moved in zip(found, rows, strict=True)], k)
 
 
-def rescore(
-    x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str, kernel: Kernel | None = None
-) -> tuple[Tensor, Tensor]:
-    """The k best of `rows` (Q, K) by exact score: scores and rows (Q, k). Without a kernel differentiable in x."""
-    if packed.shape[0] == 0:
-        rows = rows[:, :0]
-    if kernel is not None:
-        return select_topk(kernel.exact_scores(x, packed, rows, metric), rows, k)
-    most = max(1, _RESCORE_BYTES // (4 * packed.shape[1]))
-    if rows.shape[1] > most:
-        return merge([rescore(x, packed, part, k, metric) for part in rows.split(most, dim=1)], k)
-
-    def score(query: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-        vectors = packed.index_select(0, part.clamp(min=0).flatten()).view(*part.shape, packed.shape[1])
-        return select_topk(metrics.exact_scores(query, vectors.float(), metric), part, k)
-
-    return in_parts(score, max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1])), x, rows)
+def _scan_bytes(options: SearchOptions) -> int:
+    return options.max_bytes - min(options.max_bytes // 2, _ASIDE_BYTES)
 
 
-def _width(lists: InvertedLists, probed: Tensor, limits: Tensor | None, settings: Settings) -> int:
-    """The most rows that a query reads of a segment, 0 where there is nothing to read. Waits for the device."""
-    if lists.packed.shape[0] == 0 or (settings.width is None and probed.numel() == 0):
-        return 0
-    width = int(_read(lists, probed, limits).sum(1).max()) if settings.width is None else settings.width
-    return min(width, lists.packed.shape[0])
+def _query_bytes(lists: int, options: SearchOptions) -> int:
+    """Memory that a query takes outside the scan: its probes, its candidates, their exact scores."""
+    return 32 * min(lists, options.nprobe) + 48 * kept_for(options.k)
 
 
-def _chosen(
-    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, settings: Settings, width: int
-) -> tuple[Kernel | None, Scan]:
-    """The kernel to use, if any, and the scan."""
-    if not isinstance(settings.mode, str):
-        return None, settings.mode
-    mode, why, kernel = settings.mode, "search_mode", None
-    if mode in ("auto", "native"):
-        kernel = None if settings.exact else kernel_for(x, lists.packed)
-        if kernel is None:
-            mode, why = cheapest(x, lists, probed, limits, settings.kept, width)
-        else:
-            mode, why = "native", "there is a kernel for this device"
-    if settings.stats is not None and settings.stats["mode"] is None:
-        settings.stats.update(mode=mode, why=why)
-    return kernel, STRATEGIES[mode] if kernel is None else kernel.scan
+def _note_mode(stats: Stats | None, mode: str, why: str) -> None:
+    if stats is not None and stats["mode"] is None:
+        stats.update(mode=mode, why=why)
 
 
-def _read(lists: InvertedLists, probed: Tensor, limits: Tensor | None) -> Tensor:
-    """Rows that each query reads of each of its lists, (Q, P)."""
-    return lists.sizes[probed] if limits is None else limits
+def _note_doubt(stats: Stats | None, queries: int, again: Tensor) -> None:
+    """Count queries whose candidates proved the answer, and those that took a second pass: `again` is a scalar tensor,
+    or the queries (q,) themselves. Waits for the device."""
+    if stats is not None:
+        count = int(again) if again.dim() == 0 else again.shape[0]
+        stats["searched_again"] += count
+        stats["certified"] += queries - count
 
 
-def _count(stats: Stats, lists: InvertedLists, probed: Tensor, limits: Tensor | None) -> None:
+def _count(stats: Stats, lists: InvertedLists, probes: Probes) -> None:
     """Add to `stats` what the queries read of one segment. Waits for the device."""
-    read = _read(lists, probed, limits)
+    read = probes.sizes(lists)
     stats["lists_read"] += int((read > 0).sum())
     stats["rows_read"] += int(read.sum())
-    stats["rows_left_out"] += int((lists.sizes[probed] - read).sum())
-
-
-def _query_bytes(lists: int, probes: int, k: int) -> int:
-    """Memory that a query takes outside the scan: its probes, its candidates, their exact scores."""
-    return 32 * min(lists, probes) + 48 * k
+    stats["rows_left_out"] += int((lists.sizes[probes.lists] - read).sum())
 
 
 def lookup(ids: Sequence[Tensor], rows: Tensor) -> Tensor:

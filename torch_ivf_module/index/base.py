@@ -16,7 +16,7 @@ from ..functional.budget import Budget
 from ..functional.lists import InvertedLists, restricted, vectors_at
 from ..functional.probe import Coarse
 from ..functional.range_scan import range_search
-from ..functional.search import MODES, lookup, probed_lists, search
+from ..functional.search import MODES, SearchOptions, finite_queries, lookup, probe_lists, search
 from ..params import SearchParams, positive
 from . import check
 from .building import Builds
@@ -50,9 +50,9 @@ class IndexBase(TorchIvfNames, Saves, Builds):
 
     @property
     def search_mode(self) -> str:
-        """ "auto", "csr" (list-major), "matrix" (query-major) or "native" (the kernel in C++, if there is one).
+        """ "auto", "csr" (list-major) or "matrix" (query-major). It changes the time, not the answer.
 
-        It changes the time, not the answer.
+        "auto" takes the device's kernel where there is one, else the mode with the lower predicted time.
         """
         return self._search_mode
 
@@ -156,7 +156,8 @@ class IndexBase(TorchIvfNames, Saves, Builds):
             if sizes is not None:
                 segments = [segments[0]._replace(sizes=sizes)]
             cap = None if sizes is None else self._max_codes(params)
-            return probed_lists(queries, coarse, segments, self._nprobe(params), self.metric, cap)[1]
+            x, finite = finite_queries(queries)
+            return probe_lists(x, finite, coarse, segments, self._nprobe(params), self.metric, cap)[0]
 
     def _search(
         self, queries: Tensor, k: int, params: SearchParams, probed: Tensor | None = None
@@ -164,26 +165,22 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         """`_found` for prepared queries, of the lists `probed` where they are given."""
         with torch.autocast(self.device.type, enabled=False):
             coarse, segments = self._chosen(params, queries.shape[0], counted=True)
-            wanted = self.search_mode in ("auto", "native") and params.profile != "exact"
+            wanted = self.search_mode == "auto" and params.profile != "exact"
             if wanted and queries.device.type == "cpu":
                 visits = queries.shape[0] * self._nprobe(params) / max(1, self._nlist)
                 native.prepare(visits * self.ntotal * self.d)
             stats: dict[str, Any] | None = {} if params.debug_stats else None
-            scores, rows = search(
-                queries,
-                coarse,
-                segments,
+            options = SearchOptions(
                 k=k,
+                nprobe=self._nprobe(params),
                 metric=self.metric,
                 mode=self.search_mode,
-                max_bytes=self.max_bytes,
-                nprobe=self._nprobe(params),
                 max_codes=self._max_codes(params),
                 budget=self._budget(params),
+                max_bytes=self.max_bytes,
                 exact=params.profile == "exact",
-                probed=probed,
-                stats=stats,
             )
+            scores, rows = search(queries, coarse, segments, options, probed=probed, stats=stats)
         if stats is not None:
             self.last_search_stats = stats
         return scores, rows, segments

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ..functional import metric as metrics
-from ..functional.probe import Coarse
+from ..functional.probe import Coarse, coarse_of
 from .base import IndexBase
 from .peers import TorchIvfFlatModes
 
@@ -38,8 +36,7 @@ class IndexFlat(TorchIvfFlatModes, IndexBase):
         """One list whose centroid is the origin of the vectors."""
         packed = self._raw("packed_embeddings")
         origin = metrics.origin_of(packed, self.metric)
-        zero = torch.zeros(1, self.d, dtype=torch.float32, device=packed.device)
-        return Coarse(zero, metrics.row_bias(zero, torch.zeros_like(origin), self.metric), origin)
+        return coarse_of(origin[None], self.metric, origin)
 
 
 class IndexFlatL2(IndexFlat):

@@ -15,6 +15,7 @@ from ..functional import lists as ragged
 from ..functional import metric as metrics
 from ..functional.budget import Budget
 from ..functional.kmeans import Share, kmeans
+from ..functional.lists import sampled_lists
 from ..functional.ordering import order_within_lists
 from ..functional.parts import in_parts
 from ..functional.probe import Coarse, coarse_of, probe
@@ -261,10 +262,11 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         return _nearest(rows, self._derive().coarse, self.metric)
 
     def _coarse(self) -> Coarse:
-        # The origin comes from the vectors, which may lie closer together than the centroids do.
-        packed = self._raw("packed_embeddings")
-        origin = metrics.origin_of(packed, self.metric) if packed.shape[0] else None
-        return coarse_of(self._raw("centroids"), self.metric, origin)
+        centroids, offsets = self._raw("centroids"), self._raw("list_offsets")
+        homes = sampled_lists(offsets, self._raw("packed_embeddings").shape[0])
+        # Centroids of lists that hold vectors, which may lie closer together than all centroids do.
+        origin = metrics.origin_of(centroids[homes] if homes.shape[0] else centroids, self.metric)
+        return coarse_of(centroids, self.metric, origin)
 
     def _nprobe(self, params: SearchParams) -> int:
         return min(self.nlist, self.nprobe if params.nprobe is None else params.nprobe)
@@ -295,10 +297,7 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
 def _nearest(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
     """The list (n,) of each row (n, d)."""
 
-    def assign(part: Tensor) -> Tensor:
-        return probe(metrics.shift(part.float(), coarse.origin, metric), coarse, 1)[1][:, 0]
-
-    return in_parts(assign, 1 << 14, rows)
+    return in_parts(lambda part: probe(part.float(), coarse, 1, metric)[1][:, 0], 1 << 14, rows)
 
 
 def _warn_few_rows(rows: int, nlist: int) -> None:

@@ -4,7 +4,7 @@ It does what a search does with PyTorch operations, and is only ever an addition
 does not serve, they answer. The environment variable TORCH_IVF_NATIVE=0 keeps it out.
 """
 
-from . import strategy  # noqa: F401  takes its place among the kernels
-from .library import available, build, enabled, prepare
+from . import ops  # noqa: F401  registers the kernel
+from .library import available, build, disabled, enabled, prepare
 
-__all__ = ["available", "build", "enabled", "prepare"]
+__all__ = ["available", "build", "disabled", "enabled", "prepare"]

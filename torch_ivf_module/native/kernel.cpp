@@ -1,17 +1,23 @@
-// The functions torch.ops.torch_ivf_module.*: what they take, checked, and their schemas.
+// The operators torch.ops.torch_ivf_module.*: checks of their arguments, and their schemas.
 //
-// Q queries, L lists, P probes, N vectors, d dim, k results, K candidates a query.
+// Q queries, L lists, P probes, N vectors, d dim, k results, K candidates a query, H hits.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/sub.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
-#include "hits.h"
+#include <numeric>
+
+#include "certify.h"
+#include "range_hits.h"
+#include "scan_codes.h"
 #include "scan_float.h"
-#include "scan_rounded.h"
-#include "tasks.h"
+#include "schedule.h"
 
 namespace torch_ivf_module {
 namespace {
@@ -37,7 +43,7 @@ auto with_rows(const at::Tensor& packed, const Call& call) {
   }
 }
 
-// The arguments that both scans take, checked.
+// The arguments that all scans take, checked.
 Problem problem_of(
     const at::Tensor& x,
     const at::Tensor& packed,
@@ -88,14 +94,147 @@ Problem problem_of(
       k};
 }
 
-template <typename Make>
-std::tuple<at::Tensor, at::Tensor> scanned(const Problem& p, const at::Tensor& x, int64_t max_bytes, const Make& make) {
-  at::Tensor scores = at::empty({p.queries, p.k}, x.options());
-  at::Tensor rows = at::empty({p.queries, p.k}, x.options().dtype(at::kLong));
-  scan_all(p, make, max_bytes, scores.mutable_data_ptr<float>(), rows.mutable_data_ptr<int64_t>());
-  return {scores, rows};
+std::tuple<at::Tensor, at::Tensor> empty_results(const Problem& p, const at::Tensor& x) {
+  return {at::empty({p.queries, p.k}, x.options()), at::empty({p.queries, p.k}, x.options().dtype(at::kLong))};
 }
 
+// Rank rows in float32, or by upper bounds of their exact scores: the k best.
+template <typename T>
+void rank(const Problem& p, const T* packed, bool coded, bool differences, int64_t max_bytes, float* scores, int64_t* rows) {
+  const auto best = [&](int64_t first, int64_t count) { return TopK(first, count, p.k); };
+  if (coded) {
+    scan_all(p, [&] { return CodeScanner(p, packed, differences); }, best, max_bytes, scores, rows);
+  } else {
+    scan_all(p, [&] { return FloatScanner(p, packed); }, best, max_bytes, scores, rows);
+  }
+}
+
+// Exact scores of a query's candidates (count): the k best, best first, padded with kNever and -1.
+template <typename T>
+void rescore(
+    const float* x, const T* packed, const int64_t* candidates, int64_t count, int64_t d, bool differences, int64_t k,
+    std::vector<float>& scratch, std::vector<uint64_t>& keys, float* scores, int64_t* rows) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  float* row = take(scratch, d);
+  keys.clear();
+  for (int64_t i = 0; i < count && candidates[i] >= 0; ++i) {
+    // The rows lie anywhere: request the second next one while this one is scored.
+    if (i + 2 < count && candidates[i + 2] >= 0) {
+      for (int64_t j = 0; j < d; j += kLine) {
+        __builtin_prefetch(packed + candidates[i + 2] * d + j);
+      }
+    }
+    const float score = exact_score(differences, x, as_float(packed + candidates[i] * d, d, row), d);
+    if (std::isfinite(score)) {
+      keys.push_back(as_key(score, static_cast<uint32_t>(candidates[i])));
+    }
+  }
+  const int64_t found = std::min<int64_t>(k, keys.size());
+  std::partial_sort(keys.begin(), keys.begin() + found, keys.end(), std::greater<>());
+  for (int64_t i = 0; i < k; ++i) {
+    scores[i] = i < found ? score_of(keys[i]) : kNever;
+    rows[i] = i < found ? static_cast<int64_t>(row_of(keys[i])) : -1;
+  }
+}
+
+// One more pass for queries whose candidates prove nothing: results (Q, k) of those queries are replaced.
+template <typename T>
+void retry(
+    const Problem& p, const float* x, const T* packed, bool differences, const std::vector<int64_t>& queries,
+    const std::vector<float>& needed, int64_t max_bytes, float* scores, int64_t* rows) {
+  std::vector<int64_t> bounded, unbounded;
+  for (int64_t q : queries) {
+    (needed[q] == kNever ? unbounded : bounded).push_back(q);
+  }
+  const Subset some(p, x, bounded, needed);
+  std::vector<float> found_scores(bounded.size() * p.k);
+  std::vector<int64_t> found_rows(bounded.size() * p.k);
+  const auto exact = [&](int64_t first, int64_t count) {
+    return ExactTopK<T>(
+        first, count, p.k, some.plain.data(), some.thresholds.data(), packed, p.d, differences);
+  };
+  const auto scanner = [&] { return FloatScanner(some.problem, packed); };
+  scan_all(some.problem, scanner, exact, max_bytes, found_scores.data(), found_rows.data());
+  for (size_t i = 0; i < bounded.size(); ++i) {
+    std::copy_n(&found_scores[i * p.k], p.k, scores + bounded[i] * p.k);
+    std::copy_n(&found_rows[i * p.k], p.k, rows + bounded[i] * p.k);
+  }
+  on_threads(static_cast<int64_t>(unbounded.size()), [&](int64_t i) {
+    const int64_t q = unbounded[i];
+    ExactTopK<T> best(0, 1, p.k, x + q * p.d, &needed[q], packed, p.d, differences);
+    score_every_row(p, q, best);
+    best.write(0, scores + q * p.k, rows + q * p.k);
+  });
+}
+
+// The k best rows of the probed lists by exact score, which do not depend on rounding in the scan: scores and rows
+// (Q, k), and how many queries took a second pass. `kept` candidates are ranked, by upper bounds if `coded`.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> search_lists(
+    const at::Tensor& x,
+    const at::Tensor& origin,
+    const at::Tensor& packed,
+    const at::Tensor& bias,
+    const at::Tensor& offsets,
+    const at::Tensor& sizes,
+    const at::Tensor& probed,
+    const std::optional<at::Tensor>& limits,
+    int64_t k,
+    int64_t kept,
+    bool differences,
+    bool coded,
+    int64_t max_bytes) {
+  TORCH_CHECK(kept >= k && k > 0, "kept must be >= k >= 1, got ", kept, " and ", k);
+  check(origin, "origin", 1, at::kFloat);
+  TORCH_CHECK(origin.size(0) == x.size(1), "origin must have the columns of x");
+  const at::Tensor shifted = differences ? at::sub(x, origin) : x;
+  Problem p = problem_of(shifted, packed, bias, offsets, sizes, probed, limits, kept);
+  Problem of_x = p; // codes are differences from points among the rows, not from the origin
+  of_x.x = x.const_data_ptr<float>();
+  auto [ranking, candidates] = empty_results(p, x);
+  p.k = k;
+  auto [scores, rows] = empty_results(p, x);
+  p.k = kept;
+  const double origin_norm = norm(origin.const_data_ptr<float>(), p.d);
+  std::vector<float> needed(p.queries, 0.0f);
+  std::vector<uint8_t> doubtful(p.queries, false);
+  std::vector<int64_t> again;
+  with_rows(packed, [&](const auto* vectors) {
+    float* best = scores.template mutable_data_ptr<float>();
+    int64_t* found = rows.template mutable_data_ptr<int64_t>();
+    rank(
+        coded ? of_x : p, vectors, coded, differences, max_bytes, ranking.template mutable_data_ptr<float>(),
+        candidates.template mutable_data_ptr<int64_t>());
+    const float* ranks = ranking.template const_data_ptr<float>();
+    at::parallel_for(0, p.queries, 16, [&](int64_t first, int64_t last) {
+      std::vector<float> scratch;
+      std::vector<uint64_t> keys;
+      for (int64_t q = first; q < last; ++q) {
+        rescore(
+            of_x.x + q * p.d, vectors, candidates.template const_data_ptr<int64_t>() + q * kept, kept, p.d, differences,
+            k, scratch, keys, best + q * k, found + q * k);
+        const float lowest = ranks[q * kept + kept - 1], kth = best[q * k + k - 1];
+        needed[q] = differences
+            ? needed_ranking(p.x + q * p.d, origin.const_data_ptr<float>(), origin_norm, kth, p.d)
+            : kNever;
+        const bool overflows =
+            differences && !(norm(p.x + q * p.d, p.d) < kLargestNorm) && std::isfinite(norm(of_x.x + q * p.d, p.d));
+        doubtful[q] = overflows || (lowest > kNever && (coded ? !(lowest < kth) : differences && lowest >= needed[q]));
+      }
+    });
+    for (int64_t q = 0; q < p.queries; ++q) {
+      if (doubtful[q]) {
+        again.push_back(q);
+      }
+    }
+    if (!again.empty()) {
+      p.k = k;
+      retry(p, of_x.x, vectors, differences, again, needed, max_bytes, best, found);
+    }
+  });
+  return {scores, rows, at::scalar_tensor(static_cast<int64_t>(again.size()), probed.options())};
+}
+
+// The k best rows of the probed lists by ranking score: scores and rows (Q, k).
 std::tuple<at::Tensor, at::Tensor> scan(
     const at::Tensor& x,
     const at::Tensor& packed,
@@ -107,11 +246,16 @@ std::tuple<at::Tensor, at::Tensor> scan(
     int64_t k,
     int64_t max_bytes) {
   const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, limits, k);
-  return with_rows(packed, [&](const auto* rows) {
-    return scanned(p, x, max_bytes, [&] { return FloatScanner(p, rows); });
+  auto [scores, rows] = empty_results(p, x);
+  with_rows(packed, [&](const auto* vectors) {
+    rank(
+        p, vectors, false, false, max_bytes, scores.template mutable_data_ptr<float>(),
+        rows.template mutable_data_ptr<int64_t>());
   });
+  return {scores, rows};
 }
 
+// The same by upper bounds of exact scores; the last is +inf for a query that the bounds do not serve.
 std::tuple<at::Tensor, at::Tensor> scan_bounds(
     const at::Tensor& x,
     const at::Tensor& packed,
@@ -124,12 +268,17 @@ std::tuple<at::Tensor, at::Tensor> scan_bounds(
     int64_t max_bytes,
     bool differences) {
   const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, limits, k);
-  return with_rows(packed, [&](const auto* rows) {
-    return scanned(p, x, max_bytes, [&] { return RoundedScanner(p, rows, differences); });
+  auto [scores, rows] = empty_results(p, x);
+  with_rows(packed, [&](const auto* vectors) {
+    rank(
+        p, vectors, true, differences, max_bytes, scores.template mutable_data_ptr<float>(),
+        rows.template mutable_data_ptr<int64_t>());
   });
+  return {scores, rows};
 }
 
-// Threads share out the rows; what each finds is put end to end.
+// The rows of the probed lists with a ranking score above the query's threshold (Q,): lims (Q + 1,) and rows (H,), query
+// by query. Threads divide the rows.
 std::tuple<at::Tensor, at::Tensor> scan_above(
     const at::Tensor& x,
     const at::Tensor& packed,
@@ -137,60 +286,37 @@ std::tuple<at::Tensor, at::Tensor> scan_above(
     const at::Tensor& offsets,
     const at::Tensor& sizes,
     const at::Tensor& probed,
-    const at::Tensor& floor) {
+    const at::Tensor& threshold) {
   const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, std::nullopt, 1);
-  check(floor, "floor", 1, at::kFloat);
-  TORCH_CHECK(floor.size(0) == p.queries, "floor must have an entry for each query");
+  check(threshold, "threshold", 1, at::kFloat);
+  TORCH_CHECK(threshold.size(0) == p.queries, "threshold must have an entry for each query");
   const int64_t shares = at::get_num_threads();
   const Tasks tasks = tasks_of(p, 0, p.queries, 0, p.probes);
   const std::vector<int64_t> cuts = cuts_of(p, tasks, shares);
-  std::vector<Hits> hits(shares, Hits(floor.const_data_ptr<float>()));
+  std::vector<RangeHits> found(shares, RangeHits(threshold.const_data_ptr<float>()));
   with_rows(packed, [&](const auto* from) {
     on_threads(shares, [&](int64_t share) {
       FloatScanner scanner(p, from);
-      scan_tasks(p, tasks, cuts[share], cuts[share + 1], hits[share], scanner);
+      scan_tasks(p, tasks, cuts[share], cuts[share + 1], found[share], scanner);
     });
   });
-  int64_t count = 0;
-  for (const Hits& part : hits) {
-    count += part.count();
-  }
-  at::Tensor queries = at::empty({count}, probed.options()), rows = at::empty({count}, probed.options());
-  int64_t at = 0;
-  for (const Hits& part : hits) {
-    part.write(queries.mutable_data_ptr<int64_t>() + at, rows.mutable_data_ptr<int64_t>() + at);
-    at += part.count();
-  }
-  return {queries, rows};
-}
-
-// The score of one row that users see: of differences, or of products.
-template <bool Differences>
-float exact_score(const float* x, const float* row, int64_t d) {
-  Vec sums[2] = {Vec(0.0f), Vec(0.0f)};
-  int64_t i = 0;
-  const auto add = [&](Vec& sum) {
-    const Vec query = Vec::loadu(x + i), value = Vec::loadu(row + i);
-    if constexpr (Differences) {
-      const Vec apart = query - value;
-      sum = at::vec::fmadd(apart, apart, sum);
-    } else {
-      sum = at::vec::fmadd(query, value, sum);
+  at::Tensor lims = at::zeros({p.queries + 1}, probed.options());
+  int64_t* end = lims.mutable_data_ptr<int64_t>() + 1; // of each query's rows; first their number
+  for (const RangeHits& part : found) {
+    for (const Hit& hit : part.hits()) {
+      ++end[hit.query];
     }
-    i += kLanes;
-  };
-  while (i + 2 * kLanes <= d) {
-    add(sums[0]);
-    add(sums[1]);
   }
-  if (i + kLanes <= d) {
-    add(sums[0]);
+  std::partial_sum(end, end + p.queries, end);
+  std::vector<int64_t> next(end - 1, end + p.queries);
+  at::Tensor rows = at::empty({next.back()}, probed.options());
+  int64_t* out = rows.mutable_data_ptr<int64_t>();
+  for (const RangeHits& part : found) {
+    for (const Hit& hit : part.hits()) {
+      out[next[hit.query]++] = hit.row;
+    }
   }
-  float sum = sum_of(sums[0] + sums[1]);
-  for (; i < d; ++i) {
-    sum += Differences ? (x[i] - row[i]) * (x[i] - row[i]) : x[i] * row[i];
-  }
-  return Differences ? -sum : sum;
+  return {lims, rows};
 }
 
 at::Tensor exact_scores(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& rows, bool differences) {
@@ -212,7 +338,7 @@ at::Tensor exact_scores(const at::Tensor& x, const at::Tensor& packed, const at:
     at::parallel_for(0, x.size(0), 16, [&](int64_t first, int64_t last) {
       std::vector<float> scratch(d);
       for (int64_t i = first * count; i < last * count; ++i) {
-        // The rows lie anywhere: ask for the second next one while this one is looked at.
+        // The rows lie anywhere: request the second next one while this one is scored.
         if (i + 2 < last * count && row[i + 2] >= 0) {
           for (int64_t j = 0; j < d; j += kLine) {
             __builtin_prefetch(from + row[i + 2] * d + j);
@@ -224,7 +350,7 @@ at::Tensor exact_scores(const at::Tensor& x, const at::Tensor& packed, const at:
         }
         const float* query = queries + i / count * d;
         const float* vector = as_float(from + row[i] * d, d, scratch.data());
-        out[i] = differences ? exact_score<true>(query, vector, d) : exact_score<false>(query, vector, d);
+        out[i] = exact_score(differences, query, vector, d);
       }
     });
   });
@@ -239,13 +365,17 @@ TORCH_LIBRARY(torch_ivf_module, library) {
       "scan_bounds(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor? limits, "
       "int k, int max_bytes, bool differences) -> (Tensor, Tensor)");
   library.def(
-      "scan_above(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor floor) "
+      "scan_above(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor threshold) "
       "-> (Tensor, Tensor)");
+  library.def(
+      "search_lists(Tensor x, Tensor origin, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, "
+      "Tensor? limits, int k, int kept, bool differences, bool coded, int max_bytes) -> (Tensor, Tensor, Tensor)");
   library.def("has_bfloat16_units() -> bool", [] { return at::native::cpublas::could_pack(at::kBFloat16); });
   library.def("exact_scores(Tensor x, Tensor packed, Tensor rows, bool differences) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(torch_ivf_module, CPU, library) {
+  library.impl("search_lists", &search_lists);
   library.impl("scan", &scan);
   library.impl("scan_bounds", &scan_bounds);
   library.impl("scan_above", &scan_above);

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from .compiling import BuildError, failure_file, kernel_file, missing_tools
-from .fakes import register_fakes
+from .meta_kernels import register_meta_kernels
 
 _log = logging.getLogger("torch_ivf_module")
 # Multiply-adds of a scan from which a build is worth the while: half a second of one core in PyTorch operations.
@@ -30,6 +32,7 @@ class _Library:
         self.looked = False  # for a finished build
         self.build: subprocess.Popen[str] | None = None
         self.given_up = False
+        self.disabled = 0  # how many `disabled()` contexts are open
 
 
 _library = _Library()
@@ -46,8 +49,26 @@ if hasattr(os, "register_at_fork"):
 
 
 def enabled() -> bool:
-    """Whether TORCH_IVF_NATIVE lets the kernel in: unset or anything but 0 does."""
-    return os.environ.get("TORCH_IVF_NATIVE", "1") != "0"
+    """Whether the kernel may be used: not with TORCH_IVF_NATIVE=0, nor within `disabled`."""
+    return not _library.disabled and os.environ.get("TORCH_IVF_NATIVE", "1") != "0"
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """A context in which this process searches by PyTorch operations.
+
+    >>> from torch_ivf_module import native
+    >>> with native.disabled():
+    ...     native.available()
+    False
+    """
+    with _library.lock:
+        _library.disabled += 1
+    try:
+        yield
+    finally:
+        with _library.lock:
+            _library.disabled -= 1
 
 
 def available() -> bool:
@@ -154,7 +175,7 @@ def _load() -> None:
             if os.name == "posix" and file.stat().st_uid not in (0, os.getuid()):
                 raise OSError(f"{file} belongs to another user")
             torch.ops.load_library(file)
-            register_fakes()
+            register_meta_kernels()
             _library.loaded = True
     except (OSError, RuntimeError) as error:
         _give_up(f"{error}; {_TRY_AGAIN} --again builds it anew")

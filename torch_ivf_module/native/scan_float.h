@@ -1,12 +1,11 @@
-// The scan in float32: ranking scores, by panels of rows where many queries visit a list and along the rows where few do.
+// The scan in float32: ranking scores, by panels of rows where many queries visit a list and row by row where few do.
 #pragma once
 
-#include "products.h"
+#include "microkernels.h"
 
 namespace torch_ivf_module {
 
-// Visitors from which laying a list's rows out as panels pays: an estimate, of what copying and summing take; other
-// values were not tried.
+// Queries that visit a list from which copying its rows into panels pays. On AVX-512, 6 and 12 were slower.
 constexpr int64_t kPackPays = 24;
 constexpr int64_t kAhead = 8 * kRows; // rows fetched ahead where they are read once
 // Bytes of panels at a time: with the queries that are multiplied with them they stay in a second-level cache.
@@ -29,11 +28,11 @@ void offer_rows(
   float scores[kFew][kRows];
   row_product<M>(queries, rows, p.d, scores);
   for (int m = 0; m < M; ++m) {
-    const float floor = found.floor(tasks[m].query);
+    const float threshold = found.threshold(tasks[m].query);
     const int64_t end = std::min(count, tasks[m].limit - row);
     for (int64_t i = 0; i < end; ++i) {
       const float score = scores[m][i] + (p.bias ? p.bias[start + row + i] : 0.0f);
-      if (score > floor) {
+      if (score > threshold) {
         found.offer(tasks[m].query, score, static_cast<uint32_t>(start + row + i));
       }
     }
@@ -78,7 +77,7 @@ class FloatScanner {
         for (int64_t i = 0; i < rows && row + i < tasks->limit; i += kPanel) {
           with_count<kQueries>(group, [&](auto m) {
             panel_product<m>(queries, panels + i * problem_.d, bias + i, problem_.d, [&](int q, Vec low, Vec high) {
-              offer_panel(low, high, tasks[q], visit.start, row + i, found);
+              offer_panel(low, high, tasks[q], visit.start, row + i, panels + i * problem_.d, found);
             });
           });
         }
@@ -90,7 +89,7 @@ class FloatScanner {
   void scan_rows(const Visit& visit, int64_t query, Found& found) {
     for (int64_t row = visit.first; row < visit.last && row < visit.tasks->limit; row += kRows) {
       const int64_t count = std::min<int64_t>(kRows, visit.last - row);
-      // A processor fetches ahead within a page of memory; this reaches into the next one.
+      // The hardware prefetcher stops at the end of a page; this reaches into the next one.
       for (int64_t i = 0; i < kRows * problem_.d; i += 64 / static_cast<int64_t>(sizeof(T))) {
         __builtin_prefetch(packed_ + (visit.start + row + kAhead) * problem_.d + i);
       }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional.range_scan import by_query
+from ..functional.scan_above import by_query
 from ..functional.select import NEVER, select_topk
 from .deal import before
 from .exchange import Exchange

@@ -1,4 +1,4 @@
-// The best rows of each query so far.
+// The k best rows of each query so far.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,8 @@ namespace torch_ivf_module {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-// A score and a row as one number that sorts as the score does and, among equal scores, puts the first row first:
-// comparing and selecting are then those of integers.
+// A score and a row as one integer that orders by score and, among equal scores, puts the first row first: comparing
+// and selecting are integer operations.
 inline uint64_t as_key(float score, uint32_t row) {
   uint32_t bits;
   std::memcpy(&bits, &score, sizeof(bits));
@@ -34,55 +34,68 @@ inline uint32_t row_of(uint64_t key) {
   return 0xffffffffu - static_cast<uint32_t>(key);
 }
 
-// For each of some queries at least its k best rows. New ones are put behind the others, and when there is no more room
-// all but the k best go. The worst of those is the query's floor: what does not exceed it is not stored, nor looked at.
-class Best {
+// Keeps, for each query of a block, at least its k best rows. New rows are appended; when the buffer of a query is full,
+// all but the k best are dropped, and the worst of those becomes the query's threshold: rows that do not exceed it are
+// neither stored nor examined.
+class TopK {
  public:
-  // Room for more than k, 8 bytes each: a selection is shared by so many rows, but until the first there is no floor.
+  static constexpr bool kExact = false; // takes the scores of the scan
+  // Entries of a query's buffer, 8 bytes each. More than k, so that many rows share one selection; not much more, because
+  // there is no threshold before the first selection.
   static int64_t room(int64_t k) {
     return 2 * k + std::min<int64_t>(64, 8 * k);
   }
 
-  void reset(int64_t queries, int64_t k) {
-    k_ = k;
-    room_ = room(k);
-    keys_.resize(queries * room_);
-    counts_.assign(queries, 0);
-    floors_.assign(queries, kNever);
-    spoiled_.assign(queries, false);
+  TopK(int64_t first_query, int64_t queries, int64_t k)
+      : first_(first_query),
+        k_(k),
+        room_(room(k)),
+        keys_(queries * room_),
+        counts_(queries, 0),
+        thresholds_(queries, kNever),
+        uncertified_(queries, false) {}
+
+  // The number of query 0 of this block in the batch.
+  int64_t first_query() const {
+    return first_;
   }
 
-  // Say that the query may have better rows than those offered, so that nothing is concluded from its scores.
-  void spoil(int64_t query) {
-    spoiled_[query] = true;
+  // Record that rows of the query may have been scored too low to be compared.
+  void mark_uncertified(int64_t query) {
+    uncertified_[query] = true;
   }
 
-  float floor(int64_t query) const {
-    return floors_[query];
+  float threshold(int64_t query) const {
+    return thresholds_[query];
+  }
+
+  // Of a row whose score exceeds the threshold, as far as the caller knows.
+  void take(int64_t query, float score, uint32_t row) {
+    offer(query, score, row);
   }
 
   void offer(int64_t query, float score, uint32_t row) {
-    if (!(score > floors_[query]) || std::isinf(score)) {
+    if (!(score > thresholds_[query]) || std::isinf(score)) {
       return;
     }
     uint64_t* keys = &keys_[query * room_];
     keys[counts_[query]++] = as_key(score, row);
     if (counts_[query] == room_) {
       shrink(query);
-      floors_[query] = score_of(keys[k_ - 1]);
+      thresholds_[query] = score_of(keys[k_ - 1]);
     }
   }
 
-  // Take over what was found for the same query elsewhere.
-  void take(int64_t query, const Best& other) {
+  // Merge the rows that another thread found for the same query.
+  void merge(int64_t query, const TopK& other) {
     const uint64_t* keys = &other.keys_[query * room_];
     for (int32_t i = 0; i < other.counts_[query]; ++i) {
       offer(query, score_of(keys[i]), row_of(keys[i]));
     }
-    spoiled_[query] = spoiled_[query] || other.spoiled_[query];
+    uncertified_[query] = uncertified_[query] || other.uncertified_[query];
   }
 
-  // The k best, best first, padded with kNever and -1. The last score is infinite for a query that was spoiled.
+  // Write the k best, best first, padded with kNever and -1. The last score is +inf for an uncertified query.
   void write(int64_t query, float* scores, int64_t* rows) {
     if (counts_[query] > k_) {
       shrink(query);
@@ -94,7 +107,7 @@ class Best {
       scores[i] = i < found ? score_of(keys[i]) : kNever;
       rows[i] = i < found ? static_cast<int64_t>(row_of(keys[i])) : -1;
     }
-    if (spoiled_[query]) {
+    if (uncertified_[query]) {
       scores[k_ - 1] = -kNever;
     }
   }
@@ -106,12 +119,11 @@ class Best {
     counts_[query] = static_cast<int32_t>(k_);
   }
 
-  int64_t k_ = 0;
-  int64_t room_ = 0;
+  int64_t first_, k_, room_;
   std::vector<uint64_t> keys_;
   std::vector<int32_t> counts_;
-  std::vector<float> floors_;
-  std::vector<uint8_t> spoiled_;
+  std::vector<float> thresholds_;
+  std::vector<uint8_t> uncertified_;
 };
 
 } // namespace torch_ivf_module

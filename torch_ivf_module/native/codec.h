@@ -11,7 +11,7 @@
 #include <cstring>
 #include <vector>
 
-#include "offer.h"
+#include "simd.h"
 
 namespace torch_ivf_module {
 

@@ -1,4 +1,4 @@
-// What a scan has to do: which queries visit which lists, and how threads share that out.
+// The work of a scan: which queries visit which lists, and how it is divided among threads.
 //
 // Q queries, L lists, P probes, N vectors, d dim, k results, T tasks (a query and one of its lists).
 #pragma once
@@ -11,20 +11,20 @@
 #include <limits>
 #include <vector>
 
-#include "best.h"
+#include "topk.h"
 
 namespace torch_ivf_module {
 
-// Tasks of a list and thread from which threads divide the queries: every thread then reads and packs the lists for
-// itself. With fewer they divide the rows, and keep the best of every query each. An estimate: others were not tried.
+// Tasks a list and thread from which threads divide the queries; every thread then reads and packs the lists itself. With
+// fewer tasks they divide the rows, and each keeps the best rows of every query. An estimate: other values were not tried.
 constexpr int64_t kShareQueries = 64;
-// Tasks of a list that one block of queries should have, where there are enough for more blocks than threads.
+// Tasks a list that one block of queries should have, where there are enough for more blocks than threads.
 constexpr int64_t kBlockTasks = 512;
 // Lists are cut between threads at multiples of so many rows, so that panels are full.
 constexpr int64_t kCut = 64;
 
 struct Problem {
-  const float* x; // (Q, d)
+  const float* x; // (Q, d) as they are multiplied: relative to the origin for l2
   const float* bias; // (N,) or null
   const int64_t* offsets; // (L + 1,)
   const int64_t* sizes; // (L + 1,)
@@ -34,14 +34,14 @@ struct Problem {
 };
 
 struct Task {
-  int32_t query; // counted in its block
-  int32_t limit; // the first so many rows of the list count
+  int32_t query; // counted from the first of its block
+  int32_t limit; // only so many rows of the list, from its first, are scanned
 };
 
 // The tasks of some queries, list by list.
 struct Tasks {
   int64_t first_query;
-  std::vector<int32_t> lists; // that have tasks, those that are nearest to some query first
+  std::vector<int32_t> lists; // those that have tasks, the nearest list of some query first
   std::vector<int64_t> starts; // (L + 1,)
   std::vector<Task> tasks; // (T,) in the order of the lists' numbers
 
@@ -94,7 +94,7 @@ struct Visit {
   int64_t first, last; // rows, counted in the list
 };
 
-// Where to cut the packed rows so that each share has about as much work.
+// Cuts of the packed rows into shares of about equal work.
 inline std::vector<int64_t> cuts_of(const Problem& p, const Tasks& tasks, int64_t shares) {
   std::vector<int32_t> lists(tasks.lists);
   std::sort(lists.begin(), lists.end(), [&](int32_t a, int32_t b) { return p.offsets[a] < p.offsets[b]; });
@@ -118,7 +118,7 @@ inline std::vector<int64_t> cuts_of(const Problem& p, const Tasks& tasks, int64_
   return cuts;
 }
 
-// Call job(i) for every i below `count`, each on whichever thread is free.
+// Call job(i) for every i below `count`, each on the next free thread.
 template <typename Job>
 void on_threads(int64_t count, const Job& job) {
   std::atomic<int64_t> next{0};
@@ -131,7 +131,7 @@ void on_threads(int64_t count, const Job& job) {
   });
 }
 
-// Show `scanner` the tasks of each list, with those rows that lie in [first, last) of the packed rows.
+// Scan the lists that have tasks, restricted to packed rows [first, last), for queries that `found` collects.
 template <typename Scanner, typename Found>
 void scan_tasks(const Problem& p, const Tasks& tasks, int64_t first, int64_t last, Found& found, Scanner& scanner) {
   for (int32_t list : tasks.lists) {
@@ -148,65 +148,70 @@ void scan_tasks(const Problem& p, const Tasks& tasks, int64_t first, int64_t las
   }
 }
 
-// Threads share out the queries. `make()` is a scanner for one of them.
-template <typename Make>
-void scan_by_queries(const Problem& p, const Make& make, int64_t block, float* scores, int64_t* rows) {
+// Threads divide the queries. `scanner()` makes a scanner for one thread, `found(first, count)` what collects the rows of
+// queries first to first + count.
+template <typename Scanner, typename Found>
+void scan_by_queries(
+    const Problem& p, const Scanner& scanner, const Found& found, int64_t block, float* scores, int64_t* rows) {
   on_threads((p.queries + block - 1) / block, [&](int64_t i) {
     const int64_t query = i * block, last = std::min(p.queries, query + block);
-    Best best;
-    auto scanner = make();
-    best.reset(last - query, p.k);
-    // The nearest lists first: their rows raise the floors before the many others come.
+    auto best = found(query, last - query);
+    auto scan = scanner();
+    // The nearest lists first: their rows raise the thresholds before the others are read.
     const int64_t nearest = std::min<int64_t>(1, p.probes);
     const int64_t all = std::numeric_limits<int64_t>::max();
-    scan_tasks(p, tasks_of(p, query, last, 0, nearest), 0, all, best, scanner);
-    scan_tasks(p, tasks_of(p, query, last, nearest, p.probes), 0, all, best, scanner);
+    scan_tasks(p, tasks_of(p, query, last, 0, nearest), 0, all, best, scan);
+    scan_tasks(p, tasks_of(p, query, last, nearest, p.probes), 0, all, best, scan);
     for (int64_t q = query; q < last; ++q) {
       best.write(q - query, scores + q * p.k, rows + q * p.k);
     }
   });
 }
 
-// Threads share out the rows, for some queries at a time.
-template <typename Make>
-void scan_by_rows(const Problem& p, const Make& make, int64_t block, float* scores, int64_t* rows) {
+// Threads divide the rows, for one block of queries at a time.
+template <typename Scanner, typename Found>
+void scan_by_rows(
+    const Problem& p, const Scanner& scanner, const Found& found, int64_t block, float* scores, int64_t* rows) {
   const int64_t shares = at::get_num_threads();
   for (int64_t query = 0; query < p.queries; query += block) {
     const int64_t last = std::min(p.queries, query + block);
     const Tasks tasks = tasks_of(p, query, last, 0, p.probes);
     const std::vector<int64_t> cuts = cuts_of(p, tasks, shares);
-    std::vector<Best> bests(shares);
+    std::vector<decltype(found(query, last - query))> best;
+    for (int64_t share = 0; share < shares; ++share) {
+      best.push_back(found(query, last - query));
+    }
     on_threads(shares, [&](int64_t share) {
-      auto scanner = make();
-      bests[share].reset(last - query, p.k);
-      scan_tasks(p, tasks, cuts[share], cuts[share + 1], bests[share], scanner);
+      auto scan = scanner();
+      scan_tasks(p, tasks, cuts[share], cuts[share + 1], best[share], scan);
     });
     at::parallel_for(query, last, 64, [&](int64_t first, int64_t end) {
       for (int64_t q = first; q < end; ++q) {
         for (int64_t share = 1; share < shares; ++share) {
-          bests[0].take(q - query, bests[share]);
+          best[0].merge(q - query, best[share]);
         }
-        bests[0].write(q - query, scores + q * p.k, rows + q * p.k);
+        best[0].write(q - query, scores + q * p.k, rows + q * p.k);
       }
     });
   }
 }
 
-// The k best of every query: scores and rows (Q, k).
-template <typename Make>
-void scan_all(const Problem& p, const Make& make, int64_t max_bytes, float* scores, int64_t* rows) {
+// The k best rows of every query: scores and rows (Q, k).
+template <typename Scanner, typename Found>
+void scan_all(
+    const Problem& p, const Scanner& scanner, const Found& found, int64_t max_bytes, float* scores, int64_t* rows) {
   if (p.queries == 0) {
     return;
   }
   const int64_t threads = at::get_num_threads();
-  const int64_t tasks = p.queries * p.probes / std::max<int64_t>(1, p.lists); // of a list
-  const int64_t held = std::max<int64_t>(1, max_bytes / (8 * Best::room(p.k) * threads + 24 * p.probes + 16));
+  const int64_t tasks = p.queries * p.probes / std::max<int64_t>(1, p.lists); // a list
+  const int64_t held = std::max<int64_t>(1, max_bytes / (8 * TopK::room(p.k) * threads + 24 * p.probes + 16));
   if (threads > 1 && tasks < kShareQueries * threads) {
-    return scan_by_rows(p, make, std::min(held, p.queries), scores, rows);
+    return scan_by_rows(p, scanner, found, std::min(held, p.queries), scores, rows);
   }
   const int64_t rounds = std::clamp<int64_t>(tasks / (kBlockTasks * threads), 1, 4);
   const int64_t even = (p.queries + threads * rounds - 1) / (threads * rounds);
-  scan_by_queries(p, make, std::min(held, even), scores, rows);
+  scan_by_queries(p, scanner, found, std::min(held, even), scores, rows);
 }
 
 } // namespace torch_ivf_module

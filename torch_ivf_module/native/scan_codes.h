@@ -1,12 +1,12 @@
-// The scan with rounded vectors: for each row a number that its exact score does not exceed, and the k rows with the
-// highest such numbers. If the lowest of them is below the k-th exact score, no other row can be among the results.
+// The scan with vectors rounded to bfloat16: for each row an upper bound of its exact score, and the k rows with the
+// highest bounds. If the lowest of these bounds is below the k-th exact score, no other row can be among the results.
 //
-// What is rounded are differences: of a row and of a query (l2 only) from the centre of some rows of a list. They are
-// as short as lists are small, and so is what rounding moves. docs/native.md has the proof.
+// Rows, and for l2 queries, are rounded as differences from the mean of some rows of a list. The smaller the list, the
+// shorter these differences and the smaller the rounding errors. docs/native.md has the proof.
 #pragma once
 
-#include "products.h"
-#include "rounded.h"
+#include "microkernels.h"
+#include "codec.h"
 
 namespace torch_ivf_module {
 
@@ -14,12 +14,12 @@ namespace torch_ivf_module {
 constexpr int64_t kRoundedBytes = 256 << 10;
 
 template <typename T>
-class RoundedScanner {
+class CodeScanner {
  public:
-  RoundedScanner(const Problem& problem, const T* packed, bool differences)
+  CodeScanner(const Problem& problem, const T* packed, bool differences)
       : problem_(problem), packed_(packed), differences_(differences), d2_((problem.d + 1) / 2 * 2) {}
 
-  void scan(const Visit& visit, int64_t query, Best& best) {
+  void scan(const Visit& visit, int64_t query, TopK& best) {
     const int64_t tiles = std::max<int64_t>(1, kRoundedBytes / (2 * d2_ * kTile));
     const int64_t section = tiles * kTile;
     for (int64_t row = visit.first; row < visit.last; row += section) {
@@ -108,7 +108,7 @@ class RoundedScanner {
 
   // Round the queries of some tasks, and note what each of its scores takes beside a product: its part of the exact
   // score, and the most by which that may be wrong.
-  void round_queries(const Task* tasks, int count, int64_t query, Best& best) {
+  void round_queries(const Task* tasks, int count, int64_t query, TopK& best) {
     Value* values = take(queries_, kGroup * d2_);
     const float factor = differences_ ? 2.0f : 1.0f;
     for (int m = 0; m < count; ++m) {
@@ -125,13 +125,13 @@ class RoundedScanner {
           + static_cast<float>(problem_.d) * 0x1p-124f;
       const float above = (moved + slack) * 1.0001f;
       if (!(terms < 1e37f) || !std::isfinite(above)) {
-        best.spoil(tasks[m].query);
+        best.mark_uncertified(tasks[m].query);
       }
       constants_[m] = own + above;
     }
   }
 
-  void offer_tile(const Task* tasks, int count, int64_t start, int64_t row, int64_t tile, Best& best) {
+  void offer_tile(const Task* tasks, int count, int64_t start, int64_t row, int64_t tile, TopK& best) {
     const float* bias = bias_.data() + tile;
     const Vec factor(differences_ ? 2.0f : 1.0f);
     products_.product(
@@ -141,7 +141,7 @@ class RoundedScanner {
             return at::vec::fmadd(product, factor, Vec::loadu(bias + at)) + constant;
           };
           const int64_t first = row + tile + column;
-          offer_panel(score(low, column), score(high, column + kLanes), tasks[m], start, first, best);
+          offer_panel(score(low, column), score(high, column + kLanes), tasks[m], start, first, nullptr, best);
         });
   }
 

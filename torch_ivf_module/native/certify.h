@@ -1,0 +1,174 @@
+// Which candidates prove the exact answer, and the second pass for queries whose candidates do not.
+//
+// A scan ranks rows by a rounded score and keeps the best. Their exact scores tell the k-th; a row that was not kept can
+// be a result only if its ranking score reaches a threshold that follows from the k-th exact score and the rounding
+// errors. Where the lowest kept ranking score is below that threshold, the kept rows prove the answer. Otherwise one more
+// pass over the same lists scores exactly every row whose ranking score reaches the threshold.
+//
+// Q queries, P probes, d dim, k results. functional/metric.py has the same rule in PyTorch operations.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "microkernels.h"
+
+namespace torch_ivf_module {
+
+// Beyond this distance of a query from the origin products may overflow float32: every row is then scored exactly.
+constexpr double kLargestNorm = 0x1p60;
+
+// The error that a float32 sum of d products, as the microkernels take it, is allowed, relative to the product of norms:
+// two units in the last place up to 128 dimensions, growing with the square root of d. An allowance, not a proof: errors
+// of random signs in a sum of chunks stay well below it.
+inline double rounding(int64_t d) {
+  return 2 * 0x1p-23 * std::max(1.0, std::sqrt(static_cast<double>(d) / 128));
+}
+
+inline double norm(const float* values, int64_t d) {
+  double squares = 0;
+  for (int64_t i = 0; i < d; ++i) {
+    squares += static_cast<double>(values[i]) * values[i];
+  }
+  return std::sqrt(squares);
+}
+
+// The ranking score that a row reaches if its exact score, a negated squared distance, exceeds `kth`. `y` (d) is the
+// query relative to the origin `o` (d). -inf where nothing can be said, so that every row counts.
+inline float needed_ranking(const float* y, const float* origin, double origin_norm, double kth, int64_t d) {
+  double square = 0, offset = 0;
+  for (int64_t i = 0; i < d; ++i) {
+    square += static_cast<double>(y[i]) * y[i];
+    offset += static_cast<double>(y[i]) * origin[i];
+  }
+  const double size = std::sqrt(square), distance = -kth;
+  if (!(size < kLargestNorm) || !std::isfinite(distance)) {
+    return kNever;
+  }
+  // Such a row lies within `reach` of the origin, and its norm is at most reach + |o|.
+  const double reach = size + std::sqrt(distance);
+  const double error = rounding(d) * (size * (reach + origin_norm) + reach * reach / 2);
+  // Three times: once for the row that was not kept, and twice for the kept ones, which another kernel may have scored.
+  const double needed = (square - distance) / 2 + offset - 3 * error;
+  return std::nextafter(static_cast<float>(needed), kNever);
+}
+
+// The k best rows by exact score among those offered with a ranking score above the threshold of their query.
+template <typename T>
+class ExactTopK {
+ public:
+  static constexpr bool kExact = true;
+
+  ExactTopK(
+      int64_t first_query,
+      int64_t queries,
+      int64_t k,
+      const float* x, // (Q, d) as exact scores take them
+      const float* thresholds, // (Q,)
+      const T* packed,
+      int64_t d,
+      bool differences)
+      : best_(first_query, queries, k),
+        x_(x + first_query * d),
+        thresholds_(thresholds + first_query),
+        packed_(packed),
+        d_(d),
+        differences_(differences),
+        row_(d) {}
+
+  float threshold(int64_t query) const {
+    return thresholds_[query];
+  }
+
+  void offer(int64_t query, float ranking, uint32_t row) {
+    if (ranking > thresholds_[query]) {
+      score(query, row);
+    }
+  }
+
+  // The exact scores of the rows of a panel (d, kPanel), many of which are wanted where rows are equal.
+  void score_panel(int64_t query, const float* panel, float* scores) const {
+    const float* x = x_ + query * d_;
+    Vec total[2] = {Vec(0.0f), Vec(0.0f)};
+    for (int64_t begin = 0; begin < d_; begin += kPanelChunk) {
+      Vec sum[2] = {Vec(0.0f), Vec(0.0f)};
+      for (int64_t i = begin; i < std::min(d_, begin + kPanelChunk); ++i) {
+        const Vec low = Vec(x[i]) - Vec::loadu(panel + i * kPanel);
+        const Vec high = Vec(x[i]) - Vec::loadu(panel + i * kPanel + kLanes);
+        sum[0] = at::vec::fmadd(low, low, sum[0]);
+        sum[1] = at::vec::fmadd(high, high, sum[1]);
+      }
+      total[0] = total[0] + sum[0];
+      total[1] = total[1] + sum[1];
+    }
+    (Vec(0.0f) - total[0]).store(scores);
+    (Vec(0.0f) - total[1]).store(scores + kLanes);
+  }
+
+  void take(int64_t query, float exact, uint32_t row) {
+    best_.offer(query, exact, row);
+  }
+
+  // Take a row into account whatever its ranking score is.
+  void score(int64_t query, uint32_t row) {
+    const float* vector = as_float(packed_ + static_cast<int64_t>(row) * d_, d_, row_.data());
+    best_.offer(query, exact_score(differences_, x_ + query * d_, vector, d_), row);
+  }
+
+  void merge(int64_t query, const ExactTopK& other) {
+    best_.merge(query, other.best_);
+  }
+
+  void write(int64_t query, float* scores, int64_t* rows) {
+    best_.write(query, scores, rows);
+  }
+
+ private:
+  TopK best_;
+  const float* x_;
+  const float* thresholds_;
+  const T* packed_;
+  int64_t d_;
+  bool differences_;
+  std::vector<float> row_;
+};
+
+// Offer every row of a query's lists that a filter has not excluded, whatever its ranking score.
+template <typename T>
+void score_every_row(const Problem& p, int64_t query, ExactTopK<T>& best) {
+  const Tasks tasks = tasks_of(p, query, query + 1, 0, p.probes);
+  for (int32_t list : tasks.lists) {
+    const int64_t first = p.offsets[list], limit = tasks.tasks[tasks.starts[list]].limit;
+    for (int64_t row = first; row < first + limit; ++row) {
+      if (!p.bias || p.bias[row] != kNever) {
+        best.score(0, static_cast<uint32_t>(row));
+      }
+    }
+  }
+}
+
+// A copy of some queries of a problem: rows of x (Q, d), probed and limits (Q, P).
+struct Subset {
+  std::vector<float> x, plain, thresholds;
+  std::vector<int64_t> probed, limits;
+  Problem problem;
+
+  Subset(const Problem& p, const float* plain_x, const std::vector<int64_t>& queries, const std::vector<float>& needed) {
+    for (int64_t q : queries) {
+      x.insert(x.end(), p.x + q * p.d, p.x + (q + 1) * p.d);
+      plain.insert(plain.end(), plain_x + q * p.d, plain_x + (q + 1) * p.d);
+      probed.insert(probed.end(), p.probed + q * p.probes, p.probed + (q + 1) * p.probes);
+      if (p.limits) {
+        limits.insert(limits.end(), p.limits + q * p.probes, p.limits + (q + 1) * p.probes);
+      }
+      thresholds.push_back(needed[q]);
+    }
+    problem = p;
+    problem.x = x.data();
+    problem.probed = probed.data();
+    problem.limits = p.limits ? limits.data() : nullptr;
+    problem.queries = static_cast<int64_t>(queries.size());
+  }
+};
+
+} // namespace torch_ivf_module

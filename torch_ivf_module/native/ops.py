@@ -1,0 +1,78 @@
+"""The operators in C++ as a `functional.kernels.Kernel`.
+
+Q queries, L lists, P probes, N vectors, d dim, k results, H hits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional import metric as metrics
+from ..functional.kernels import KERNELS
+from ..functional.lists import InvertedLists
+from . import library
+
+_MOST_ROWS = 1 << 31  # the kernel counts rows in 32 bits
+# Queries that visit a list, on average, from which rounding them and its rows to bfloat16 should pay. Not measured: no
+# CPU with units for bfloat16 was at hand.
+_CODES_PAY = 24
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_WORKSPACE = 64 << 20  # bytes for finding the nearest of some vectors
+
+
+class NativeKernel:
+    """Calls of the operators, whose arguments must be contiguous."""
+
+    def serves(self, x: Tensor, vectors: Tensor) -> bool:
+        """Whether it is available for such queries (Q, d) and stored vectors (N, d)."""
+        fits = x.device.type == "cpu" and x.dtype == torch.float32 and vectors.dtype in _DTYPES
+        return fits and vectors.is_contiguous() and vectors.shape[0] < _MOST_ROWS and library.available()
+
+    def search(
+        self,
+        x: Tensor,
+        origin: Tensor,
+        lists: InvertedLists,
+        probed: Tensor,
+        limits: Tensor | None,
+        k: int,
+        kept: int,
+        metric: str,
+        max_bytes: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The k best rows of the probed lists by exact score, and how many queries took a second pass."""
+        kept = max(k, min(kept, lists.packed.shape[0] + 1))
+        visits = probed.numel() / (lists.sizes.shape[0] - 1)
+        coded = kept <= lists.packed.shape[0] and visits >= _CODES_PAY and has_bfloat16_units()
+        x, limits = x.contiguous(), None if limits is None else limits.contiguous()
+        differences = metrics.by_differences(metric)
+        rest = probed.contiguous(), limits, k, kept, differences, coded, max_bytes
+        return _call(
+            "search_lists", x, origin, lists.packed, lists.bias, lists.offsets, lists.sizes, *rest
+        )
+
+    def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,)."""
+        held = lists.packed, lists.bias, lists.offsets, lists.sizes
+        return _call("scan_above", x.contiguous(), *held, probed.contiguous(), threshold.contiguous())
+
+    def nearest(self, x: Tensor, vectors: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k vectors (N, d) of highest ranking score: scores and rows (Q, k), best first."""
+        offsets = torch.tensor([0, vectors.shape[0]], device=x.device)
+        lists = offsets, offsets.flip(0), offsets.new_zeros(x.shape[0], 1)  # one list, which every query visits
+        return _call("scan", x.contiguous(), vectors, bias, *lists, None, k, _WORKSPACE)
+
+
+def has_bfloat16_units() -> bool:
+    """Whether torch multiplies bfloat16 tiles by units of this CPU made for it."""
+    return bool(_call("has_bfloat16_units"))
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    return getattr(torch.ops.torch_ivf_module, name)(*arguments)
+
+
+KERNELS.append(NativeKernel())

@@ -1,0 +1,97 @@
+// Vector registers, and the test of a vector of scores against a query's threshold.
+#pragma once
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <c10/util/llvmMathExtras.h>
+
+#include <vector>
+
+#include "schedule.h"
+#include "topk.h"
+
+namespace torch_ivf_module {
+
+using Vec = at::vec::Vectorized<float>;
+constexpr int64_t kLanes = Vec::size();
+
+// Rows of a panel: two vectors. With six queries that is twelve sums, which with two rows and a query nearly fill the
+// sixteen registers of AVX2; AVX-512 has thirty-two.
+constexpr int64_t kPanel = 2 * kLanes;
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int kQueries = 12;
+#else
+constexpr int kQueries = 6;
+#endif
+
+// Sums stay in registers only where every loop over them is unrolled.
+#define UNROLLED _Pragma("GCC unroll 16")
+
+inline float sum_of(const Vec& values) {
+  return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return a + b; }, values);
+}
+
+// One bit for each score above the threshold.
+inline unsigned exceeding(const Vec& scores, const Vec& threshold) {
+  return ~static_cast<unsigned>((scores > threshold).zero_mask()) & ((1u << kLanes) - 1);
+}
+
+// Offer the rows of a panel whose bit is set in `which`. Rarely called: most rows do not exceed the threshold. `found` is
+// a TopK or RangeHits, which take ranking scores, or an ExactTopK, which has its own for a whole panel.
+template <typename Found>
+C10_NOINLINE void offer_some(
+    const Vec (&scored)[2],
+    uint64_t which,
+    Task task,
+    int64_t start,
+    int64_t row,
+    const float* panel,
+    Found& found) {
+  float scores[kPanel];
+  if constexpr (Found::kExact) {
+    found.score_panel(task.query, panel, scores);
+  } else {
+    scored[0].store(scores);
+    scored[1].store(scores + kLanes);
+  }
+  for (; which; which &= which - 1) {
+    const int64_t i = c10::llvm::countTrailingZeros(which);
+    if (row + i < task.limit) {
+      found.take(task.query, scores[i], static_cast<uint32_t>(start + row + i));
+    }
+  }
+}
+
+// Offer the scores of a panel (d, kPanel) whose first row is `row` of a list that begins at packed row `start`.
+template <typename Found>
+void offer_panel(
+    const Vec& low, const Vec& high, Task task, int64_t start, int64_t row, const float* panel, Found& found) {
+  const Vec threshold(found.threshold(task.query));
+  const uint64_t which = exceeding(low, threshold) | static_cast<uint64_t>(exceeding(high, threshold)) << kLanes;
+  if (which) {
+    const Vec scored[2] = {low, high};
+    offer_some(scored, which, task, start, row, panel, found);
+  }
+}
+
+// call(integral_constant<int, count>) for a count from 1 to Most that is known at run time only.
+template <int Most, typename Call>
+void with_count(int count, const Call& call) {
+  if constexpr (Most > 1) {
+    if (count < Most) {
+      return with_count<Most - 1>(count, call);
+    }
+  }
+  call(std::integral_constant<int, Most>());
+}
+
+// At least `count` entries of a buffer that is kept from one list to the next.
+template <typename T>
+T* take(std::vector<T>& buffer, int64_t count) {
+  if (static_cast<int64_t>(buffer.size()) < count) {
+    buffer.resize(count);
+  }
+  return buffer.data();
+}
+
+} // namespace torch_ivf_module
