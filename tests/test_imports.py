@@ -43,6 +43,7 @@ OPTIONAL = {
     "safetensors",
     "huggingface_hub",
     "h5py",
+    "pyarrow",
     "psutil",
     "PIL",
 }
