@@ -50,29 +50,27 @@ class _Column:
         if is_list:
             self.shape = (self.shape[0], self._width() if d is None else d)
         self._rest = self._parts(0)
-        self._part, self._at = np.empty((0, *self.shape[1:]), dtype), 0  # what was decoded last, and its first row
+        self._part: Any = None  # what was decoded last: rows self._at:self._end
+        self._at = self._end = 0
 
     def read(self, start: int, end: int) -> Any:
         """Rows start:end, (end - start, d) or (end - start,)."""
-        found, filled = np.empty((end - start, *self.shape[1:]), self.dtype), 0
-        while filled < end - start:
-            row = start + filled
+        found, row = np.empty((end - start, *self.shape[1:]), self.dtype), start
+        while row < end:
             self._seek(row)
-            part = self._part[row - self._at :][: end - row]
-            found[filled : filled + len(part)] = part
-            filled += len(part)
+            upto = min(end, self._end)
+            found[row - start : upto - start] = self._numbers(self._part.slice(row - self._at, upto - row), row)
+            row = upto
         return found
 
     def _seek(self, row: int) -> None:
         """Decode until `row` is in the part that was decoded last."""
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if row < self._at or self._starts[group] > self._at + len(self._part):
-            self._rest, self._at = self._parts(group), int(self._starts[group])
-            self._part = self._part[:0]
-        while row >= self._at + len(self._part):
-            first = self._at + len(self._part)
-            self._at, self._part = self.shape[0], self._part[:0]  # nothing is decoded, should this one be refused
-            self._part, self._at = self._numbers(next(self._rest), first), first
+        if row < self._at or self._starts[group] > self._end:
+            self._rest, self._at, self._end = self._parts(group), int(self._starts[group]), int(self._starts[group])
+        while row >= self._end:
+            self._part = next(self._rest)
+            self._at, self._end = self._end, self._end + len(self._part)
 
     def _parts(self, group: int, size: int = _BATCH) -> Iterator[Any]:
         """Arrow arrays of the rows from the start of a row group on."""
@@ -88,7 +86,7 @@ class _Column:
         return len(first) if first is not None and first.is_valid else 0
 
     def _numbers(self, column: Any, first: int) -> Any:
-        """The rows from `first` on as an array of numpy, (n, d) or (n,); BadData names a row that has no such numbers."""
+        """Rows from `first` on as an array of numpy, (n, d) or (n,); BadData names one that does not hold numbers."""
         values = column
         self._refuse(column.is_null(), first, "is null")
         if self._is_list:
