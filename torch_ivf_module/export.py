@@ -19,7 +19,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._files import replace
+from ._files import beside, replace
 from ._optional import require
 from .graph import SearchGraph
 from .params import positive
@@ -150,11 +149,11 @@ def to_onnx(
     stale = [file for file in path.parent.iterdir() if written.fullmatch(file.name)]
     # A model names its second file. That one is new each time, and is there before the model that names it.
     name = f"{path.name}.{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = Path(folder, name)
+    with beside(path) as folder:
+        part = folder / name
         program.save(part, external_data=weights > most_bytes)
         onnx.checker.check_model(part)
-        for data in Path(folder).glob("*.data"):
+        for data in folder.glob("*.data"):
             os.replace(data, path.with_name(data.name))
         replace(path, lambda temporary: _copy(part, temporary))
     for file in stale:
