@@ -194,7 +194,7 @@ def _inputs(
     if example is None:
         if not isinstance(model, SearchGraph):
             raise ValueError(f"example is needed to export a {type(model).__name__}: an input of at least two rows")
-        example = torch.zeros(2, model.d, device=model.list_ids.device)
+        example = torch.zeros(2, model.d, dtype=torch.float32, device=model.list_ids.device)
     if example.dim() == 0 or example.shape[0] < 2:
         raise ValueError(f"example must have at least two rows, got shape {tuple(example.shape)}")
     batch: tuple[dict[int, Any], ...] = ({0: torch.export.Dim("batch", min=1, max=_MOST_BATCH)},)
@@ -214,7 +214,8 @@ def runner(path: str | os.PathLike[str], format: str) -> Callable[..., tuple[Ten
             module = torch.jit.load(str(path))
         return lambda *inputs: tuple(module(*inputs))
     if format == "exported":
-        program = torch.export.load(str(path)).module()
+        with torch.device("cpu"):  # which torch reads tensors by way of, and takes the default for
+            program = torch.export.load(str(path)).module()
         return lambda *inputs: tuple(program(*inputs))
     if format == "aoti":
         package = torch._inductor.aoti_load_package(str(path))
