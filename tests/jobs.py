@@ -454,4 +454,5 @@ def wrapped_with_different_rows(rank: int, size: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the older argument is deprecated
             assert wrap(model(rows[rank]), broadcast_buffers=False).module[1].ntotal == rows[rank]
-    agree(wrap(model(50))(QUERIES), model(50)(QUERIES))
+    equal = model(50)
+    agree(wrap(equal)(QUERIES), equal(QUERIES))

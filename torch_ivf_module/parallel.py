@@ -69,7 +69,10 @@ def _check_ranks(wrapper: nn.Module, name: str, model: nn.Module | None) -> None
 
 
 def _sends_buffers(wrapper: DistributedDataParallel) -> bool:
-    """Whether the constructor that is running will send buffers: it notes its arguments only after it took the module."""
+    """Whether the constructor that is running will send buffers.
+
+    Its arguments are read off its frame, because it notes them only after it has taken the module.
+    """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not DistributedDataParallel.__init__.__code__:
         frame = frame.f_back
