@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.distributed.fsdp import fully_shard
 
 from tests.problems import METRICS, agree, check_range, few_training_rows, held, normal, probed
-from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, ShardedIndex
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, ShardedIndex, ignore_in_ddp
 from torch_ivf_module.dcp import IndexLoadPlanner
 from torch_ivf_module.sharded import newest
 from torch_ivf_module.sharded.exchange import Exchange
@@ -429,3 +429,30 @@ def restores(rank: int, size: int, folder: str) -> None:
     same_answers(index, single_of(index), rank, size)
     index.save(folder)
     assert sorted(part.name for part in Path(folder).iterdir()) == sorted([*foreign, "index-000003", "newest"])
+
+
+def wrapped_with_different_rows(rank: int, size: int) -> None:
+    """DDP compares the shapes of parameters only; of indexes it is the library that refuses, on every rank."""
+
+    def model(rows: int) -> nn.Sequential:
+        index = IndexFlatL2(D)
+        index.add(BASE[:rows])
+        return nn.Sequential(nn.Linear(D, D), index)
+
+    wrap = nn.parallel.DistributedDataParallel
+    for rows in ((10, 20), (20, 10), (0, 5)):
+        shapes = rf"\({rows[0]}, {D}\) on rank 0 and \({rows[1]}, {D}\) on rank 1"
+        told = rf"1\.packed_embeddings has shape {shapes}.*ignore_in_ddp"
+        with pytest.raises(RuntimeError, match=told):
+            wrap(model(rows[rank]))
+        with pytest.raises(RuntimeError, match=told):
+            wrap(model(rows[rank]), forward_sync_buffers=False)  # which sends them once
+        kept = model(rows[rank])
+        assert "1.packed_embeddings" in ignore_in_ddp(kept)
+        assert wrap(kept).module[1].ntotal == rows[rank]
+        assert wrap(model(rows[rank]), forward_sync_buffers=False, init_sync=False).module[1].ntotal == rows[rank]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the older argument is deprecated
+            assert wrap(model(rows[rank]), broadcast_buffers=False).module[1].ntotal == rows[rank]
+    equal = model(50)
+    agree(wrap(equal)(QUERIES), equal(QUERIES))

@@ -16,52 +16,16 @@ import pytest
 import torch
 
 from tests.problems import agree, normal
+from tests.vector_files import ROWS, WRITERS, D, hdf5
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, export, load
 from torch_ivf_module.cli import main
 from torch_ivf_module.commands import info, memory
 from torch_ivf_module.commands.advice import nlist_for, nlist_range
-from torch_ivf_module.commands.vectors import KINDS, open_vectors
-
-ROWS, D = 900, 12
 
 
 @pytest.fixture(scope="module")
 def x():
     return normal(ROWS, D)
-
-
-def _records(path, x, item):
-    with path.open("wb") as file:
-        for row in x.numpy().astype(item):
-            file.write(np.int32(len(row)).tobytes() + row.tobytes())
-
-
-def _hdf5(path, x, distance="euclidean"):
-    with pytest.importorskip("h5py").File(path, "w") as file:
-        file["train"], file["test"] = x.numpy(), x[:20].numpy()
-        index = IndexFlatL2(D)
-        index.add(x)
-        file["neighbors"] = index.search(x[:20], 10)[1].numpy().astype(np.int32)
-        file.attrs["distance"] = distance
-        file["distances"] = np.zeros((20, 10), dtype=np.float32)
-
-
-def _safetensors(path, x):
-    pytest.importorskip("safetensors.torch").save_file({"vectors": x}, path)
-
-
-WRITERS = {
-    "x.npy": lambda path, x: np.save(path, x.numpy()),
-    "columns.npy": lambda path, x: np.save(path, np.asfortranarray(x.numpy())),
-    "big-endian.npy": lambda path, x: np.save(path, x.numpy().astype(">f4")),
-    "x.npz": lambda path, x: np.savez(path, other=np.arange(3), x=x.numpy()),
-    "packed.npz": lambda path, x: np.savez_compressed(path, x=x.numpy()),
-    "x.pt": lambda path, x: torch.save(x, path),
-    "dict.pt": lambda path, x: torch.save({"x": x, "label": "words", "count": torch.arange(3)}, path),
-    "x.safetensors": _safetensors,
-    "x.fvecs": lambda path, x: _records(path, x, "<f4"),
-    "x.hdf5": _hdf5,
-}
 
 
 def run(*words) -> int:
@@ -88,105 +52,6 @@ def index(x, tmp_path):
     return index
 
 
-# --- files of vectors ---------------------------------------------------------------------------------------
-
-
-def test_vectors_are_read_as_they_were_written(file, x):
-    vectors = open_vectors(file)
-    assert (vectors.rows, vectors.d) == (ROWS, D)
-    assert torch.equal(torch.cat(list(vectors.batches(250))), x)
-    assert torch.equal(vectors.read(700, 710), x[700:710])
-    assert torch.equal(vectors.read(5, 7), x[5:7]), "a file can be gone back in"
-    assert vectors.read(4, 4).shape == (0, D)
-
-
-def test_every_kind_of_file_is_tried():
-    assert {"." + name.rpartition(".")[2] for name in WRITERS} | {".bvecs", ".pth", ".h5"} == set(KINDS)
-
-
-def test_what_is_read_is_the_callers_own(file, x):
-    open_vectors(file).read(0, 10).zero_()
-    assert torch.equal(open_vectors(file).read(0, 10), x[:10])
-
-
-def test_a_sample_is_of_the_first_rows_and_repeatable(file, x):
-    vectors = open_vectors(file)
-    sample = vectors.sample(100, 500, 64, seed=3)
-    rows = [int(torch.nonzero((x == row).all(1))) for row in sample]
-    assert rows == sorted(set(rows))
-    assert len(rows) == 100
-    assert max(rows) < 500
-    assert torch.equal(sample, vectors.sample(100, 500, 333, seed=3))
-    assert torch.equal(vectors.sample(500, 400, 64, seed=3), x[:400])
-
-
-def test_bytes_and_integers_become_floats(tmp_path):
-    whole = torch.randint(0, 255, (40, D))
-    _records(tmp_path / "x.bvecs", whole, "u1")
-    np.save(tmp_path / "x.npy", whole.numpy().astype(np.int16))
-    for name in ("x.bvecs", "x.npy"):
-        assert torch.equal(open_vectors(tmp_path / name).read(0, 40), whole.float())
-
-
-def test_rare_floats_become_those_that_an_index_takes(tmp_path):
-    x = torch.randint(-8, 8, (9, 3)).float()  # which all of them hold
-    torch.save(x.to(torch.float8_e4m3fn), tmp_path / "x8.pt")
-    torch.save(x.bfloat16(), tmp_path / "x16.pt", _use_new_zipfile_serialization=False)
-    np.save(tmp_path / "long.npy", x.numpy().astype(np.longdouble))
-    np.save(tmp_path / "X64.NPY", x.numpy().astype(">f8"))
-    (tmp_path / "X64.NPY.npy").rename(tmp_path / "X64.NPY")
-    for name, dtype in {
-        "x8.pt": torch.float32, "x16.pt": torch.bfloat16, "long.npy": torch.float64, "X64.NPY": torch.float64,
-    }.items():  # fmt: skip
-        read = open_vectors(tmp_path / name).read(2, 9)
-        assert read.dtype == dtype
-        assert torch.equal(read.float(), x[2:])
-
-
-def _broken(tmp_path, x):
-    """Files that are no vectors, each with what the error must say."""
-    np.save(tmp_path / "flat.npy", np.zeros(7))
-    np.save(tmp_path / "bool.npy", np.zeros((7, 2), dtype=bool))
-    np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object))
-    np.savez(tmp_path / "two.npz", a=x.numpy(), b=x.numpy())
-    _records(tmp_path / "cut.fvecs", x, "<f4")
-    whole = (tmp_path / "cut.fvecs").read_bytes()
-    (tmp_path / "cut.fvecs").write_bytes(whole[:-2])
-    (tmp_path / "mixed.fvecs").write_bytes(whole[: 40 * (4 + 4 * D)] + b"\x07\0\0\0" + whole[4 + 40 * (4 + 4 * D) :])
-    (tmp_path / "empty.fvecs").write_bytes(b"")
-    (tmp_path / "words.csv").write_text("1,2\n")
-    (tmp_path / "folder.npy").mkdir()
-    np.savez(tmp_path / "row.npz", a=np.arange(3))
-    np.savez_compressed(tmp_path / "damaged.npz", a=x.numpy())
-    packed = bytearray((tmp_path / "damaged.npz").read_bytes())
-    packed[2_000:2_040] = bytes(40)
-    (tmp_path / "damaged.npz").write_bytes(packed)
-    torch.save({"model": {"x": x}}, tmp_path / "nested.pt")
-    torch.save(x.to_sparse(), tmp_path / "sparse.pt")
-    torch.save(x.to(torch.complex64), tmp_path / "complex.pt")
-    (tmp_path / "junk.pt").write_bytes(b"not a file of torch")
-    (tmp_path / "junk.npz").write_bytes(b"PK not a zip")
-    return {
-        "flat.npy": r"shape \(n, d\)", "bool.npy": "floats or integers", "objects.npy": "cannot be read",
-        "two.npz": "'a', 'b': say which with --key", "cut.fvecs": "no whole number", "mixed.fvecs": "row 40",
-        "empty.fvecs": "empty", "words.csv": "must end in", "folder.npy": "is a folder",
-        "row.npz": r"\(n, d\).* got 'a'",
-        "damaged.npz": "cannot be read", "nested.pt": r"\(n, d\), alone or by a name", "sparse.pt": "to_dense",
-        "complex.pt": "floats or integers", "junk.pt": "cannot be read", "junk.npz": "cannot be read",
-    }  # fmt: skip
-
-
-def test_what_holds_no_vectors_is_refused(tmp_path, x):
-    for name, says in _broken(tmp_path, x).items():
-        with pytest.raises((OSError, ValueError), match=says) as caught:
-            list(open_vectors(tmp_path / name).batches(100))
-        assert name in str(caught.value)
-    with pytest.raises(ValueError, match="no 'c', but 'a', 'b'"):
-        open_vectors(tmp_path / "two.npz", "c")
-    with pytest.raises(FileNotFoundError):
-        open_vectors(tmp_path / "nowhere.npy")
-
-
 # --- build --------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +71,7 @@ def test_build_flat_with_ids_and_dtype(metric, x, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     np.save(tmp_path / "ids.npy", np.arange(ROWS) * 5)
     out = tmp_path / "index.safetensors"
-    words = ("--flat", "--metric", metric, "--ids", tmp_path / "ids.npy", "--dtype", "float16", "--rows", 300)
+    words = ("--flat", "--metric", metric, "--ids-from", tmp_path / "ids.npy", "--dtype", "float16", "--rows", 300)
     facts = told(capsys, "build", tmp_path / "x.npy", out, *words)
     index = load(out)
     assert (index.metric, index.dtype, index.ntotal) == (metric, torch.float16, 300)
@@ -349,28 +214,6 @@ def test_no_command_writes_over_what_it_reads(index, x, tmp_path, capsys, monkey
     assert not Path("s.npy").exists()
 
 
-def test_ids_of_a_file(x, tmp_path, capsys):
-    np.save(tmp_path / "x.npy", x.numpy())
-    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat", "--ids")
-    np.save(tmp_path / "big.npy", np.arange(ROWS).astype(">u4") + 2**31)
-    assert run(*words, tmp_path / "big.npy") == 0
-    assert (load(tmp_path / "index.pt").list_ids == torch.arange(ROWS) + 2**31).all()
-    np.save(tmp_path / "words.npy", np.array(["a"] * ROWS))
-    np.savez(tmp_path / "many.npz", np.arange(ROWS))
-    np.save(tmp_path / "floats.npy", np.zeros(ROWS))
-    np.save(tmp_path / "huge.npy", np.full(ROWS, 2**63, dtype=np.uint64))
-    np.save(tmp_path / "minus.npy", np.arange(ROWS) - 7)
-    (tmp_path / "empty.npy").write_bytes(b"")
-    for name, says in {
-        "words.npy": "of integers", "many.npz": "several", "floats.npy": "float64", "huge.npy": "row 0",
-        "minus.npy": "-1 for row 6", "empty.npy": "cannot be read", "none.npy": "no such file",
-    }.items():  # fmt: skip
-        assert run(*words, tmp_path / name) == 1
-        said = capsys.readouterr().err
-        assert name in said
-        assert says in said
-
-
 def test_the_suffix_says_what_is_written(x, faiss, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     for name in ("index.pth", "INDEX.SAFETENSORS", "index.Faiss"):
@@ -385,7 +228,7 @@ def test_the_suffix_says_what_is_written(x, faiss, tmp_path, capsys):
 
 def test_a_file_names_the_metric(x, tmp_path, capsys):
     for distance, metric in {"euclidean": "l2", "angular": "cosine", "dot": "ip"}.items():
-        _hdf5(tmp_path / "x.hdf5", x, distance)
+        hdf5(tmp_path / "x.hdf5", x, distance)
         assert told(capsys, "build", tmp_path / "x.hdf5", tmp_path / "index.pt", "--nlist", 8)["metric"] == metric
         assert "recall" in told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5")
     words = ("build", tmp_path / "x.hdf5", tmp_path / "index.pt", "--nlist", 8, "--metric", "l2")
@@ -394,7 +237,7 @@ def test_a_file_names_the_metric(x, tmp_path, capsys):
     said = capsys.readouterr()
     assert "recall" not in json.loads(said.out)
     assert "are by 'ip', the index is by 'l2'" in said.err
-    _hdf5(tmp_path / "x.hdf5", x, np.bytes_(b"hamming"))
+    hdf5(tmp_path / "x.hdf5", x, np.bytes_(b"hamming"))
     assert run(*words[:5]) == 1
     assert "'hamming'" in capsys.readouterr().err
 
@@ -448,7 +291,7 @@ def test_search_prints(index, x, tmp_path, capsys):
 
 
 def test_recall_against_the_neighbours_that_the_file_knows(index, x, tmp_path, capsys):
-    _hdf5(tmp_path / "x.hdf5", x)
+    hdf5(tmp_path / "x.hdf5", x)
     assert told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--nprobe", 8)["recall"] == 1
     assert 0.3 < told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--nprobe", 1)["recall"] < 1
 

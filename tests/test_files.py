@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.problems import normal, same_state, snapshot
-from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, load
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, _files, load
 from torch_ivf_module import checkpoint as files
 
 # Saves two indexes in turn, for ever, and says when it has begun. Each has one number everywhere.
@@ -56,8 +62,147 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(suffix, tmp_path):
         index = load(path)
         assert index.packed_embeddings.unique().tolist() == [index.ntotal / 10_000]
     assert seen == {10_000, 20_000}, "both were written"
-    index.save(path)  # what the dead left beside it is in nobody's way
+    index.save(path)  # removes what the dead left beside it
+    assert list(tmp_path.iterdir()) == [path]
     assert load(path).ntotal == index.ntotal
+
+
+# Begins to write, says so, and ends when it is told to.
+HALFWAY = """
+import sys
+from pathlib import Path
+from torch_ivf_module import _files
+
+def write(part):
+    Path(part).write_text("half of it")
+    Path(part).with_name("besides").write_text("what some libraries write for a moment")
+    print("begun", flush=True)
+    sys.stdin.read()
+
+_files.replace(Path(sys.argv[1]), write)
+"""
+
+
+@contextmanager
+def halfway(path):
+    """A process that has written half of `path`."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HALFWAY, str(path)], **pipes) as writer:
+        try:
+            assert writer.stdout.readline() == "begun\n"
+            yield writer
+        finally:
+            writer.kill()
+
+
+def parts(folder) -> list[Path]:
+    """What writers have beside the files that they write."""
+    return [file for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_what_killed_writers_left_goes_with_the_next_save_to_that_name(tmp_path):
+    path, other = tmp_path / "index.pt", tmp_path / "index.pt.old"
+    index = trained()
+    with halfway(path) as dead, halfway(other), halfway(path) as alive:
+        dead.kill()
+        dead.wait()
+        assert len(parts(tmp_path)) == 3
+        index.save(path)
+        assert len(parts(tmp_path)) == 2, "those of a writer that runs, and of another name"
+        alive.communicate("")
+        assert path.read_text() == "half of it", "who ends last has the last word"
+    assert len(parts(tmp_path)) == 1
+    index.save(other)
+    assert parts(tmp_path) == []
+    assert load(other).ntotal == index.ntotal
+
+
+def test_a_writer_on_another_machine_is_taken_for_dead_after_a_day(tmp_path, monkeypatch):
+    path = tmp_path / "index.pt"
+    index = trained()
+    with halfway(path) as writer:
+        monkeypatch.setattr(_files, "_machine", lambda: "another0")
+        part = parts(tmp_path)[0]
+        long_ago = time.time() - 25 * 3600
+        old = [part, *part.iterdir()]
+        for file in old:
+            os.utime(file, (long_ago, long_ago))
+        index.save(path)
+        assert parts(tmp_path) == [part], "its lock is seen"
+        writer.kill()
+        writer.wait()
+        os.utime(part / "lock")
+        index.save(path)
+        assert parts(tmp_path) == [part], "it wrote a moment ago"
+        os.utime(part / "lock", (long_ago, long_ago))
+        index.save(path)
+        assert parts(tmp_path) == []
+
+
+def test_without_locks_nothing_of_others_is_removed(tmp_path, monkeypatch):
+    path = tmp_path / "index.pt"
+    with halfway(path):
+        pass
+
+    def refused(handle, how):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(_files.fcntl, "flock", refused)
+    trained().save(path)
+    assert len(parts(tmp_path)) == 1
+    monkeypatch.setattr(_files, "fcntl", None)
+    trained().save(path)
+    assert len(parts(tmp_path)) == 1
+    monkeypatch.undo()
+    trained().save(path)
+    assert parts(tmp_path) == []
+
+
+def test_a_folder_that_a_writer_was_killed_in_before_its_lock_goes_too(tmp_path):
+    path = tmp_path / "index.pt"
+    early = tmp_path / f".index.pt.{_files._machine()}.abcd_123.part"
+    early.mkdir()
+    beside = tmp_path / ".index.pt.notes"  # of somebody else
+    beside.mkdir()
+    trained().save(path)
+    assert parts(tmp_path) == [beside]
+
+
+def test_a_folder_removed_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    """Another writer may look at any moment: once before the lock is there, once before it is taken."""
+    made, lock = tempfile.mkdtemp, _files._lock
+    moments = []
+
+    def made_and_seen(**settings):
+        folder = made(**settings)
+        if not moments:
+            moments.append("empty")
+            _files._sweep(tmp_path / "index.pt")
+        return folder
+
+    def seen_and_locked(handle, *, wait=False):
+        if wait and moments == ["empty"]:
+            moments.append("not locked")
+            _files._sweep(tmp_path / "index.pt")
+        return lock(handle, wait=wait)
+
+    monkeypatch.setattr(_files.tempfile, "mkdtemp", made_and_seen)
+    monkeypatch.setattr(_files, "_lock", seen_and_locked)
+    trained().save(tmp_path / "index.pt")
+    assert moments == ["empty", "not locked"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "index.pt"]
+    assert load(tmp_path / "index.pt").ntotal == 200
+
+
+def test_many_savers_at_once(tmp_path):
+    indexes = [trained() for _ in range(4)]
+    for number, index in enumerate(indexes):
+        index.remove_ids(torch.arange(number))
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(index.save, tmp_path / "index.pt") for index in indexes * 10]:
+            done.result()
+    assert list(tmp_path.iterdir()) == [tmp_path / "index.pt"]
+    assert load(tmp_path / "index.pt").ntotal in {200, 199, 198, 197}
 
 
 def test_a_link_stays_one_and_its_file_is_replaced(tmp_path):

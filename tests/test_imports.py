@@ -43,6 +43,7 @@ OPTIONAL = {
     "safetensors",
     "huggingface_hub",
     "h5py",
+    "pyarrow",
     "psutil",
     "PIL",
 }
@@ -181,3 +182,18 @@ def test_importing_the_package_imports_nothing_optional():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT.parent
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_submodules_are_attributes_without_an_import_of_their_own():
+    script = (
+        f"import sys, {NAME} as t\n"
+        f"assert '{NAME}.export' not in sys.modules\n"
+        "assert {'export', 'functional', 'native', 'load'} <= set(dir(t))\n"
+        "assert callable(t.export.to_onnx) and callable(t.functional.kmeans)\n"
+        "assert t.native.available() in (True, False)\n"
+        f"from {NAME} import export\n"
+        f"from {NAME}.functional import kmeans\n"
+        "assert export is t.export and kmeans is t.functional.kmeans\n"
+        "assert not hasattr(t, 'nothing')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT.parent)

@@ -8,6 +8,9 @@
 tensor([[1]])
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import _pytorch as _pytorch  # first, so that a missing PyTorch is told of by name
 from .averaging import AveragedModel
 from .checkpoint import load
@@ -19,6 +22,12 @@ from .params import SearchParams
 from .sharded import ShardedIndex
 from .tune import tune
 
+if TYPE_CHECKING:
+    from . import export as export
+    from . import functional as functional
+    from . import native as native
+
+_SUBMODULES = ("export", "functional", "native")  # attributes without an import of their own, loaded on first use
 __version__ = "0.1.0"
 
 __all__ = [
@@ -37,3 +46,13 @@ __all__ = [
     "to_faiss",
     "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SUBMODULES})

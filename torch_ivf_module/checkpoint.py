@@ -211,7 +211,7 @@ def rebuilt(about: Mapping[str, Any]) -> AnyIndex:
 
 
 def _linear(d: int, out: int, bias: bool) -> nn.Linear:
-    return nn.Linear(d, out, bias, device="meta")
+    return nn.Linear(d, out, bias, dtype=torch.float32, device="meta")
 
 
 def _digest(tensor: Tensor) -> int:

@@ -163,7 +163,7 @@ def faiss_twin(faiss: ModuleType, index: IndexIVFFlat) -> Any:
 
     vectors = index.packed_embeddings.float().cpu().contiguous().numpy()
     ids = index.list_ids.cpu().numpy()
-    lists = torch.arange(nlist).repeat_interleave(index.list_offsets.cpu().diff()).numpy()
+    lists = torch.arange(nlist, device="cpu").repeat_interleave(index.list_offsets.cpu().diff()).numpy()
     pointer = faiss.swig_ptr
     twin.add_core(len(ids), pointer(vectors), pointer(ids), pointer(lists))
     return twin
@@ -295,9 +295,9 @@ def centroid_order(index: IndexIVFFlat, queries: Tensor) -> Answers:
 def brute_force(index: IndexIVFFlat, queries: Tensor, lists: Tensor, k: int) -> Tensor:
     """ids (Q, k) by the plainest means: every vector of every probed list (Q, P), in float64."""
     offsets, packed = index.list_offsets.cpu().tolist(), index.packed_embeddings.cpu()
-    ids = torch.full((len(queries), k), -1)
+    ids = torch.full((len(queries), k), -1, device="cpu")
     for n, (query, probed) in enumerate(zip(queries.double(), lists.tolist(), strict=True)):
-        rows = torch.cat([torch.arange(offsets[m], offsets[m + 1]) for m in probed])
+        rows = torch.cat([torch.arange(offsets[m], offsets[m + 1], device="cpu") for m in probed])
         vectors = packed[rows].double()
         scores = (vectors - query).square().sum(-1) if index.metric == "l2" else -(vectors @ query)
         best = scores.topk(min(k, len(rows)), largest=False).indices
@@ -327,7 +327,7 @@ def tied_last_list(order: Tensor, queries: Tensor, nprobe: int) -> Tensor:
     faiss ranks the lists by q·q + c·c - 2 q·c in float32, so its error grows with q·q, not with the distance.
     """
     if nprobe == order.shape[1]:
-        return torch.zeros(len(order), dtype=torch.bool)
+        return torch.zeros(len(order), dtype=torch.bool, device=order.device)
     last, following = order[:, nprobe - 1], order[:, nprobe]
     return following - last <= 1e-5 * last.abs() + 1e-6 * queries.double().square().sum(-1)
 

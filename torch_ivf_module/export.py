@@ -19,7 +19,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._files import replace
+from ._files import beside, replace
 from ._optional import require
 from .graph import SearchGraph
 from .params import positive
@@ -150,11 +149,11 @@ def to_onnx(
     stale = [file for file in path.parent.iterdir() if written.fullmatch(file.name)]
     # A model names its second file. That one is new each time, and is there before the model that names it.
     name = f"{path.name}.{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = Path(folder, name)
+    with beside(path) as folder:
+        part = folder / name
         program.save(part, external_data=weights > most_bytes)
         onnx.checker.check_model(part)
-        for data in Path(folder).glob("*.data"):
+        for data in folder.glob("*.data"):
             os.replace(data, path.with_name(data.name))
         replace(path, lambda temporary: _copy(part, temporary))
     for file in stale:
@@ -195,7 +194,7 @@ def _inputs(
     if example is None:
         if not isinstance(model, SearchGraph):
             raise ValueError(f"example is needed to export a {type(model).__name__}: an input of at least two rows")
-        example = torch.zeros(2, model.d, device=model.list_ids.device)
+        example = torch.zeros(2, model.d, dtype=torch.float32, device=model.list_ids.device)
     if example.dim() == 0 or example.shape[0] < 2:
         raise ValueError(f"example must have at least two rows, got shape {tuple(example.shape)}")
     batch: tuple[dict[int, Any], ...] = ({0: torch.export.Dim("batch", min=1, max=_MOST_BATCH)},)
@@ -215,7 +214,8 @@ def runner(path: str | os.PathLike[str], format: str) -> Callable[..., tuple[Ten
             module = torch.jit.load(str(path))
         return lambda *inputs: tuple(module(*inputs))
     if format == "exported":
-        program = torch.export.load(str(path)).module()
+        with torch.device("cpu"):  # which torch reads tensors by way of, and takes the default for
+            program = torch.export.load(str(path)).module()
         return lambda *inputs: tuple(program(*inputs))
     if format == "aoti":
         package = torch._inductor.aoti_load_package(str(path))

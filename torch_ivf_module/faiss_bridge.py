@@ -97,9 +97,9 @@ def _flat(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase:
     metric = _metric(faiss, index)
     dtype, decode = _codec(faiss, index)
     codes = faiss.vector_to_array(index.codes).reshape(index.ntotal, index.sa_code_size())
-    ours = (IndexFlatL2 if metric == "l2" else IndexFlatIP)(index.d, dtype=dtype)
+    ours = (IndexFlatL2 if metric == "l2" else IndexFlatIP)(index.d, dtype=dtype, device="cpu")
     rows = decode(codes)
-    ours.add_with_ids(rows, torch.arange(rows.shape[0]) if ids is None else ids)
+    ours.add_with_ids(rows, torch.arange(rows.shape[0], device="cpu") if ids is None else ids)
     return ours
 
 
@@ -108,9 +108,8 @@ def _ivf(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase:
     if index.quantizer.metric_type != index.metric_type:
         raise Unsupported("index chooses lists by another metric than it ranks by; here the two are the same")
     dtype, decode = _codec(faiss, index)
-    ours = IndexIVFFlat(
-        index.d, nlist=index.nlist, nprobe=index.nprobe, metric=metric, max_codes=index.max_codes, dtype=dtype
-    )
+    settings: dict[str, Any] = {"nlist": index.nlist, "nprobe": index.nprobe, "max_codes": index.max_codes}
+    ours = IndexIVFFlat(index.d, metric=metric, dtype=dtype, device="cpu", **settings)
     if not index.is_trained:
         return ours
     quantizer = faiss.downcast_index(index.quantizer)
@@ -132,9 +131,10 @@ def _ivf(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase:
 def _lists(faiss: Any, index: Any, centroids: Tensor, decode: Any, dtype: torch.dtype) -> dict[str, Tensor]:
     """The inverted lists of a faiss index as buffers."""
     tools = require("faiss.contrib.inspect_tools", "faiss")
-    sizes = torch.tensor([index.invlists.list_size(number) for number in range(index.nlist)])
+    sizes = torch.tensor([index.invlists.list_size(number) for number in range(index.nlist)], device="cpu")
     offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-    packed, ids = torch.empty(int(offsets[-1]), index.d, dtype=dtype), torch.empty(int(offsets[-1]), dtype=torch.int64)
+    packed = torch.empty(int(offsets[-1]), index.d, dtype=dtype, device="cpu")
+    ids = torch.empty(packed.shape[0], dtype=torch.int64, device="cpu")
     for number, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
         if end > start:
             labels, codes = tools.get_invlist(index.invlists, number)
@@ -203,14 +203,14 @@ def _step(faiss: Any, transform: Any) -> nn.Linear | Normalize:
             f"faiss's {type(transform).__name__} has no counterpart here; these do: linear transforms, "
             "CenteringTransform, RemapDimensionsTransform and NormalizationTransform by the L2 norm"
         )
-    layer = nn.Linear(d, out)
+    layer = nn.Linear(d, out, dtype=torch.float32, device="cpu")
     layer.load_state_dict({"weight": torch.from_numpy(matrix), "bias": torch.from_numpy(bias)})
     return layer
 
 
 def _as_cosine(inner: IndexBase) -> IndexBase:
     """The index by inner product whose vectors and queries were normalised, as one by cosine."""
-    config = {**inner.config(), "metric": "cosine", "dtype": inner.dtype}
+    config = {**inner.config(), "metric": "cosine", "dtype": inner.dtype, "device": inner.device}
     ours = IndexFlat(**config) if isinstance(inner, IndexFlat) else IndexIVFFlat(**config)
     ours.load_state_dict(inner.state_dict(), assign=True)
     return ours
@@ -268,7 +268,7 @@ def _flat_to(faiss: Any, index: IndexBase) -> Any:
         theirs = faiss.IndexFlat(index.d, _measure(faiss, index))
     else:
         theirs = faiss.IndexScalarQuantizer(index.d, _kind(faiss, index.dtype), _measure(faiss, index))
-    plain = torch.equal(ids, torch.arange(ids.shape[0]))
+    plain = torch.equal(ids, torch.arange(ids.shape[0], device="cpu"))
     labelled = None if plain else faiss.IndexIDMap2(theirs)  # which it takes only while it is empty
     theirs.add_sa_codes(_codes(packed))
     if labelled is None:

@@ -104,8 +104,8 @@ class ScriptedLists(nn.Module):
         for number in range(len(self.offsets) - 1):
             size = self.offsets[number + 1] - self.offsets[number]
             total += counts[number] * ((size + self.span - 1) // self.span)
-        fine = torch.full([max(1, total), self.block], float("-inf"), device=x.device)
-        scratch = torch.empty([0], device=x.device)
+        fine = torch.full([max(1, total), self.block], float("-inf"), dtype=torch.float32, device=x.device)
+        scratch = torch.empty([0], dtype=torch.float32, device=x.device)
         first = 0
         for number in range(len(self.offsets) - 1):
             count, begin = counts[number], self.offsets[number]
@@ -120,7 +120,7 @@ class ScriptedLists(nn.Module):
                 for task in range(0, count, step):
                     some = min(step, count - task)
                     if scratch.numel() < some * groups * self.group:
-                        scratch = torch.empty([some * groups * self.group], device=x.device)
+                        scratch = torch.empty([some * groups * self.group], dtype=torch.float32, device=x.device)
                     scores = scratch[: some * groups * self.group].view(some, groups * self.group)
                     scores[:, rows:] = float("-inf")
                     part = x.index_select(0, queries[first + task : first + task + some])
@@ -185,7 +185,7 @@ def quietly() -> Iterator[None]:
 
 def _record(module: nn.Module, graph: SearchGraph, *methods: str) -> Any:
     # Two queries that want a gradient: so the recording is differentiable in them.
-    x = torch.zeros(2, graph.d, device=graph.list_ids.device).requires_grad_()
+    x = torch.zeros(2, graph.d, dtype=torch.float32, device=graph.list_ids.device).requires_grad_()
     mask = torch.ones(1, dtype=torch.bool, device=x.device)
     inputs = {name: (x, mask) if name == "masked" else x for name in methods}
     with quietly(), torch.inference_mode(False), torch.enable_grad():
@@ -193,9 +193,10 @@ def _record(module: nn.Module, graph: SearchGraph, *methods: str) -> Any:
 
 
 def _record_finish(module: nn.Module, graph: SearchGraph, begin: Any) -> Any:
-    prepared, shifted, probed, _, visits, before, rank = begin(torch.zeros(2, graph.d, device=graph.list_ids.device))
+    x = torch.zeros(2, graph.d, dtype=torch.float32, device=graph.list_ids.device)
+    prepared, shifted, probed, _, visits, before, rank = begin(x)
     blocks = blocks_of(graph.lists().sizes)
-    fine = torch.zeros(max(1, int((visits * blocks).sum())), BLOCK, device=prepared.device)
+    fine = torch.zeros(max(1, int((visits * blocks).sum())), BLOCK, dtype=torch.float32, device=prepared.device)
     with quietly(), torch.inference_mode(False), torch.enable_grad():
         return torch.jit.trace(
             module,

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +16,9 @@ from ..index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat
 from ..index.base import IndexBase
 from .common import (
     INDEX_FILES,
+    VECTOR_FILES,
     Talk,
     add_json,
-    check_source,
     check_target,
     index_writer,
     positive,
@@ -27,6 +26,7 @@ from .common import (
     shown_bytes,
     usable_device,
 )
+from .ids import ids_file, read_ids
 from .memory import Plan, plan
 from .vectors import Vectors, open_vectors
 
@@ -36,15 +36,21 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `build`."""
     option = parser.add_argument
-    option("vectors", type=Path, help=".npy, .npz, .pt, .safetensors, .fvecs, .bvecs or .hdf5")
+    option("vectors", type=Path, help=VECTOR_FILES)
     option("index", type=Path, help=f"the index to write: {INDEX_FILES}")
-    option("--key", help="the array of a file that holds several")
+    option("--key", help="the array of a file that holds several: a name, group/dataset in HDF5, a column in Parquet")
     option("--metric", choices=METRICS, help="default: the one that an HDF5 file names, or l2")
     option("--flat", action="store_true", help="exhaustive search instead of an inverted file")
     option("--nlist", type=positive, help="lists (default: 4 * sqrt(rows))")
     option("--nprobe", type=positive, help="lists that a query reads (default: 8)")
     option("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: %(default)s")
-    option("--ids", type=Path, metavar="FILE.npy", help="an int64 id for each row (default: 0, 1, 2, …)")
+    option(
+        "--ids-from",
+        "--ids",
+        metavar="NAME|FILE",
+        help="an integer id for each row: an array or column of the file of vectors, or else a file (.npy, .ivecs, "
+        "or any other kind that vectors come in) that holds one such array, or one called ids (default: 0, 1, 2, …)",
+    )
     option("--rows", type=positive, help="take the first so many rows (default: all that fit)")
     option("--train-rows", type=positive, help="rows, chosen at random, to train on (default: 256 a list)")
     option("--niter", type=positive, default=10, help="iterations of k-means (default: %(default)s)")
@@ -59,12 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, save, and say what was built."""
     talk = Talk(args)
-    check_target(args.index, args.vectors, args.ids)
+    check_target(args.index, args.vectors, ids_file(args.ids_from, args.vectors))
     write = index_writer(args.index)
     _check_flat(args)
     vectors = open_vectors(args.vectors, args.key)
     metric = _metric(args, vectors)
-    ids = _read_ids(args.ids, vectors.rows)
+    ids = None if args.ids_from is None else read_ids(args.ids_from, args.vectors, vectors.rows)
     fits = plan(args, vectors)
     talk.say("read", f"{vectors.name}: {vectors.rows:,} vectors of {vectors.d}")
     for warning in fits.warnings:
@@ -95,26 +101,6 @@ def _metric(args: argparse.Namespace, vectors: Vectors) -> str:
     if metric not in METRICS:
         raise ValueError(f"{args.vectors} is of vectors by {metric!r}, which there is not: choose a --metric")
     return metric
-
-
-def _read_ids(path: Path | None, rows: int) -> Tensor | None:
-    if path is None:
-        return None
-    check_source(path)
-    try:
-        ids = np.load(path, allow_pickle=False)
-    except (EOFError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a .npy file of ids: {error}") from error
-    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu":
-        came = f"an array of {ids.dtype}" if isinstance(ids, np.ndarray) else "several arrays"
-        raise ValueError(f"{path} must be a .npy file of integers, got {came}")
-    if ids.shape != (rows,):
-        raise ValueError(f"{path} must hold one id for each of the {rows:,} rows, got shape {ids.shape}")
-    wide = ids.astype(np.int64, copy=False)  # in the machine's order of bytes
-    refused = np.flatnonzero((wide == -1) | ((wide < 0) != (ids < 0)))
-    if refused.size:
-        raise ValueError(f"{path} may hold any int64 but -1, got {ids[refused[0]]} for row {refused[0]}")
-    return torch.from_numpy(wide)
 
 
 def _empty(args: argparse.Namespace, d: int, metric: str, nlist: int) -> IndexBase:

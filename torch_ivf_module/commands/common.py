@@ -19,6 +19,7 @@ from ..checkpoint import AnyIndex, load
 
 __all__ = [
     "INDEX_FILES",
+    "VECTOR_FILES",
     "Talk",
     "add_json",
     "check_source",
@@ -34,6 +35,7 @@ __all__ = [
 
 Item = TypeVar("Item")
 FAISS = (".faiss", ".faissindex", ".index")
+VECTOR_FILES = ".npy, .npz, .pt, .safetensors, .fvecs, .bvecs, .fbin, .u8bin, .i8bin, .hdf5 or .parquet"
 INDEX_FILES = f".pt, .pth or .safetensors, or for faiss {', '.join(FAISS[:-1])} or {FAISS[-1]}"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

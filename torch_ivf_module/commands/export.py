@@ -74,15 +74,16 @@ def run(args: argparse.Namespace) -> int:
 def _check(talk: Talk, graph: SearchGraph, expect: Callable[..., Any], path: Path, format: str) -> list[dict[str, Any]]:
     """Run the file on stored vectors with noise, and compare."""
     run = export.runner(path, format)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device="cpu").manual_seed(0)
     stored = graph.lists().packed.float()
     checks = []
     for batch in BATCHES:
         if stored.shape[0]:
-            rows = stored[torch.randint(stored.shape[0], (batch,), generator=generator)]
+            rows = stored[torch.randint(stored.shape[0], (batch,), generator=generator, device="cpu")]
         else:
-            rows = torch.zeros(batch, graph.d)
-        queries = rows + 0.1 * torch.randn(batch, graph.d, generator=generator)
+            rows = torch.zeros(batch, graph.d, dtype=torch.float32, device="cpu")
+        noise = torch.randn(batch, graph.d, generator=generator, dtype=torch.float32, device="cpu")
+        queries = rows + 0.1 * noise
         agreement = export.compare(run(queries), expect(queries))
         checks.append({"batch": batch, **agreement._asdict(), "ok": agreement.good})
         talk.say(

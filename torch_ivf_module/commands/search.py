@@ -20,7 +20,8 @@ from .._files import replace
 from ..checkpoint import AnyIndex
 from ..index import IndexFlat
 from ..params import SearchParams
-from .common import Talk, add_json, check_target, load_trained, positive, usable_device
+from .common import VECTOR_FILES, Talk, add_json, check_target, load_trained, positive, usable_device
+from .ids import read_truth
 from .vectors import Vectors, open_vectors
 
 __all__ = ["add_arguments", "run"]
@@ -32,9 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `search`."""
     option = parser.add_argument
     option("index", type=Path, help="any file that torch_ivf_module.load opens")
-    option("queries", type=Path, help=".npy, .npz, .pt, .safetensors, .fvecs, .bvecs or .hdf5")
+    option("queries", type=Path, help=VECTOR_FILES)
     option("-k", "--k", type=positive, default=10, help="results a query (default: %(default)s)")
-    option("--key", help="the array of a file that holds several (default in HDF5: test)")
+    option("--key", help="the array of a file that holds several (default: test, if there is one)")
+    option(
+        "--truth",
+        type=Path,
+        metavar="FILE",
+        help="ids of the true neighbours of each query, nearest first, to report the recall: .ivecs, .ibin, .npy, … "
+        "(default: neighbors beside test in an HDF5 file)",
+    )
     option("--nprobe", type=positive, help="lists that a query reads (default: the index's own)")
     option("--max-codes", type=positive, help="the most rows that a query reads (default: the index's own)")
     option("--batch", type=positive, default=4_096, help="queries searched at a time (default: %(default)s)")
@@ -53,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
     queries = open_vectors(args.queries, args.key, role="test")
     index = load_trained(args.index, device=args.device, mmap=args.mmap)
     _check_fit(args, index, queries)
+    if args.truth is not None:
+        truth, metric = read_truth(args.truth, queries.rows, args.k)
+        queries = queries._replace(truth=truth, metric=metric)
     params = SearchParams(nprobe=args.nprobe, max_codes=args.max_codes)
     began = time.perf_counter()
     found = []
@@ -61,15 +72,16 @@ def run(args: argparse.Namespace) -> int:
         D, I = index.search(batch.to(args.device or "cpu"), args.k, params=params)
         found.append((D.cpu(), I.cpu()))
     seconds = time.perf_counter() - began
-    D = torch.cat([torch.empty(0, args.k), *(part for part, _ in found)])
-    I = torch.cat([torch.empty(0, args.k, dtype=torch.int64), *(part for _, part in found)])
+    D = torch.cat([torch.empty(0, args.k, dtype=torch.float32, device="cpu"), *(part for part, _ in found)])
+    I = torch.cat([torch.empty(0, args.k, dtype=torch.int64, device="cpu"), *(part for _, part in found)])
     talk.say("search", f"{queries.rows:,} queries among {index.ntotal:,} vectors, {index.metric}", seconds)
     facts: dict[str, Any] = {"queries": queries.rows, "k": args.k, "ntotal": index.ntotal, "metric": index.metric}
     facts["seconds"] = seconds
     if _comparable(args, index, queries):
         assert queries.truth is not None
         facts["recall"] = _recall(I, queries.truth[:, : args.k])
-        talk.say("recall", f"{facts['recall']:.4f} of the {args.k} nearest that {args.queries.name} names")
+        source = args.truth or args.queries
+        talk.say("recall", f"{facts['recall']:.4f} of the {args.k} nearest that {source.name} names")
     if args.ids is None and args.distances is None:
         results = [{"ids": ids, "distances": row} for ids, row in zip(I.tolist(), _finite(D), strict=True)]
         talk.result({**facts, "results": results}, _table(D, I))
@@ -88,7 +100,7 @@ def _check_targets(args: argparse.Namespace) -> None:
             continue
         if path.suffix != ".npy":
             raise ValueError(f"results are written as .npy, got {path}")
-        check_target(path, args.index, args.queries, other)
+        check_target(path, args.index, args.queries, args.truth, other)
 
 
 def _check_fit(args: argparse.Namespace, index: AnyIndex, queries: Vectors) -> None:
@@ -105,7 +117,8 @@ def _comparable(args: argparse.Namespace, index: AnyIndex, queries: Vectors) -> 
     if queries.truth is None or queries.truth.shape[1] < args.k:
         return False
     if queries.metric not in (None, index.metric):
-        told = f"the neighbours in {args.queries} are by {queries.metric!r}, the index is by {index.metric!r}"
+        source = args.truth or args.queries
+        told = f"the neighbours in {source} are by {queries.metric!r}, the index is by {index.metric!r}"
         print(f"warning: {told}: there is no recall to tell", file=sys.stderr)
         return False
     return True
@@ -116,9 +129,10 @@ def _write(array: Tensor, path: str) -> None:
 
 
 def _recall(I: Tensor, truth: Tensor) -> float:
-    """The share of the true neighbours (Q, k) that were found."""
-    found = [np.isin(true, ids).mean() for true, ids in zip(truth.numpy(), I.numpy(), strict=True)]
-    return float(np.mean(found)) if found else 1.0
+    """The share of the true neighbours (Q, k) that were found; -1 among them stands for none."""
+    rows = zip(truth.numpy(), I.numpy(), strict=True)
+    found = np.concatenate([np.zeros(0, bool), *(np.isin(true, ids)[true != -1] for true, ids in rows)])
+    return float(found.mean()) if found.size else 1.0
 
 
 def _finite(D: Tensor) -> list[list[float | None]]:
