@@ -563,7 +563,7 @@ def agree(
     """Assert that two answers are one: the same distances, and the same ids but for the order of ties."""
     (D, I), (E, J) = ours, theirs
     torch.testing.assert_close(D, E, rtol=rtol, atol=atol)
-    assert torch.equal(I < 0, J < 0)
+    assert torch.equal(I == -1, J == -1)
     for q in (I != J).any(1).nonzero()[:, 0].tolist():
         _agree_on_one(D[q].tolist(), I[q].tolist(), E[q].tolist(), J[q].tolist(), rtol, atol, q)
 

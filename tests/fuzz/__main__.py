@@ -7,6 +7,7 @@ sequence of calls that hypothesis finds for it, as Python text: `--replay FILE` 
 from __future__ import annotations
 
 import argparse
+import itertools
 import runpy
 import sys
 import time
@@ -14,13 +15,13 @@ import traceback
 import warnings
 from pathlib import Path
 
-import faiss
 import torch
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis.reporting import with_reporter
 from hypothesis.stateful import run_state_machine_as_test
 from tqdm import tqdm
 
+from tests.fuzz.against_faiss import faiss
 from tests.fuzz.machine import TALLY, Fuzz
 from torch_ivf_module import native
 
@@ -30,28 +31,36 @@ HEADER = "from tests.fuzz.machine import Fuzz\n\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit code."""
     options = parsed(arguments)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-    warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    if options.replay:
-        runpy.run_path(str(options.replay))
-        print(f"{options.replay}: no mismatch")
-        return 0
     build_kernel()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if options.replay:
+            runpy.run_path(str(options.replay))
+            print(f"{options.replay}: no mismatch")
+            return 0
+        return fuzz(options)
+
+
+def fuzz(options: argparse.Namespace) -> int:
+    """Batches of sequences, each with a seed of its own, until a mismatch or the end."""
     began = time.monotonic()
-    with tqdm(total=options.cases or round(options.seconds), unit="case" if options.cases else "s") as bar:
-        for number in range(options.seed, sys.maxsize):
+    TALLY.cases = TALLY.operations = TALLY.comparisons = 0
+    with tqdm(total=options.cases or round(options.seconds), unit=" cases" if options.cases else " s") as bar:
+        for number in itertools.count(options.seed):
             batch = next_batch(options, time.monotonic() - began)
             if not batch:
                 break
+            bar.set_postfix(seed=number, **vars(TALLY))
             report = mismatch(number, batch)
-            bar.set_postfix(cases=TALLY.cases, operations=TALLY.operations, comparisons=TALLY.comparisons)
-            bar.update(batch if options.cases else min(bar.total, int(time.monotonic() - began)) - bar.n)
+            done = TALLY.cases if options.cases else int(time.monotonic() - began)
+            bar.update(min(bar.total, done) - bar.n)
             if report:
                 bar.close()
-                print(f"{report}\n{ran(began)}: a mismatch at --seed {number}")
+                print(f"{report}\n\n{ran(began)}: a mismatch at --seed {number}")
                 return 1
     print(f"{ran(began)}: no mismatch")
     return 0
@@ -84,7 +93,7 @@ def next_batch(options: argparse.Namespace, spent: float) -> int:
     return max(1, min(BATCH, int(left / mean))) if mean else BATCH
 
 
-def mismatch(number: int, cases: int) -> str | None:
+def mismatch(number: int, cases: int, *, shrink: bool = True) -> str | None:
     """Run so many sequences of one seed; a report if one of them goes wrong."""
     lines: list[str] = []
     machine = seed(number)(type("Fuzz", (Fuzz,), {"__module__": Fuzz.__module__}))
@@ -94,7 +103,8 @@ def mismatch(number: int, cases: int) -> str | None:
         deadline=None,
         database=None,
         verbosity=Verbosity.normal,
-        phases=(Phase.generate, Phase.shrink),
+        derandomize=False,
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         suppress_health_check=list(HealthCheck),
         print_blob=False,
         report_multiple_bugs=False,

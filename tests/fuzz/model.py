@@ -15,7 +15,7 @@ from torch_ivf_module.functional import metric as metrics
 
 LAST_ID = 2**63 - 1
 ROUNDING = 3e-6  # of the squared distance (l2) or of |x| |c|, within which two lists count as equally near
-SAFE = LARGEST / 8  # scores beyond it may overflow on the way
+SAFE = LARGEST / 4  # squared norms and products of norms beyond it may overflow on the way to a score
 
 
 class Model:
@@ -40,7 +40,7 @@ class Model:
         """Rows x (n, d) in the storage dtype, at unit length for cosine."""
         prepared = metrics.prepare(x, self.metric)
         if self.metric == "cosine":
-            assert (prepared.double() - unit(x)).abs().amax(initial=0) < 1e-6 if x.numel() else True
+            assert ((prepared.double() - unit(x)).abs() < 1e-6).all()
         return prepared.to(self.dtype)
 
     def add(self, stored: Tensor, ids: Tensor) -> None:
@@ -97,9 +97,12 @@ class Model:
             required = ~((~must).float() @ lists.float().T > 0)
         if selected is not None:
             required, allowed = required & selected, allowed & selected
-        sure = scores_of(queries, self.stored.double(), self.metric).abs() < SAFE
-        if self.metric != "l2":
-            sure &= queries.norm(dim=1)[:, None] * self.stored.double().norm(dim=1) < SAFE
+        stored = self.stored.double()
+        x_norm, norm = queries.norm(dim=1)[:, None], stored.norm(dim=1)
+        if self.metric == "l2":
+            sure = (scores_of(queries, stored, "l2").abs() < 0.99 * LARGEST) & (x_norm**2 < SAFE) & (norm**2 < SAFE)
+        else:
+            sure = x_norm * norm < SAFE
         return Reach(required & sure, allowed)
 
     def in_lists(self) -> Tensor:
