@@ -114,7 +114,8 @@ def mismatch(number: int, cases: int, *, shrink: bool = True) -> str | None:
             run_state_machine_as_test(machine, settings=limits)
     except Exception as error:
         steps = [line for note in (*lines, *getattr(error, "__notes__", ())) for line in note.splitlines()]
-        program = "\n".join(step for step in steps if step.startswith(("state = ", "state.")) and "teardown" not in step)
+        calls = (step for step in steps if step.startswith(("state = ", "state.")))
+        program = "\n".join(call for call in calls if call != "state.teardown()")
         return f"{''.join(traceback.format_exception(error))}\n# The shortest sequence found:\n\n{HEADER}{program}"
     return None
 

@@ -54,10 +54,10 @@ class Changes(RuleBasedStateMachine):
         if style == "fresh":
             return torch.arange(size) + self.model.next_id % 2**40 + int(numbers.sum())
         return {
-            "repeated": numbers % 3,
+            "repeated": numbers % 17,
             "negative": -2 - numbers,
             "huge": 2**62 + numbers,
-            "last": LAST_ID - numbers % 2,
+            "last": LAST_ID - numbers,
         }.get(style, numbers)
 
     def chosen(self, choice: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,7 @@ class Changes(RuleBasedStateMachine):
             self.index.train(self.rows(data, size, seed), niter=3)
         self.took_centroids()
 
-    @precondition(lambda self: self.model.centroids is not None and self.model.n >= len(self.model.centroids))
+    @precondition(lambda self: self.model.trainable)
     @rule()
     def retrain(self) -> None:
         with few_training_rows():

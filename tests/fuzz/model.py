@@ -34,6 +34,13 @@ class Model:
     def n(self) -> int:
         return len(self.ids)
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the rows are enough for the lists there are, and none so long that means of them may overflow."""
+        if self.centroids is None or self.n < len(self.centroids):
+            return False
+        return bool((self.stored.double().square().sum(1) < SAFE).all())
+
     # -- changes -------------------------------------------------------------------------------------------
 
     def as_stored(self, x: Tensor) -> Tensor:
@@ -140,7 +147,7 @@ class ListReach(NamedTuple):
 
 
 def nearest_lists(queries: Tensor, centroids: Tensor, width: int, metric: str) -> ListReach:
-    """The `width` nearest lists of queries (Q, d) as compared; those within rounding of one another are only allowed."""
+    """The `width` nearest lists of queries (Q, d) as compared; lists as near within rounding are only allowed."""
     centroids = centroids.double()
     everything = torch.ones(len(queries), len(centroids), dtype=torch.bool)
     if width >= len(centroids):
