@@ -9,74 +9,129 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fuzz.__main__ import main, mismatch
+from tests.fuzz.__main__ import main
+from tests.fuzz.machine import Fuzz
+from tests.problems import METRICS
 from torch_ivf_module.index.base import IndexBase
 
-CASES = 80
+QUERIES = dict(data="plain", count=9, seed=1, own=True)
 
 
 def _wrong_id(result: Any) -> Any:
-    D, I = result
-    return D, I.masked_fill(I == 7, 8)
+    D, I, *rest = result
+    I[0, 0] = I[0, 1]
+    return D, I, *rest
+
+
+def _row_missed(result: Any) -> Any:
+    D, I, *rest = result
+    return D.roll(-1, 1), I.roll(-1, 1), *rest
 
 
 def _wrong_distance(result: Any) -> Any:
-    D, I = result
-    return D * 1.001, I
+    D, I, *rest = result
+    return D * 1.001, I, *rest
 
 
 def _last_result_lost(result: Any) -> Any:
     lims, D, I = result
-    return lims.clamp(max=max(0, len(D) - 1)), D[:-1], I[:-1]
+    return lims.clamp(max=len(D) - 1), D[:-1], I[:-1]
 
 
-def _off_by_a_rounding(result: Any) -> Any:
+def _rounded(result: Any) -> Any:
     return torch.nextafter(result, torch.full_like(result, torch.inf))
 
 
-FAULTS: dict[str, Callable[[Any], Any]] = {
-    "search": _wrong_id,
-    "search_and_reconstruct": _wrong_distance,
-    "range_search": _last_result_lost,
-    "reconstruct": _off_by_a_rounding,
-    "remove_ids": lambda count: count + 1,
-}
+def _search(state: Fuzz) -> None:
+    state.search(mode="csr", k=5, nprobe=2, **QUERIES)
 
 
-@pytest.fixture
-def plant(monkeypatch):
-    def plant(name: str, fault: Callable[[Any], Any]) -> None:
-        right = getattr(IndexBase, name)
-        monkeypatch.setattr(IndexBase, name, lambda *given, **settings: fault(right(*given, **settings)))
-
-    return plant
+def _search_with(state: Fuzz) -> None:
+    state.search_with("matrix", "plain", 1, "nan", 5, 2, 40, "exact", "some")
 
 
-def last_call(report: str | None) -> str:
-    """The call that a report ends with."""
-    assert report, "the fault was not found"
-    return re.findall(r"^state\.(\w+)\(", report, re.MULTILINE)[-1]
+def _modes_agree(state: Fuzz) -> None:
+    state.modes_agree("plain", 1, 3)
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_wrong_result_is_found(plant, name):
-    plant(name, FAULTS[name])
-    assert last_call(mismatch(1, CASES, shrink=False)) == name
+def _against_faiss(state: Fuzz) -> None:
+    state.as_faiss(k=5, nprobe=2, **QUERIES)
 
 
-def test_rows_lost_by_a_conversion_are_found(monkeypatch):
-    half = IndexBase.half
-    monkeypatch.setattr(IndexBase, "half", lambda self: (self.remove_ids(torch.tensor([3])), half(self))[1])
-    assert last_call(mismatch(1, CASES, shrink=False)) in ("convert", "counts")
+def _search_and_reconstruct(state: Fuzz) -> None:
+    state.search_and_reconstruct(k=5, nprobe=2, **QUERIES)
 
 
-def test_a_report_can_be_replayed(monkeypatch, plant, tmp_path, capsys):
-    plant("remove_ids", FAULTS["remove_ids"])
-    assert main(["--cases", str(CASES), "--seed", "3"]) == 1
+def _range_search(state: Fuzz) -> None:
+    state.range_search(spoilt=None, nprobe=3, factor=2.0, choice=None, **QUERIES)
+
+
+def _reconstruct(state: Fuzz) -> None:
+    state.reconstruct(5)
+
+
+def _remove(state: Fuzz) -> None:
+    state.remove_ids("some", 1)
+
+
+def _convert(state: Fuzz) -> None:
+    state.convert("half", by_to=False, nested=False)
+    state.counts()
+
+
+FAULTS: list[tuple[str, Callable[[Any], Any], Callable[[Fuzz], None]]] = [
+    *(("search", fault, call) for fault in (_wrong_id, _row_missed) for call in (_search, _against_faiss)),
+    ("search", _wrong_distance, _search),
+    ("search", _row_missed, _modes_agree),
+    ("search", _wrong_id, _search_with),
+    ("search_and_reconstruct", _row_missed, _search_and_reconstruct),
+    ("search_and_reconstruct", lambda found: (*found[:2], found[2].roll(1, 1)), _search_and_reconstruct),
+    ("range_search", _last_result_lost, _range_search),
+    ("reconstruct", _rounded, _reconstruct),
+    ("remove_ids", lambda count: count + 1, _remove),
+    ("half", lambda index: index.remove_ids(index.list_ids[-1:]), _convert),
+]
+
+
+@pytest.fixture(params=METRICS)
+def state(request):
+    """A filled inverted file and its model, some of the rows not packed yet."""
+    state = Fuzz()
+    state.start(ivf=True, metric=request.param, dtype="float32", d=8, nlist=5, data="plain", seed=0)
+    state.add("plain", 60, 0)
+    state.add_with_ids("lattice", 12, 1, "held")
+    return state
+
+
+@pytest.mark.parametrize(("name", "fault", "call"), FAULTS)
+def test_a_wrong_result_is_found(state, monkeypatch, name, fault, call):
+    right = getattr(IndexBase, name)
+    monkeypatch.setattr(IndexBase, name, lambda *given, **settings: fault(right(*given, **settings)))
+    with pytest.raises(AssertionError):
+        call(state)
+
+
+@pytest.mark.parametrize("call", dict.fromkeys(call for _, _, call in FAULTS))
+def test_right_results_are_no_mismatch(state, call):
+    call(state)
+
+
+def test_a_row_in_a_wrong_list_is_found(state):
+    index = state.index
+    index.list_offsets = index.list_offsets.index_add(0, torch.tensor([2]), torch.tensor([1]))
+    with pytest.raises(AssertionError, match="not its nearest"):
+        state.state()
+
+
+def test_a_report_can_be_replayed(monkeypatch, tmp_path, capsys):
+    right = IndexBase.remove_ids
+    monkeypatch.setattr(IndexBase, "remove_ids", lambda self, ids: right(self, ids) + 1)
+    assert main(["--cases", "60", "--seed", "3"]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"\d+ cases, \d+ operations and \d+ comparisons in \d+ s: a mismatch at --seed \d+$", printed)
     program = printed[printed.index("from tests.fuzz.machine") : printed.rindex("\n\n")]
-    assert program.count("remove_ids") == 1, "what does not matter is left out"
+    calls = [line for line in program.splitlines() if line.startswith("state.") and "counts" not in line]
+    assert [re.match(r"state\.(\w+)", call)[1] for call in calls] == ["start", "remove_ids"]
     file = tmp_path / "sequence.py"
     file.write_text(program)
     with pytest.raises(AssertionError):

@@ -93,7 +93,7 @@ def next_batch(options: argparse.Namespace, spent: float) -> int:
     return max(1, min(BATCH, int(left / mean))) if mean else BATCH
 
 
-def mismatch(number: int, cases: int, *, shrink: bool = True) -> str | None:
+def mismatch(number: int, cases: int) -> str | None:
     """Run so many sequences of one seed; a report if one of them goes wrong."""
     lines: list[str] = []
     machine = seed(number)(type("Fuzz", (Fuzz,), {"__module__": Fuzz.__module__}))
@@ -104,7 +104,7 @@ def mismatch(number: int, cases: int, *, shrink: bool = True) -> str | None:
         database=None,
         verbosity=Verbosity.normal,
         derandomize=False,
-        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+        phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
         print_blob=False,
         report_multiple_bugs=False,
@@ -122,9 +122,7 @@ def mismatch(number: int, cases: int, *, shrink: bool = True) -> str | None:
 
 def ran(began: float) -> str:
     spent = time.monotonic() - began
-    return (
-        f"{TALLY.cases} cases, {TALLY.operations} operations and {TALLY.comparisons} comparisons in {spent:.0f} s"
-    )
+    return f"{TALLY.cases} cases, {TALLY.operations} operations and {TALLY.comparisons} comparisons in {spent:.0f} s"
 
 
 if __name__ == "__main__":

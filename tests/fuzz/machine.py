@@ -23,7 +23,7 @@ from torch_ivf_module.index import IndexFlat
 DIMS = (1, 2, 3, 4, 5, 8, 13, 16, 33, 64, 100, 1536, 4096, 8192)
 KS = st.one_of(st.integers(1, 12), st.sampled_from([1, 50, 400, 3000]))
 COUNTS = st.integers(0, 9)
-PROFILES = st.sampled_from(["speed", "exact", "approx", "approx_fast"])
+NPROBES = st.integers(1, 14)
 SPOILT = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf}
 
 
@@ -103,40 +103,50 @@ class Fuzz(Moves):
     def selector(self, choice: str | None, seed: int) -> Tensor | None:
         return None if choice is None else self.chosen(choice, seed)[0]
 
+    @rule(mode=st.sampled_from(MODES), data=DATA, count=COUNTS, seed=SEEDS, own=st.booleans(), k=KS, nprobe=NPROBES)
+    def search(self, mode: str, data: str, count: int, seed: int, own: bool, k: int, nprobe: int) -> None:
+        self.index.search_mode = mode
+        answers.check_search(self.index, self.model, Query(self.queries(data, count, seed, own), k, nprobe))
+        compared()
+
     @rule(
-        data=DATA,
-        count=COUNTS,
-        seed=SEEDS,
-        own=st.booleans(),
-        spoilt=st.sampled_from([None, None, None, *SPOILT]),
-        k=KS,
         mode=st.sampled_from(MODES),
-        nprobe=st.integers(1, 14),
-        max_codes=st.sampled_from([None, None, 1, 5, 40, 300]),
-        profile=PROFILES,
+        data=DATA,
+        seed=SEEDS,
+        spoilt=st.sampled_from([None, *SPOILT]),
+        k=KS,
+        nprobe=NPROBES,
+        max_codes=st.sampled_from([None, 1, 5, 40, 300]),
+        profile=st.sampled_from(["speed", "exact", "approx", "approx_fast"]),
         choice=st.one_of(st.none(), CHOICES),
     )
-    def search(
+    def search_with(
         self,
+        mode: str,
         data: str,
-        count: int,
         seed: int,
-        own: bool,
         spoilt: str | None,
         k: int,
-        mode: str,
         nprobe: int,
         max_codes: int | None,
         profile: str,
         choice: str | None,
     ) -> None:
         self.index.search_mode = mode
-        x = self.queries(data, count, seed, own, spoilt)
-        if self.model.centroids is None:
-            max_codes = None
-        query = Query(x, k, nprobe, max_codes, profile, self.selector(choice, seed))
+        x = self.queries(data, 7, seed, own=True, spoilt=spoilt)
+        cap = None if self.model.centroids is None else max_codes
+        query = Query(x, k, nprobe, cap, profile, self.selector(choice, seed))
         answers.check_search(self.index, self.model, query)
         compared()
+
+    @rule(data=DATA, seed=SEEDS, nprobe=NPROBES)
+    def modes_agree(self, data: str, seed: int, nprobe: int) -> None:
+        """One call in every mode: what was packed or cached for one is read by the next."""
+        query = Query(self.queries(data, 5, seed, own=True), 10, nprobe)
+        for mode in MODES:
+            self.index.search_mode = mode
+            answers.check_search(self.index, self.model, query)
+            compared()
 
     @rule(
         data=DATA,
@@ -144,7 +154,7 @@ class Fuzz(Moves):
         seed=SEEDS,
         own=st.booleans(),
         spoilt=st.sampled_from([None, None, None, *SPOILT]),
-        nprobe=st.integers(1, 14),
+        nprobe=NPROBES,
         factor=st.sampled_from([0.0, 0.5, 0.999, 1.0, 1.001, 2.0, 1e6]),
         choice=st.one_of(st.none(), CHOICES),
     )
@@ -163,7 +173,7 @@ class Fuzz(Moves):
         answers.check_range_search(self.index, self.model, query, seed, factor)
         compared()
 
-    @rule(data=DATA, count=COUNTS, seed=SEEDS, own=st.booleans(), k=KS, nprobe=st.integers(1, 14))
+    @rule(data=DATA, count=COUNTS, seed=SEEDS, own=st.booleans(), k=KS, nprobe=NPROBES)
     def search_and_reconstruct(self, data: str, count: int, seed: int, own: bool, k: int, nprobe: int) -> None:
         query = Query(self.queries(data, count, seed, own), min(k, 50), nprobe)
         answers.check_search_and_reconstruct(self.index, self.model, query)
@@ -180,7 +190,7 @@ class Fuzz(Moves):
         seed=SEEDS,
         own=st.booleans(),
         k=st.integers(1, 40),
-        nprobe=st.integers(1, 14),
+        nprobe=NPROBES,
         max_codes=st.sampled_from([None, 5, 40]),
         layout=st.sampled_from(["rows", "tiles"]),
     )
@@ -200,9 +210,7 @@ class Fuzz(Moves):
         compared()
 
     @precondition(lambda self: self.gentle)
-    @rule(
-        data=st.sampled_from(GENTLE), count=COUNTS, seed=SEEDS, own=st.booleans(), k=KS, nprobe=st.integers(1, 14)
-    )
+    @rule(data=st.sampled_from(GENTLE), count=COUNTS, seed=SEEDS, own=st.booleans(), k=KS, nprobe=NPROBES)
     def as_faiss(self, data: str, count: int, seed: int, own: bool, k: int, nprobe: int) -> None:
         x = self.queries(data, count, seed, own)
         against_faiss.check_flat(self.index, self.model, x, k)
