@@ -99,6 +99,16 @@ class Changes(RuleBasedStateMachine):
         self.model.add(self.model.as_stored(x), ids)
         self.last_added = len(x)
 
+    @rule()
+    def change_nothing(self) -> None:
+        """Calls with no rows: what they leave behind must not matter to the next call."""
+        x, ids = torch.empty(0, self.model.d), torch.empty(0, dtype=torch.int64)
+        self.index.add(x)
+        self.index.add_with_ids(x, ids)
+        self.index.update(ids, x)
+        assert self.index.remove_ids(ids) == 0
+        self.last_added = 0
+
     @rule(seed=SEEDS)
     def add_what_is_refused(self, seed: int) -> None:
         x = vectors("plain", 3, self.model.d, seed, self.model.dtype)
