@@ -129,9 +129,10 @@ def test_a_report_can_be_replayed(monkeypatch, tmp_path, capsys):
     assert main(["--cases", "60", "--seed", "3"]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"\d+ cases, \d+ operations and \d+ comparisons in \d+ s: a mismatch at --seed \d+$", printed)
-    program = printed[printed.index("from tests.fuzz.machine") : printed.rindex("\n\n")]
+    program = printed[printed.rindex("from tests.fuzz.machine") : printed.rindex("\n\n")]
     calls = [line for line in program.splitlines() if line.startswith("state.") and "counts" not in line]
-    assert [re.match(r"state\.(\w+)", call)[1] for call in calls] == ["start", "remove_ids"]
+    assert len(calls) == 2, "what does not matter is left out"
+    assert re.match(r"state\.(remove_ids|change_nothing)\(", calls[-1])
     file = tmp_path / "sequence.py"
     file.write_text(program)
     with pytest.raises(AssertionError):

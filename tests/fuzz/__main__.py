@@ -60,7 +60,8 @@ def fuzz(options: argparse.Namespace) -> int:
             bar.update(min(bar.total, done) - bar.n)
             if report:
                 bar.close()
-                print(f"{report}\n\n{ran(began)}: a mismatch at --seed {number}")
+                print(f"{report}\n\nLooking for a shorter sequence, up to five minutes.\n", flush=True)
+                print(f"{mismatch(number, batch, shrink=True)}\n\n{ran(began)}: a mismatch at --seed {number}")
                 return 1
     print(f"{ran(began)}: no mismatch")
     return 0
@@ -93,8 +94,8 @@ def next_batch(options: argparse.Namespace, spent: float) -> int:
     return max(1, min(BATCH, int(left / mean))) if mean else BATCH
 
 
-def mismatch(number: int, cases: int) -> str | None:
-    """Run so many sequences of one seed; a report if one of them goes wrong."""
+def mismatch(number: int, cases: int, *, shrink: bool = False) -> str | None:
+    """Run so many sequences of one seed; a report of one that goes wrong, of the shortest that does if `shrink`."""
     lines: list[str] = []
     machine = seed(number)(type("Fuzz", (Fuzz,), {"__module__": Fuzz.__module__}))
     limits = settings(
@@ -104,7 +105,7 @@ def mismatch(number: int, cases: int) -> str | None:
         database=None,
         verbosity=Verbosity.normal,
         derandomize=False,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         suppress_health_check=list(HealthCheck),
         print_blob=False,
         report_multiple_bugs=False,
@@ -116,7 +117,7 @@ def mismatch(number: int, cases: int) -> str | None:
         steps = [line for note in (*lines, *getattr(error, "__notes__", ())) for line in note.splitlines()]
         calls = (step for step in steps if step.startswith(("state = ", "state.")))
         program = "\n".join(call for call in calls if call != "state.teardown()")
-        return f"{''.join(traceback.format_exception(error))}\n# The shortest sequence found:\n\n{HEADER}{program}"
+        return f"{''.join(traceback.format_exception(error))}\n# The sequence:\n\n{HEADER}{program}"
     return None
 
 
