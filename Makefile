@@ -2,6 +2,7 @@
 #
 #   make demo         search real image patches, faiss beside it where there is one
 #   make test         the test suite;  make test-long  the few tests of it that take longest
+#   make fuzz         random sequences of calls against faiss and a float64 model, for a minute; ARGS='--seconds 600'
 #   make native       the kernel for this CPU, which make test has built too if there is a C++ compiler
 #   make lint types   ruff and mypy
 #   make dist         the wheel and the sdist, checked, and installed in an environment of their own
@@ -30,7 +31,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long native lint types docs notebooks dist bench-quick bench clean
+.PHONY: help demo test test-long fuzz native lint types docs notebooks dist bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,6 +51,10 @@ test: $(VENV)/.ready-dev
 
 test-long: $(VENV)/.ready-dev $(VENV)/.ready-dist
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m long $(ARGS)
+
+# As a module, for the sequences that it prints name the package of the tests.
+fuzz: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz $(ARGS)
 
 native: $(VENV)/.ready-dev
 	$(RUN) -m torch_ivf_module build-native $(ARGS)

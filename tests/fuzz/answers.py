@@ -1,0 +1,126 @@
+"""Searches of every kind of an index, compared with the model of it.
+
+Q queries, N rows, d dim, k results.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tests.fuzz.model import Model
+from tests.problems import check, check_range, comparable, scores_of
+from torch_ivf_module import SearchParams
+
+# As a graph of static shapes ranks by scores rounded to float32, it may take either of two rows that are nearer to
+# one another than this part of the squared norms.
+GRAPH_ROUNDING = 1e-5
+
+
+class Query(NamedTuple):
+    """One call of a search."""
+
+    x: Tensor  # (Q, d)
+    k: int
+    nprobe: int
+    max_codes: int | None = None
+    profile: str = "speed"
+    selector: Tensor | None = None
+
+    def params(self, **more: Any) -> SearchParams:
+        return SearchParams(
+            profile=self.profile, nprobe=self.nprobe, max_codes=self.max_codes, selector=self.selector, **more
+        )
+
+
+def selected(model: Model, selector: Tensor | None) -> Tensor | None:
+    """The rows (N,) that a selector lets through, None for all."""
+    if selector is None:
+        return None
+    if selector.dtype == torch.bool:
+        known = (model.ids >= 0) & (model.ids < len(selector))
+        return known & torch.cat([selector, selector.new_zeros(1)])[model.ids.where(known, torch.tensor(-1))]
+    return torch.isin(model.ids, selector)
+
+
+def check_search(index: Any, model: Model, query: Query) -> None:
+    reach = model.reach(query.x, query.nprobe, query.max_codes, selected(model, query.selector))
+    if query.profile.startswith("approx_"):  # which leaves rows out
+        reach = reach._replace(required=torch.zeros_like(reach.required))
+    found = index.search(query.x, query.k, params=query.params(debug_stats=True))
+    check(found, query.x, model.held, model.metric, query.k, reach)
+    assert index.last_search_stats["queries"] == len(query.x)
+
+
+def check_search_and_reconstruct(index: Any, model: Model, query: Query) -> None:
+    reach = model.reach(query.x, query.nprobe)
+    D, I, R = index.search_and_reconstruct(query.x, query.k, params=SearchParams(nprobe=query.nprobe))
+    check((D, I), query.x, model.held, model.metric, query.k, reach)
+    assert R.dtype == model.dtype
+    assert R.shape == (*I.shape, model.d)
+    assert R[I == -1].isnan().all()
+    for id, row in zip(I[I != -1].tolist(), R[I != -1], strict=True):
+        assert (model.stored[model.ids == id] == row).all(1).any(), f"id {id} came with a vector that is not its own"
+
+
+def check_range_search(index: Any, model: Model, query: Query, pick: int, factor: float) -> None:
+    """A radius that is `factor` times the distance of one query from one row."""
+    scores = scores_of(comparable(query.x, model.metric), model.stored.double(), model.metric).abs().flatten()
+    scores = scores[scores.isfinite()]
+    radius = float(torch.tensor(factor * float(scores[pick % len(scores)]) if len(scores) else factor))
+    reach = model.reach(query.x, query.nprobe, selected=selected(model, query.selector))
+    found = index.range_search(query.x, radius, params=query.params())
+    check_range(found, query.x, model.held, model.metric, radius, reach)
+
+
+def check_reconstruct(index: Any, model: Model, pick: int) -> None:
+    if model.n:
+        id = int(model.ids[pick % model.n])
+        found = index.reconstruct(id)
+        assert found.dtype == model.dtype
+        assert (model.rows_of(id) == found).all(1).any(), f"reconstruct({id}) is not the vector added last"
+    unknown = int(model.ids.clamp(0, 2**40).max()) + 1 if model.n else 0
+    if not (model.ids == unknown).any():
+        try:
+            index.reconstruct(unknown)
+        except KeyError:
+            return
+        raise AssertionError(f"reconstruct({unknown}) of an id that is not held")
+
+
+def check_graph(index: Any, model: Model, query: Query, layout: str) -> None:
+    graph = index.graph(query.k, query.nprobe, max_codes=query.max_codes, layout=layout)
+    reach = model.reach(query.x, query.nprobe, query.max_codes)
+    x, stored = comparable(query.x, model.metric), model.stored.double()
+    size = (x.square().sum(1) + (stored.square().sum(1).max() if model.n else 0))[:, None]
+    found = graph(query.x)
+    check(found, query.x, model.held, model.metric, query.k, reach, slack=GRAPH_ROUNDING * size.nan_to_num(0))
+    for part, whole in zip(graph(query.x[:, None]), found, strict=True):
+        assert torch.equal(part[:, 0], whole)
+
+
+def check_state(index: Any, model: Model) -> None:
+    """The buffers hold the rows of the model, each in a list that is nearest to it."""
+    state = index.state_dict()
+    offsets, ids, packed = (state[name] for name in ("list_offsets", "list_ids", "packed_embeddings"))
+    assert int(offsets[-1]) == len(ids) == len(packed) == model.n
+    assert (offsets.diff() >= 0).all()
+    assert sorted(_rows(ids, packed)) == sorted(_rows(model.ids, model.stored))
+    if model.centroids is None:
+        return
+    assert torch.equal(state["centroids"], model.centroids)
+    lists = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
+    # Of each list: equal rows are told apart by where they may be.
+    may = model.in_lists()
+    where: dict[Any, Tensor] = {}
+    for row, one in zip(_rows(model.ids, model.stored), may, strict=True):
+        where[row] = where.get(row, torch.zeros_like(one)) | one
+    for row, number in zip(_rows(ids, packed), lists.tolist(), strict=True):
+        assert where[row][number], f"id {row[0]} is in list {number}, which is not its nearest"
+
+
+def _rows(ids: Tensor, vectors: Tensor) -> list[tuple[int, bytes]]:
+    """Each row as an id and the bytes of its vector, -0 as 0."""
+    return [(id, row.tobytes()) for id, row in zip(ids.tolist(), (vectors.float() + 0).numpy(), strict=True)]

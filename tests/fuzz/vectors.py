@@ -1,0 +1,110 @@
+"""Kinds of vectors, each a function of a generator, a size and the largest norm that the storage dtype allows.
+
+n rows, d dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# The largest norm of a row: two such rows are less than the square root of the largest float32 apart, so that no
+# distance overflows. float16 holds numbers to 65,504.
+LARGEST = {torch.float32: 9e18, torch.bfloat16: 9e18, torch.float16: 3e4}
+SMALLEST = 1e-3
+OVERFLOWING = 1e25  # a norm whose square float32 does not hold
+
+Kind = Callable[[torch.Generator, int, int, float], Tensor]
+
+
+def _plain(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    return torch.randn(n, d, generator=generator)
+
+
+def _lattice(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    """Small whole numbers: products and distances are exact, and ties common."""
+    return torch.randint(-2, 3, (n, d), generator=generator).float()
+
+
+def _zeros(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    x = _plain(generator, n, d, largest)
+    x[torch.rand(n, generator=generator) < 0.6] = 0
+    return x
+
+
+def _copies(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    """One of three rows, the same three at every call, many times."""
+    rows = torch.randn(3, d, generator=torch.Generator().manual_seed(d))
+    return rows[torch.randint(0, 3, (1,), generator=generator)].repeat(n, 1)
+
+
+def _near_copies(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    """Rows that lie about one of three, closer together than to the origin."""
+    return _copies(generator, n, d, largest) + 1e-3 * torch.randn(n, d, generator=generator)
+
+
+def _one_enormous(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    x = _plain(generator, n, d, largest)
+    if n:
+        at = int(torch.randint(0, n, (1,), generator=generator))
+        x[at] = _of_norm(x[at : at + 1], _log_uniform(generator, 1, 1e3, largest))[0]
+    return x
+
+
+def _mixed(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    """Norms over as many decades as the dtype allows."""
+    return _of_norm(torch.randn(n, d, generator=generator), _log_uniform(generator, n, SMALLEST, largest))
+
+
+def _translated(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    return _plain(generator, n, d, largest) + 1000
+
+
+def _first_rows_far(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    x = _plain(generator, n, d, largest)
+    x[:2] += min(1e6, largest / math.sqrt(d) / 2)
+    return x
+
+
+def _overflowing(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    """Some rows so long that their distances do not fit float32; not for float16, which does not hold them."""
+    x = _plain(generator, n, d, largest)
+    if largest > 1e5:
+        x[::3] = _of_norm(x[::3], torch.tensor(OVERFLOWING))
+    return x
+
+
+KINDS: dict[str, Kind] = {
+    "plain": _plain,
+    "lattice": _lattice,
+    "zeros": _zeros,
+    "copies": _copies,
+    "near_copies": _near_copies,
+    "one_enormous": _one_enormous,
+    "mixed": _mixed,
+    "translated": _translated,
+    "first_rows_far": _first_rows_far,
+    "overflowing": _overflowing,
+}
+# Data on which faiss's own float32 answers are accurate: no cancellation, no overflow.
+GENTLE = ("plain", "lattice", "zeros", "copies")
+
+
+def vectors(kind: str, n: int, d: int, seed: int, dtype: torch.dtype) -> Tensor:
+    """Rows (n, d) float32 of a kind; those of one seed are always the same."""
+    return KINDS[kind](torch.Generator().manual_seed(seed), n, d, LARGEST[dtype])
+
+
+def _log_uniform(generator: torch.Generator, n: int, least: float, most: float) -> Tensor:
+    exponent = torch.rand(n, generator=generator, dtype=torch.float64) * math.log10(most / least)
+    return least * 10**exponent
+
+
+def _of_norm(x: Tensor, norm: Tensor) -> Tensor:
+    """Rows in the directions of x (n, d), of the lengths `norm` (n,) or ()."""
+    x = x.double()
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-9)
+    return (x / length * norm.double().reshape(-1, 1)).float()

@@ -1,0 +1,141 @@
+"""The differential fuzz finds faults: each test plants one in the library and looks for the report of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.fuzz.__main__ import main
+from tests.fuzz.machine import Fuzz
+from tests.problems import METRICS
+from torch_ivf_module.index.base import IndexBase
+
+QUERIES = dict(data="plain", count=9, seed=1, own=True)
+
+
+def _wrong_id(result: Any) -> Any:
+    D, I, *rest = result
+    I[0, 0] = I[0, 1]
+    return D, I, *rest
+
+
+def _row_missed(result: Any) -> Any:
+    D, I, *rest = result
+    return D.roll(-1, 1), I.roll(-1, 1), *rest
+
+
+def _wrong_distance(result: Any) -> Any:
+    D, I, *rest = result
+    return D * 1.001, I, *rest
+
+
+def _last_result_lost(result: Any) -> Any:
+    lims, D, I = result
+    return lims.clamp(max=len(D) - 1), D[:-1], I[:-1]
+
+
+def _rounded(result: Any) -> Any:
+    return torch.nextafter(result, torch.full_like(result, torch.inf))
+
+
+def _search(state: Fuzz) -> None:
+    state.search(mode="csr", k=5, nprobe=2, **QUERIES)
+
+
+def _search_with(state: Fuzz) -> None:
+    state.search_with("matrix", "plain", 1, "nan", 5, 2, 40, "exact", "some")
+
+
+def _modes_agree(state: Fuzz) -> None:
+    state.modes_agree("plain", 1, 3)
+
+
+def _against_faiss(state: Fuzz) -> None:
+    state.as_faiss(k=5, nprobe=2, **QUERIES)
+
+
+def _search_and_reconstruct(state: Fuzz) -> None:
+    state.search_and_reconstruct(k=5, nprobe=2, **QUERIES)
+
+
+def _range_search(state: Fuzz) -> None:
+    state.range_search(spoilt=None, nprobe=3, factor=2.0, choice=None, **QUERIES)
+
+
+def _reconstruct(state: Fuzz) -> None:
+    state.reconstruct(5)
+
+
+def _remove(state: Fuzz) -> None:
+    state.remove_ids("some", 1)
+
+
+def _convert(state: Fuzz) -> None:
+    state.convert("half", by_to=False, nested=False)
+    state.counts()
+
+
+FAULTS: list[tuple[str, Callable[[Any], Any], Callable[[Fuzz], None]]] = [
+    *(("search", fault, call) for fault in (_wrong_id, _row_missed) for call in (_search, _against_faiss)),
+    ("search", _wrong_distance, _search),
+    ("search", _row_missed, _modes_agree),
+    ("search", _wrong_id, _search_with),
+    ("search_and_reconstruct", _row_missed, _search_and_reconstruct),
+    ("search_and_reconstruct", lambda found: (*found[:2], found[2].roll(1, 1)), _search_and_reconstruct),
+    ("range_search", _last_result_lost, _range_search),
+    ("reconstruct", _rounded, _reconstruct),
+    ("remove_ids", lambda count: count + 1, _remove),
+    ("half", lambda index: index.remove_ids(index.list_ids[-1:]), _convert),
+]
+
+
+@pytest.fixture(params=METRICS)
+def state(request):
+    """A filled inverted file and its model, some of the rows not packed yet."""
+    state = Fuzz()
+    state.start(ivf=True, metric=request.param, dtype="float32", d=8, nlist=5, data="plain", seed=0)
+    state.add("plain", 60, 0)
+    state.add_with_ids("lattice", 12, 1, "held")
+    return state
+
+
+@pytest.mark.parametrize(("name", "fault", "call"), FAULTS)
+def test_a_wrong_result_is_found(state, monkeypatch, name, fault, call):
+    right = getattr(IndexBase, name)
+    monkeypatch.setattr(IndexBase, name, lambda *given, **settings: fault(right(*given, **settings)))
+    with pytest.raises(AssertionError):
+        call(state)
+
+
+@pytest.mark.parametrize("call", dict.fromkeys(call for _, _, call in FAULTS))
+def test_right_results_are_no_mismatch(state, call):
+    call(state)
+
+
+def test_a_row_in_a_wrong_list_is_found(state):
+    index = state.index
+    index.list_offsets = index.list_offsets.index_add(0, torch.tensor([2]), torch.tensor([1]))
+    with pytest.raises(AssertionError, match="not its nearest"):
+        state.state()
+
+
+def test_a_report_can_be_replayed(monkeypatch, tmp_path, capsys):
+    right = IndexBase.remove_ids
+    monkeypatch.setattr(IndexBase, "remove_ids", lambda self, ids: right(self, ids) + 1)
+    assert main(["--cases", "60", "--seed", "3"]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(r"\d+ cases, \d+ operations and \d+ comparisons in \d+ s: a mismatch at --seed \d+$", printed)
+    program = printed[printed.rindex("from tests.fuzz.machine") : printed.rindex("\n\n")]
+    calls = [line for line in program.splitlines() if line.startswith("state.") and "counts" not in line]
+    assert len(calls) == 2, "what does not matter is left out"
+    assert re.match(r"state\.(remove_ids|change_nothing)\(", calls[-1])
+    file = tmp_path / "sequence.py"
+    file.write_text(program)
+    with pytest.raises(AssertionError):
+        main(["--replay", str(file)])
+    monkeypatch.undo()
+    assert main(["--replay", str(file)]) == 0
