@@ -174,14 +174,13 @@ def test_parameters_go_before_the_settings_of_the_index(mode):
 @each_mode
 @each_metric
 @pytest.mark.parametrize("name", ["gaussian", "far clumps"])
-def test_exact_scores_every_row_and_speed_finds_the_same(mode, metric, name, monkeypatch):
+def test_exact_scores_every_row_and_speed_finds_the_same(mode, metric, name):
     index, _, queries = shared(PLAIN if name == "gaussian" else problem(name), metric, search_mode=mode)
     speed = index.search(queries, 10, params=SearchParams(profile="speed"))
-    monkeypatch.setattr("torch_ivf_module.functional.metric.doubtful", None)  # exact rests on no allowance
-    agree(index.search(queries, 10, params=SearchParams(profile="exact")), speed, rtol=1e-6)
-    if metric == "l2":
-        with pytest.raises(TypeError):
-            index.search(queries, 10)
+    exact = index.search(queries, 10, params=SearchParams(profile="exact", debug_stats=True))
+    agree(exact, speed, rtol=1e-6)
+    assert index.last_search_stats["mode"] == "exact"
+    assert index.last_search_stats["certified"] == 0  # exact rests on no allowance
 
 
 # --- what must not matter -----------------------------------------------------------------------------------

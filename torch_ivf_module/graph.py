@@ -173,6 +173,8 @@ class SearchGraph(nn.Module):
         kept = kept_for(self.k)
         if not self._tiles:
             width = min(self._width, lists.packed.shape[0])
+            if width == 0:
+                return probed[:, :0]
             return scan_queries(y, lists, probed, None, kept, width, self.max_bytes)[1]
         tiles = self._held(Tiles, "tile")
         tiles = tiles if allowed is None else only_tiles(tiles, allowed)

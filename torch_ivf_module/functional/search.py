@@ -31,6 +31,7 @@ Stats = dict[str, Any]
 STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
 MODES = ("auto", *STRATEGIES)
 
+_HIT_BYTES = 128  # of a row above a threshold, until its exact score is known
 _ASIDE_BYTES = 64 << 20  # for what a scan holds beside its maxima or candidates, half of max_bytes if that is less
 
 
@@ -205,7 +206,7 @@ def _scan(
     lowest = ranking[:, kept - 1] if ranking.shape[1] >= kept else ranking.new_full((ranking.shape[0],), -torch.inf)
     doubtful = torch.nonzero(metrics.doubtful(probes.x, origin, lowest, scores[:, -1]))[:, 0]
     _note_doubt(stats, probes.x.shape[0], doubtful)
-    step = max(1, options.max_bytes // (32 * width))
+    step = max(1, options.max_bytes // (_HIT_BYTES * width))
     for at in doubtful.split(step) if doubtful.shape[0] else ():
         scores[at], best[at] = _settle(probes.at(at), y[at], origin, lists, scores[at, -1], options)
     return scores, best
@@ -224,7 +225,7 @@ def _settle(
 def _score_every_row(probes: Probes, lists: InvertedLists, options: SearchOptions) -> tuple[Tensor, Tensor]:
     """The k best of all rows of the probed lists, by exact score alone."""
     width = max(1, int(probes.sizes(lists).sum(1).max()))
-    step = max(1, options.max_bytes // (64 * width))
+    step = max(1, options.max_bytes // (_HIT_BYTES * width))
 
     def best(queries: Tensor) -> tuple[Tensor, Tensor]:
         some = probes.at(queries)
