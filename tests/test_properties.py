@@ -77,7 +77,7 @@ class Bookkeeping(RuleBasedStateMachine):
     @rule()
     def reset(self):
         self.index.reset()
-        self.rows = []
+        self.rows, self.next_id = [], 0
 
     @rule(seed=SEEDS)
     def fail_to_add(self, seed):
@@ -98,6 +98,39 @@ class Bookkeeping(RuleBasedStateMachine):
             other = self.make()
             other.load_state_dict(self.index.state_dict())
             self.index = other
+
+    @rule(how=st.sampled_from(["half", "bfloat16", "float", "double", "to", "cpu", "share_memory"]))
+    def convert(self, how):
+        """Whole numbers below 256 are the same in every storage dtype."""
+        expected = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32, "to": torch.float16}
+        dtype = expected.get(how, self.index.dtype)
+        self.index.to(dtype) if how == "to" else getattr(self.index, how)()
+        assert self.index.dtype == dtype
+
+    @rule(size=SIZES, seed=SEEDS, number=st.booleans())
+    def add_and_remove_again(self, size, seed, number):
+        """Rows that are removed while they are pending, so that none is."""
+        if number:
+            first = self.next_id
+            self.add(size, seed)
+            ids = list(range(first, first + size))
+        else:
+            ids = list(range(900, 900 + size))
+            self.add_with_ids(ids, seed)
+        self.remove(ids)
+
+    @rule(strict=st.booleans())
+    def load_own_state(self, strict):
+        self.index.load_state_dict(self.index.state_dict(), strict=strict)
+
+    @rule()
+    def reset_parameters(self):
+        other = self.make()
+        other.add(self.vectors(3, 0))
+        other.reset_parameters()
+        assert (other.ntotal, int(other.next_id), other.is_trained) == (0, 0, isinstance(other, IndexFlatL2))
+        other.load_state_dict(self.index.state_dict(), assign=True)
+        self.index = other
 
     def held(self):
         ids = torch.tensor([id for id, _ in self.rows], dtype=torch.int64)
@@ -126,6 +159,8 @@ class Bookkeeping(RuleBasedStateMachine):
             last = next(x for other, x in reversed(self.rows) if other == id)
             count = sum(other == id for other, _ in self.rows)
             found = self.index.reconstruct(id)
+            assert found.dtype == self.index.dtype
+            found = found.float()
             if count == 1 or self.in_order:
                 assert torch.equal(found, last)
             else:
@@ -152,7 +187,7 @@ class Bookkeeping(RuleBasedStateMachine):
         assert stored == sorted((id, x.tolist()) for id, x in self.rows)
         if isinstance(self.index, IndexIVFFlat) and self.rows:
             lists = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-            nearest = probed(self.index, state["packed_embeddings"], nprobe=1).allowed
+            nearest = probed(self.index, state["packed_embeddings"].float(), nprobe=1).allowed
             assert nearest[torch.arange(len(lists)), lists].all()
 
 

@@ -7,13 +7,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .graph import SearchGraph
 from .index.base import IndexBase
+from .index.module import OWN_BUFFERS
 
 
 def ignore_in_ddp(model: nn.Module) -> list[str]:
     """Keep DistributedDataParallel from broadcasting vectors: call it on `model` before wrapping that.
 
     DDP sends the buffers of rank 0 to every rank before each forward, and of an index that would be all its vectors.
-    This puts the names of every index's and every graph's buffers into ``model._ddp_params_and_buffers_to_ignore``,
+    This puts the names of every index's and every graph's own buffers into ``model._ddp_params_and_buffers_to_ignore``,
     from where DDP takes them; names that are there already stay. Each rank then has to hold the same index by itself,
     by loading the same file, say. Returns the names added.
 
@@ -25,7 +26,7 @@ def ignore_in_ddp(model: nn.Module) -> list[str]:
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
         if isinstance(module, (IndexBase, SearchGraph))
-        for name, _ in module.named_buffers()
+        for name in (OWN_BUFFERS if isinstance(module, IndexBase) else dict(module.named_buffers()))
     ]
     before = list(getattr(model, "_ddp_params_and_buffers_to_ignore", []))
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [*before, *names])
