@@ -241,6 +241,20 @@ def test_an_average_follows_the_index_and_averages_what_a_subclass_added():
     assert same_state(snapshot(own.module), snapshot(index))
 
 
+def test_an_average_leaves_graphs_alone():
+    index, base, _ = ivf()
+    model = nn.ModuleList([nn.Linear(2, 2), index, index.graph(k=1)])
+    mean = AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(4):
+        mean.update_parameters(model)
+    for each in (mean.module, model):
+        assert torch.equal(each[2](base)[1], index.search(base, 1)[1])
+    index.update(torch.tensor([0]), base[:1] + 1)
+    mean.update_parameters(model)
+    with pytest.raises(RuntimeError, match="the index has changed since this graph"):
+        mean.module[2](base)
+
+
 def test_memory_of_nobody_is_not_read():
     """to_empty() gives whatever the memory held, which may look like a sound index."""
     with torch.device("meta"):

@@ -287,9 +287,7 @@ def test_selecting_from_parts_is_selecting_from_all(width, k, parts, seed):
     expected = scores.topk(k, dim=1)
     assert torch.equal(whole[0], expected.values)
     assert torch.equal(whole[1], expected.indices)
-    found = [
-        select_topk(s, l, k) for s, l in zip(scores.chunk(parts, 1), labels.chunk(parts, 1), strict=True)
-    ]
+    found = [select_topk(s, l, k) for s, l in zip(scores.chunk(parts, 1), labels.chunk(parts, 1), strict=True)]
     merged = select_topk(torch.cat([f[0] for f in found], 1), torch.cat([f[1] for f in found], 1), k)
     assert torch.equal(merged[0], whole[0])
     assert torch.equal(merged[1], whole[1])
@@ -306,9 +304,7 @@ def test_ranges_are_laid_end_to_end(ranges, extra):
     positions, probe = ragged.ranges_to_positions(starts, sizes, width)
     for q, row in enumerate(ranges):
         pairs = [
-            (start + i, p)
-            for p, (start, size) in enumerate(zip((100, 7, 50), row, strict=True))
-            for i in range(size)
+            (start + i, p) for p, (start, size) in enumerate(zip((100, 7, 50), row, strict=True)) for i in range(size)
         ]
         assert positions[q, : len(pairs)].tolist() == [at for at, _ in pairs]
         assert (positions[q, len(pairs) :] < 0).all()

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import swa_utils
 
+from .graph import SearchGraph
 from .index import state
 from .index.base import IndexBase
 from .index.integrity import Sources, same, version_of
@@ -49,7 +50,7 @@ class AveragedModel(swa_utils.AveragedModel):
         mine, theirs = _indexes(self.module), _indexes(model)
         if mine.keys() != theirs.keys():
             raise ValueError(f"model must hold its indexes at {sorted(mine)}, as at first, got {sorted(theirs)}")
-        with _without_own_buffers([*mine.values(), *theirs.values()]):
+        with _without_own_buffers(self.module), _without_own_buffers(model):
             super().update_parameters(model)
         for name, index in theirs.items():
             buffers = {own: index.get_buffer(own) for own in (*state.NAMES, state.NEXT_ID)}
@@ -66,8 +67,13 @@ def _indexes(model: nn.Module) -> dict[str, IndexBase]:
 
 
 @contextmanager
-def _without_own_buffers(indexes: list[IndexBase]) -> Iterator[None]:
+def _without_own_buffers(model: nn.Module) -> Iterator[None]:
+    """Hide the buffers of indexes and of graphs made of them, which hold copies of ids too."""
     with ExitStack() as stack:
-        for index in {id(index): index for index in indexes}.values():
-            stack.enter_context(index.without_own_buffers())
+        for module in model.modules():
+            if isinstance(module, IndexBase):
+                stack.enter_context(module.without_own_buffers())
+            elif isinstance(module, SearchGraph):
+                stack.callback(setattr, module, "_buffers", module._buffers)
+                module._buffers = {}
         yield

@@ -174,6 +174,7 @@ class ShardedIndex(ShardedModule):
 
     def reset(self) -> None:
         """Forget the vectors, and number from 0 again; centroids stay."""
+
         def prepare() -> tuple[None, list[int]]:
             self.index.check_buffers()
             return None, []
