@@ -128,7 +128,7 @@ def edges(rank: int, size: int, shard: str) -> None:
     assert index.ntotal == 0
     assert (index.search(mine(QUERIES, rank, size), K)[1] == -1).all()
     index.add(mine(BASE[:3], rank, size))
-    same_answers(index, single_of(index, BASE[:3], torch.arange(N, N + 3)), rank, size)
+    same_answers(index, single_of(index, BASE[:3], torch.arange(3)), rank, size)
 
     # A sample of the rows, drawn by a generator.
     settings = {"niter": 3, "max_points_per_centroid": 8}

@@ -434,6 +434,7 @@ def test_reset_forgets_the_vectors_and_keeps_the_centroids(kind):
     assert index.range_search(queries, 100.0)[0].tolist() == [0] * (len(queries) + 1)
     index.add(base)
     assert index.ntotal == len(base)
+    assert index.list_ids.sort().values.tolist() == list(range(len(base))), "numbered from 0 again, as in faiss"
     lists = probed(index, queries) if kind == "ivf" else None
     check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
 

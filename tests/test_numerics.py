@@ -184,7 +184,9 @@ def test_a_doubtful_query_is_settled_in_one_pass(mode):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"max_codes": 900}, {"candidate_budget": 700}, {"selector": torch.arange(0, 3000, 3)}], ids=lambda fields: next(iter(fields))
+    "fields",
+    [{"max_codes": 900}, {"candidate_budget": 700}, {"selector": torch.arange(0, 3000, 3)}],
+    ids=["max_codes", "budget", "selector"],
 )
 def test_a_second_pass_reads_what_the_first_may_read(fields, mode):
     rows = _crowded(3000, 16)

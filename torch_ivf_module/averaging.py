@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 from torch.optim import swa_utils
 
+from .graph import SearchGraph
+from .index import state
 from .index.base import IndexBase
-from .index.module import Sources, same, version_of
+from .index.integrity import Sources, same, version_of
 
 
 class AveragedModel(swa_utils.AveragedModel):
@@ -20,8 +22,9 @@ class AveragedModel(swa_utils.AveragedModel):
     (with ``use_buffers=True`` they are, and rounded), and vectors that were added later have no place to be copied to.
     Here each index of the average takes the whole state of its counterpart whenever that has changed.
 
-    Arguments as there. Raises TypeError for a model that is an index itself, ValueError when the two no longer hold
-    indexes in the same places.
+    Parameters and buffers that a subclass adds to an index are averaged like any other. Arguments as there. Raises
+    TypeError for a model that is an index without parameters, ValueError when the two no longer hold indexes in the
+    same places.
 
     >>> import torch
     >>> from torch_ivf_module import IndexFlatL2
@@ -34,7 +37,7 @@ class AveragedModel(swa_utils.AveragedModel):
     """
 
     def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
-        if isinstance(model, IndexBase):
+        if isinstance(model, IndexBase) and next(model.parameters(), None) is None:
             raise TypeError("model must hold an index, not be one: an index has no weights to average")
         super().__init__(model, *args, **settings)
         self._followed: dict[str, Sources] = {}
@@ -44,27 +47,33 @@ class AveragedModel(swa_utils.AveragedModel):
 
     def update_parameters(self, model: nn.Module) -> None:
         """Average the weights of `model` in, and follow its indexes."""
-        with _without_indexes(self.module) as mine, _without_indexes(model) as theirs:
-            super().update_parameters(model)
+        mine, theirs = _indexes(self.module), _indexes(model)
         if mine.keys() != theirs.keys():
             raise ValueError(f"model must hold its indexes at {sorted(mine)}, as at first, got {sorted(theirs)}")
+        with _without_own_buffers(self.module), _without_own_buffers(model):
+            super().update_parameters(model)
         for name, index in theirs.items():
-            held = [(buffer, version_of(buffer)) for buffer in index.buffers()]
-            if not same(held, self._followed.get(name, [])):
-                mine[name].load_state_dict(index.state_dict())
-                self._followed[name] = held
+            buffers = {own: index.get_buffer(own) for own in (*state.NAMES, state.NEXT_ID)}
+            sources = [(buffer, version_of(buffer)) for buffer in buffers.values()]
+            if not same(sources, self._followed.get(name, [])):
+                mine[name].load_state_dict(buffers, strict=False)
+                self._followed[name] = sources
+
+
+def _indexes(model: nn.Module) -> dict[str, IndexBase]:
+    """The indexes of a model by name; one that has several places has several names."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, IndexBase)}
 
 
 @contextmanager
-def _without_indexes(model: nn.Module) -> Iterator[dict[str, IndexBase]]:
-    """`model` with a module that has no state in the place of each index; yields the indexes by name."""
-    modules = model.named_modules(remove_duplicate=False)  # an index may have several places
-    found = {name: module for name, module in modules if isinstance(module, IndexBase)}
-    places = {name: model.get_submodule(name.rpartition(".")[0])._modules for name in found}
-    for name, children in places.items():
-        children[name.rpartition(".")[2]] = nn.Identity()
-    try:
-        yield found
-    finally:
-        for name, children in places.items():
-            children[name.rpartition(".")[2]] = found[name]
+def _without_own_buffers(model: nn.Module) -> Iterator[None]:
+    """Hide the buffers of indexes and of graphs made of them, which hold copies of ids too."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, IndexBase):
+                stack.enter_context(module.without_own_buffers())
+            elif isinstance(module, SearchGraph):
+                stack.callback(setattr, module, "_buffers", module._buffers)
+                module._buffers = {}
+        yield

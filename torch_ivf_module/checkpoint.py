@@ -37,6 +37,7 @@ class BadFile(ValueError):
 def save(index: AnyIndex, path: str | os.PathLike[str]) -> None:
     """Write `index` to `path`; see `IndexBase.save`."""
     path = Path(path)
+    _plain(index).check_buffers()
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "needs": NEEDS, **description(index)}
     tensors = {name: _own(tensor) for name, tensor in index.state_dict().items()}
     about["digests"] = {name: _digest(tensor) for name, tensor in tensors.items()}
@@ -174,9 +175,13 @@ def _checked(path: Path, about: Mapping[str, Any], tensors: object, unread: str 
     index = rebuilt(about)
     index.load_state_dict(tensors, assign=True)
     if unread is None:
-        inner = index.index if isinstance(index, IndexPreTransform) else index
-        check.held(inner.packed_embeddings, "packed_embeddings")
+        check.held(_plain(index).packed_embeddings, "packed_embeddings")
     return index
+
+
+def _plain(index: AnyIndex) -> IndexBase:
+    """The index that holds the vectors."""
+    return index.index if isinstance(index, IndexPreTransform) else index
 
 
 def description(index: AnyIndex) -> dict[str, Any]:

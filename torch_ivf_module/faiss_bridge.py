@@ -238,6 +238,7 @@ def to_faiss(index: IndexBase | IndexPreTransform) -> Any:
     if isinstance(index, IndexPreTransform):
         inner, steps = to_faiss(index.index), index.steps()
     elif isinstance(index, IndexBase):
+        index.check_buffers()
         inner = _flat_to(faiss, index) if isinstance(index, IndexFlat) else _ivf_to(faiss, index)
         steps = [Normalize()] if index.metric == "cosine" else []
     else:

@@ -13,13 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .graph import SearchGraph
 from .index.base import IndexBase
+from .index.module import OWN_BUFFERS
 
 
 def ignore_in_ddp(model: nn.Module) -> list[str]:
     """Keep DistributedDataParallel from broadcasting vectors: call it on `model` before wrapping that.
 
     DDP sends the buffers of rank 0 to every rank before each forward, and of an index that would be all its vectors.
-    This puts the names of every index's and every graph's buffers into ``model._ddp_params_and_buffers_to_ignore``,
+    This puts the names of every index's and every graph's own buffers into ``model._ddp_params_and_buffers_to_ignore``,
     from where DDP takes them; names that are there already stay. Each rank then has to hold the same index by itself,
     by loading the same file, say. Returns the names added.
 
@@ -34,12 +35,13 @@ def ignore_in_ddp(model: nn.Module) -> list[str]:
 
 
 def _buffers(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of the buffers of every index and every graph in a model, by their names in it."""
+    """The shapes of the own buffers of every index and every graph in a model, by their names in it."""
     return {
         f"{prefix}.{name}" if prefix else name: tuple(buffer.shape)
         for prefix, module in model.named_modules()
         if isinstance(module, (IndexBase, SearchGraph))
-        for name, buffer in module.named_buffers()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in OWN_BUFFERS or isinstance(module, SearchGraph)
     }
 
 

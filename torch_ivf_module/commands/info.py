@@ -43,7 +43,7 @@ def facts_of(index: AnyIndex) -> dict[str, Any]:
     if isinstance(index, IndexPreTransform):
         steps = [repr(step) for step in index.steps()]
         return {**facts_of(index.index), "class": type(index).__name__, "transform": steps, "d": index.d}
-    buffers = {name: buffer.nbytes for name, buffer in index.named_buffers()}
+    buffers = {name: buffer.nbytes for name, buffer in index.state_dict().items()}
     facts = {"class": type(index).__name__, **index.config(), "ntotal": index.ntotal, "next_id": int(index.next_id)}
     facts.update(is_trained=index.is_trained, bytes=buffers, advice=[])
     if isinstance(index, IndexIVFFlat) and index.ntotal:

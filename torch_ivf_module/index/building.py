@@ -15,7 +15,6 @@ from ..functional import metric as metrics
 from . import check, state
 from .module import Self
 from .reading import Reads
-from .staging import Staging
 
 # Searches pass over removed rows until an eighth of the packed ones is gone. So a removal costs the copying of eight
 # rows in the end, whatever the size of the index, and a search reads at most a seventh more than it has to.
@@ -33,7 +32,7 @@ class Builds(Reads):
         RuntimeError before training or when the ids would pass 2^63 - 2; the index is then as it was.
         """
         x = check.vectors(x, "x", self.d, self.device)
-        first = int(self.next_id)
+        first = self._next_id()
         end = check.numbering(first, x.shape[0])
         self._add(x, torch.arange(first, end, device=self.device), end, custom_ids=False)
 
@@ -41,7 +40,12 @@ class Builds(Reads):
         """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
         x = check.vectors(x, "x", self.d, self.device)
         ids = check.ids(ids, "ids", x.shape[0], self.device).clone()
-        self._add(x, ids, max(int(self.next_id), state.next_id_after(ids)), custom_ids=True)
+        self._add(x, ids, max(self._next_id(), state.next_id_after(ids)), custom_ids=True)
+
+    def _next_id(self) -> int:
+        """The id that `add` gives next."""
+        self.check_buffers()
+        return int(self._raw(state.NEXT_ID))
 
     def _add(self, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
         self._require_trained("add")
@@ -50,8 +54,10 @@ class Builds(Reads):
 
     def _stage(self, rows: Tensor, ids: Tensor, assigned: Tensor, next_id: int, *, custom_ids: bool) -> None:
         with self._lock:
+            if not rows.shape[0] and next_id == int(self._raw(state.NEXT_ID)):
+                return
+            self._put(next_id=torch.full_like(self._raw(state.NEXT_ID), next_id))
             self._staging.push(rows, ids, assigned, custom_ids=custom_ids)
-            self._put(next_id=torch.full_like(self._raw("next_id"), next_id))
             # Packing whenever the index has doubled keeps bulk loading linear without holding rows twice.
             if self._staging.rows >= max(self._raw("packed_embeddings").shape[0], 1):
                 self._pack()
@@ -111,12 +117,13 @@ class Builds(Reads):
             known[of_held] = known[of_waiting] = True
             if not bool(known.all()):
                 raise KeyError(f"ids holds {int(wanted[~known][0])}, which is not in the index")
-            rows, assigned = self._place(x)
+            (rows, assigned), next_id = self._place(x), self._next_id()
             self._drop(held, waiting)
-            self._stage(rows, ids, assigned, int(self.next_id), custom_ids=False)
+            self._stage(rows, ids, assigned, next_id, custom_ids=False)
 
     def merge_from(self, other: Builds, add_id: int = 0) -> None:
-        """Move all vectors of `other`, another index of the same d, metric and centroids, here; it ends up empty.
+        """Move all vectors of `other`, another index of the same d, metric and centroids, here; it ends up as
+        after `reset`.
 
         As in faiss, lists are joined without assigning anything again, and each id of `other` is raised by `add_id`;
         ``a.merge_from(b, add_id=int(a.next_id))`` keeps the ids of two separately numbered indexes apart. Here that
@@ -140,7 +147,8 @@ class Builds(Reads):
             x, ids, assigned, _ = other._oldest_first()
             ids = _raised(ids, check.whole(add_id, "add_id"))
             rows = check.stored(x, "other", self.dtype)
-            number = max(int(self.next_id), state.next_id_after(ids), min(int(other.next_id) + add_id, state.LAST_ID))
+            after = min(other._next_id() + add_id, state.LAST_ID)
+            number = max(self._next_id(), state.next_id_after(ids), after)
             self._stage(rows, ids, assigned, number, custom_ids=True)
             other.reset()
 
@@ -177,15 +185,38 @@ class Builds(Reads):
             part = ragged.keep_rows(packed, offsets, held, kept)
             # What is known as copied already is not copied: all but the vectors.
             known = {id(old): new for old, new in zip((packed, offsets, held), part, strict=True)}
-            return copy.deepcopy(self, known)
+            twin = copy.deepcopy(self, known)
+            twin._put(list_offsets=part[1], list_ids=part[2], next_id=twin._raw(state.NEXT_ID))
+            return twin
 
     def reset(self) -> None:
-        """Forget the vectors; centroids and the count of ids stay."""
-        with self._lock:
-            self._staging = Staging()
-            self._latest = {}
-            packed, offsets, ids = self._packed()
-            self._replace(packed[:0].clone(), torch.zeros_like(offsets), ids[:0].clone())
+        """Forget the vectors, and number from 0 again, as faiss does; centroids stay."""
+        if self._raw("centroids").shape[0]:
+            self.check_buffers()  # for otherwise the centroids are not to be trusted either
+        self._start_empty(keep_centroids=True)
+
+    def reset_parameters(self) -> None:
+        """Be empty and untrained, as after construction; settings, dtype and device stay. What was in the buffers is
+        not read, so they may be uninitialised.
+
+        >>> from torch_ivf_module import IndexFlatL2
+        >>> with torch.device("meta"):
+        ...     index = IndexFlatL2(2)
+        >>> index.to_empty(device="cpu").reset_parameters()
+        >>> index.add(torch.eye(2))
+        >>> index.search(torch.eye(2), 1)[1].flatten()
+        tensor([0, 1])
+        """
+        self._start_empty(keep_centroids=False)
+
+    def _start_empty(self, *, keep_centroids: bool) -> None:
+        with self._lock, torch.no_grad():
+            fresh = state.empty(self.d, flat=self._flat, device=self.device, dtype=self.dtype)
+            if keep_centroids:
+                fresh["centroids"] = centroids = self._raw("centroids")
+                offsets = fresh["list_offsets"]
+                fresh["list_offsets"] = offsets.new_zeros(centroids.shape[0] + 1) if centroids.shape[0] else offsets
+            self._exchange(fresh)
 
 
 def _raised(ids: Tensor, add_id: int) -> Tensor:

@@ -194,8 +194,9 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         """
         self._require_trained("retrain")
         before = self.imbalance_factor()
-        rows = self._training_rows(self.packed_embeddings if x is None else x)
-        moved = self._adopt(self._clustered(rows, Share.alone(rows), verbose=verbose, start=self.centroids, **settings))
+        rows = self._training_rows(self._packed()[0] if x is None else x)
+        start = self._raw("centroids")
+        moved = self._adopt(self._clustered(rows, Share.alone(rows), verbose=verbose, start=start, **settings))
         return Retrained(moved, self.ntotal, before, self.imbalance_factor())
 
     def _training_rows(self, x: Tensor) -> Tensor:

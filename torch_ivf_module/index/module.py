@@ -6,7 +6,10 @@ N vectors, L lists, d dim.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,13 +21,13 @@ from ..functional.lists import InvertedLists, inverted_lists
 from ..functional.probe import Coarse
 from ..params import positive
 from . import check, state
+from .integrity import CHECKSUMS, Integrity, Sources, same, version_of
 from .staging import Staging, few
 
 Self = TypeVar("Self", bound="IndexModule")
-_NOT_COPIED = ("_staging", "_derived", "_sorted", "_lock", "_own_graph")
-
-
-Sources = list[tuple[Tensor, int]]  # tensors, each with its version when it was read
+_NOT_COPIED = ("_staging", "_integrity", "_derived", "_sorted", "_lock", "_own_graph")
+_OWN = (*state.NAMES, state.NEXT_ID)
+OWN_BUFFERS = (*_OWN, CHECKSUMS)
 
 
 class Derived(NamedTuple):
@@ -62,18 +65,17 @@ class IndexModule(nn.Module):
             raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype}")
         self.d = positive(d, "d")
         self.metric = metrics.check_metric(metric)
-        self.register_buffer("centroids", torch.empty(0, d, dtype=torch.float32, device=device))
-        self.register_buffer("packed_embeddings", torch.empty(0, d, device=device, dtype=dtype))
-        offsets = torch.zeros(2 if self._flat else 0, dtype=torch.int64, device=device)
-        self.register_buffer("list_offsets", offsets)
-        self.register_buffer("list_ids", torch.empty(0, dtype=torch.int64, device=device))
-        self.register_buffer("next_id", torch.zeros((), dtype=torch.int64, device=device))
+        for name, tensor in state.empty(d, flat=self._flat, device=device, dtype=dtype).items():
+            self.register_buffer(name, tensor)
+        self.register_buffer(CHECKSUMS, torch.zeros(3, dtype=torch.int64, device=device), persistent=False)
         self._latest: dict[int, int] = {}
         self._contents = Contents()
         self._start_caches()
+        self._integrity.put(self.__dict__["_buffers"])
 
     def _start_caches(self) -> None:
         self._staging = Staging()
+        self._integrity = Integrity()
         self._derived: Derived | None = None
         self._sorted: tuple[Sources, Tensor] | None = None
         self._own_graph: Any = None
@@ -125,7 +127,18 @@ class IndexModule(nn.Module):
                 segments.append(self._staging.lists(self._nlist, derived.coarse.origin, self.metric))
             return derived.coarse, segments
 
+    def check_buffers(self) -> None:
+        """Raise RuntimeError if ids or offsets were overwritten by something else, as averaging weights does.
+
+        Whatever reads them calls this; it costs nothing unless somebody could have written to them since the last call.
+        """
+        with self._lock:
+            if self._integrity.check(self.__dict__["_buffers"], self.d, flat=self._flat):
+                self._derived, self._sorted, self._latest = None, None, {}
+                self._put()
+
     def _derive(self) -> Derived:
+        self.check_buffers()
         read = map(self._raw, state.NAMES)
         sources = [(tensor, version_of(tensor)) for tensor in read]
         held = self._derived
@@ -133,10 +146,6 @@ class IndexModule(nn.Module):
             return held
         with torch.no_grad():
             packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
-            # Whoever exchanges a buffer has checked it; what was written into it since, nobody has.
-            wrong = version_of(offsets) and state.misfit_offsets(offsets, packed.shape[0])
-            if wrong:
-                raise RuntimeError(f"{wrong}; something wrote into a buffer (averaging does: see AveragedModel)")
             coarse = self._coarse()
             bias = metrics.row_bias(packed, coarse.origin, self.metric)
             self._derived = Derived(sources, coarse, inverted_lists(packed, offsets, ids, bias))
@@ -147,6 +156,7 @@ class IndexModule(nn.Module):
 
     def _id_order(self) -> Tensor:
         """What sorts the packed ids: (N,) rows. 8 bytes a row, made when a row is first looked for by its id."""
+        self.check_buffers()
         ids = self._raw("list_ids")
         sources = [(ids, version_of(ids))]
         if self._sorted is None or not same(sources, self._sorted[0]):
@@ -162,16 +172,28 @@ class IndexModule(nn.Module):
 
     def _put(self, **tensors: Tensor) -> None:
         """Exchange buffers; whoever made something of the old ones is told."""
+        written = [name for name in state.INTEGERS if name in tensors]
         with self._lock:
-            self.__dict__["_buffers"].update(tensors)
+            if 0 < len(written) < len(state.INTEGERS):
+                self.check_buffers()  # those that stay
+            held = self.__dict__["_buffers"]
+            held.update(tensors)
+            if written:
+                self._integrity.put(held)
             self._contents.changed = True
             self._contents, self._own_graph = Contents(), None
+
+    def _exchange(self, tensors: dict[str, Tensor]) -> None:
+        """Put all buffers there anew and forget what was pending, or known of the old ones."""
+        self._staging, self._latest = Staging(), {}
+        self._derived, self._sorted = None, None
+        self._put(**tensors)
 
     # Whoever reads the buffers, a parent's state_dict or .buffers() included, comes through one of these two.
 
     @property
     def _buffers(self) -> dict[str, Tensor | None]:
-        self._pack()
+        self._hand_out()
         held: dict[str, Tensor | None] = self.__dict__["_buffers"]
         return held
 
@@ -185,12 +207,38 @@ class IndexModule(nn.Module):
             self._put()
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("packed_embeddings", "list_offsets", "list_ids"):
-            self._pack()
+        if name in OWN_BUFFERS:
+            self._hand_out()
         return super().__getattr__(name)
 
+    @contextmanager
+    def without_own_buffers(self) -> Iterator[None]:
+        """Within it, this module has only the buffers that are not the index's; nothing may be done with the index."""
+        with self._lock:
+            held = self._buffers
+            own = {name: held.pop(name) for name in OWN_BUFFERS}
+            try:
+                yield
+            finally:
+                rest = dict(held)
+                held.clear()
+                held.update(own)
+                held.update(rest)
+
+    def _hand_out(self) -> None:
+        """Pack, for somebody else reads the buffers now, and may write to them."""
+        self._pack()
+        if "_integrity" in self.__dict__:
+            with self._lock:
+                self._integrity.hand_out(self.__dict__["_buffers"])
+
     def _packed(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.packed_embeddings, self.list_offsets, self.list_ids
+        """Vectors, offsets and ids for the index's own use."""
+        with self._lock:
+            self._pack()
+            self.check_buffers()
+            packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+            return packed, offsets, ids
 
     def _pack(self) -> None:
         """Take the removed rows out of the buffers and the waiting ones in."""
@@ -201,6 +249,7 @@ class IndexModule(nn.Module):
             staging = self._staging
             if not staging.pending:  # another thread was first
                 return
+            self.check_buffers()
             packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
             if staging.gone is not None:
                 packed, offsets, ids = ragged.keep_rows(packed, offsets, ids, ~staging.gone)
@@ -232,25 +281,28 @@ class IndexModule(nn.Module):
         self._put(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Centroids stay float32 and vectors stay in a storage dtype, whatever the parent is cast to.
-        self._pack()
-        self._own_graph = None
-        before = {name: self._raw(name) for name in ("centroids", "packed_embeddings")}
+        # Centroids stay float32, vectors in a storage dtype and numbers integers, whatever the parent is cast to.
+        self._hand_out()
+        self._own_graph = self._derived = self._sorted = None
+        before = {name: self._raw(name) for name in OWN_BUFFERS}
         super()._apply(fn, recurse)
+        held = self.__dict__["_buffers"]
         for name, tensor in before.items():
-            cast = self._raw(name).dtype
-            if cast != tensor.dtype and (name == "centroids" or cast not in check.STORAGE):
-                self._put(**{name: tensor.to(self._raw(name).device)})
-            elif cast.itemsize < tensor.dtype.itemsize:
-                try:
-                    check.held(self._raw(name), name)
-                except ValueError:
-                    self._put(**{name: tensor.to(self._raw(name).device)})
-                    raise
+            stays = tensor.dtype if name != "packed_embeddings" or held[name].dtype not in check.STORAGE else None
+            if stays is not None and held[name].dtype != stays:
+                held[name] = tensor.to(held[name].device)
+        self._integrity.moved(held)
+        cast = held["packed_embeddings"]
+        if cast.dtype.itemsize < before["packed_embeddings"].dtype.itemsize:
+            try:
+                check.held(cast, "packed_embeddings")
+            except ValueError:
+                held["packed_embeddings"] = before["packed_embeddings"].to(cast.device)
+                raise
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        self._pack()
+        self._hand_out()
         return {k: v for k, v in self.__dict__.items() if k not in _NOT_COPIED}
 
     def __setstate__(self, held: dict[str, Any]) -> None:
@@ -267,24 +319,43 @@ class IndexModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Take over a state of any size, or none of it. A parent's load_state_dict calls this, at any depth."""
-        for hook in self._load_state_dict_pre_hooks.values():
-            hook(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        names = (*state.NAMES, state.NEXT_ID)
-        given = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        """Take over a state of any size, or none of it; whatever else the module holds loads as in any module.
+
+        A parent's load_state_dict calls this, at any depth.
+        """
+        args = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        names = tuple(name for name in _OWN if name not in self._non_persistent_buffers_set)
+        with own_loading(self, state_dict, prefix, *args, names=names) as rest:
+            if names:
+                self._load_own(state_dict, prefix, local_metadata, strict, missing_keys, error_msgs)
+            super()._load_from_state_dict(rest, prefix, *args)
+
+    def _load_own(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """The part of `_load_from_state_dict` that loads the buffers of the index."""
+        given = {name: state_dict[prefix + name] for name in _OWN if prefix + name in state_dict}
         lost = [name for name in state.NAMES if name not in given]
         if strict:
             missing_keys += [prefix + name for name in lost]
-            inner = (key.removeprefix(prefix) for key in state_dict if key.startswith(prefix))
-            unexpected_keys += [prefix + key for key in inner if key not in names]
-        if lost:
-            if given and len(lost) < len(state.NAMES) and not strict:
-                error_msgs.append(f"{prefix}: the state lacks {', '.join(lost)}; an index loads whole or not at all")
-            return
-        wrong = self._refuses(given, local_metadata)
-        if wrong is None:
+        wrong = None
+        if not lost:
+            wrong = self._refuses(given, local_metadata)
+        elif len(lost) < len(state.NAMES):
+            wrong = f"the state lacks {', '.join(lost)}, and an index loads whole or not at all"
+        if not lost and wrong is None:
+            assign = bool(local_metadata.get("assign_to_params_buffers", False))
+            if self.device.type == "meta" and not assign and not any(tensor.is_meta for tensor in given.values()):
+                text = "an index on the meta device takes the shapes of a state, not its values: pass assign=True"
+                warnings.warn(f"for {prefix}centroids and the other buffers: {text}", stacklevel=2)
             try:
-                self._take(given, assign=bool(local_metadata.get("assign_to_params_buffers", False)))
+                self._take(given, assign=assign)
             except ValueError as error:
                 wrong = str(error)
         if wrong:
@@ -310,6 +381,8 @@ class IndexModule(nn.Module):
             number = torch.zeros((), dtype=torch.int64, device=ids.device)
         if not ids.is_meta and int(number) < (least := state.next_id_after(ids)):
             number = torch.full_like(number, least)
+        if not assign and self.device.type != "meta" and any(tensor.is_meta for tensor in given.values()):
+            raise ValueError("the state is on the meta device and has no values to copy")
         with self._lock, torch.no_grad():
             fresh = {}
             for name, tensor in {**given, state.NEXT_ID: number}.items():
@@ -320,16 +393,27 @@ class IndexModule(nn.Module):
             fresh["centroids"] = fresh["centroids"].float()
             if fresh["packed_embeddings"].dtype not in check.STORAGE:
                 fresh["packed_embeddings"] = fresh["packed_embeddings"].float()
-            self._staging = Staging()
-            self._latest = {}
-            self._put(**fresh)
+            self._exchange(fresh)
+            if assign:
+                self._hand_out()  # the caller has the tensors too
 
 
-def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written in place, as far as torch counts it."""
-    return -1 if tensor.is_inference() else tensor._version
+@contextmanager
+def own_loading(
+    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any, names: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    """Call the hooks that come before loading `module`, then let torch load everything but the entries `names`.
 
-
-def same(some: Sources, others: Sources) -> bool:
-    """Whether these are the same tensors, with nothing written to them in between."""
-    return len(some) == len(others) and all(a is b and m == n for (a, m), (b, n) in zip(some, others, strict=True))
+    Within it, ``nn.Module._load_from_state_dict`` of the yielded state does not look for `names` and calls no hooks;
+    `args` are its other arguments.
+    """
+    hooks, unsaved = module._load_state_dict_pre_hooks, module._non_persistent_buffers_set
+    for hook in hooks.values():
+        hook(state_dict, prefix, *args)
+    module._load_state_dict_pre_hooks = OrderedDict()
+    module._non_persistent_buffers_set = unsaved | set(names)
+    try:
+        own = {prefix + name for name in names}
+        yield {key: value for key, value in state_dict.items() if key not in own}
+    finally:
+        module._load_state_dict_pre_hooks, module._non_persistent_buffers_set = hooks, unsaved

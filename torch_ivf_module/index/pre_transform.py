@@ -99,7 +99,7 @@ class IndexPreTransform(Fits, Saves):
         return self.index.remove_ids(ids)
 
     def reset(self) -> None:
-        """Forget the vectors; transform and centroids stay."""
+        """Forget the vectors, and number from 0 again; transform and centroids stay."""
         self.index.reset()
 
     def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,8 @@ class Reads(IndexModule):
 
     def list_sizes(self) -> Tensor:
         """Vectors in each list, (L,) int64; a flat index is one list, an untrained one has none."""
-        return ragged.lengths(self.list_offsets) if self._nlist else self.list_offsets[:0]
+        offsets = self._packed()[1]
+        return ragged.lengths(offsets) if self._nlist else offsets[:0]
 
     def imbalance_factor(self) -> float:
         """How many times the rows of evenly filled lists a query reads, were queries spread as the vectors are.

@@ -55,6 +55,8 @@ class Staging:
 
         `custom_ids` says that the ids are the caller's, so that some may be there already.
         """
+        if not x.shape[0]:  # nothing is pending, in whatever dtype and on whatever device the index is next
+            return
         self.custom_ids |= custom_ids
         self._x.append(x)
         self._ids.append(ids)
@@ -90,7 +92,9 @@ class Staging:
             self._ids = [self._all_ids().index_fill(0, at, _NONE)]
             self.rows -= at.shape[0]
             self._lists = None
-            if self._held > 2 * self.rows + _FEW:
+            if not self.rows:
+                self._x, self._ids, self._assigned, self._held, self.custom_ids = [], [], [], 0, False
+            elif self._held > 2 * self.rows + _FEW:
                 self.joined()
 
     def lists(self, nlist: int, origin: Tensor, metric: str) -> InvertedLists:

@@ -12,7 +12,21 @@ from torch import Tensor
 
 NAMES = ("centroids", "packed_embeddings", "list_offsets", "list_ids")
 NEXT_ID = "next_id"
+INTEGERS = ("list_offsets", "list_ids", NEXT_ID)
 LAST_ID = 2**63 - 1
+
+
+def empty(
+    d: int, *, flat: bool, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The buffers of an index that was not trained and holds nothing; `dtype` is that of the vectors."""
+    return {
+        "centroids": torch.empty(0, d, dtype=torch.float32, device=device),
+        "packed_embeddings": torch.empty(0, d, dtype=dtype, device=device),
+        "list_offsets": torch.zeros(2 if flat else 0, dtype=torch.int64, device=device),
+        "list_ids": torch.empty(0, dtype=torch.int64, device=device),
+        NEXT_ID: torch.zeros((), dtype=torch.int64, device=device),
+    }
 
 
 def misfit(state: Mapping[str, Tensor], d: int, *, flat: bool) -> str | None:

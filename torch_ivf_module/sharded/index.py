@@ -131,13 +131,14 @@ class ShardedIndex(ShardedModule):
 
         def prepare() -> tuple[tuple[Tensor, Tensor, Tensor | None], list[int]]:
             index._require_trained("add")
+            index.check_buffers()
             given = check.vectors(x, "x", self.d, index.device)
             own = None if ids is None else check.ids(ids, "ids", given.shape[0], index.device)
             rows, assigned = index._place(given)
             return (rows, assigned, own), [rows.shape[0], 0 if own is None else state.next_id_after(own)]
 
         (rows, assigned, own), said = self._agree(step, prepare)
-        total, before, number = int(said[:, 0].sum()), int(said[: self._exchange.rank, 0].sum()), int(index.next_id)
+        total, before, number = int(said[:, 0].sum()), int(said[: self._exchange.rank, 0].sum()), index._next_id()
         if own is None:
             next_id = check.numbering(number, total)
             own = torch.arange(number + before, number + before + rows.shape[0], device=rows.device)
@@ -172,9 +173,20 @@ class ShardedIndex(ShardedModule):
         return count
 
     def reset(self) -> None:
-        """Forget the vectors; centroids and the count of ids stay."""
-        self._agree("reset", lambda: (None, []))
+        """Forget the vectors, and number from 0 again; centroids stay."""
+
+        def prepare() -> tuple[None, list[int]]:
+            self.index.check_buffers()
+            return None, []
+
+        self._agree("reset", prepare)
         self.index.reset()
+        self._forget()
+
+    def reset_parameters(self) -> None:
+        """Be empty and untrained, as `IndexBase.reset_parameters`."""
+        self._agree("reset_parameters", lambda: (None, []))
+        self.index.reset_parameters()
         self._forget()
 
     def rebalance(self) -> None:

@@ -5,6 +5,7 @@ W processes, N vectors in all, n rows of one process, L lists, d dim.
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from ..functional import lists as ragged
 from ..index import IndexIVFFlat, state
 from ..index.base import IndexBase
 from ..index.fits import Fits
+from ..index.module import OWN_BUFFERS, own_loading
 from . import deal, whole
 from .exchange import Exchange, Refused
 
@@ -121,14 +123,19 @@ class ShardedModule(Fits):
     def _as_before_on_error(self, step: str) -> Iterator[None]:
         """Put the buffers back that were there, where a change cannot be finished, here or on another process."""
         index = self.index
-        # Reading the buffers packs, so that there is nothing else to put back.
-        self._agree(step, lambda: (index._packed(), []))
-        before, latest = {name: index._raw(name) for name in (*state.NAMES, state.NEXT_ID)}, index._latest
+
+        def pack() -> tuple[None, list[int]]:
+            index._pack()  # so that there is nothing else to put back
+            return None, []
+
+        self._agree(step, pack)
+        before = {name: index._raw(name) for name in OWN_BUFFERS}
+        integrity, latest = copy.copy(index._integrity), index._latest
         try:
             yield
         except Exception:
             index._put(**before)
-            index._latest = latest
+            index._integrity, index._latest = integrity, latest
             raise
 
     def _deal_again(self, step: str) -> None:
@@ -190,15 +197,29 @@ class ShardedModule(Fits):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        """Take this process's part of a whole state; whatever else the module holds loads as in any module."""
+        args = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        names = (*state.NAMES, state.NEXT_ID)
+        with own_loading(self, state_dict, prefix, *args, names=names) as rest:
+            self._load_part(state_dict, prefix, local_metadata, strict, missing_keys, error_msgs)
+            super()._load_from_state_dict(rest, prefix, *args)
+
+    def _load_part(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         """Take this process's part of a whole state: in full, as of a plain index, or in DTensors. What does not fit is
         left for the index of this process to refuse; no process takes its part unless the state fits on all."""
         step, own = "load_state_dict", dict[str, Tensor]()
 
         def load() -> tuple[None, list[int]]:
             mine = {**state_dict, **{prefix + name: tensor for name, tensor in own.items()}}
-            self.index._load_from_state_dict(
-                mine, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-            )
+            self.index._load_own(mine, prefix, local_metadata, strict, missing_keys, error_msgs)
             return None, []
 
         names = (*state.NAMES, state.NEXT_ID)

@@ -1,0 +1,124 @@
+"""Whether the integer buffers of an index hold what the index wrote there.
+
+Offsets and ids survive being copied and moved, but not being averaged or rounded, as averages of weights do with every
+buffer of a model. So a checksum of them is kept in a buffer of its own, which is not saved: code that copies all
+buffers (DistributedDataParallel, torch's AveragedModel with ``use_buffers=False``) copies it with them and it still
+fits, code that averages them breaks it.
+
+An index is looked at again only after somebody else could have written to it: when torch counted a write, when a buffer
+is another tensor than before, or when a buffer was read from outside (``tensor.data.copy_`` is not counted by torch,
+but whoever calls it has to get the tensor first). N vectors, L lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from . import state
+
+CHECKSUMS = "checksums"
+_PART = 1 << 16  # entries that a checksum reads at a time, so that its temporaries stay in the cache
+_FACTOR = -7046029254386353131  # odd, 2^64 over the golden ratio as a signed number: products spread over all bits
+
+_REMEDY = (
+    "Something else wrote into the buffers of the index. Averaging weights does so with use_buffers=True (the default "
+    "of Lightning's WeightAveraging): use torch_ivf_module.AveragedModel, or use_buffers=False. After to_empty() call "
+    "reset_parameters(); after reading a checkpoint into the buffers call load_state_dict(). Either of these makes the "
+    "index usable again"
+)
+
+Sources = list[tuple[Tensor, int]]  # tensors, each with its version when it was read
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written in place, as far as torch counts it."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def same(some: Sources, others: Sources) -> bool:
+    """Whether these are the same tensors, with nothing written to them in between."""
+    return len(some) == len(others) and all(a is b and m == n for (a, m), (b, n) in zip(some, others, strict=True))
+
+
+def checksums(buffers: Mapping[str, Tensor]) -> Tensor:
+    """Checksums (3,) int64 of the integer buffers, which depend on the order of their entries."""
+    return torch.stack([_checksum(buffers[name].flatten()) for name in state.INTEGERS])
+
+
+def _checksum(values: Tensor) -> Tensor:
+    """A number () that depends on every entry of values (n,) int64 and on its place; it is no linear function of
+    them, so that the average of two arrays does not have the average of their checksums."""
+    places = torch.arange(min(_PART, values.shape[0]), device=values.device) * _FACTOR
+    total = torch.full((), values.shape[0], dtype=torch.int64, device=values.device)
+    for part in values.split(_PART):
+        mixed = (part ^ places[: part.shape[0]]).mul_(_FACTOR)
+        total = total * _FACTOR + mixed.bitwise_xor_(mixed >> 29).sum()
+    return total ^ _FACTOR  # so that zeroed memory is no sound empty index
+
+
+class Integrity:
+    """What is known of the integer buffers of one index; `buffers` is always all of its buffers, by name."""
+
+    def __init__(self) -> None:
+        self._sources: Sources = []  # the tensors that were last found or put there
+        self._handed_out = True  # whether anybody else may have written to them since
+        self._sums: Tensor | None = None  # their checksums, while known
+
+    def put(self, buffers: Mapping[str, Tensor]) -> None:
+        """The index itself has put all integer buffers there."""
+        self._sources, self._handed_out, self._sums = _sources(buffers), False, None
+
+    def moved(self, buffers: Mapping[str, Tensor]) -> None:
+        """The index has had all buffers converted or moved, by a function that may have changed their values."""
+        self._sources, self._handed_out, self._sums = _sources(buffers), True, None
+
+    def hand_out(self, buffers: dict[str, Tensor]) -> None:
+        """Somebody else is given the buffers: note their checksums while they are known to be right."""
+        if self._handed_out:
+            return
+        if self._sums is None and same(_sources(buffers), self._sources):
+            self._sums = checksums(buffers)
+            buffers[CHECKSUMS] = self._sums.clone()
+        self._handed_out = True
+
+    def check(self, buffers: Mapping[str, Tensor], d: int, *, flat: bool) -> bool:
+        """Whether the buffers hold another sound state than the index last knew; RuntimeError if it is not sound."""
+        now = _sources(buffers)
+        if not self._handed_out and same(now, self._sources):
+            return False
+        changed = False
+        # A fake tensor has no values, a tensor on the meta device neither.
+        if all(type(tensor) is Tensor and not tensor.is_meta for tensor, _ in now):
+            _refuse(state.misfit_shapes(buffers, d, flat))
+            changed = self._compare(buffers, now, d, flat)
+        self._sources, self._handed_out = now, False
+        return changed
+
+    def _compare(self, buffers: Mapping[str, Tensor], now: Sources, d: int, flat: bool) -> bool:
+        """`check` for buffers of the right shapes."""
+        found = checksums(buffers)
+        stored = buffers[CHECKSUMS].to(found.device)
+        as_known = self._sums is not None and torch.equal(found, self._sums)
+        fits = stored.dtype == found.dtype and torch.equal(found, stored)
+        if as_known or fits:
+            changed = not as_known and self._sums is not None
+        else:
+            wrong: str | None = "the values of list_offsets, list_ids or next_id were changed in place"
+            if any(a is not b for (a, _), (b, _) in zip(now, self._sources, strict=False)):
+                wrong = state.misfit(buffers, d, flat=flat)  # tensors that the caller chose: as a state to be loaded
+            _refuse(wrong)
+            changed = True
+        self._sums = found if fits else None
+        return changed
+
+
+def _refuse(wrong: str | None) -> None:
+    if wrong:
+        raise RuntimeError(f"{wrong}. {_REMEDY}")
+
+
+def _sources(buffers: Mapping[str, Tensor]) -> Sources:
+    return [(tensor, version_of(tensor)) for tensor in (buffers[name] for name in state.INTEGERS)]
