@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from .functional import metric as metrics
 from .functional.kernels import Scan
-from .functional.lists import InvertedLists, marked, only
+from .functional.lists import InvertedLists, marked, only, vectors_at
+from .functional.parts import tracing
 from .functional.probe import Coarse
 from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
 from .functional.scan_tiles import only as only_tiles
 from .functional.search import lookup, search
+from .functional.transforms import differentiable, outside, scored
 from .index import check
 from .index.base import IndexBase
+from .index.eager import recorded_by_fx
 from .params import positive
 
 Self = TypeVar("Self", bound="SearchGraph")
@@ -128,12 +131,22 @@ class SearchGraph(nn.Module):
 
         `mask` (n,) bool says for each id below n whether it may be found; other ids may not.
         """
+        if (node := recorded_by_fx(self, x)) is not None:
+            return node
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            from .torchscript import quietly
+
+            with quietly():
+                return self._layer(x, mask)
+        return self._layer(x, mask)
+
+    def _layer(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         self.check_current()
         x = check.floats(x, "x", self.list_ids.device)
         if x.dim() == 0 or x.shape[-1] != self.d:
             raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
         if mask is not None:
-            check.mask(mask, "mask", self.list_ids.device)
+            mask = check.mask(mask, "mask", self.list_ids.device)
         if x.dim() == 2:
             return self.rows(x, mask)
         found, ids = self.rows(x.reshape(-1, self.d), mask)
@@ -152,6 +165,20 @@ class SearchGraph(nn.Module):
         return self._search(x, mask)
 
     def _search(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        queries, lists = metrics.prepare(x.float(), self.metric), self.lists()
+        if tracing() or not differentiable(queries):
+            scores, rows = self._rows(queries, mask)
+            return metrics.to_distance(scores, self.metric), lookup([lists.ids], rows)
+
+        def find(plain: Tensor) -> tuple[Tensor, ...]:
+            rows = self._rows(plain, mask)[1]
+            return lookup([lists.ids], rows), vectors_at([lists.packed], rows)
+
+        scores, ids, _ = scored(queries, *outside(find, queries), self.metric)
+        return metrics.to_distance(scores, self.metric), ids
+
+    def _rows(self, queries: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores and rows (Q, k) for prepared queries."""
         lists = self.lists()
         if mask is not None:
             allowed = marked(lists.ids, mask)
@@ -160,8 +187,8 @@ class SearchGraph(nn.Module):
         if self._tiles:
             tiles = self._held(Tiles, "tile")
             scan = self._tile_scan(tiles if mask is None else only_tiles(tiles, allowed))
-        scores, rows = search(
-            metrics.prepare(x.float(), self.metric),
+        return search(
+            queries,
             self.coarse(),
             [lists],
             k=self.k,
@@ -172,7 +199,6 @@ class SearchGraph(nn.Module):
             max_bytes=self.max_bytes,
             width=self._width,
         )
-        return metrics.to_distance(scores, self.metric), lookup([lists.ids], rows)
 
     def _tile_scan(self, tiles: Tiles) -> Scan:
         width = self._tiles

@@ -19,10 +19,10 @@ class Fits(nn.Module):
 
         ``train(x, ...)`` is `fit`; ``train(True)`` and ``train(False)`` set the training flag.
         """
-        if isinstance(mode, Tensor):
+        if isinstance(mode, Tensor) or (hasattr(mode, "__len__") and not isinstance(mode, (str, bytes))):
             return self.fit(mode, **settings)
         if not isinstance(mode, bool):
-            raise TypeError(f"train takes a bool or a float tensor (n, {self.d}), got {type(mode).__name__}")
+            raise TypeError(f"train takes a bool or float vectors (n, {self.d}), got {type(mode).__name__}")
         if settings:
             raise TypeError(f"train(mode) takes no {', '.join(settings)}: pass a tensor to fit the index")
         return super().train(mode)
