@@ -91,7 +91,8 @@ def test_transforms(kind, metric, kernel, monkeypatch):
             torch.testing.assert_close(transform(search), transform(plain(metric)), rtol=1e-3, atol=1e-4, msg=name)
         caches = (index._derived, index._sorted, vars(index._staging), dict(index.named_buffers()))
         tensors = [part for part in tree_leaves(caches) if isinstance(part, torch.Tensor)]
-        assert tensors and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)), name
+        assert tensors, name
+        assert not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)), name
         torch.testing.assert_close(index.search(Q, K)[0], plain(metric)(Q), rtol=1e-4, atol=1e-4)
 
 

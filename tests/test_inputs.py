@@ -180,4 +180,5 @@ def test_train_of_what_is_neither_a_flag_nor_vectors(mode):
     index = IndexIVFFlat(D, nlist=2)
     with pytest.raises(TypeError, match=rf"train takes a bool or float vectors \(n, {D}\), got {type(mode).__name__}"):
         index.train(mode)
-    assert index.training and not index.is_trained
+    assert index.training
+    assert not index.is_trained

@@ -174,7 +174,8 @@ class SearchGraph(nn.Module):
             rows = self._rows(plain, mask)[1]
             return lookup([lists.ids], rows), vectors_at([lists.packed], rows)
 
-        scores, ids, _ = scored(queries, *outside(find, queries), self.metric)
+        ids, vectors = outside(find, queries)
+        scores, ids, _ = scored(queries, ids, vectors, self.metric)
         return metrics.to_distance(scores, self.metric), ids
 
     def _rows(self, queries: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

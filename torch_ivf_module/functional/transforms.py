@@ -25,12 +25,12 @@ def transforming() -> bool:
     Tensors computed in one are wrappers that are good for nothing once it has ended, even those computed from plain
     tensors: whatever is kept must be computed by `outside`.
     """
-    return torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined, no-any-return]
+    return torch._C._are_functorch_transforms_active()
 
 
 def wrapped(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a running transform."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # type: ignore[attr-defined, no-any-return]
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def refuse_transform(action: str) -> None:
@@ -59,7 +59,7 @@ def outside(find: Find, x: Tensor) -> tuple[Tensor, ...]:
     if not transforming():
         with torch.no_grad():
             return find(x)
-    found: tuple[Tensor, ...] = _Outside.apply(x, find)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, ...] = _Outside.apply(x, find)
     return found
 
 
@@ -73,14 +73,14 @@ def run_outside(function: Callable[[], Any]) -> None:
         function()
         return (x.new_empty(0),)
 
-    _Outside.apply(torch.empty(0, 0, device="cpu"), find)  # type: ignore[no-untyped-call]
+    _Outside.apply(torch.empty(0, 0, device="cpu"), find)
 
 
 class _Outside(torch.autograd.Function):
     """torch.func calls `forward` of such a function with the transforms set aside and plain tensors."""
 
     @staticmethod
-    def forward(x: Tensor, find: Find) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(x: Tensor, find: Find) -> tuple[Tensor, ...]:
         with torch.no_grad():
             return find(x)
 
@@ -93,7 +93,7 @@ class _Outside(torch.autograd.Function):
         return None, None
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(
         info: Any, in_dims: tuple[int | None, None], x: Tensor, find: Find
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         assert in_dims[0] is not None

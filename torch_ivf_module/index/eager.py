@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from ..functional.transforms import refuse_transform
 
@@ -32,7 +33,7 @@ def opaque(method: Callable[P, R]) -> Callable[P, R]:
     """
     # What torch.compiler.disable sets, so that the compiler names the reason.
     method._torchdynamo_disable, method._torchdynamo_disable_msg = True, _REASON  # type: ignore[attr-defined]
-    disabled: Callable[P, R] = torch._disable_dynamo(method)
+    disabled: Callable[P, R] = _disable_dynamo(method)
 
     @functools.wraps(method)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -53,7 +54,7 @@ def eager(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def refuse_recording(action: str) -> None:
-    """RuntimeError while torch.jit.trace, torch.export, torch.onnx.export or make_fx records what is done for one batch."""
+    """RuntimeError while torch.jit.trace, torch.export, torch.onnx.export or make_fx records what one batch takes."""
     recorder = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
     if recorder is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
         raise RuntimeError(
@@ -71,5 +72,5 @@ def recorded_by_fx(module: nn.Module, x: Any) -> tuple[Tensor, Tensor] | None:
         raise TypeError(
             f"{type(module).__name__} is one step for torch.fx: trace a module that holds it, or index.graph(...)"
         )
-    found = x.tracer.create_proxy("call_module", name, (x,), {})
+    found: Any = x.tracer.create_proxy("call_module", name, (x,), {})
     return found[0], found[1]

@@ -19,8 +19,9 @@ class Fits(nn.Module):
 
         ``train(x, ...)`` is `fit`; ``train(True)`` and ``train(False)`` set the training flag.
         """
-        if isinstance(mode, Tensor) or (hasattr(mode, "__len__") and not isinstance(mode, (str, bytes))):
-            return self.fit(mode, **settings)
+        given: object = mode
+        if isinstance(given, Tensor) or (hasattr(given, "__len__") and not isinstance(given, (str, bytes))):
+            return self.fit(given, **settings)
         if not isinstance(mode, bool):
             raise TypeError(f"train takes a bool or float vectors (n, {self.d}), got {type(mode).__name__}")
         if settings:
