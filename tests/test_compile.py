@@ -62,7 +62,7 @@ def index_in(model):
     return next(part for part in model.modules() if isinstance(part, (IndexFlat, IndexIVFFlat)))
 
 
-@pytest.mark.parametrize(("name", "dynamic"), zip(MODELS, [True, None, True, None], strict=True))
+@pytest.mark.parametrize(("name", "dynamic"), list(zip(MODELS, [True, None, True, None], strict=True)))
 def test_compiled_without_preparation(name, dynamic):
     torch._dynamo.reset()
     model = MODELS[name]()
