@@ -12,15 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from .functional import metric as metrics
-from .functional.lists import InvertedLists, marked, only
+from .functional.lists import InvertedLists, marked, only, vectors_at
+from .functional.parts import tracing
 from .functional.probe import Coarse
 from .functional.rescore import rescore
 from .functional.scan_queries import scan_queries
 from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
 from .functional.scan_tiles import only as only_tiles
 from .functional.search import finite_queries, kept_for, lookup, probe_lists, shifted_queries
+from .functional.transforms import differentiable, outside, scored
 from .index import check
 from .index.base import IndexBase
+from .index.eager import recorded_by_fx
 from .params import positive
 
 Self = TypeVar("Self", bound="SearchGraph")
@@ -129,12 +132,22 @@ class SearchGraph(nn.Module):
 
         `mask` (n,) bool says for each id below n whether it may be found; other ids may not.
         """
+        if (node := recorded_by_fx(self, x)) is not None:
+            return node
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            from .torchscript import quietly
+
+            with quietly():
+                return self._layer(x, mask)
+        return self._layer(x, mask)
+
+    def _layer(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         self.check_current()
         x = check.floats(x, "x", self.list_ids.device)
         if x.dim() == 0 or x.shape[-1] != self.d:
             raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
         if mask is not None:
-            check.mask(mask, "mask", self.list_ids.device)
+            mask = check.mask(mask, "mask", self.list_ids.device)
         if x.dim() == 2:
             return self.rows(x, mask)
         found, ids = self.rows(x.reshape(-1, self.d), mask)
@@ -153,32 +166,37 @@ class SearchGraph(nn.Module):
         return self._search(x, mask)
 
     def _search(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        lists, coarse = self.lists(), self.coarse()
-        allowed = None if mask is None else marked(lists.ids, mask)
-        lists = lists if allowed is None else only(lists, allowed)
-        x = metrics.prepare(x.float(), self.metric)
-        with torch.no_grad():
-            queries, finite = finite_queries(x.detach())
-            probed, _ = probe_lists(
-                queries, finite, coarse, [lists], self.nprobe, self.metric, self.max_codes
-            )
-            # Computed once: later loops would otherwise subtract the origin again for every candidate.
-            y = shifted_queries(queries, coarse.origin, self.metric)
-            rows = self._candidates(y, lists, probed, allowed)
-        scores, rows = rescore(x, lists.packed, rows, self.k, self.metric)
-        return metrics.to_distance(scores, self.metric), lookup([lists.ids], rows)
+        queries, lists = metrics.prepare(x.float(), self.metric), self.lists()
+        if tracing() or not differentiable(queries):
+            scores, rows = rescore(queries, lists.packed, self._candidates(queries, mask), self.k, self.metric)
+            return metrics.to_distance(scores, self.metric), lookup([lists.ids], rows)
 
-    def _candidates(self, y: Tensor, lists: InvertedLists, probed: Tensor, allowed: Tensor | None) -> Tensor:
-        """The rows (Q, K) of the probed lists to score exactly, for queries y (Q, d) relative to the origin."""
-        kept = kept_for(self.k)
-        if not self._tiles:
-            width = min(self._width, lists.packed.shape[0])
-            if width == 0:
-                return probed[:, :0]
-            return scan_queries(y, lists, probed, None, kept, width, self.max_bytes)[1]
-        tiles = self._held(Tiles, "tile")
-        tiles = tiles if allowed is None else only_tiles(tiles, allowed)
-        return scan_tiles(y, tiles, probed, kept, self._tiles, self.max_bytes)[1]
+        def find(plain: Tensor) -> tuple[Tensor, ...]:
+            rows = rescore(plain, lists.packed, self._candidates(plain, mask), self.k, self.metric)[1]
+            return lookup([lists.ids], rows), vectors_at([lists.packed], rows)
+
+        ids, vectors = outside(find, queries)
+        scores, ids, _ = scored(queries, ids, vectors, self.metric)
+        return metrics.to_distance(scores, self.metric), ids
+
+    @torch.no_grad()
+    def _candidates(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """The rows (Q, K) to score exactly, -1 for padding, for prepared queries x (Q, d)."""
+        lists, coarse, kept = self.lists(), self.coarse(), kept_for(self.k)
+        x, finite = finite_queries(x.detach())
+        probed, _ = probe_lists(x, finite, coarse, [lists], self.nprobe, self.metric, self.max_codes)
+        # Computed once: later loops would otherwise subtract the origin again for every candidate.
+        y = shifted_queries(x, coarse.origin, self.metric)
+        allowed = None if mask is None else marked(lists.ids, mask)
+        if self._tiles:
+            tiles = self._held(Tiles, "tile")
+            tiles = tiles if allowed is None else only_tiles(tiles, allowed)
+            return scan_tiles(y, tiles, probed, kept, self._tiles, self.max_bytes)[1]
+        width = min(self._width, lists.packed.shape[0])
+        if width == 0:
+            return probed[:, :0]
+        lists = lists if allowed is None else only(lists, allowed)
+        return scan_queries(y, lists, probed, None, kept, width, self.max_bytes)[1]
 
     def extra_repr(self) -> str:
         shape = f"k={self.k}, nprobe={self.nprobe}, max_codes={self.max_codes}, width={self._width}"

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ._arrays import as_tensor
+
 # What a profile says of the fields that a caller leaves None.
 PROFILES: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -55,7 +57,8 @@ class SearchParams:
         and so many rows have come since. "manual" (default) leaves the lists alone.
     safe_pruning : taken for the sake of code written for torch-ivf; it has no effect, as there. Skipping lists that
         cannot hold a result has not paid where it was measured.
-    selector : the ids that may be found: int64 (n,) in any order, or a bool mask whose entry i is for id i.
+    selector : the ids that may be found: int64 (n,) in any order, or a bool mask whose entry i is for id i; a
+        tensor, array or list.
     debug_stats : whether to put a dict of what the search did into ``index.last_search_stats``.
     approximate : True is another way to say profile="approx".
 
@@ -97,8 +100,8 @@ class SearchParams:
             whole(getattr(self, name) or 0, name, 0)
         if self.nprobe is not None:
             positive(self.nprobe, "nprobe")
-        if self.selector is not None and not isinstance(self.selector, Tensor):
-            raise TypeError(f"selector must be a bool or int64 torch.Tensor, got {type(self.selector).__name__}")
+        if self.selector is not None:
+            object.__setattr__(self, "selector", as_tensor(self.selector, "selector"))
         lost = [name for name in _SHARE if getattr(self, name)]
         if lost and not self.of("candidate_budget"):
             raise ValueError(f"{lost[0]} shares out a candidate_budget: give one, or a profile that has one")

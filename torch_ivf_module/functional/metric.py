@@ -98,11 +98,16 @@ def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
     >>> exact_scores(torch.zeros(1, 2), torch.tensor([[[3.0, 4.0]]]), "l2")
     tensor([[-25.]])
     """
+    if metric != "l2" or (torch.is_grad_enabled() and x.requires_grad):
+        return differentiable_scores(x, vectors, metric)
+    return vectors.sub_(x[:, None]).square_().sum(-1).neg_()
+
+
+def differentiable_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
+    """`exact_scores` that overwrites nothing, for every kind of derivative with respect to `x`."""
     if metric != "l2":
         return torch.einsum("qd,qkd->qk", x, vectors)
-    if torch.is_grad_enabled() and x.requires_grad:
-        return -(x[:, None] - vectors).square().sum(-1)
-    return vectors.sub_(x[:, None]).square_().sum(-1).neg_()
+    return -(x[:, None] - vectors).square().sum(-1)
 
 
 def rounding(d: int) -> float:

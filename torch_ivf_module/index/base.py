@@ -17,9 +17,11 @@ from ..functional.lists import InvertedLists, restricted, vectors_at
 from ..functional.probe import Coarse
 from ..functional.range_scan import range_search
 from ..functional.search import MODES, SearchOptions, finite_queries, lookup, probe_lists, search
+from ..functional.transforms import differentiable, outside, scored
 from ..params import SearchParams, positive
 from . import check
 from .building import Builds
+from .eager import eager, opaque, recorded_by_fx, refuse_recording
 from .module import Self
 from .peers import TorchIvfNames
 from .saves import Saves
@@ -84,6 +86,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
 
     # -- building ------------------------------------------------------------------------------------------
 
+    @eager
     def fit(
         self: Self,
         x: Tensor,
@@ -100,6 +103,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
 
     # -- searching -----------------------------------------------------------------------------------------
 
+    @opaque
     def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
         """The k nearest stored vectors of each query.
 
@@ -118,9 +122,10 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         place for a query that is not finite. Raises ValueError, TypeError or RuntimeError (untrained index), each
         naming the argument.
         """
-        scores, rows, segments = self._found(x, k, params)
-        return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows)
+        scores, ids, _ = self._answer(x, k, params, "search")
+        return metrics.to_distance(scores, self.metric), ids
 
+    @opaque
     def search_and_reconstruct(
         self, x: Tensor, k: int, *, params: SearchParams | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,17 +137,33 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         >>> index.search_and_reconstruct(torch.tensor([[0.0, 0.9]]), 1)[2]
         tensor([[[0., 1.]]])
         """
-        scores, rows, segments = self._found(x, k, params)
-        found = vectors_at([part.packed for part in segments], rows)
-        return metrics.to_distance(scores, self.metric), lookup([part.ids for part in segments], rows), found
+        scores, ids, vectors = self._answer(x, k, params, "search_and_reconstruct", with_vectors=True)
+        return metrics.to_distance(scores, self.metric), ids, vectors
 
-    def _found(self, x: Tensor, k: int, params: SearchParams | None) -> tuple[Tensor, Tensor, list[InvertedLists]]:
-        """What `search` finds: scores and rows (nq, k), best first, and the lists that the rows are counted in."""
+    def _answer(
+        self, x: Tensor, k: int, params: SearchParams | None, action: str, *, with_vectors: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (nq, k), differentiable in x, best first, ids (nq, k), and vectors (nq, k, d) if asked for."""
+        refuse_recording(action)
         x = check.vectors(x, "x", self.d, self.device)
         k = positive(k, "k")
-        params = self._params(params)
-        self._require_trained("search")
-        return self._search(self._prepared(x), k, params)
+        self._require_trained(action)
+        self._check_plain()
+        queries = self._prepared(x)
+        differentiate = differentiable(queries)
+
+        def find(plain: Tensor) -> tuple[Tensor, ...]:
+            scores, rows, segments = self._search(plain, k, self._params(params))
+            ids = lookup([part.ids for part in segments], rows)
+            if not (with_vectors or differentiate):
+                return scores, ids, scores.new_empty(scores.shape[0], 0)
+            return scores, ids, vectors_at([part.packed for part in segments], rows)
+
+        scores, ids, vectors = outside(find, queries)
+        if differentiate:
+            with torch.autocast(self.device.type, enabled=False):
+                return scored(queries, ids, vectors, self.metric)
+        return scores, ids, vectors
 
     def _prepared(self, x: Tensor) -> Tensor:
         """Queries as they are compared."""
@@ -185,6 +206,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
             self.last_search_stats = stats
         return scores, rows, segments
 
+    @eager
     def range_search(
         self, x: Tensor, radius: float | Tensor, *, params: SearchParams | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,6 +216,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params` it takes `nprobe`
         and `selector`: lists are read whole, `max_codes` and budgets are ignored, as in faiss. Raises as `search`.
         """
+        refuse_recording("range_search")
         x = check.vectors(x, "x", self.d, self.device)
         radii = check.radii(radius, "radius", x.shape[0], self.device)
         params = self._params(params)
@@ -223,15 +246,21 @@ class IndexBase(TorchIvfNames, Saves, Builds):
 
         Under torch.compile it is the graph made by ``graph()``, if neither index nor settings have changed since.
         """
-        if torch.compiler.is_compiling():
-            if self._own_graph is not None:
-                own: tuple[Tensor, Tensor] = self._own_graph(x)
-                return own
-            torch._dynamo.graph_break("an index compiles once index.graph() has been called, and again after a change")
+        if torch.compiler.is_compiling() and self._own_graph is not None:
+            own: tuple[Tensor, Tensor] = self._own_graph(x)
+            return own
+        if (node := recorded_by_fx(self, x)) is not None:
+            return node
+        return self._layer(x)
+
+    @opaque
+    def _layer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        refuse_recording("forward")
         x = check.layer_input(x, "x", self.d, self.device)
         found, ids = self.search(x.reshape(-1, self.d), self.k)
         return found.view(*x.shape[:-1], self.k), ids.view(*x.shape[:-1], self.k)
 
+    @eager
     def graph(
         self,
         k: int | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..functional import lists as ragged
 from ..functional import metric as metrics
 from . import check, state
+from .eager import eager
 from .module import Self
 from .reading import Reads
 
@@ -24,6 +25,7 @@ _GONE_SHARE = 8
 class Builds(Reads):
     """An index that vectors are added to and taken from."""
 
+    @eager
     def add(self, x: Tensor) -> None:
         """Add vectors x (n, d), numbered on from ``next_id``.
 
@@ -36,6 +38,7 @@ class Builds(Reads):
         end = check.numbering(first, x.shape[0])
         self._add(x, torch.arange(first, end, device=self.device), end, custom_ids=False)
 
+    @eager
     def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
         """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
         x = check.vectors(x, "x", self.d, self.device)
@@ -72,6 +75,7 @@ class Builds(Reads):
         """The list of each row (n,)."""
         return torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
 
+    @eager
     def remove_ids(self, ids: Tensor) -> int:
         """Remove vectors by id and return how many rows went.
 
@@ -98,10 +102,10 @@ class Builds(Reads):
 
     def _selected(self, ids: Tensor) -> Tensor:
         """Distinct ids, ascending, given as numbers or as a bool mask over ids."""
-        if isinstance(ids, Tensor) and ids.dtype == torch.bool:
-            return torch.nonzero(check.mask(ids, "ids", self.device))[:, 0]
-        return check.id_list(ids, "ids", self.device).unique()
+        chosen = check.selector(ids, "ids", self.device)
+        return torch.nonzero(chosen)[:, 0] if chosen.dtype == torch.bool else chosen.unique()
 
+    @eager
     def update(self, ids: Tensor, x: Tensor) -> None:
         """Replace the vectors of ids (n,) by x (n, d). Raises KeyError for an unknown id, ValueError for one given
         twice; the index is then as it was."""
@@ -121,6 +125,7 @@ class Builds(Reads):
             self._drop(held, waiting)
             self._stage(rows, ids, assigned, next_id, custom_ids=False)
 
+    @eager
     def merge_from(self, other: Builds, add_id: int = 0) -> None:
         """Move all vectors of `other`, another index of the same d, metric and centroids, here; it ends up as
         after `reset`.
@@ -166,6 +171,7 @@ class Builds(Reads):
             raise ValueError("other must have the same centroids to be merged, got others: train one, deepcopy it")
         self._require_trained("merge_from")
 
+    @eager
     def copy_subset(self: Self, ids: Tensor) -> Self:
         """A new index of the vectors of some ids, given as in `remove_ids`: those that call would remove, copied.
 
@@ -189,6 +195,7 @@ class Builds(Reads):
             twin._put(list_offsets=part[1], list_ids=part[2], next_id=twin._raw(state.NEXT_ID))
             return twin
 
+    @eager
     def reset(self) -> None:
         """Forget the vectors, and number from 0 again, as faiss does; centroids stay."""
         if self._raw("centroids").shape[0]:

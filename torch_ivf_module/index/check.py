@@ -10,10 +10,13 @@ import operator
 import torch
 from torch import Tensor
 
+from .._arrays import as_tensor
+from ..functional.transforms import wrapped
 from .state import LAST_ID
 
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
 _FLOATS = (*STORAGE, torch.float64)
+_IDS = (torch.int64, torch.int32, torch.uint32, torch.uint64)
 
 
 def vectors(x: object, name: str, d: int, device: torch.device) -> Tensor:
@@ -36,15 +39,23 @@ def layer_input(x: object, name: str, d: int, device: torch.device) -> Tensor:
 
 def floats(x: object, name: str, device: torch.device) -> Tensor:
     """`x` as a tensor of floats on `device`."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor({name})")
-    if x.dtype not in _FLOATS:
+    tensor = as_tensor(x, name)
+    if tensor.dtype not in _FLOATS:
+        cast = f"{name}.float()" if isinstance(x, Tensor) else f"torch.as_tensor({name}).float()"
         raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {_word(x.dtype)}; cast it with {name}.float()"
+            f"{name} must be float16, bfloat16, float32 or float64, got {_word(tensor.dtype)}; cast it with {cast}"
         )
-    if x.device != device:
-        raise ValueError(f"{name} is on {x.device}, the index is on {device}; move it with {name}.to('{device}')")
-    return x
+    return _placed(tensor, x, name, device)
+
+
+def _placed(tensor: Tensor, given: object, name: str, device: torch.device) -> Tensor:
+    """`tensor`, made of what was given, on `device`: arrays and lists are moved there, tensors have to be."""
+    if tensor.device == device:
+        return tensor
+    if isinstance(given, Tensor):
+        where = f"{name} is on {tensor.device}, the index is on {device}"
+        raise ValueError(f"{where}; move it with {name}.to('{device}')")
+    return tensor.to(device)
 
 
 def ids(value: object, name: str, rows: int, device: torch.device) -> Tensor:
@@ -67,15 +78,23 @@ def numbering(first: int, rows: int) -> int:
 
 def id_list(value: object, name: str, device: torch.device) -> Tensor:
     """`value` as a list of int64 ids on `device`, of any length."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be an int64 torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} must be int64 or int32, got {_word(value.dtype)}; cast it with {name}.long()")
-    if value.dim() != 1:
-        raise ValueError(f"{name} must have shape (n,), got {tuple(value.shape)}")
-    if value.device != device:
-        raise ValueError(f"{name} is on {value.device}, the index is on {device}; move it with {name}.to('{device}')")
-    return value.detach().long()
+    tensor = as_tensor(value, name)
+    if tensor.dtype not in _IDS:
+        cast = f"{name}.long()" if isinstance(value, Tensor) else f"torch.as_tensor({name}).long()"
+        raise TypeError(f"{name} must be int64 or int32, got {_word(tensor.dtype)}; cast it with {cast}")
+    if tensor.dim() != 1:
+        raise ValueError(f"{name} must have shape (n,), got {tuple(tensor.shape)}")
+    found = _plain(_placed(tensor, value, name, device), name).detach().long()
+    if tensor.dtype == torch.uint64 and bool((found < 0).any()):
+        raise ValueError(f"{name} must be below 2^63, got {int(found[found < 0][0]) + 2**64}")
+    return found
+
+
+def _plain(tensor: Tensor, name: str) -> Tensor:
+    """`tensor`, which must not belong to a running torch.func transform."""
+    if wrapped(tensor):
+        raise ValueError(f"{name} is transformed by torch.func (vmap, grad, ...): only queries x may be")
+    return tensor
 
 
 def whole(value: object, name: str) -> int:
@@ -91,28 +110,31 @@ def whole(value: object, name: str) -> int:
 
 def mask(value: object, name: str, device: torch.device) -> Tensor:
     """`value` as a bool mask over ids on `device`, of any length."""
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        came = _word(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be a bool torch.Tensor, entry i for id i, got {came}")
-    if value.dim() != 1 or value.device != device:
-        came = f"got {tuple(value.shape)} on {value.device}"
-        raise ValueError(f"{name} as a mask must have shape (n,) on {device}, {came}")
-    return value
+    tensor = as_tensor(value, name)
+    if tensor.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool mask, entry i for id i, got {_word(tensor.dtype)}")
+    if tensor.dim() != 1:
+        raise ValueError(f"{name} as a mask must have shape (n,), got {tuple(tensor.shape)}")
+    return _plain(_placed(tensor, value, name, device), name)
 
 
-def selector(value: Tensor, name: str, device: torch.device) -> Tensor:
+def selector(value: object, name: str, device: torch.device) -> Tensor:
     """`value` as a bool mask over ids, or as a list of int64 ids, on `device`."""
-    return mask(value, name, device) if value.dtype == torch.bool else id_list(value, name, device)
+    if as_tensor(value, name).dtype == torch.bool:
+        return mask(value, name, device)
+    return id_list(value, name, device)
 
 
 def radii(value: object, name: str, queries: int, device: torch.device) -> Tensor:
     """`value`, a number or a tensor of one for each query, as float32 (queries,) on `device`, none of them NaN."""
-    if isinstance(value, Tensor) and value.dim():
-        if value.shape != (queries,):
-            raise ValueError(f"{name} must be a number or have shape ({queries},), got {tuple(value.shape)}")
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    given = torch.tensor(float(value), device=device) if number else as_tensor(value, name)  # type: ignore[arg-type]
+    if given.dim() and given.shape != (queries,):
+        raise ValueError(f"{name} must be a number or have shape ({queries},), got {tuple(given.shape)}")
+    if given.dim():
         found = floats(value, name, device).detach().float()
     else:
-        found = torch.full((queries,), float(value), dtype=torch.float32, device=device)  # type: ignore[arg-type]
+        found = torch.full((queries,), float(given), dtype=torch.float32, device=device)
     if bool(found.isnan().any()):
         raise ValueError(f"{name} must be a number, got nan")
     return found

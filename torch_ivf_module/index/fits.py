@@ -19,10 +19,11 @@ class Fits(nn.Module):
 
         ``train(x, ...)`` is `fit`; ``train(True)`` and ``train(False)`` set the training flag.
         """
-        if isinstance(mode, Tensor):
-            return self.fit(mode, **settings)
+        given: object = mode
+        if isinstance(given, Tensor) or (hasattr(given, "__len__") and not isinstance(given, (str, bytes))):
+            return self.fit(given, **settings)
         if not isinstance(mode, bool):
-            raise TypeError(f"train takes a bool or a float tensor (n, {self.d}), got {type(mode).__name__}")
+            raise TypeError(f"train takes a bool or float vectors (n, {self.d}), got {type(mode).__name__}")
         if settings:
             raise TypeError(f"train(mode) takes no {', '.join(settings)}: pass a tensor to fit the index")
         return super().train(mode)

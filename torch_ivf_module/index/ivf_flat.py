@@ -22,6 +22,7 @@ from ..functional.probe import Coarse, coarse_of, probe
 from ..params import SearchParams, positive
 from . import check
 from .base import IndexBase
+from .eager import eager
 from .module import Self
 from .peers import TorchIvfSettings
 
@@ -106,6 +107,7 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         """The order that the rows of each list are in, those aside that have come since; "none" after `fit`."""
         return self._list_ordering
 
+    @eager
     def rebuild_lists(self, *, ordering: str | None = None) -> None:
         """Sort the rows of each list so that a search with a budget, which reads the first, finds the most.
 
@@ -156,6 +158,7 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         self._list_ordering = "none" if self.ntotal else self._list_ordering
         super()._take(given, assign=assign)
 
+    @eager
     def fit(
         self: Self,
         x: Tensor,
@@ -178,6 +181,7 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         self._adopt(self._clustered(x, Share.alone(x), verbose=verbose, **settings))
         return self
 
+    @eager
     def retrain(self, x: Tensor | None = None, *, verbose: bool = False, **settings: Any) -> Retrained:
         """Go on with k-means from the centroids there are, on x (n, d) or the stored vectors, and move every vector.
 

@@ -19,6 +19,7 @@ from ..functional import lists as ragged
 from ..functional import metric as metrics
 from ..functional.lists import InvertedLists, inverted_lists
 from ..functional.probe import Coarse
+from ..functional.transforms import run_outside, transforming, wrapped
 from ..params import positive
 from . import check, state
 from .integrity import CHECKSUMS, Integrity, Sources, same, version_of
@@ -108,6 +109,16 @@ class IndexModule(nn.Module):
     @property
     def _nlist(self) -> int:
         return max(0, self._raw("list_offsets").shape[0] - 1)
+
+    def _check_plain(self) -> None:
+        """Raise RuntimeError if a torch.func transform was given a buffer, which has no derivative and no batch."""
+        if transforming():
+            for name in state.NAMES:
+                if wrapped(self._raw(name)):
+                    raise RuntimeError(
+                        f"{name} is transformed by torch.func: pass the buffers of an index to functional_call as they "
+                        "are, outside of the arguments that grad, jvp or vmap transform"
+                    )
 
     # -- what is computed from the buffers -----------------------------------------------------------------
 
@@ -243,8 +254,10 @@ class IndexModule(nn.Module):
     def _pack(self) -> None:
         """Take the removed rows out of the buffers and the waiting ones in."""
         staging = self.__dict__.get("_staging")
-        if staging is None or not staging.pending:
-            return
+        if staging is not None and staging.pending:
+            run_outside(self._pack_pending)
+
+    def _pack_pending(self) -> None:
         with self._lock, torch.no_grad():
             staging = self._staging
             if not staging.pending:  # another thread was first

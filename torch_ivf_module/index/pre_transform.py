@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..params import SearchParams, positive
 from . import check
 from .base import IndexBase
+from .eager import recorded_by_fx
 from .fits import Fits
 from .saves import Saves
 
@@ -114,6 +115,8 @@ class IndexPreTransform(Fits, Saves):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``search(x, index.k)`` for x (..., d): D and I of shape (..., k)."""
+        if (node := recorded_by_fx(self, x)) is not None:
+            return node
         x = check.layer_input(x, "x", self.d, self.index.device)
         found: tuple[Tensor, Tensor] = self.index(self._through(x))
         return found

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..functional import lists as ragged
 from ..functional.by_id import last_of, rows_with
 from . import check
+from .eager import eager
 from .module import IndexModule
 
 
@@ -30,16 +31,19 @@ class ListStats(NamedTuple):
 class Reads(IndexModule):
     """An index that is read by id and by list."""
 
+    @eager
     def reconstruct(self, id: int) -> Tensor:
         """The stored vector (d,) of an id, in the storage dtype; of a duplicate id the last. KeyError if unknown."""
         return self.reconstruct_batch(torch.tensor([check.whole(id, "id")], device="cpu").to(self.device))[0]
 
+    @eager
     def reconstruct_n(self, start: int, n: int) -> Tensor:
         """The stored vectors (n, d) of ids ``start : start + n``, each as `reconstruct`. KeyError if one is unknown."""
         if check.whole(n, "n") < 0:
             raise ValueError(f"n must be >= 0, got {n}")
         return self.reconstruct_batch(check.whole(start, "start") + torch.arange(n, device=self.device))
 
+    @eager
     def reconstruct_batch(self, ids: Tensor) -> Tensor:
         """The stored vectors (n, d) of ids (n,) int64, each as `reconstruct`. KeyError if one is unknown."""
         wanted, back = check.id_list(ids, "ids", self.device).unique(return_inverse=True)
@@ -58,11 +62,13 @@ class Reads(IndexModule):
                 found[at >= 0] = waiting[at[at >= 0]]
         return found[back]
 
+    @eager
     def list_sizes(self) -> Tensor:
         """Vectors in each list, (L,) int64; a flat index is one list, an untrained one has none."""
         offsets = self._packed()[1]
         return ragged.lengths(offsets) if self._nlist else offsets[:0]
 
+    @eager
     def imbalance_factor(self) -> float:
         """How many times the rows of evenly filled lists a query reads, were queries spread as the vectors are.
 
@@ -71,6 +77,7 @@ class Reads(IndexModule):
         sizes = self.list_sizes().double()
         return float(sizes.shape[0] * sizes.square().sum() / sizes.sum().square()) if self.ntotal else 1.0
 
+    @eager
     def list_stats(self) -> ListStats:
         """The number of lists, how many are empty, their least, median and greatest size, and `imbalance_factor`."""
         sizes = self.list_sizes()
@@ -85,6 +92,7 @@ class Reads(IndexModule):
             imbalance=self.imbalance_factor(),
         )
 
+    @eager
     def memory_bytes(self) -> int:
         """Bytes of the buffers and of what was derived from them so far; graphs made of the index are left out."""
         with self._lock:

@@ -1,0 +1,177 @@
+"""Derivatives and torch.func transforms of a search, against a brute-force search in plain operations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.utils._pytree import tree_leaves
+
+from tests.problems import normal
+from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, SearchParams
+
+D, K = 8, 3
+# Forward mode loads decompositions that torch itself writes in TorchScript.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+X = normal(400, D)
+Q, V = normal(4, D, seed=5), normal(4, D, seed=6)
+
+
+def made(kind: str, metric: str):
+    """An index with rows that are packed and rows that wait, and its distances as a function of queries."""
+    if kind == "ivf":
+        index = IndexIVFFlat(D, nlist=4, nprobe=4, metric=metric)
+        index.train(X)
+    else:
+        index = IndexFlat(D, metric=metric)
+    index.add(X[:390])
+    index.add(X[390:])
+    if kind in ("rows", "tiles"):
+        graph = index.graph(k=K, layout=kind)
+        return index, lambda x: graph(x)[0]
+    return index, lambda x: index.search(x, K)[0]
+
+
+def plain(metric: str):
+    def distances(x):
+        if metric == "l2":
+            return (x[..., None, :] - X).square().sum(-1).topk(K, largest=False)[0]
+        rows = X
+        if metric == "cosine":
+            x, rows = nn.functional.normalize(x, dim=-1), nn.functional.normalize(X, dim=-1)
+        return (x @ rows.t()).topk(K)[0]
+
+    return distances
+
+
+def of_one(f):
+    """A scalar function of one query (d,), with a second derivative."""
+    return lambda x: f(x[None]).square().sum()
+
+
+def dual(f):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(Q, V))).tangent
+
+
+def twice(f):
+    x = Q.clone().requires_grad_()
+    first = torch.autograd.grad(f(x).square().sum(), x, create_graph=True)[0]
+    return torch.autograd.grad((first * V).sum(), x)[0]
+
+
+TRANSFORMS = {
+    "grad": lambda f: grad(lambda x: f(x).square().sum())(Q),
+    "jacrev": lambda f: jacrev(f)(Q),
+    "jvp": lambda f: jvp(f, (Q,), (V,))[1],
+    "jacfwd": lambda f: jacfwd(f)(Q),
+    "vmap": lambda f: vmap(f, in_dims=1)(Q.view(2, 2, D)),
+    "vmap of vmap": lambda f: vmap(vmap(f))(Q.view(2, 2, 1, D)),
+    "vmap of grad": lambda f: vmap(grad(of_one(f)))(Q),
+    "vmap of jvp": lambda f: vmap(lambda x, v: jvp(f, (x[None],), (v[None],))[1])(Q, V),
+    "hessian": lambda f: hessian(of_one(f))(Q[0]),
+    "forward twice": lambda f: jacfwd(jacfwd(of_one(f)))(Q[0]),
+    "reverse twice": lambda f: jacrev(jacrev(of_one(f)))(Q[0]),
+    "dual numbers": dual,
+    "double backward": twice,
+}
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "rows", "tiles"])
+def test_transforms(kind, metric, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr("torch_ivf_module.functional.kernels.KERNELS", [])
+    for name, transform in TRANSFORMS.items():
+        index, search = made(kind, metric)  # without caches, so that the transform comes upon none
+        for _ in range(2):
+            torch.testing.assert_close(transform(search), transform(plain(metric)), rtol=1e-3, atol=1e-4, msg=name)
+        caches = (index._derived, index._sorted, vars(index._staging), dict(index.named_buffers()))
+        tensors = [part for part in tree_leaves(caches) if isinstance(part, torch.Tensor)]
+        assert tensors, name
+        assert not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)), name
+        torch.testing.assert_close(index.search(Q, K)[0], plain(metric)(Q), rtol=1e-4, atol=1e-4)
+
+
+def test_finite_differences():
+    grid = torch.cartesian_prod(torch.arange(0.0, 9, 3), torch.arange(0.0, 9, 3))
+    index = IndexFlatL2(2)
+    index.add(grid)
+    x = (grid[[0, 4]] + torch.tensor([0.5, 0.3])).double().requires_grad_()
+
+    def distances(x):
+        return index.search(x, 3)[0].double().square()
+
+    # float32 inside, so the steps are wide; a fourth power has no error in its second difference worth noting.
+    assert torch.autograd.gradcheck(distances, (x,), eps=1e-2, atol=0.05, rtol=0.05, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(distances, (x,), eps=1e-2, atol=0.05, rtol=0.05)
+
+
+def test_places_without_a_result_have_a_gradient_of_zero():
+    index = IndexFlatL2(2)
+    index.add(torch.tensor([[1.0, 2.0]]))
+    x = torch.tensor([[0.0, 0.0], [torch.nan, 1.0]], requires_grad=True)
+    found, ids = index.search(x, 3)
+    assert ids.tolist() == [[0, -1, -1], [-1, -1, -1]]
+    found[ids >= 0].sum().backward()
+    assert x.grad.tolist() == [[-2.0, -4.0], [0.0, 0.0]]
+
+
+def test_ids_that_are_negative_are_no_padding():
+    index = IndexFlatL2(2)
+    index.add_with_ids(torch.eye(2), torch.tensor([-7, -2]))
+    found, ids = index.search(torch.tensor([[0.0, 0.9]], requires_grad=True), 3)
+    assert ids.tolist() == [[-2, -7, -1]]
+    assert found.requires_grad
+
+
+def test_vectors_found_inside_a_transform():
+    index, _ = made("ivf", "l2")
+    found = vmap(lambda x: index.search_and_reconstruct(x[None], K))(Q)
+    for part, expected in zip(found, index.search_and_reconstruct(Q, K), strict=True):
+        torch.testing.assert_close(part[:, 0], expected)
+
+
+def test_functional_call_with_rows_that_wait():
+    index, _ = made("flat", "l2")
+    model = nn.Sequential(nn.Linear(D, D), index)
+    weights = dict(model.named_parameters())
+    index.add(X[:5] + 9)
+
+    def loss(weights):
+        return functional_call(model, weights, (Q,))[0].sum()
+
+    found = grad(loss)(weights)
+    loss({name: weight.detach().requires_grad_() for name, weight in weights.items()})
+    model(Q)[0].sum().backward()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad)
+    index.add(X[:5] + 19)
+    grad(lambda x: x.sum() + index.list_ids.sum())(Q)  # packs
+    assert index.search(X[:5] + 19, 1)[1][:, 0].tolist() == list(range(405, 410))
+
+
+REFUSED = {
+    "add": lambda index: vmap(index.add)(Q[None]),
+    "remove_ids": lambda index: grad(lambda x: index.remove_ids(torch.arange(3)) * x.sum())(Q),
+    "range_search": lambda index: grad(lambda x: index.range_search(x, 9.0)[1].sum())(Q),
+    "reconstruct": lambda index: vmap(lambda x: index.reconstruct(0) + x)(Q),
+    "list_ids": lambda index: vmap(lambda ids: functional_call(index, {"list_ids": ids}, (Q,))[1])(
+        torch.stack([index.list_ids] * 2)
+    ),
+    "selector": lambda index: vmap(lambda chosen: index.search(Q, 1, params=SearchParams(selector=chosen))[0])(
+        torch.ones(2, 5, dtype=torch.bool)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_transformed(name):
+    index, _ = made("flat", "l2")
+    with pytest.raises((RuntimeError, ValueError), match=rf"{name}.* torch\.func"):
+        REFUSED[name](index)
+    assert index.ntotal == 400
+    assert index.search(X, 1)[1][:, 0].tolist() == list(range(400))

@@ -1,0 +1,83 @@
+"""What callers pass for a tensor: arrays, memory maps, lists and ranges are taken, other layouts are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+_LAYOUTS = {
+    torch.sparse_coo: "sparse",
+    torch.sparse_csr: "sparse",
+    torch.sparse_csc: "sparse",
+    torch.sparse_bsr: "sparse",
+    torch.sparse_bsc: "sparse",
+    torch._mkldnn: "in oneDNN's layout",  # type: ignore[attr-defined]
+}
+
+
+def as_tensor(value: object, name: str) -> Tensor:
+    """`value` as a dense tensor: a tensor as it is, anything else as a CPU tensor that may share memory with it.
+
+    numpy arrays (read-only and memory-mapped ones too), nested lists, ranges, and what has `__array__`. Nobody may
+    write to the result. Raises TypeError for a tensor or array of another layout, naming the conversion.
+
+    >>> as_tensor(range(3), "ids")
+    tensor([0, 1, 2])
+    """
+    if isinstance(value, Tensor):
+        _refuse_layouts(value, name)
+        return value
+    if isinstance(value, torch.fx.Proxy):
+        raise TypeError(
+            f"{name} is a torch.fx Proxy, but a search cannot be traced step by step: call the index as a layer, "
+            "index(x), which is recorded as one call, or trace index.graph(...)"
+        )
+    if hasattr(value, "__cuda_array_interface__"):
+        return torch.as_tensor(value)
+    if hasattr(value, "toarray"):
+        raise TypeError(f"{name} must be dense, got a sparse {type(value).__name__}; pass {name}.toarray()")
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) and item.dim() for item in value):
+        raise TypeError(f"{name} must be one tensor, got a {type(value).__name__} of tensors; use torch.stack({name})")
+    return _from_array(value, name)
+
+
+def _refuse_layouts(x: Tensor, name: str) -> None:
+    """TypeError for a tensor whose numbers do not lie in strided memory as they are."""
+    if x.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one; pass {name}.values() or to_padded_tensor(0)")
+    if x.is_quantized:
+        raise TypeError(f"{name} must be a dense float tensor, got a quantized one; pass {name}.dequantize()")
+    if type(x).__name__ == "MaskedTensor":
+        raise TypeError(f"{name} must be a dense tensor, got a MaskedTensor; pass {name}.to_tensor(0)")
+    if x.layout is not torch.strided:
+        kind = _LAYOUTS.get(x.layout, str(x.layout))
+        raise TypeError(f"{name} must be a dense tensor, got one that is {kind} ({x.layout}); pass {name}.to_dense()")
+
+
+def _from_array(value: object, name: str) -> Tensor:
+    if isinstance(value, numpy.ma.MaskedArray):
+        raise TypeError(f"{name} must be a dense array, got a masked one; pass {name}.filled(0)")
+    try:
+        array: Any = numpy.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must have rows of one length: {error}") from None
+    if array.dtype.kind not in "biufc" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
+        came = type(value).__name__ if array.dtype.kind in "OUS" else f"an array of {array.dtype}"
+        raise TypeError(f"{name} must be a torch.Tensor, a numpy array or a list of numbers, got {came}")
+    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+    array = array.view(array.dtype.str)  # C has two types of 64 bits, of which torch knows one
+    if not array.size and isinstance(value, (list, tuple)):
+        return torch.empty(array.shape, dtype=torch.int64, device="cpu")
+    return torch.from_numpy(array if array.flags.writeable else numpy.asarray(_Shared(array)))
+
+
+class _Shared:
+    """The memory of a read-only array as a writable one: torch warns of an array that it could not write to."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array  # which owns the memory
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.__array_interface__["data"][0], False)}

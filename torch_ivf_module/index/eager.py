@@ -1,0 +1,76 @@
+"""Methods that run as they are, whatever records or transforms the code around them.
+
+torch.compile would trace an index piece by piece, each piece for the sizes it was first seen with; torch.jit.trace and
+torch.export would record one way through it for good.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+
+from ..functional.transforms import refuse_transform
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_REASON = (
+    "a search runs between compiled graphs; to compile it as part of one, as fullgraph=True asks for, use the module "
+    "that index.graph() returns, or call the index as a layer once index.graph() has been called"
+)
+
+
+def opaque(method: Callable[P, R]) -> Callable[P, R]:
+    """`method` as one step that torch.compile calls and does not look into.
+
+    torch.compiler.disable would import the compiler, which takes longer than most searches. Until somebody else has
+    imported it, nothing can be compiled.
+    """
+    # What torch.compiler.disable sets, so that the compiler names the reason.
+    method._torchdynamo_disable, method._torchdynamo_disable_msg = True, _REASON  # type: ignore[attr-defined]
+    disabled: Callable[P, R] = _disable_dynamo(method)
+
+    @functools.wraps(method)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        return (disabled if "torch._dynamo" in sys.modules else method)(*args, **kwargs)
+
+    return called
+
+
+def eager(method: Callable[P, R]) -> Callable[P, R]:
+    """`opaque`, and refused inside a torch.func transform: for what changes an index, or reads it without a query."""
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_transform(method.__name__)
+        return method(*args, **kwargs)
+
+    return opaque(checked)
+
+
+def refuse_recording(action: str) -> None:
+    """RuntimeError while torch.jit.trace, torch.export, torch.onnx.export or make_fx records what one batch takes."""
+    recorder = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    if recorder is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+        raise RuntimeError(
+            f"{action} of an index cannot be recorded, because what it does depends on the queries: put "
+            "index.graph(...) in its place, and see torch_ivf_module.export for writing files"
+        )
+
+
+def recorded_by_fx(module: nn.Module, x: Any) -> tuple[Tensor, Tensor] | None:
+    """``module(x)`` as one node of the graph that torch.fx records, where x is a Proxy; else None."""
+    if not isinstance(x, torch.fx.Proxy):
+        return None
+    name = x.tracer.path_of_module(module)  # type: ignore[attr-defined]
+    if not name:
+        raise TypeError(
+            f"{type(module).__name__} is one step for torch.fx: trace a module that holds it, or index.graph(...)"
+        )
+    found: Any = x.tracer.create_proxy("call_module", name, (x,), {})
+    return found[0], found[1]
