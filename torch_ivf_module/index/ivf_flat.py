@@ -310,5 +310,5 @@ def _warn_few_rows(rows: int, nlist: int) -> None:
     if rows < 39 * nlist:
         warnings.warn(
             f"{rows} training rows for {nlist} centroids: give at least {39 * nlist} for good lists",
-            stacklevel=4,
+            stacklevel=6,  # two frames of `eager` among them
         )
