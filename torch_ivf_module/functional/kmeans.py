@@ -115,7 +115,7 @@ def _improved(
     generator: torch.Generator,
     add: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The mean of the rows of each cluster (L, d). Empty clusters take a half of others, or else keep their centroid."""
+    """The mean of the rows of each cluster (L, d); an empty one takes a half of another, or else keeps its centroid."""
     counts = add(torch.bincount(assigned, minlength=centroids.shape[0]))
     means = (add(_sums(rows, assigned, centroids)) / counts.clamp(min=1)[:, None]).float()
     empty = torch.nonzero(counts == 0)[:, 0]
@@ -158,7 +158,7 @@ def _split(means: Tensor, spread: Tensor, weights: Tensor, empty: Tensor, genera
     As in faiss, both halves move, to opposite sides, but by a part of the spread (L,): a step relative to the mean
     would depend on where zero is. Each split has a random direction, so that a cluster that is split several times
     falls into as many parts. All draws are made at once. A cluster that is drawn several times is split once, and what
-    is left of its draws is drawn again from the halves: about log2(E) rounds.
+    is left of its draws is drawn again from the halves: about log2(E) rounds. All tensors but `empty` are overwritten.
     """
     while empty.shape[0] and bool((weights > 0).any()):
         drawn = torch.multinomial(weights, empty.shape[0], replacement=True, generator=generator).unique()
