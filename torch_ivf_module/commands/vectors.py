@@ -6,6 +6,7 @@ N rows, d dim.
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -155,8 +156,11 @@ def _npz(path: Path, key: str | None, role: str) -> Vectors:
 
 
 def _pt(path: Path, key: str | None, role: str) -> Vectors:
-    # What torch wrote before 1.6 is no archive, and cannot be mapped.
-    held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with warnings.catch_warnings():
+        # torch 2.14 says that it checks sparse tensors, which are refused below.
+        warnings.filterwarnings("ignore", message="Validating sparse tensor", category=UserWarning)
+        # What torch wrote before 1.6 is no archive, and cannot be mapped.
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if isinstance(held, Tensor):
         held = {"": held}
     if not isinstance(held, dict):
