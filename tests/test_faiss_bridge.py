@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import few_training_rows, normal
+from tests.problems import defaults, few_training_rows, normal
 from torch_ivf_module import (
     IndexFlat,
     IndexFlatIP,
@@ -201,6 +201,81 @@ def test_what_does_not_work_is_told_what_does(faiss, recipe):
     index.train(normal(ROWS, D).numpy())
     with pytest.raises(TypeError, match=r"IndexIVFFlat.*IndexPreTransform|linear transforms"):
         from_faiss(index)
+
+
+APPROXIMATE = [
+    "IVF64(IVF8,Flat),Flat",
+    "IVF64_HNSW4,Flat",
+    "IVF64_HNSW4,SQfp16",
+    "IVF64_HNSW4,SQ8",
+    "IVF64(PQ4x4),SQ8",
+    "IVF64(SQ4),Flat",
+]
+
+
+@pytest.mark.parametrize("recipe", APPROXIMATE)
+def test_nothing_is_lost_to_an_approximate_coarse_quantizer(faiss, recipe, measure):
+    x = normal(3000, D)
+    index = faiss.index_factory(D, recipe, measure)
+    index.cp.niter = 2
+    coarse = faiss.downcast_index(index.quantizer)
+    if isinstance(coarse, faiss.IndexHNSW):
+        coarse.hnsw.efSearch = coarse.hnsw.efConstruction = 1
+    index.train(x.numpy())
+    index.add(x.numpy())
+    ours = from_faiss(index)
+    assert sorted(ours.list_ids.tolist()) == list(range(3000))
+    # Each vector is in the list whose centroid is the best for it, and has the value that faiss decodes.
+    centroids = torch.from_numpy(coarse.reconstruct_n(0, index.nlist)).double()
+    torch.testing.assert_close(ours.centroids.double(), centroids)
+    rows = ours.packed_embeddings.double()
+    scores = -torch.cdist(rows, centroids) if ours.metric == "l2" else rows @ centroids.T
+    lists = torch.repeat_interleave(torch.arange(index.nlist), ours.list_offsets.diff())
+    assert (scores.gather(1, lists[:, None])[:, 0] >= scores.amax(1) - 1e-5 * scores.abs().amax(1)).all()
+    index.make_direct_map()
+    decoded = torch.from_numpy(index.reconstruct_n(0, 3000))
+    torch.testing.assert_close(ours.packed_embeddings.float(), decoded[ours.list_ids], rtol=0, atol=1e-6)
+    # So no query finds less.
+    exact = IndexFlat(D, ours.metric)
+    exact.add(ours.reconstruct_n(0, 3000).float())
+    queries = normal(300, D, seed=5)
+    truth = exact.search(queries, K)[1]
+    for nprobe in (1, 4, 64):
+        index.nprobe = ours.nprobe = nprobe
+        theirs, mine = (
+            (found[:, :, None] == truth[:, None]).any(2).double().mean()
+            for found in (torch.from_numpy(index.search(queries.numpy(), K)[1]), ours.search(queries, K)[1])
+        )
+        assert mine >= theirs - (0.01 if nprobe < 64 else 0)
+
+
+def test_lists_of_an_exact_coarse_quantizer_stay_as_they_are(faiss, measure):
+    """Also where the vectors behind codes are nearer to another centroid."""
+    index = theirs(faiss, "IVF16,SQ4", measure)
+    ours = from_faiss(index)
+    tools = pytest.importorskip("faiss.contrib.inspect_tools")
+    for number, (start, end) in enumerate(zip(ours.list_offsets[:-1], ours.list_offsets[1:], strict=True)):
+        assert ours.list_ids[start:end].tolist() == tools.get_invlist(index.invlists, number)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "recipe", ["Flat", "IVF16,SQ8", "IVF16_HNSW8,Flat", "IDMap2,Flat", "PCA8,Flat", "L2norm,IVF16,Flat"]
+)
+def test_the_default_device_and_dtype_change_nothing(faiss, recipe, tmp_path):
+    index = theirs(faiss, recipe, faiss.METRIC_INNER_PRODUCT)
+    expected = from_faiss(index)
+    faiss.write_index(index, str(tmp_path / "theirs.faiss"))
+    for settings in ({"device": "meta"}, {"dtype": torch.float64}):
+        with defaults(**settings):
+            ours = from_faiss(index)
+            back = to_faiss(ours)
+            opened = load(tmp_path / "theirs.faiss")
+        for found in (ours, opened):
+            assert found.state_dict().keys() == expected.state_dict().keys()
+            for name, tensor in expected.state_dict().items():
+                assert torch.equal(found.state_dict()[name], tensor)
+                assert found.state_dict()[name].dtype == tensor.dtype
+        same_answers(back, index)
 
 
 def test_other_metrics_and_mixed_metrics_are_refused(faiss):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import agree
+from tests.problems import agree, defaults
 from torch_ivf_module import IndexIVFFlat, load
 from torch_ivf_module.checkpoint import VERSION
 
@@ -41,6 +41,20 @@ def test_opens_and_answers_as_it_did(path, mmap, request):
     # torch-ivf ranks float16 vectors in float16 arithmetic, and returns as much.
     rough = path.stem == "float16"
     agree(index.search(queries, k), answer, rtol=2e-2 if rough else 1e-4, atol=2e-2 if rough else 1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"device": "meta"}, {"dtype": torch.float64}], ids=["meta", "float64"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_default_device_and_dtype_change_nothing(path, settings, request):
+    if path.suffix == ".faiss":
+        request.getfixturevalue("faiss")
+    expected = load(path).state_dict()
+    with defaults(**settings):
+        found = load(path).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor)
+        assert found[name].dtype == tensor.dtype
 
 
 def test_every_format_so_far_has_its_files():

@@ -9,6 +9,7 @@ import re
 import runpy
 import subprocess
 import sys
+import warnings
 from functools import cache, partial
 from pathlib import Path
 
@@ -214,7 +215,10 @@ class Model(nn.Module):
 # Records and differentiates as the default does, and checks the same before every call, without a C++ compiler.
 RECORDS = "aot_eager"
 # The compiler uses what PyTorch says is deprecated.
-compiles = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+compiles = pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning",  # torch 2.13
+    "ignore:.*torch.jit:FutureWarning",  # torch 2.14
+)
 
 
 def compiled(model: nn.Module, **settings) -> nn.Module:
@@ -330,6 +334,26 @@ def test_every_format_answers_as_search(written, format, metric, graph):
         run = export.runner(written(format, graph, metric=metric), format)
     for n in BATCHES:
         same(run(queries(n)), index_of(metric).search(queries(n), K))
+
+
+@pytest.mark.parametrize("search_mode", ["matrix", "csr"])
+def test_torchscript_says_nothing_that_its_user_cannot_change(search_mode, tmp_path):
+    index = IndexFlatL2(D)
+    index.add(queries(50, seed=1))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        path = export.to_torchscript(index.graph(k=1), tmp_path / "search.pt", search_mode=search_mode)
+        export.runner(path, "torchscript")(queries())
+    assert said == []
+
+
+def test_a_program_that_scripts_a_graph_hears_of_its_own_call_alone():
+    index = IndexFlatL2(D)
+    index.add(queries(50, seed=1))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.jit.script(nn.Sequential(index.graph(k=1)))
+    assert [str(each.message).split("`")[1] for each in said] == ["torch.jit.script"]
 
 
 @pytest.mark.filterwarnings("ignore")

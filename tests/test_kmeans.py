@@ -120,6 +120,72 @@ def test_hopeless_data_gives_finite_centroids(metric, kind):
     assert objective.isfinite().all()
 
 
+def repeated(kind):
+    """Distinct rows (m, d), and how often each comes."""
+    times = torch.randint(1, 60, (64,), generator=torch.Generator().manual_seed(1))
+    return {
+        "normal": lambda: (normal(64, 8), times),
+        "one more often than all others": lambda: (normal(64, 8), torch.tensor([3000] + [2] * 63)),
+        "means at zero": lambda: (torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 6), times),
+        "far from zero": lambda: (normal(64, 8) + 1000, times),
+        "large": lambda: (normal(64, 8) * 1e15, times),
+    }[kind]()
+
+
+KINDS = ["normal", "one more often than all others", "means at zero", "large"]
+
+
+# Far from zero the rows have one direction, as far as a float32 product can tell: l2 only.
+@pytest.mark.parametrize(
+    ("metric", "kind"), [("l2", "far from zero"), *((metric, kind) for metric in METRICS for kind in KINDS)]
+)
+@pytest.mark.parametrize("nlist", [64, 90])
+def test_every_distinct_row_gets_a_centroid(metric, nlist, kind):
+    distinct, times = repeated(kind)
+    distinct = distinct if metric == "l2" else unit(distinct).float()
+    centroids, _ = kmeans(distinct.repeat_interleave(times, 0), nlist, niter=20, metric=metric)
+    apart = torch.cdist(distinct.double(), centroids.double(), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert (apart <= 1e-6 * distinct.double().norm(dim=1)).all()
+
+
+def test_rows_of_one_direction_count_as_equal_on_the_sphere():
+    directions = unit(normal(8, 4)).float()
+    lengths = torch.rand(400, 1, generator=torch.Generator().manual_seed(1)) + 0.5
+    x = directions.repeat(50, 1) * lengths
+    for metric in ("ip", "cosine"):
+        centroids, _ = kmeans(x, 20, metric=metric)
+        assert (torch.cdist(directions, centroids).amin(1) < 1e-5).all()
+
+
+@each_metric
+def test_the_draws_for_empty_clusters_do_not_grow_with_their_number(metric, monkeypatch):
+    """Of 4,096 lists all but a few are empty at first; the rows of the few differ."""
+    draws = []
+    drawn = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda *args, **kwargs: draws.append(1) or drawn(*args, **kwargs))
+    x = normal(8192, 4) + 0.1
+    centroids, objective = kmeans(x, 4096, niter=6, metric=metric, start=x[:4].repeat(1024, 1))
+    assert 1 <= len(draws) <= 6 * 20
+    assert centroids.isfinite().all()
+    assert objective[-1] < 0.1 * objective[0] if metric == "l2" else objective[-1] > objective[0]
+    draws.clear()
+    centroids, _ = kmeans(torch.ones(8192, 4), 4096, niter=2, metric=metric)
+    assert draws == []  # equal rows are not split
+    assert torch.equal(centroids, centroids[:1].expand_as(centroids))
+
+
+def test_halves_lie_around_the_mean_and_the_large_are_split_most():
+    """One round: the rows of 2 clusters, of which one has 20 times as many, and 20 empty ones."""
+    large, small = normal(2000, 8) * 0.01 + 1, normal(100, 8, seed=1) * 0.01 - 1
+    start = torch.cat([torch.ones(1, 8), -torch.ones(1, 8), torch.full((20, 8), 50.0)])
+    centroids, _ = kmeans(torch.cat([large, small]), 22, niter=1, start=start)
+    of_large = centroids[:, 0] > 0
+    assert 15 <= int(of_large.sum()) <= 21
+    assert len(centroids.unique(dim=0)) == 22
+    for rows, parts in ((large, centroids[of_large]), (small, centroids[~of_large])):
+        assert ((parts - rows.mean(0)).abs() < 6 / 1024 * rows.std() * 8**0.5).all()
+
+
 def test_translating_the_rows_translates_the_centroids():
     x = (blobs() * 64).round() / 64
     near, far = kmeans(x, 12)[0], kmeans(x + 1000, 12)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from tests.problems import (
     check,
     check_range,
     comparable,
+    defaults,
     flat,
     held,
     ivf,
@@ -375,20 +375,10 @@ def test_autocast_does_not_change_answers(mode, metric):
     assert torch.equal(found_ranges[0], ranges[0])
 
 
-@contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 SURROUNDINGS = {
-    "default dtype float64": lambda: default_dtype(torch.float64),
-    "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
-    "default device meta": lambda: torch.device("meta"),
+    "default dtype float64": lambda: defaults(dtype=torch.float64),
+    "default dtype bfloat16": lambda: defaults(dtype=torch.bfloat16),
+    "default device meta": lambda: defaults(device="meta"),
     "inference mode": torch.inference_mode,
     "no gradients": torch.no_grad,
 }

@@ -168,7 +168,9 @@ def _copy(file: Path, to: str) -> None:
 def _compile(program: torch.export.ExportedProgram, path: str) -> None:
     from torch._inductor import aoti_compile_and_package
 
-    aoti_compile_and_package(program, package_path=path)
+    with quietly():  # torch 2.13 itself uses what it says is deprecated
+        warnings.filterwarnings("ignore", message=r".*LeafSpec", category=FutureWarning)
+        aoti_compile_and_package(program, package_path=path)
 
 
 FORMATS: dict[str, Callable[..., Path]] = {

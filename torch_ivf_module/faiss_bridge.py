@@ -5,6 +5,7 @@ N vectors, L lists, d dim.
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ QUANTIZERS = (
 )
 
 
+CPU = torch.device("cpu")  # where faiss's vectors go, whatever the default device
+
+
 class Unsupported(TypeError):
     """No counterpart here; the text says what works."""
 
@@ -55,6 +59,8 @@ def from_faiss(index: Any) -> IndexBase | IndexPreTransform:
         `nn.Linear`; L2 normalisation before an inner product becomes metric "cosine".
 
     Vectors are copied, to the CPU. What only speeds faiss up (a direct map, a graph over the centroids) is left behind.
+    Lists are taken over as they are where the coarse quantizer is an IndexFlat. Any other is approximate and may have
+    put vectors into lists that are not the nearest: each vector is moved to its nearest list.
     `add` numbers on from the largest id. Raises TypeError for an index that has no counterpart, ValueError for one
     whose vectors are not finite, ImportError without faiss (extra `faiss`).
 
@@ -78,10 +84,10 @@ def _converted(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase | IndexP
         return _converted(faiss, index.index, labels if ids is None else ids[labels])
     if isinstance(index, faiss.IndexPreTransform):
         return _behind_transforms(faiss, index, _converted(faiss, index.index, ids))
-    # Exactly these: a class made of one of them may lay its vectors out in another way.
+    # Exactly these, as in _is_flat.
     if type(index) in (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer):
         return _ivf(faiss, index, ids)
-    if type(index) in (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP, faiss.IndexScalarQuantizer):
+    if _is_flat(faiss, index) or type(index) is faiss.IndexScalarQuantizer:
         return _flat(faiss, index, ids)
     raise Unsupported(f"faiss's {type(index).__name__} has no counterpart here; these do: {WORKS}")
 
@@ -97,9 +103,9 @@ def _flat(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase:
     metric = _metric(faiss, index)
     dtype, decode = _codec(faiss, index)
     codes = faiss.vector_to_array(index.codes).reshape(index.ntotal, index.sa_code_size())
-    ours = (IndexFlatL2 if metric == "l2" else IndexFlatIP)(index.d, dtype=dtype, device="cpu")
+    ours = (IndexFlatL2 if metric == "l2" else IndexFlatIP)(index.d, dtype=dtype, device=CPU)
     rows = decode(codes)
-    ours.add_with_ids(rows, torch.arange(rows.shape[0], device="cpu") if ids is None else ids)
+    ours.add_with_ids(rows, torch.arange(rows.shape[0], device=CPU) if ids is None else ids)
     return ours
 
 
@@ -108,40 +114,52 @@ def _ivf(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase:
     if index.quantizer.metric_type != index.metric_type:
         raise Unsupported("index chooses lists by another metric than it ranks by; here the two are the same")
     dtype, decode = _codec(faiss, index)
-    settings: dict[str, Any] = {"nlist": index.nlist, "nprobe": index.nprobe, "max_codes": index.max_codes}
-    ours = IndexIVFFlat(index.d, metric=metric, dtype=dtype, device="cpu", **settings)
+    settings = dict(nlist=index.nlist, nprobe=index.nprobe, max_codes=index.max_codes)
+    ours = IndexIVFFlat(index.d, metric=metric, dtype=dtype, device=CPU, **settings)
     if not index.is_trained:
         return ours
     quantizer = faiss.downcast_index(index.quantizer)
     centroids = torch.from_numpy(_plain(quantizer.reconstruct_n(0, index.nlist)))
-    state = {"centroids": centroids, **_lists(faiss, index, centroids, decode, dtype)}
-    check.finite(state["packed_embeddings"], "index")
+    rows, offsets, labels = _lists(faiss, index, centroids, decode, dtype)
+    check.finite(rows, "index")
     if ids is not None:
-        numbers = state["list_ids"]
-        if numbers.shape[0] and not 0 <= int(numbers.min()) <= int(numbers.max()) < ids.shape[0]:
+        if labels.shape[0] and not 0 <= int(labels.min()) <= int(labels.max()) < ids.shape[0]:
             raise ValueError("index maps fewer ids than it holds, as IndexIDMap does over an IVF after remove_ids")
-        state["list_ids"] = ids[numbers]
+        labels = ids[labels]
     try:
-        ours.load_state_dict(state)
-    except RuntimeError as error:
+        if _is_flat(faiss, quantizer):
+            _load(ours, centroids, rows, offsets, labels)
+        else:
+            _load(ours, centroids, rows[:0], torch.zeros_like(offsets), labels[:0])
+            ours.add_with_ids(rows, labels)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"index cannot be taken over: {error}") from error
     return ours
 
 
-def _lists(faiss: Any, index: Any, centroids: Tensor, decode: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The inverted lists of a faiss index as buffers."""
+def _is_flat(faiss: Any, index: Any) -> bool:
+    """Whether it is exactly a flat index, not of a class made of one, which may lay its vectors out in another way."""
+    return type(index) in (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP)
+
+
+def _load(ours: IndexIVFFlat, centroids: Tensor, rows: Tensor, offsets: Tensor, ids: Tensor) -> None:
+    ours.load_state_dict({"centroids": centroids, "packed_embeddings": rows, "list_offsets": offsets, "list_ids": ids})
+
+
+def _lists(faiss: Any, index: Any, centroids: Tensor, decode: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverted lists of a faiss index: vectors, offsets and ids."""
     tools = require("faiss.contrib.inspect_tools", "faiss")
-    sizes = torch.tensor([index.invlists.list_size(number) for number in range(index.nlist)], device="cpu")
-    offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
-    packed = torch.empty(int(offsets[-1]), index.d, dtype=dtype, device="cpu")
-    ids = torch.empty(packed.shape[0], dtype=torch.int64, device="cpu")
-    for number, (start, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
+    sizes = [index.invlists.list_size(number) for number in range(index.nlist)]
+    offsets = torch.tensor([0, *itertools.accumulate(sizes)], device=CPU)
+    packed = torch.empty(sum(sizes), index.d, dtype=dtype, device=CPU)
+    ids = torch.empty(sum(sizes), dtype=torch.int64, device=CPU)
+    for number, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
         if end > start:
             labels, codes = tools.get_invlist(index.invlists, number)
             rows = decode(codes)
             packed[start:end] = rows + centroids[number] if _by_residual(faiss, index) else rows
             ids[start:end] = torch.from_numpy(labels)
-    return {"packed_embeddings": packed, "list_offsets": offsets, "list_ids": ids}
+    return packed, offsets, ids
 
 
 def _by_residual(faiss: Any, index: Any) -> bool:
@@ -203,7 +221,7 @@ def _step(faiss: Any, transform: Any) -> nn.Linear | Normalize:
             f"faiss's {type(transform).__name__} has no counterpart here; these do: linear transforms, "
             "CenteringTransform, RemapDimensionsTransform and NormalizationTransform by the L2 norm"
         )
-    layer = nn.Linear(d, out, dtype=torch.float32, device="cpu")
+    layer = nn.Linear(d, out, device=CPU, dtype=torch.float32)
     layer.load_state_dict({"weight": torch.from_numpy(matrix), "bias": torch.from_numpy(bias)})
     return layer
 
@@ -269,7 +287,7 @@ def _flat_to(faiss: Any, index: IndexBase) -> Any:
         theirs = faiss.IndexFlat(index.d, _measure(faiss, index))
     else:
         theirs = faiss.IndexScalarQuantizer(index.d, _kind(faiss, index.dtype), _measure(faiss, index))
-    plain = torch.equal(ids, torch.arange(ids.shape[0], device="cpu"))
+    plain = torch.equal(ids, torch.arange(ids.shape[0], device=CPU))
     labelled = None if plain else faiss.IndexIDMap2(theirs)  # which it takes only while it is empty
     theirs.add_sa_codes(_codes(packed))
     if labelled is None:

@@ -175,7 +175,8 @@ class _Finish(nn.Module):
 def quietly() -> Iterator[None]:
     """Without the notice that TorchScript is deprecated, and a tracer's that shapes of buffers are constants."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+. is deprecated", category=DeprecationWarning)
+        for category in (DeprecationWarning, FutureWarning):  # torch 2.13 and 2.14
+            warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+. is deprecated", category=category)
         warnings.filterwarnings(
             "ignore",
             category=torch.jit.TracerWarning,  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ N rows, L lists, d dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from . import metric as metrics
 from .probe import coarse_of, nearest_by_ranking
 
-_SPLIT = 1.0 / 1024  # the relative step between the two halves of a split cluster, as in faiss
+_SPLIT = 1.0 / 1024  # how far the halves of a split cluster move apart, relative to its spread; faiss: to its mean
+_ROUNDING = 4 * torch.finfo(torch.float32).eps  # relative differences that a row brought to unit length may have
+_PART = 1 << 14  # rows that are held in float64 at a time
 
 
 class Share(NamedTuple):
@@ -92,7 +94,7 @@ def kmeans(
         coarse = coarse_of(centroids, metric, origin)
         best, assigned = nearest_by_ranking(shifted, coarse)
         objective.append(metrics.clustering_objective(shifted, best, metric))
-        centroids = metrics.on_sphere(_means(rows, assigned, centroids, generator, share.add), metric)
+        centroids = _improved(rows, assigned, centroids, metric, generator, share.add)
     return centroids, share.add(torch.stack(objective)) if objective else rows.new_zeros(0)
 
 
@@ -105,28 +107,67 @@ def _sampled(x: Tensor, share: Share, most: int, generator: torch.Generator) -> 
     return sample, x[sample[share.has(x, sample)] - share.first].float()
 
 
-def _means(
+def _improved(
     rows: Tensor,
     assigned: Tensor,
     centroids: Tensor,
+    metric: str,
     generator: torch.Generator,
     add: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The mean of the rows of each cluster (L, d); a cluster without any takes half of a large one."""
-    nlist = centroids.shape[0]
-    counts = add(torch.bincount(assigned, minlength=nlist))
-    means = add(torch.zeros_like(centroids).index_add_(0, assigned, rows)) / counts.clamp(min=1)[:, None]
-    empty = torch.nonzero(counts == 0)[:, 0].tolist()
-    weights = (counts - 1).clamp(min=0).double().cpu()
-    for number in empty:
-        if weights.sum() <= 0:  # no cluster has a row to spare: its old place is as good as any
-            means[number] = centroids[number]
-            continue
-        large = int(torch.multinomial(weights, 1, generator=generator))
-        step = torch.full_like(means[large], 1 + _SPLIT)
-        step[::2] = 1 - _SPLIT
-        means[number] = means[large] * step
-        means[large] = means[large] * (2 - step)
-        weights[large] = (weights[large] - 1).clamp(min=0) / 2  # halves of halves: below one there is none to spare
-        weights[number] = weights[large]
+    """The mean of the rows of each cluster (L, d); an empty one takes a half of another, or else keeps its centroid."""
+    counts = add(torch.bincount(assigned, minlength=centroids.shape[0]))
+    means = (add(_sums(rows, assigned, centroids)) / counts.clamp(min=1)[:, None]).float()
+    empty = torch.nonzero(counts == 0)[:, 0]
+    if empty.shape[0] == 0:
+        return metrics.on_sphere(means, metric)
+    means[empty] = centroids[empty]
+    means = metrics.on_sphere(means, metric)
+    spread = (add(_squares(rows, assigned, means, metric)) / counts.clamp(min=1)).sqrt()
+    # Equal rows all go to the same half, so a cluster of them is not split.
+    weights = (counts - 1).clamp(min=0).double().masked_fill_(spread == 0, 0)
+    return metrics.on_sphere(_split(means, spread, weights.cpu(), empty, generator), metric)
+
+
+def _parts(rows: Tensor, assigned: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(rows.split(_PART), assigned.split(_PART), strict=True)
+
+
+def _sums(rows: Tensor, assigned: Tensor, centroids: Tensor) -> Tensor:
+    """The sum of the rows of each cluster (L, d), in float64: so the mean of equal rows is their value."""
+    sums = torch.zeros_like(centroids, dtype=torch.float64)
+    for part, clusters in _parts(rows, assigned):
+        sums.index_add_(0, clusters, part.double())
+    return sums
+
+
+def _squares(rows: Tensor, assigned: Tensor, means: Tensor, metric: str) -> Tensor:
+    """The sum of squared distances from the rows of each cluster to its mean (L,) float64; rounding counts as zero."""
+    sums = torch.zeros(means.shape[0], dtype=torch.float64, device=means.device)
+    for part, clusters in _parts(rows, assigned):
+        mean = means[clusters]
+        apart = metrics.on_sphere(part, metric).double() - mean
+        apart.masked_fill_(apart.abs() <= _ROUNDING * mean.abs(), 0)
+        sums.index_add_(0, clusters, apart.square().sum(1))
+    return sums
+
+
+def _split(means: Tensor, spread: Tensor, weights: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
+    """The means (L, d) with each of the `empty` clusters (E,) at one half of another, drawn by its weight (L,).
+
+    As in faiss, both halves move, to opposite sides, but by a part of the spread (L,): a step relative to the mean
+    would depend on where zero is. Each split has a random direction, so that a cluster that is split several times
+    falls into as many parts. All draws are made at once. A cluster that is drawn several times is split once, and what
+    is left of its draws is drawn again from the halves: about log2(E) rounds. All tensors but `empty` are overwritten.
+    """
+    while empty.shape[0] and bool((weights > 0).any()):
+        drawn = torch.multinomial(weights, empty.shape[0], replacement=True, generator=generator).unique()
+        weights[drawn] = (weights[drawn] - 1).clamp(min=0) / 2  # of halves of halves: below one there is none to spare
+        signs = torch.randint(2, (drawn.shape[0], means.shape[1]), dtype=torch.int8, generator=generator, device="cpu")
+        drawn = drawn.to(means.device)
+        fresh, empty = empty[: drawn.shape[0]], empty[drawn.shape[0] :]
+        old, width = means[drawn], spread[drawn]
+        step = torch.maximum(2 * _ROUNDING * old.abs(), _SPLIT * width[:, None]) * (2 * signs.to(width) - 1)
+        means[drawn], means[fresh] = (old - step).float(), (old + step).float()
+        weights[fresh.cpu()], spread[fresh] = weights[drawn.cpu()], width
     return means

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ _KINDS = {"BF16": "f", "BOOL": "b"}  # safetensors' names whose first letter is 
 
 def pt(path: Path) -> Contents:
     """A tensor, or those of a dict, as `torch.save` writes them."""
-    # What torch wrote before 1.6 is no archive, and cannot be mapped.
-    held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with warnings.catch_warnings():
+        # torch 2.14 says that it checks sparse tensors, which are refused below.
+        warnings.filterwarnings("ignore", message="Validating sparse tensor", category=UserWarning)
+        # What torch wrote before 1.6 is no archive, and cannot be mapped.
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if isinstance(held, Tensor):
         held = {"": held}
     if not isinstance(held, dict):
