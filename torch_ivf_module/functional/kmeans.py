@@ -15,7 +15,7 @@ from . import metric as metrics
 from .probe import coarse_of, nearest_by_ranking
 
 _SPLIT = 1.0 / 1024  # how far the halves of a split cluster move apart, relative to its spread; faiss: to its mean
-_ROUNDING = 4 * torch.finfo(torch.float32).eps  # relative differences that a row brought to unit length may have
+_ROUNDING = 4 * torch.finfo(torch.float32).eps  # how far equal rows may seem to be from their mean, relative to it
 _PART = 1 << 14  # rows that are held in float64 at a time
 
 
@@ -117,7 +117,7 @@ def _improved(
 ) -> Tensor:
     """The mean of the rows of each cluster (L, d); an empty one takes a half of another, or else keeps its centroid."""
     counts = add(torch.bincount(assigned, minlength=centroids.shape[0]))
-    means = (add(_sums(rows, assigned, centroids)) / counts.clamp(min=1)[:, None]).float()
+    means = add(_sums(rows, assigned, centroids)) / counts.clamp(min=1)[:, None]
     empty = torch.nonzero(counts == 0)[:, 0]
     if empty.shape[0] == 0:
         return metrics.on_sphere(means, metric)
@@ -134,11 +134,12 @@ def _parts(rows: Tensor, assigned: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _sums(rows: Tensor, assigned: Tensor, centroids: Tensor) -> Tensor:
-    """The sum of the rows of each cluster (L, d), in float64: so the mean of equal rows is their value."""
+    """The sum of the rows of each cluster (L, d): made in float64, so that of equal rows the mean is their value but
+    for rounding; float32, which is half as much to send."""
     sums = torch.zeros_like(centroids, dtype=torch.float64)
     for part, clusters in _parts(rows, assigned):
         sums.index_add_(0, clusters, part.double())
-    return sums
+    return sums.float()
 
 
 def _squares(rows: Tensor, assigned: Tensor, means: Tensor, metric: str) -> Tensor:
