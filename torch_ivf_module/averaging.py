@@ -12,7 +12,7 @@ from torch.optim import swa_utils
 from .graph import SearchGraph
 from .index import state
 from .index.base import IndexBase
-from .index.integrity import Sources, same, version_of
+from .index.integrity import Sources, sources_of, unchanged
 
 
 class AveragedModel(swa_utils.AveragedModel):
@@ -54,10 +54,9 @@ class AveragedModel(swa_utils.AveragedModel):
             super().update_parameters(model)
         for name, index in theirs.items():
             buffers = {own: index.get_buffer(own) for own in (*state.NAMES, state.NEXT_ID)}
-            sources = [(buffer, version_of(buffer)) for buffer in buffers.values()]
-            if not same(sources, self._followed.get(name, [])):
+            if not unchanged(self._followed.get(name, {}), buffers):
                 mine[name].load_state_dict(buffers, strict=False)
-                self._followed[name] = sources
+                self._followed[name] = sources_of(buffers, buffers)
 
 
 def _indexes(model: nn.Module) -> dict[str, IndexBase]:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from .functional import metric as metrics
 from .functional.lists import InvertedLists, marked, only, vectors_at
 from .functional.parts import tracing
-from .functional.probe import Coarse
+from .functional.probe import Coarse, probe_by_ranking
 from .functional.rescore import rescore
 from .functional.scan_queries import scan_queries
 from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
 from .functional.scan_tiles import only as only_tiles
-from .functional.search import finite_queries, kept_for, lookup, probe_lists, shifted_queries
+from .functional.search import capped_lists, finite_queries, kept_for, lookup, shifted_queries
 from .functional.transforms import differentiable, outside, scored
 from .index import check
 from .index.base import IndexBase
@@ -76,9 +76,10 @@ class SearchGraph(nn.Module):
         self.k = index.k if k is None else positive(k, "k")
         self.layout = layout
         self.max_bytes = index.max_bytes
-        params = index._params(None)
-        self.nprobe = min(max(1, index._nlist), index._nprobe(params) if nprobe is None else positive(nprobe, "nprobe"))
-        self.max_codes = index._max_codes(params) if max_codes is None else positive(max_codes, "max_codes")
+        own = index.search_options(self.k)
+        nlist = int(index.list_sizes().shape[0])
+        self.nprobe = own.nprobe if nprobe is None else min(max(1, nlist), positive(nprobe, "nprobe"))
+        self.max_codes = own.max_codes if max_codes is None else positive(max_codes, "max_codes")
         with index._lock:
             index._pack()
             self._contents = index._contents
@@ -184,7 +185,8 @@ class SearchGraph(nn.Module):
         """The rows (Q, K) to score exactly, -1 for padding, for prepared queries x (Q, d)."""
         lists, coarse, kept = self.lists(), self.coarse(), kept_for(self.k)
         x, finite = finite_queries(x.detach())
-        probed, _ = probe_lists(x, finite, coarse, [lists], self.nprobe, self.metric, self.max_codes)
+        nearest = probe_by_ranking(x, coarse, self.nprobe, self.metric)
+        probed, _ = capped_lists(nearest, finite, coarse, [lists], self.max_codes)
         # Computed once: later loops would otherwise subtract the origin again for every candidate.
         y = shifted_queries(x, coarse.origin, self.metric)
         allowed = None if mask is None else marked(lists.ids, mask)

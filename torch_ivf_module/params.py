@@ -140,3 +140,6 @@ def whole(value: int, name: str, least: int) -> int:
     if value < least:
         raise ValueError(f"{name} must be >= {least}, got {value}")
     return int(value)
+
+
+DEFAULTS = SearchParams()  # what a search without `params` has

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from .functional import metric as metrics
 from .functional.maxima import BLOCK, GROUP, SECTION, SPAN, TILE_SCORES, blocks_of, tasks_of
+from .functional.probe import probe_by_ranking
 from .functional.rescore import rescore
 from .functional.scan_lists import BLOCK_BYTES, selected_at_a_time, survivors
 from .functional.scan_queries import best_rows
-from .functional.search import finite_queries, kept_for, lookup, probe_lists, shifted_queries
+from .functional.search import capped_lists, finite_queries, kept_for, lookup, shifted_queries
 from .graph import SearchGraph
 
 
@@ -147,7 +148,8 @@ class _Begin(nn.Module):
         prepared = metrics.prepare(x.float(), graph.metric)
         coarse = graph.coarse()
         queries, finite = finite_queries(prepared.detach())
-        probed, _ = probe_lists(queries, finite, coarse, [lists], graph.nprobe, graph.metric, graph.max_codes)
+        nearest = probe_by_ranking(queries, coarse, graph.nprobe, graph.metric)
+        probed, _ = capped_lists(nearest, finite, coarse, [lists], graph.max_codes)
         shifted = shifted_queries(queries, coarse.origin, graph.metric)
         tasks = tasks_of(shifted, lists, probed)
         return prepared, shifted, probed, tasks.queries, tasks.visits, tasks.before, tasks.rank

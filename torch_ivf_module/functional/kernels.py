@@ -11,7 +11,6 @@ from typing import Protocol
 from torch import Tensor
 
 from .lists import InvertedLists
-from .parts import tracing
 
 # The k best rows of the probed lists by ranking score, scores and rows (Q, at most k): takes queries x (Q, d) relative
 # to the origin, lists, probed (Q, P), the rows to read of each (Q, P) or None, k, the most rows that a query reads, and
@@ -22,8 +21,11 @@ Scan = Callable[[Tensor, InvertedLists, Tensor, Tensor | None, int, int, int], t
 class Kernel(Protocol):
     """A device's own implementation. All of it gives what the PyTorch operations give, up to rounding."""
 
-    def serves(self, x: Tensor, vectors: Tensor) -> bool:
-        """Whether it is available for such queries (Q, d) and stored vectors (N, d)."""
+    def available(self, x: Tensor) -> bool:
+        """Whether it can be used now, for queries (Q, d) of this device and dtype."""
+
+    def serves(self, vectors: Tensor) -> bool:
+        """Whether it takes such stored vectors (N, d)."""
 
     def search(
         self,
@@ -50,8 +52,9 @@ class Kernel(Protocol):
 KERNELS: list[Kernel] = []  # native/ adds its own
 
 
-def kernel_for(x: Tensor, vectors: Tensor) -> Kernel | None:
-    """The kernel for such queries and vectors; None where there is none, and while a graph is traced."""
-    if tracing():
-        return None
-    return next((kernel for kernel in KERNELS if kernel.serves(x, vectors)), None)
+def kernel_for(x: Tensor) -> Kernel | None:
+    """The kernel for queries x (Q, d), None where there is none. Selected once for a search; never while tracing."""
+    for kernel in KERNELS:
+        if kernel.available(x):
+            return kernel
+    return None

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
-from .kernels import kernel_for
+from .kernels import Kernel, kernel_for
 from .lists import InvertedLists
-from .parts import in_parts, tracing
+from .parts import in_parts
 from .rescore import rescore
 from .scratch import Scratch
 from .select import best_positions
@@ -45,23 +45,21 @@ def coarse_of(centroids: Tensor, metric: str, origin: Tensor | None = None) -> C
     return Coarse(centroids, centroids - origin, bias, origin, offsets, offsets.flip(0))
 
 
-def probe(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
+def probe(
+    x: Tensor, coarse: Coarse, nprobe: int, metric: str, kernel: Kernel | None = None
+) -> tuple[Tensor, Tensor]:
     """The nearest lists of each query, nearest first: exact scores and list numbers, both (Q, P), P = min(nprobe, L).
 
     x (Q, d) float32, finite, *not* relative to the origin. This is a search among the centroids: they are ranked in
     float32, and ranked again in float64 for queries where rounding or overflow could change which lists are chosen. A
-    kernel finds the lists whatever the mode of the search, so that no answer depends on the mode. In a traced graph the
-    scores are ranking scores, and nothing is ranked again.
+    kernel finds the lists whatever the mode of the search, so that no answer depends on the mode.
     """
     nprobe = min(nprobe, coarse.centroids.shape[0])
+    one = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
     if coarse.centroids.shape[0] == 1 and nprobe:
-        return x.new_zeros(x.shape[0], 1), torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
-    if tracing():
-        return best_positions(_ranking(metrics.shift(x, coarse.origin, metric), coarse, None), nprobe)
+        return x.new_zeros(x.shape[0], 1), one
     kept = nprobe + 1 + nprobe // 4
-    kernel = kernel_for(x, coarse.centroids) if nprobe else None
-    if kernel is not None:
-        one = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
+    if kernel is not None and nprobe and kernel.serves(coarse.centroids):
         scores, found, _ = kernel.search(
             x, coarse.origin, coarse.as_list(), one, None, nprobe, kept, metric, _WORKSPACE
         )
@@ -73,13 +71,20 @@ def probe(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, 
     return scores, found
 
 
+def probe_by_ranking(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
+    """`probe` in operations of static shapes, for graphs: ranking scores and lists (Q, P), nothing ranked again."""
+    if coarse.centroids.shape[0] == 1 and nprobe:
+        return x.new_zeros(x.shape[0], 1), torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
+    return best_positions(_ranking(metrics.shift(x, coarse.origin, metric), coarse, None), nprobe)
+
+
 def nearest_by_ranking(x: Tensor, coarse: Coarse) -> tuple[Tensor, Tensor]:
     """The list of highest ranking score of each row x (Q, d) *relative to the origin*: scores and lists (Q,).
 
     Not certified: near ties may go either way, as k-means can bear.
     """
-    kernel = kernel_for(x, coarse.relative)
-    if kernel is not None:
+    kernel = kernel_for(x)
+    if kernel is not None and kernel.serves(coarse.relative):
         scores, found = kernel.nearest(x, coarse.relative, coarse.bias, 1)
         if bool((found >= 0).all()):  # not where a score overflows
             return scores[:, 0], found[:, 0]

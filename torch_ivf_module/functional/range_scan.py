@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
-from .kernels import kernel_for
+from .kernels import Kernel, kernel_for
 from .lists import InvertedLists
 from .parts import in_parts
-from .probe import Coarse
+from .probe import Coarse, probe
 from .scan_above import by_query, scan_above
-from .search import finite_queries, probe_lists
+from .search import capped_lists, finite_queries
 
 _PROBE_BYTES = 112  # of a query, for each list it visits
 _RESCORE_ROWS = 1 << 13  # vectors gathered at a time for exact scores
@@ -38,15 +38,16 @@ def range_search(
     x (Q, d) as `metric.prepare` gives it; rows count on from segment to segment. `probed` as for `search`.
     """
     x, finite = finite_queries(x)
+    kernel = kernel_for(x)
     if probed is None:
-        probed = probe_lists(x, finite, coarse, segments, nprobe, metric)[0]
+        probed = capped_lists(probe(x, coarse, nprobe, metric, kernel), finite, coarse, segments)[0]
     step = max(1, max_bytes // (_PROBE_BYTES * (probed.shape[1] + 1)))
     queries, scores, rows = [probed.new_empty(0)], [x.new_empty(0)], [probed.new_empty(0)]
     before = 0
     for lists in segments:
         for start in range(0, x.shape[0], step):
             part = slice(start, start + step)
-            found = _segment(x[part], coarse.origin, lists, probed[part], score[part], metric)
+            found = _segment(x[part], coarse.origin, lists, probed[part], score[part], metric, kernel)
             queries.append(found[0] + start)
             scores.append(found[1])
             rows.append(found[2] + before)
@@ -56,12 +57,19 @@ def range_search(
 
 
 def _segment(
-    x: Tensor, origin: Tensor, lists: InvertedLists, probed: Tensor, score: Tensor, metric: str
+    x: Tensor,
+    origin: Tensor,
+    lists: InvertedLists,
+    probed: Tensor,
+    score: Tensor,
+    metric: str,
+    kernel: Kernel | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The hits (H,) in one segment: queries, exact scores, rows."""
     threshold = metrics.range_threshold(x, origin, score, lists.packed, metric)
     shifted = metrics.shift(x, origin, metric)
-    lims, rows = scan_above(shifted, lists, probed, None, threshold, kernel_for(shifted, lists.packed))
+    kernel = kernel if kernel is not None and kernel.serves(lists.packed) else None
+    lims, rows = scan_above(shifted, lists, probed, None, threshold, kernel)
     queries = torch.repeat_interleave(torch.arange(x.shape[0], device=x.device), lims.diff())
 
     def exact(query: Tensor, row: Tensor) -> Tensor:

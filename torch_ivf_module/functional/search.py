@@ -16,7 +16,7 @@ from . import budget as budgets
 from . import metric as metrics
 from .budget import Budget
 from .cost import cheapest
-from .kernels import Scan, kernel_for
+from .kernels import Kernel, Scan, kernel_for
 from .lists import InvertedLists
 from .parts import in_parts
 from .probe import Coarse, probe
@@ -73,9 +73,10 @@ def search(
     probed: Tensor | None = None,
     stats: Stats | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k best rows of the `nprobe` nearest lists: exact scores (Q, k), differentiable in x, and rows (Q, k).
+    """The k best rows of the `nprobe` nearest lists: exact scores (Q, k) and rows (Q, k).
 
-    x (Q, d) float32 as `metric.prepare` gives it. `segments` are one or more sets of inverted lists over the same
+    x (Q, d) float32 as `metric.prepare` gives it; to be called under `torch.no_grad` (`transforms.scored` gives scores
+    that are differentiable). `segments` are one or more sets of inverted lists over the same
     centroids. `probed` (Q, P), where given, are the lists that each query reads, nearest first, L for none; `nprobe`,
     `max_codes` and `budget` are then ignored. `stats`, where given, is filled.
     """
@@ -83,8 +84,11 @@ def search(
         stats.update(queries=x.shape[0], nprobe=options.nprobe, mode=None, why="nothing to read")
         stats.update(lists_read=0, rows_read=0, rows_left_out=0, certified=0, searched_again=0)
     step = max(1, options.max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], options))
+    kernel = kernel_for(x)
+    if x.shape[0] <= step:
+        return _search_batch(coarse, segments, options, kernel, stats, x, probed)
     given = (x,) if probed is None else (x, probed)
-    return in_parts(lambda *part: _search_batch(coarse, segments, options, stats, *part), step, *given)
+    return in_parts(lambda *part: _search_batch(coarse, segments, options, kernel, stats, *part), step, *given)
 
 
 def kept_for(k: int) -> int:
@@ -107,23 +111,21 @@ def shifted_queries(x: Tensor, origin: Tensor, metric: str) -> Tensor:
     return metrics.shift(x, origin, metric).nan_to_num(nan=0, posinf=0, neginf=0)
 
 
-def probe_lists(
-    x: Tensor,
+def capped_lists(
+    found: tuple[Tensor, Tensor],
     finite: Tensor,
     coarse: Coarse,
     segments: Sequence[InvertedLists],
-    nprobe: int,
-    metric: str,
     max_codes: int | None = None,
     budget: Budget | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The lists (Q, P) that each query reads, nearest first, L where a cap or a bad query leaves none; and, where a
     budget is given, the rows to read of each (Q, P), counted on from segment to segment.
 
-    x, finite: see `finite_queries`.
+    `found` are the scores and lists (Q, P) that probing gives, `finite` (Q, 1) says which queries are.
     """
     nlist = coarse.centroids.shape[0]
-    scores, probed = probe(x, coarse, nprobe, metric)
+    scores, probed = found
     probed = probed.masked_fill_(~finite, nlist)
     if max_codes is None and budget is None:
         return probed, None
@@ -140,49 +142,50 @@ def _search_batch(
     coarse: Coarse,
     segments: Sequence[InvertedLists],
     options: SearchOptions,
+    kernel: Kernel | None,
     stats: Stats | None,
     x: Tensor,
     probed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        queries, finite = finite_queries(x.detach())
-        limits = None
-        if probed is None:
-            probed, limits = probe_lists(
-                queries, finite, coarse, segments, options.nprobe, options.metric, options.max_codes, options.budget
-            )
-        found, left = [], limits
-        for lists in segments:
-            some = None if left is None else torch.minimum(left, lists.sizes[probed])
-            probes = Probes(queries, probed, some)
-            if stats is not None:
-                _count(stats, lists, probes)
-            found.append(_search_segment(probes, coarse.origin, lists, options, stats))
-            left = None if left is None or some is None else left - some
-    if torch.is_grad_enabled() and x.requires_grad:
-        pairs = zip(segments, found, strict=True)
-        found = [rescore(x, lists.packed, rows, options.k, options.metric) for lists, (_, rows) in pairs]
-    return _merge(segments, found, options.k)
+    x, finite = finite_queries(x)
+    limits = None
+    if probed is None:
+        nearest = probe(x, coarse, options.nprobe, options.metric, kernel)
+        probed, limits = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
+    found, left = [], limits
+    for lists in segments:
+        some = None if left is None else torch.minimum(left, lists.sizes[probed])
+        probes = Probes(x, probed, some)
+        if stats is not None:
+            _count(stats, lists, probes)
+        found.append(_search_segment(probes, coarse.origin, lists, options, kernel, stats))
+        left = None if left is None or some is None else left - some
+    return found[0] if len(found) == 1 else _merge(segments, found, options.k)
 
 
 def _search_segment(
-    probes: Probes, origin: Tensor, lists: InvertedLists, options: SearchOptions, stats: Stats | None
+    probes: Probes,
+    origin: Tensor,
+    lists: InvertedLists,
+    options: SearchOptions,
+    kernel: Kernel | None,
+    stats: Stats | None,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of one segment: exact scores and rows (Q, k)."""
     if lists.packed.shape[0] == 0 or probes.lists.numel() == 0:
         return _nothing(probes, options.k)
     if options.exact:
-        _note_mode(stats, "exact", "search_mode" if options.mode != "auto" else "profile")
+        _note_mode(stats, "exact", "profile")
         return _score_every_row(probes, lists, options)
-    kernel = kernel_for(probes.x, lists.packed) if options.mode == "auto" else None
-    if kernel is None:
+    if kernel is None or options.mode != "auto" or not kernel.serves(lists.packed):
         return _scan(probes, origin, lists, options, stats)
-    _note_mode(stats, "native", "there is a kernel for this device")
-    kept = kept_for(options.k)
+    kept, workspace = kept_for(options.k), _scan_bytes(options)
     scores, rows, again = kernel.search(
-        probes.x, origin, lists, probes.lists, probes.limits, options.k, kept, options.metric, _scan_bytes(options)
+        probes.x, origin, lists, probes.lists, probes.limits, options.k, kept, options.metric, workspace
     )
-    _note_doubt(stats, probes.x.shape[0], again)
+    if stats is not None:
+        _note_mode(stats, "native", "there is a kernel for this device")
+        _note_doubt(stats, probes.x.shape[0], again)
     return scores, rows
 
 
@@ -243,8 +246,6 @@ def _nothing(probes: Probes, k: int) -> tuple[Tensor, Tensor]:
 
 def _merge(segments: Sequence[InvertedLists], found: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
     """The k best of what was found in each segment."""
-    if len(segments) == 1:
-        return found[0]
     rows, before = [], 0
     for lists, (_, part) in zip(segments, found, strict=True):
         rows.append(torch.where(part < 0, -1, part + before))

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from .. import native
 from ..functional import metric as metrics
-from ..functional.budget import Budget
+from ..functional.kernels import kernel_for
 from ..functional.lists import InvertedLists, restricted, vectors_at
-from ..functional.probe import Coarse
+from ..functional.probe import Coarse, probe
 from ..functional.range_scan import range_search
-from ..functional.search import MODES, SearchOptions, finite_queries, lookup, probe_lists, search
+from ..functional.search import MODES, SearchOptions, capped_lists, finite_queries, lookup, search
 from ..functional.transforms import differentiable, outside, scored
-from ..params import SearchParams, positive
+from ..params import DEFAULTS, SearchParams, positive
 from . import check
 from .building import Builds
-from .eager import eager, opaque, recorded_by_fx, refuse_recording
+from .eager import eager, opaque, recorded_by_fx, refuse_recording, without_autocast
 from .module import Self
 from .peers import TorchIvfNames
 from .saves import Saves
@@ -149,62 +149,62 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         k = positive(k, "k")
         self._require_trained(action)
         self._check_plain()
-        queries = self._prepared(x)
-        differentiate = differentiable(queries)
+        with without_autocast(x.device):
+            queries = metrics.prepare(x.float(), self.metric)
+            differentiate = differentiable(queries)
 
-        def find(plain: Tensor) -> tuple[Tensor, ...]:
-            scores, rows, segments = self._search(plain, k, self._params(params))
-            ids = lookup([part.ids for part in segments], rows)
-            if not (with_vectors or differentiate):
-                return scores, ids, scores.new_empty(scores.shape[0], 0)
-            return scores, ids, vectors_at([part.packed for part in segments], rows)
+            def find(plain: Tensor) -> tuple[Tensor, ...]:
+                scores, rows, segments = self._search(plain, k, self._params(params))
+                ids = lookup([part.ids for part in segments], rows)
+                if not (with_vectors or differentiate):
+                    return scores, ids, scores.new_empty(scores.shape[0], 0)
+                return scores, ids, vectors_at([part.packed for part in segments], rows)
 
-        scores, ids, vectors = outside(find, queries)
-        if differentiate:
-            with torch.autocast(self.device.type, enabled=False):
-                return scored(queries, ids, vectors, self.metric)
-        return scores, ids, vectors
+            scores, ids, vectors = outside(find, queries)
+            return scored(queries, ids, vectors, self.metric) if differentiate else (scores, ids, vectors)
 
     def _prepared(self, x: Tensor) -> Tensor:
         """Queries as they are compared."""
-        with torch.autocast(self.device.type, enabled=False):
+        with without_autocast(x.device):
             return metrics.prepare(x.float(), self.metric)
 
     def _probed(self, queries: Tensor, params: SearchParams, sizes: Tensor | None = None) -> Tensor:
         """The lists (nq, P) that prepared queries read; `sizes` (L + 1,), where given, are what `max_codes` counts."""
-        with torch.autocast(self.device.type, enabled=False), torch.no_grad():
+        with without_autocast(queries.device), torch.no_grad():
             coarse, segments = self._segments()
+            options = self.search_options(1, params)
             if sizes is not None:
                 segments = [segments[0]._replace(sizes=sizes)]
-            cap = None if sizes is None else self._max_codes(params)
             x, finite = finite_queries(queries)
-            return probe_lists(x, finite, coarse, segments, self._nprobe(params), self.metric, cap)[0]
+            nearest = probe(x, coarse, options.nprobe, self.metric, kernel_for(x))
+            cap = None if sizes is None else options.max_codes
+            return capped_lists(nearest, finite, coarse, segments, cap)[0]
 
     def _search(
         self, queries: Tensor, k: int, params: SearchParams, probed: Tensor | None = None
     ) -> tuple[Tensor, Tensor, list[InvertedLists]]:
-        """`_found` for prepared queries, of the lists `probed` where they are given."""
-        with torch.autocast(self.device.type, enabled=False):
-            coarse, segments = self._chosen(params, queries.shape[0], counted=True)
-            wanted = self.search_mode == "auto" and params.profile != "exact"
-            if wanted and queries.device.type == "cpu":
-                visits = queries.shape[0] * self._nprobe(params) / max(1, self._nlist)
-                native.prepare(visits * self.ntotal * self.d)
-            stats: dict[str, Any] | None = {} if params.debug_stats else None
-            options = SearchOptions(
-                k=k,
-                nprobe=self._nprobe(params),
-                metric=self.metric,
-                mode=self.search_mode,
-                max_codes=self._max_codes(params),
-                budget=self._budget(params),
-                max_bytes=self.max_bytes,
-                exact=params.profile == "exact",
-            )
-            scores, rows = search(queries, coarse, segments, options, probed=probed, stats=stats)
+        """Scores and rows (nq, k) of prepared queries, and the lists that the rows are counted in.
+
+        Of the lists `probed` (nq, P) where they are given. To be called without autocast and under `torch.no_grad`.
+        """
+        options = self.search_options(k, params)
+        counted = options.max_codes is not None or options.budget is not None
+        coarse, segments = self._chosen(params, queries.shape[0] * options.nprobe, counted=counted)
+        if options.mode == "auto" and not options.exact and queries.is_cpu:
+            rows = sum(part.packed.shape[0] for part in segments)
+            native.prepare(queries.shape[0] * options.nprobe / max(1, coarse.centroids.shape[0]) * rows * self.d)
+        stats: dict[str, Any] | None = {} if params.debug_stats else None
+        scores, found = search(queries, coarse, segments, options, probed=probed, stats=stats)
         if stats is not None:
             self.last_search_stats = stats
-        return scores, rows, segments
+        return scores, found, segments
+
+    def search_options(self, k: int, params: SearchParams | None = None) -> SearchOptions:
+        """What `params`, or the index's own settings where they are None, mean for a search of k results."""
+        params = params or DEFAULTS
+        return SearchOptions(
+            k, 1, self.metric, self._search_mode, max_bytes=self._max_bytes, exact=params.profile == "exact"
+        )
 
     @eager
     def range_search(
@@ -227,14 +227,15 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         self, queries: Tensor, radii: Tensor, params: SearchParams, probed: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`range_search` of prepared queries and radii (nq,), of the lists `probed` where they are given."""
-        with torch.autocast(self.device.type, enabled=False), torch.no_grad():
-            coarse, segments = self._chosen(params, queries.shape[0], counted=False)
+        with without_autocast(queries.device), torch.no_grad():
+            nprobe = self.search_options(1, params).nprobe
+            coarse, segments = self._chosen(params, queries.shape[0] * nprobe, counted=False)
             lims, scores, rows = range_search(
                 queries,
                 coarse,
                 segments,
                 score=metrics.to_score(radii, self.metric),
-                nprobe=self._nprobe(params),
+                nprobe=nprobe,
                 metric=self.metric,
                 max_bytes=self.max_bytes,
                 probed=probed,
@@ -291,32 +292,23 @@ class IndexBase(TorchIvfNames, Saves, Builds):
             self.__dict__["_own_graph"] = graph  # not a submodule: its buffers are this module's
         return graph
 
-    def _chosen(self, params: SearchParams, queries: int, *, counted: bool) -> tuple[Coarse, list[InvertedLists]]:
-        """What a search of so many queries reads: `_segments`, with only the rows that the selector lets it find.
+    def _chosen(self, params: SearchParams, visits: int, *, counted: bool) -> tuple[Coarse, list[InvertedLists]]:
+        """What a search reads: `_segments`, with only the rows that the selector allows.
 
-        `counted` says that rows are counted on the way, those that are not let through among them.
+        `visits` is how many lists the queries read together; `counted` says that a cap on rows counts them, also those
+        that the selector excludes.
         """
-        counted = counted and (self._max_codes(params) is not None or self._budget(params) is not None)
         coarse, segments = self._segments(counted=counted)
         if params.selector is None:
             return coarse, segments
         chosen = check.selector(params.selector, "selector", self.device)
-        visits = None if counted else queries * self._nprobe(params) / max(1, self._nlist)
-        return coarse, [restricted(lists, chosen, visits) for lists in segments]
-
-    def _nprobe(self, params: SearchParams) -> int:
-        return 1
-
-    def _max_codes(self, params: SearchParams) -> int | None:
-        return None
-
-    def _budget(self, params: SearchParams) -> Budget | None:
-        return None
+        each = None if counted else visits / max(1, coarse.centroids.shape[0])
+        return coarse, [restricted(lists, chosen, each) for lists in segments]
 
     def _params(self, params: SearchParams | None) -> SearchParams:
         if params is not None and not isinstance(params, SearchParams):
             raise TypeError(f"params must be SearchParams or None, got {type(params).__name__}")
-        return params or SearchParams()
+        return params or DEFAULTS
 
     # -- files ---------------------------------------------------------------------------------------------
 

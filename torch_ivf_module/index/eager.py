@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch._compile import _disable_dynamo
 
 from ..functional.transforms import refuse_transform
 
+_UNCHANGED = nullcontext()
 P = ParamSpec("P")
 R = TypeVar("R")
 _REASON = (
@@ -51,6 +53,13 @@ def eager(method: Callable[P, R]) -> Callable[P, R]:
         return method(*args, **kwargs)
 
     return opaque(checked)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which scores are float32 whatever autocast says."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return _UNCHANGED
 
 
 def refuse_recording(action: str) -> None:

@@ -12,7 +12,7 @@ but whoever calls it has to get the tensor first). N vectors, L lists.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -30,17 +30,23 @@ _REMEDY = (
     "index usable again"
 )
 
-Sources = list[tuple[Tensor, int]]  # tensors, each with its version when it was read
+# Tensors by name, each with the count of in-place writes when it was read; -1 where torch does not count them.
+Sources = dict[str, tuple[Tensor, int]]
 
 
-def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written in place, as far as torch counts it."""
-    return -1 if tensor.is_inference() else tensor._version
+def sources_of(buffers: Mapping[str, Tensor], names: Iterable[str]) -> Sources:
+    """The buffers of these names as they are now."""
+    read = {name: buffers[name] for name in names}
+    return {name: (tensor, -1 if tensor.is_inference() else tensor._version) for name, tensor in read.items()}
 
 
-def same(some: Sources, others: Sources) -> bool:
-    """Whether these are the same tensors, with nothing written to them in between."""
-    return len(some) == len(others) and all(a is b and m == n for (a, m), (b, n) in zip(some, others, strict=True))
+def unchanged(sources: Sources, buffers: Mapping[str, Tensor]) -> bool:
+    """Whether these are the tensors that were read, with nothing written to them since. False for no sources."""
+    for name, (tensor, version) in sources.items():
+        now = buffers[name]
+        if now is not tensor or (version >= 0 and now._version != version):
+            return False
+    return bool(sources)
 
 
 def checksums(buffers: Mapping[str, Tensor]) -> Tensor:
@@ -63,41 +69,40 @@ class Integrity:
     """What is known of the integer buffers of one index; `buffers` is always all of its buffers, by name."""
 
     def __init__(self) -> None:
-        self._sources: Sources = []  # the tensors that were last found or put there
+        self._sources: Sources = {}  # the tensors that were last found or put there
         self._handed_out = True  # whether anybody else may have written to them since
         self._sums: Tensor | None = None  # their checksums, while known
 
     def put(self, buffers: Mapping[str, Tensor]) -> None:
         """The index itself has put all integer buffers there."""
-        self._sources, self._handed_out, self._sums = _sources(buffers), False, None
+        self._sources, self._handed_out, self._sums = sources_of(buffers, state.INTEGERS), False, None
 
     def moved(self, buffers: Mapping[str, Tensor]) -> None:
         """The index has had all buffers converted or moved, by a function that may have changed their values."""
-        self._sources, self._handed_out, self._sums = _sources(buffers), True, None
+        self._sources, self._handed_out, self._sums = sources_of(buffers, state.INTEGERS), True, None
 
     def hand_out(self, buffers: dict[str, Tensor]) -> None:
         """Somebody else is given the buffers: note their checksums while they are known to be right."""
         if self._handed_out:
             return
-        if self._sums is None and same(_sources(buffers), self._sources):
+        if self._sums is None and unchanged(self._sources, buffers):
             self._sums = checksums(buffers)
             buffers[CHECKSUMS] = self._sums.clone()
         self._handed_out = True
 
     def check(self, buffers: Mapping[str, Tensor], d: int, *, flat: bool) -> bool:
         """Whether the buffers hold another sound state than the index last knew; RuntimeError if it is not sound."""
-        now = _sources(buffers)
-        if not self._handed_out and same(now, self._sources):
+        if not self._handed_out and unchanged(self._sources, buffers):
             return False
-        changed = False
+        now, changed = sources_of(buffers, state.INTEGERS), False
         # A fake tensor has no values, a tensor on the meta device neither.
-        if all(type(tensor) is Tensor and not tensor.is_meta for tensor, _ in now):
+        if all(type(tensor) is Tensor and not tensor.is_meta for tensor, _ in now.values()):
             _refuse(state.misfit_shapes(buffers, d, flat))
-            changed = self._compare(buffers, now, d, flat)
+            changed = self._compare(buffers, d, flat)
         self._sources, self._handed_out = now, False
         return changed
 
-    def _compare(self, buffers: Mapping[str, Tensor], now: Sources, d: int, flat: bool) -> bool:
+    def _compare(self, buffers: Mapping[str, Tensor], d: int, flat: bool) -> bool:
         """`check` for buffers of the right shapes."""
         found = checksums(buffers)
         stored = buffers[CHECKSUMS].to(found.device)
@@ -107,7 +112,7 @@ class Integrity:
             changed = not as_known and self._sums is not None
         else:
             wrong: str | None = "the values of list_offsets, list_ids or next_id were changed in place"
-            if any(a is not b for (a, _), (b, _) in zip(now, self._sources, strict=False)):
+            if any(buffers[name] is not tensor for name, (tensor, _) in self._sources.items()):
                 wrong = state.misfit(buffers, d, flat=flat)  # tensors that the caller chose: as a state to be loaded
             _refuse(wrong)
             changed = True
@@ -118,7 +123,3 @@ class Integrity:
 def _refuse(wrong: str | None) -> None:
     if wrong:
         raise RuntimeError(f"{wrong}. {_REMEDY}")
-
-
-def _sources(buffers: Mapping[str, Tensor]) -> Sources:
-    return [(tensor, version_of(tensor)) for tensor in (buffers[name] for name in state.INTEGERS)]

@@ -14,12 +14,14 @@ from .._optional import require
 from ..functional import lists as ragged
 from ..functional import metric as metrics
 from ..functional.budget import Budget
+from ..functional.kernels import kernel_for
 from ..functional.kmeans import Share, kmeans
 from ..functional.lists import sampled_lists
 from ..functional.ordering import order_within_lists
 from ..functional.parts import in_parts
 from ..functional.probe import Coarse, coarse_of, probe
-from ..params import SearchParams, positive
+from ..functional.search import SearchOptions
+from ..params import DEFAULTS, SearchParams, positive
 from . import check
 from .base import IndexBase
 from .eager import eager
@@ -273,24 +275,18 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         origin = metrics.origin_of(centroids[homes] if homes.shape[0] else centroids, self.metric)
         return coarse_of(centroids, self.metric, origin)
 
-    def _nprobe(self, params: SearchParams) -> int:
-        return min(self.nlist, self.nprobe if params.nprobe is None else params.nprobe)
-
-    def _max_codes(self, params: SearchParams) -> int | None:
-        return self.max_codes if params.max_codes is None else params.max_codes or None
-
-    def _budget(self, params: SearchParams) -> Budget | None:
-        rows, most = params.of("candidate_budget") or 0, params.max_codes_cap_per_list
-        if not rows and not most:
-            return None
-        return Budget(
-            rows=rows,
-            weighted=params.budget_strategy == "distance_weighted",
-            even_cap=bool(params.of("use_per_list_sizes")),
-            strict=params.strict_budget,
-            drop_far=params.dynamic_nprobe,
-            least=params.min_codes_per_list,
-            most=most,
+    def search_options(self, k: int, params: SearchParams | None = None) -> SearchOptions:
+        """What `params`, or the index's own settings where they are None, mean for a search of k results."""
+        params = params or DEFAULTS
+        return SearchOptions(
+            k,
+            min(self.nlist, self._own_nprobe if params.nprobe is None else params.nprobe),
+            self.metric,
+            self._search_mode,
+            self._own_max_codes if params.max_codes is None else params.max_codes or None,
+            _budget_of(params),
+            self._max_bytes,
+            params.profile == "exact",
         )
 
     def config(self) -> dict[str, Any]:
@@ -299,10 +295,26 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         return {**super().config(), **{name: getattr(self, name) for name in own}}
 
 
+def _budget_of(params: SearchParams) -> Budget | None:
+    rows, most = params.of("candidate_budget") or 0, params.max_codes_cap_per_list
+    if not rows and not most:
+        return None
+    return Budget(
+        rows=rows,
+        weighted=params.budget_strategy == "distance_weighted",
+        even_cap=bool(params.of("use_per_list_sizes")),
+        strict=params.strict_budget,
+        drop_far=params.dynamic_nprobe,
+        least=params.min_codes_per_list,
+        most=most,
+    )
+
+
 def _nearest(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
     """The list (n,) of each row (n, d)."""
 
-    return in_parts(lambda part: probe(part.float(), coarse, 1, metric)[1][:, 0], 1 << 14, rows)
+    kernel = kernel_for(rows.new_empty(0, dtype=torch.float32))
+    return in_parts(lambda part: probe(part.float(), coarse, 1, metric, kernel)[1][:, 0], 1 << 14, rows)
 
 
 def _warn_few_rows(rows: int, nlist: int) -> None:

@@ -22,7 +22,7 @@ from ..functional.probe import Coarse
 from ..functional.transforms import run_outside, transforming, wrapped
 from ..params import positive
 from . import check, state
-from .integrity import CHECKSUMS, Integrity, Sources, same, version_of
+from .integrity import CHECKSUMS, Integrity, Sources, sources_of, unchanged
 from .staging import Staging, few
 
 Self = TypeVar("Self", bound="IndexModule")
@@ -150,13 +150,12 @@ class IndexModule(nn.Module):
 
     def _derive(self) -> Derived:
         self.check_buffers()
-        read = map(self._raw, state.NAMES)
-        sources = [(tensor, version_of(tensor)) for tensor in read]
-        held = self._derived
-        if held is not None and same(sources, held.sources):
+        buffers, held = self.__dict__["_buffers"], self._derived
+        if held is not None and unchanged(held.sources, buffers):
             return held
         with torch.no_grad():
-            packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+            sources = sources_of(buffers, state.NAMES)
+            packed, offsets, ids = (buffers[name] for name in state.NAMES[1:])
             coarse = self._coarse()
             bias = metrics.row_bias(packed, coarse.origin, self.metric)
             self._derived = Derived(sources, coarse, inverted_lists(packed, offsets, ids, bias))
@@ -168,10 +167,9 @@ class IndexModule(nn.Module):
     def _id_order(self) -> Tensor:
         """What sorts the packed ids: (N,) rows. 8 bytes a row, made when a row is first looked for by its id."""
         self.check_buffers()
-        ids = self._raw("list_ids")
-        sources = [(ids, version_of(ids))]
-        if self._sorted is None or not same(sources, self._sorted[0]):
-            self._sorted = sources, torch.argsort(ids, stable=True)
+        buffers = self.__dict__["_buffers"]
+        if self._sorted is None or not unchanged(self._sorted[0], buffers):
+            self._sorted = sources_of(buffers, ["list_ids"]), torch.argsort(buffers["list_ids"], stable=True)
         return self._sorted[1]
 
     # -- buffers -------------------------------------------------------------------------------------------

@@ -26,10 +26,13 @@ _WORKSPACE = 64 << 20  # bytes for finding the nearest of some vectors
 class NativeKernel:
     """Calls of the operators, whose arguments must be contiguous."""
 
-    def serves(self, x: Tensor, vectors: Tensor) -> bool:
-        """Whether it is available for such queries (Q, d) and stored vectors (N, d)."""
-        fits = x.device.type == "cpu" and x.dtype == torch.float32 and vectors.dtype in _DTYPES
-        return fits and vectors.is_contiguous() and vectors.shape[0] < _MOST_ROWS and library.available()
+    def available(self, x: Tensor) -> bool:
+        """Whether it can be used now, for queries (Q, d) of this device and dtype."""
+        return x.is_cpu and x.dtype == torch.float32 and library.available()
+
+    def serves(self, vectors: Tensor) -> bool:
+        """Whether it takes such stored vectors (N, d)."""
+        return vectors.dtype in _DTYPES and vectors.is_contiguous() and vectors.shape[0] < _MOST_ROWS
 
     def search(
         self,

@@ -17,6 +17,7 @@ from ..functional import metric as metrics
 from ..functional.kmeans import Share
 from ..functional.search import lookup
 from ..index import IndexIVFFlat, check, state
+from ..index.eager import without_autocast
 from ..params import SearchParams, positive
 from . import asking, folder, whole
 from .module import ShardedModule, digest_of
@@ -212,10 +213,11 @@ class ShardedIndex(ShardedModule):
 
         with torch.no_grad():
             (queries, settings), _ = self._agree("search", prepare, lambda: (int(k), self._settings(params)))
-            sizes = None if self.index._max_codes(settings) is None else self._list_sizes("search")
+            sizes = None if self.index.search_options(k, settings).max_codes is None else self._list_sizes("search")
             probed = self.index._probed(queries, settings, sizes)
             asked, theirs, lists = asking.ask(self._exchange, "search", queries, probed, self._asked_owners())
-            scores, rows, segments = self.index._search(theirs, k, settings, lists)
+            with without_autocast(theirs.device):
+                scores, rows, segments = self.index._search(theirs, k, settings, lists)
             ids = lookup([part.ids for part in segments], rows)
             scores, ids = asking.best(self._exchange, "search", asked, scores, ids)
             return metrics.to_distance(scores, self.metric), ids
@@ -256,7 +258,7 @@ class ShardedIndex(ShardedModule):
         settings = self.index._params(params)
         if settings.selector is not None:
             check.selector(settings.selector, "selector", self.index.device)
-        if self.index._budget(settings) is not None:
+        if self.index.search_options(1, settings).budget is not None:
             raise ValueError("params has a budget of rows, but no process has whole lists; max_codes counts whole ones")
         return self.index._prepared(given), settings
 
@@ -265,9 +267,9 @@ class ShardedIndex(ShardedModule):
 
     def _settings(self, params: SearchParams | None) -> tuple[object, ...]:
         """What has to be the same on every process: what was given, and what the index would take for itself."""
-        usual, given = SearchParams(), params or SearchParams()
+        usual, given = self.index.search_options(1), params or SearchParams()
         chosen = None if given.selector is None else digest_of(given.selector)
-        return replace(given, selector=None), chosen, self.index._nprobe(usual), self.index._max_codes(usual)
+        return replace(given, selector=None), chosen, usual.nprobe, usual.max_codes
 
     # -- state ---------------------------------------------------------------------------------------------
 
