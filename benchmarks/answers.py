@@ -3,14 +3,10 @@
 All scores are float64 from the original rows, higher is better; B rows checked, N base rows, k results.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 import torch
-
-__all__ = ["agreement", "brute_force", "recall", "scores_of"]
 
 _MARGIN = 32  # candidates kept beyond k when float32 picks them and float64 orders them
 _TIE = 1e-6  # scores this close, relative to the norms they are made of, count as a tie

@@ -1,6 +1,4 @@
-"""The stopwatch: interleaved repetitions, medians, and a cap on what one figure may cost."""
-
-from __future__ import annotations
+"""Timing: interleaved repetitions, medians, and a limit on what one figure may cost."""
 
 import gc
 import math
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Effort", "Timing", "interleave", "rotation", "timed"]
+Timing = dict[str, float]  # seconds per call (median), its quartiles seconds_low and seconds_high, number of calls
 
 
 @dataclass(frozen=True)
@@ -27,27 +25,9 @@ class Effort:
     pause_seconds: float = 0.02  # between turns, for the threads of the library before to stop spinning
 
     @classmethod
-    def quick(cls) -> Effort:
-        """For a before-and-after: fewer repetitions, and nothing is skipped."""
+    def quick(cls) -> "Effort":
+        """To compare before and after a change: fewer repetitions, and nothing is skipped."""
         return cls(rounds=5, fewest_rounds=2, most_calls=16, cell_seconds=8.0, call_seconds=math.inf)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call: the median, the quartiles, and how many calls they come from."""
-
-    seconds: float
-    low: float
-    high: float
-    calls: int
-
-    def fields(self) -> dict[str, float | int]:
-        return {
-            "seconds": self.seconds,
-            "seconds_low": self.low,
-            "seconds_high": self.high,
-            "calls": self.calls,
-        }
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -64,12 +44,11 @@ def interleave(calls: Mapping[str, Callable[[int], Any]], effort: Effort) -> dic
     rounds = max(effort.fewest_rounds, min(effort.rounds, int(effort.cell_seconds / max(one_round, 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
-    for turn in range(rounds):
-        first = turn * calls_per_turn
+    for first in range(0, rounds * calls_per_turn, calls_per_turn):
         for name, call in calls.items():
             time.sleep(effort.pause_seconds)
             if cost[name] < 0.5:
-                call(first)  # untimed: threads awake, caches this engine's own
+                call(first)  # not timed: wakes the threads and fills the caches
             for i in range(first, first + calls_per_turn):
                 start = time.perf_counter()
                 call(i)
@@ -84,17 +63,18 @@ def _warm_up(call: Callable[[int], Any]) -> float:
 
 
 def _calls_per_turn(cost: Mapping[str, float], effort: Effort) -> int:
+    if not cost:
+        return 1
     wanted = min(effort.most_calls, math.ceil(effort.turn_seconds / max(min(cost.values()), 1e-9)))
     affordable = int(effort.cell_seconds / effort.fewest_rounds / max(sum(cost.values()), 1e-9))
     return max(1, min(wanted, affordable))
 
 
 def _summary(values: list[float]) -> Timing:
-    low, middle, high = np.percentile(values, (25, 50, 75))
-    return Timing(float(middle), float(low), float(high), len(values))
+    low, median, high = np.percentile(values, (25, 50, 75)).tolist()
+    return {"seconds": median, "seconds_low": low, "seconds_high": high, "calls": len(values)}
 
 
-def rotation(native: Any, nq: int, most: int = 256) -> list[Any]:
+def rotation(rows: Any, nq: int, most: int = 256) -> list[Any]:
     """Consecutive slices of `nq` rows to search in turn, so that the rows differ from call to call."""
-    total = native.shape[0]
-    return [native[start : start + nq] for start in range(0, min(total - nq, most * nq) + 1, nq)]
+    return [rows[start : start + nq] for start in range(0, min(rows.shape[0] - nq, most * nq) + 1, nq)]

@@ -1,1 +1,1 @@
-"""The subcommands of the program, one file each (the sweeps share one)."""
+"""Commands of `python -m benchmarks`, one file each (the sweeps share one)."""

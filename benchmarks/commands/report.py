@@ -1,15 +1,11 @@
-"""Write what is made of the stored figures: docs/benchmarks.md, its pictures, and the block in each README."""
-
-from __future__ import annotations
+"""Write what is made of the stored figures: docs/benchmarks.md, its plots, and the block in each README."""
 
 import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .. import readme, results
-from ..page import Tasks, page, pictures
-
-__all__ = ["ROOT", "add_arguments", "run", "stored", "texts"]
+from ..page import Tasks, page
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,20 +25,22 @@ def run(options: argparse.Namespace) -> int:
     for path, text in texts(tasks, options.root):
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path.relative_to(options.root)}")
-    drawn = pictures(tasks)
+    from ..plots import plots  # imports matplotlib
+
+    drawn = plots(tasks)
     for name, draw in drawn.items():
         (images / name).write_text(draw(), encoding="utf-8")
-    print(f"drew {len(drawn)} pictures in docs/img")
+    print(f"drew {len(drawn)} plots in docs/img")
     return 0
 
 
 def stored(files: Iterable[Path]) -> Tasks:
-    """The last finished run of each (case, task) that found anything."""
+    """The last finished run of each (case, task) that has figures."""
     return {key: task for key, task in results.latest(files).items() if task.rows}
 
 
 def texts(tasks: Tasks, root: Path) -> Iterator[tuple[Path, str]]:
-    """Each page that is made of the figures, as it is to be. A README without markers for its block is left alone."""
+    """Each page that is made of the figures, as it should be. A README without markers for its block is unchanged."""
     yield root / "docs" / "benchmarks.md", page(tasks)
     for name, language in readme.LANGUAGES.items():
         before = (root / name).read_text(encoding="utf-8") if (root / name).exists() else ""

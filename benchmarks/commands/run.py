@@ -1,125 +1,139 @@
-"""Measure and append JSON lines: the plan, or the cases and tasks that are named.
+"""Measure and append JSON lines: the plan, the cases and tasks that are named, or one task over other values (sweeps).
 
-Nothing heavy is imported before the number of threads is settled: thread pools are sized on first import.
+torch and numpy are imported after the number of threads is set: thread pools get their size on first import.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import results
-from ..cases import CASES, PLAN, QUICK, Case
+from ..cases import CASES, PLAN, QUICK, QUICK_ENGINES, Case
+from ..formatting import times
 from ..machine import add_threads, commit, describe, run_id, set_threads
 
-__all__ = ["add_arguments", "add_common", "measure", "run"]
-
 _BUSY = 0.5  # processes running besides this one
-_Job = tuple[Case, str]
+Job = tuple[Case, str]
+
+
+def _pair(text: str) -> tuple[int, int]:
+    nlist, _, nprobe = text.partition(":")
+    return int(nlist), int(nprobe)
+
+
+SWEEPS: dict[str, tuple[str, str, Callable[[str], Any]]] = {  # the task, the field of the case, how a value is read
+    "sweep-nq": ("search", "nqs", int),
+    "sweep-ivf": ("pairs", "ivf", _pair),
+    "sweep-codes": ("codes", "codes", int),
+    "sweep-budgets": ("budgets", "budgets", int),
+    "profile": ("profile", "profile_nqs", int),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    tasks = sorted({task for planned in PLAN.values() for task in planned})
-    parser.add_argument("--case", action="append", choices=sorted(CASES), help="only this case (may be repeated)")
-    parser.add_argument("--task", action="append", choices=tasks, help="only this task (may be repeated)")
-    parser.add_argument("--list", action="store_true", help="only say what would be measured, and when it last was")
-    parser.add_argument("--resume", action="store_true", help="leave out what this very commit has measured already")
-    add_common(parser)
-
-
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """What every command that measures can be told."""
-    parser.add_argument(
-        "--quick", action="store_true", help="ours and faiss, few repetitions, stored in quick.jsonl, not committed"
-    )
-    parser.add_argument("--engines", type=_comma, help="only these, with commas between them")
-    parser.add_argument("--out", type=Path, help="the file to append to")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    option = parser.add_argument
+    if parser.prog.split()[-1] in SWEEPS:
+        option("--case", choices=sorted(CASES), default="headline", help="default: headline")
+        option("--values", help="instead of the case's own, as 1,8 (pairs: 512:32,512:64). Stored, but not reported")
+    else:
+        tasks = sorted({task for planned in PLAN.values() for task in planned})
+        option("--case", action="append", choices=sorted(CASES), help="only this case (may be repeated)")
+        option("--task", action="append", choices=tasks, help="only this task (may be repeated)")
+        option("--list", action="store_true", help="only list what would be measured, and when it last was")
+        option("--resume", action="store_true", help="leave out what this very commit has measured already")
+    option("--quick", action="store_true", help="ours and faiss, few repetitions, stored in quick.jsonl, not committed")
+    option("--engines", type=lambda text: text.split(","), help="only these, with commas between them")
+    option("--out", type=Path, help="the file to append to")
+    option("--quiet", action="store_true", help="no progress bar")
     add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.command in SWEEPS:
+        return _sweep(options)
     jobs = _jobs(options)
     last = results.latest([options.out or results.DEFAULT])
     if options.resume:
         done = {key for key, task in last.items() if task.facts["commit"] == commit()}
         jobs = [(case, task) for case, task in jobs if (case.name, task) not in done]
     if options.list:
-        return _list(jobs, last)
+        for case, task in jobs:
+            when, found = "never", last.get((case.name, task))
+            if found is not None:
+                when = f"{found.facts['date'][:10]}, commit {found.facts['commit'][:7]}, {found.seconds:,.0f} s"
+            print(f"{f'--case {case.name} --task {task}':42} {when}")
+        return 0
     if not jobs:
         print("nothing is left to measure")
         return 0
-    words = ["run", *(word for name in ("case", "task") for value in _given(options, name) for word in value)]
-    return measure(jobs, options, words)
+    cases, tasks = options.case or (), options.task or ()
+    return measure(jobs, options, [f"--case {case}" for case in cases] + [f"--task {task}" for task in tasks], {})
 
 
-def _given(options: argparse.Namespace, name: str) -> list[tuple[str, str]]:
-    return [(f"--{name}", value) for value in getattr(options, name) or ()]
-
-
-def _jobs(options: argparse.Namespace) -> list[_Job]:
+def _jobs(options: argparse.Namespace) -> list[Job]:
     if options.quick and not options.case and not options.task:
-        quick = replace(CASES[QUICK.case], nqs=QUICK.nqs, truth_queries=QUICK.truth_queries)
-        return [(quick, QUICK.task)]
-    cases = options.case or [name for name in PLAN if not options.task or set(options.task) & set(PLAN[name])]
+        return [(replace(CASES["headline"], **QUICK), "search")]
     jobs = []
-    for name in cases:
+    for name in options.case or PLAN:
         planned = PLAN.get(name, ("search",))
-        # A task named beside a case is done whether planned or not; by itself it goes where it is planned.
+        # A task named beside a case is done whether planned or not; by itself it is done where it is planned.
         tasks = options.task if options.case and options.task else planned
         jobs += [(CASES[name], task) for task in tasks if not options.task or task in options.task]
     return jobs
 
 
-def _list(jobs: Sequence[_Job], last: Mapping[tuple[str, str], results.TaskRun]) -> int:
-    for case, task in jobs:
-        told, done = "never", last.get((case.name, task))
-        if done is not None:
-            told = f"{done.facts['date'][:10]}, commit {done.facts['commit'][:7]}, {done.seconds:,.0f} s"
-        print(f"{f'--case {case.name} --task {task}':42} {told}")
-    return 0
+def _sweep(options: argparse.Namespace) -> int:
+    (task, field, parse), case, values = SWEEPS[options.command], CASES[options.case], {}
+    if options.values is not None:
+        try:
+            values[field] = tuple(parse(word) for word in options.values.split(","))
+        except ValueError:
+            like = ",".join(str(value).strip("()").replace(", ", ":") for value in getattr(case, field)[:2])
+            raise SystemExit(f"--values must be like {like}, got {options.values!r}") from None
+    words = [f"--case {case.name}", *([f"--values {options.values}"] if values else [])]
+    return measure([(replace(case, **values), task)], options, words, values)
 
 
-def measure(
-    jobs: Sequence[_Job], options: argparse.Namespace, words: list[str], values: Mapping[str, Any] | None = None
-) -> int:
-    """Do the jobs, append what they find, print it. `words` say again what was asked for.
+def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], values: Mapping[str, Any]) -> int:
+    """Do the jobs, append their figures, print them. `words` are the options that say which jobs these are.
 
-    `values` are settings that the cases do not have; figures taken with some are stored, but stay out of the report.
+    `values` are settings that the cases do not have; figures measured with some are stored, but not reported.
     """
     set_threads(options.threads)
-    from ..engines import LIBRARIES, missing, settle_native
+    from .. import kernel
+    from ..engines import LIBRARIES, missing
 
-    native = settle_native()
-    asked = options.engines or (QUICK.engines if options.quick else tuple(LIBRARIES))
-    unknown = [name for name in asked if name not in LIBRARIES]
-    if unknown:
-        raise SystemExit(f"unknown engine {unknown[0]!r}; there are {', '.join(LIBRARIES)}")
+    native = kernel.prepare()
+    asked = options.engines or (QUICK_ENGINES if options.quick else tuple(LIBRARIES))
+    for name in asked:
+        if name not in LIBRARIES:
+            raise SystemExit(f"unknown engine {name!r}; there are {', '.join(LIBRARIES)}")
     skipped = missing(asked)
     for name, reason in skipped.items():
         print(f"skipping {name}: {reason}")
     names = tuple(name for name in asked if name not in skipped)
     if not names:
         raise SystemExit("no engine is left to measure")
-    out = options.out or (results.QUICK if options.quick else results.DEFAULT)
-    facts = describe(options.threads, [*words, *_settings(options)]) | {"native": native}
+    words += ["--quick"] if options.quick else []
+    words += ["--engines " + ",".join(options.engines)] if options.engines else []
+    command = " ".join([options.command, *words, f"--threads {options.threads}"])
+    facts = describe(options.threads, command) | {"native": native, "skipped": skipped, "values": values}
     if facts["load"] > _BUSY:
-        print(f"the machine is busy (load {facts['load']:.1f}): figures taken now say little")
-    run = run_id(facts)
-    results.append(out, {"kind": "run", "schema": 1, "run": run, **facts, "skipped": skipped, "values": values or {}})
-    failures = _do(jobs, names, options, run, out)
-    _say(run, out)
+        print(f"the machine is busy (load {facts['load']:.1f}): these figures mean little")
+    out, run = options.out or (results.QUICK if options.quick else results.DEFAULT), run_id(facts)
+    results.append(out, {"kind": "run", "schema": 1, "run": run, **facts})
+    failures = _do(jobs, names, options, lambda line: results.append(out, {**line, "run": run}))
+    _print(run, out)
     return 1 if failures else 0
 
 
-def _do(jobs: Sequence[_Job], names: tuple[str, ...], options: argparse.Namespace, run: str, out: Path) -> int:
-    """Do every job, each on its own: one that fails is told of and leaves the others to go on."""
+def _do(jobs: Sequence[Job], names: tuple[str, ...], options: argparse.Namespace, write: Callable[[Any], None]) -> int:
+    """Do every job; one that fails is reported and the others go on. The number of failures."""
     from tqdm import tqdm
 
     from ..context import Context
@@ -131,45 +145,32 @@ def _do(jobs: Sequence[_Job], names: tuple[str, ...], options: argparse.Namespac
     with tqdm(jobs, unit="task", disable=options.quiet) as bar:
         for case, task in bar:
             bar.set_description(f"{case.name}, {task}")
-
-            def write(line: dict[str, Any]) -> None:
-                results.append(out, {**line, "run": run})
-
-            start = time.perf_counter()
+            start, job = time.perf_counter(), {"case": case.name, "task": task}
             try:
                 TASKS[task](Context(case, task, names, effort, options.threads, write, bar.set_postfix_str))
+                write({"kind": "done", **job, "seconds": time.perf_counter() - start})
             except Exception as error:
                 failures += 1
                 traceback.print_exc()
-                write({"kind": "failed", "case": case.name, "task": task, "reason": repr(error)[:500]})
-                continue
-            spent = time.perf_counter() - start
-            write({"kind": "done", "case": case.name, "task": task, "seconds": spent})
+                write({"kind": "failed", **job, "reason": repr(error)[:500]})
     return failures
 
 
-def _settings(options: argparse.Namespace) -> list[str]:
-    """The common options that decide what is measured; where it is written to does not."""
-    words = ["--quick"] if options.quick else []
-    if options.engines:
-        words += ["--engines", ",".join(options.engines)]
-    return [*words, "--threads", str(options.threads)]
+def _print(run: str, out: Path) -> None:
+    """The tables of this run; for searches also the ratio to faiss in the last run of the same command."""
+    from ..tables import tabulate
 
-
-def _say(run: str, out: Path) -> None:
-    from ..tables import plain
-
-    finished = results.history([out])
-    for task in (task for task in finished if task.facts["run"] == run):
+    last: dict[Any, results.TaskRun] = {}
+    for task in results.history([out]):
         same = (task.case, task.task, task.facts["command"])
-        before = [
-            old
-            for old in finished
-            if old.facts["run"] != run and (old.case, old.task, old.facts["command"]) == same
-        ]
-        print(plain(task, before[-1] if before else None))
+        before, last[same] = last.get(same), task
+        if task.facts["run"] != run:
+            continue
+        print(f"\n{task.case}, {task.task}\n{tabulate(task) if task.rows else 'nothing was measured'}")
+        for skip in task.skips:
+            print(f"left out: {skip['engine']}, {skip['reason']}")
+        if before is not None and task.task in ("search", "flat"):
+            ratios = [(nq, *(t.ratio("qps", "ours", nq=nq) for t in (before, task))) for nq in task.values("nq")]
+            told = ", ".join(f"nq {nq:,}: {times(old)} → {times(new)}" for nq, old, new in ratios if old and new)
+            print(f"ours / faiss, before ({before.facts['commit'][:7]}) → now: {told}")
     print(f"appended to {os.path.relpath(out)}")
-
-
-def _comma(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)

@@ -1,20 +1,107 @@
-"""One small adapter a library: build, set its parameters, search. A variant is an adapter with fixed attributes."""
+"""The engines by the names they have in the tables. Variants of one adapter share one index."""
 
-from .contract import Engine, Spec
-from .registry import FLAT, GRAPH, IVF, LIBRARIES, Entry, Variant, make, missing, owners, paired, settle_native
+import importlib
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = [
-    "FLAT",
-    "GRAPH",
-    "IVF",
-    "LIBRARIES",
-    "Engine",
-    "Entry",
-    "Spec",
-    "Variant",
-    "make",
-    "missing",
-    "owners",
-    "paired",
-    "settle_native",
-]
+import numpy as np
+
+from .. import kernel
+from . import adapters
+from .adapters import Engine, Spec
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name in the tables: an adapter, the package it needs, and what is set on its index to search."""
+
+    adapter: type[Engine]
+    library: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    kernel: bool = True  # whether this library may use its native kernel
+
+
+_OURS, _TSS = "torch_ivf_module", "torch_similarity_search"
+IVF: dict[str, Entry] = {
+    "ours": Entry(adapters.OursIVF, _OURS, {"search_mode": "auto"}),
+    "ours-csr": Entry(adapters.OursIVF, _OURS, {"search_mode": "csr"}, kernel=False),
+    "ours-matrix": Entry(adapters.OursIVF, _OURS, {"search_mode": "matrix"}, kernel=False),
+    "ours-graph": Entry(adapters.OursGraph, _OURS),
+    "faiss": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 0}),  # default: threads share a batch's queries
+    "faiss-lists": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 1}),  # threads share one query's lists
+    "torch-ivf": Entry(adapters.TorchIVF, "torch_ivf", {"search_mode": "csr"}),
+    "torch-ivf-matrix": Entry(adapters.TorchIVF, "torch_ivf", {"search_mode": "matrix"}),  # its default
+    "torch-similarity-search": Entry(adapters.TorchSimilaritySearchIVF, _TSS),
+}
+FLAT: dict[str, Entry] = {
+    "ours": Entry(adapters.OursFlat, _OURS),
+    "faiss": Entry(adapters.FaissFlat, "faiss"),
+    "torch-ivf": Entry(adapters.TorchIVFFlat, "torch_ivf", {"search_mode": "auto"}),
+    "torch-similarity-search": Entry(adapters.TorchSimilaritySearchFlat, _TSS),
+    "sklearn": Entry(adapters.Sklearn, "sklearn"),
+}
+GRAPH: dict[str, Entry] = {
+    "hnswlib": Entry(adapters.Hnswlib, "hnswlib"),
+    "usearch": Entry(adapters.Usearch, "usearch"),
+}
+LIBRARIES: dict[str, str] = {name: entry.library for name, entry in {**IVF, **FLAT, **GRAPH}.items()}
+
+
+class Variant:
+    """An adapter's index, searched with the settings of one name."""
+
+    def __init__(self, owner: Engine, entry: Entry) -> None:
+        self.owner, self.entry, self.settings = owner, entry, tuple(entry.settings.items())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.owner, name)
+
+    def without_kernel(self) -> AbstractContextManager[None]:
+        """The context that keeps the kernel from an engine of PyTorch operations; nothing for the others."""
+        return nullcontext() if self.entry.kernel else kernel.disabled()
+
+    def search(self, x: Any, k: int) -> Any:
+        for name, value in self.settings:
+            if getattr(self.owner.index, name) != value:
+                setattr(self.owner.index, name, value)
+        with self.without_kernel():
+            return self.owner.search(x, k)
+
+
+def missing(names: Iterable[str]) -> dict[str, str]:
+    """The names whose library cannot be imported here, each with the reason."""
+    reasons: dict[str, str] = {}
+    for name in names:
+        try:
+            importlib.import_module(LIBRARIES[name])
+        except ImportError as error:
+            reasons[name] = f"{LIBRARIES[name]} cannot be imported: {error.msg}"
+    return reasons
+
+
+def make(names: Iterable[str], table: Mapping[str, Entry], spec: Spec) -> dict[str, Variant]:
+    """An empty engine for each name that `table` knows; names of one adapter share its index."""
+    known = [name for name in names if name in table]
+    made = {adapter: adapter(spec) for adapter in dict.fromkeys(table[name].adapter for name in known)}
+    return {name: Variant(made[table[name].adapter], table[name]) for name in known}
+
+
+def owners(engines: Mapping[str, Variant]) -> dict[str, Engine]:
+    """Each index once, under the first name that searches it."""
+    first = {id(variant.owner): name for name, variant in reversed(engines.items())}
+    return {name: engines[name].owner for name in engines if name in first.values()}
+
+
+def build_paired(
+    engines: Mapping[str, Variant], train: np.ndarray, base: np.ndarray, centroids: np.ndarray | None
+) -> None:
+    """Build list-based engines on the same centroids: those given, or those that the first engine trains."""
+    for engine in owners(engines).values():
+        if centroids is None:
+            engine.train(train)
+            centroids = np.array(engine.centroids())
+        else:
+            engine.use_centroids(centroids)
+        engine.add(engine.convert(base))

@@ -1,18 +1,14 @@
-"""The kinds of measurement, one file each; a task writes rows through its context and returns nothing."""
-
-from __future__ import annotations
+"""The kinds of measurement; a task writes rows through its context and returns nothing."""
 
 from collections.abc import Callable
 
 from ..context import Context
-from . import auto, build, flat, formats, lists, maintenance, memory, params, profile, recall, search, threads
-
-__all__ = ["TASKS"]
+from . import auto, build, formats, maintenance, memory, params, profile, recall, search, threads
 
 TASKS: dict[str, Callable[[Context], None]] = {
-    "lists": lists.run,
+    "lists": search.lists,
     "search": search.run,
-    "flat": flat.run,
+    "flat": search.flat,
     "train": build.train,
     "add": build.add,
     "recall": recall.run,

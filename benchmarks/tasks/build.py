@@ -1,6 +1,4 @@
-"""Fitting centroids and adding rows: fresh indexes in turn, the same number of k-means rounds."""
-
-from __future__ import annotations
+"""Training centroids and adding rows: new indexes in turn, the same number of k-means iterations."""
 
 from functools import partial
 
@@ -8,14 +6,12 @@ import numpy as np
 import torch
 
 from ..context import Context
-from ..engines import IVF, Entry, Spec
+from ..engines import IVF
 from ..measure import timed
 
-__all__ = ["add", "train"]
-
 _REPEATS = 5
-_NITER = 10  # what both this library and faiss take unasked
-_TRAINED = ("ours", "faiss", "torch-ivf")  # torch-similarity-search takes no number of rounds
+_NITER = 10  # the default of both this library and faiss
+_TRAINED = ("ours", "faiss", "torch-ivf")  # torch-similarity-search has a fixed number of iterations
 _FILLED = (*_TRAINED, "torch-similarity-search")
 
 
@@ -23,13 +19,11 @@ def train(ctx: Context) -> None:
     """Seconds, and the objective the centroids reach on all training rows, over several seeds."""
     rows = ctx.train_rows
     names = [name for name in ctx.names if name in _TRAINED]
-    # One unmeasured fit on few rows wakes threads and loads what is loaded on first use.
-    for name in names:
+    for name in names:  # not measured: wakes the threads and loads what is loaded on first use
         IVF[name].adapter(ctx.spec()).train(rows[: ctx.case.nlist * 39], niter=1)
-    for repeat in range(_REPEATS):
+    for seed in range(ctx.case.seed, ctx.case.seed + _REPEATS):
         for name in names:
-            ctx.note(f"{name}, {repeat + 1} of {_REPEATS}")
-            seed = ctx.case.seed + repeat
+            ctx.note(f"{name}, seed {seed}")
             engine = IVF[name].adapter(ctx.spec(seed))
             seconds, _ = timed(partial(engine.train, rows, niter=_NITER))
             objective = _objective(rows, engine.centroids(), ctx.case.metric)
@@ -39,27 +33,26 @@ def train(ctx: Context) -> None:
 def add(ctx: Context) -> None:
     """Seconds to add the whole base to an empty index on given centroids, until a first query is answered."""
     names = [name for name in ctx.names if name in _FILLED]
-    centroids = ctx.data.centroids
-    if centroids is None:
-        donor = IVF[names[0]].adapter(ctx.spec())
-        donor.train(ctx.train_rows)
-        centroids = np.array(donor.centroids())
+    centroids = ctx.given_centroids(names[0])
     for repeat in range(_REPEATS):
         for name in names:
             ctx.note(f"{name}, {repeat + 1} of {_REPEATS}")
-            seconds = _one_add(IVF[name], ctx.spec(), centroids, ctx.data.base, ctx.data.queries[:1])
+            seconds = add_in_batches(ctx, name, centroids, len(ctx.data.base))
             ctx.row(name, rows=len(ctx.data.base), seconds=seconds)
 
 
-def _one_add(entry: Entry, spec: Spec, centroids: np.ndarray, base: np.ndarray, query: np.ndarray) -> float:
-    engine = entry.adapter(spec)
+def add_in_batches(ctx: Context, name: str, centroids: np.ndarray, batch: int) -> float:
+    """Seconds to add the base to an empty index in batches of so many rows, until a first query is answered."""
+    engine = IVF[name].adapter(ctx.spec())
     engine.use_centroids(centroids)
     engine.set(1)
-    rows, first = engine.native(base), engine.native(query)
+    rows, query = engine.convert(ctx.data.base), engine.convert(ctx.data.queries[:1])
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
     def fill() -> None:
-        engine.add(rows)
-        engine.search(first, 1)  # an index that puts work off until it is read does that work here
+        for part in parts:
+            engine.add(part)
+        engine.search(query, 1)  # an index that postpones work until it is searched does that work here
 
     return timed(fill)[0]
 
@@ -70,9 +63,6 @@ def _objective(rows: np.ndarray, centroids: np.ndarray, metric: str) -> float:
     total = 0.0
     for part in torch.from_numpy(rows).split(8_192):
         x = part.double()
-        if metric == "l2":
-            near = (c * c).sum(1) - 2 * (x @ c.T)
-            total += float((near.amin(1) + (x * x).sum(1)).sum())
-        else:
-            total += float((x @ c.T).amax(1).sum())
+        best = torch.cdist(x, c).amin(1).square() if metric == "l2" else (x @ c.T).amax(1)
+        total += float(best.sum())
     return total / len(rows)

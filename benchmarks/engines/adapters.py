@@ -1,0 +1,269 @@
+"""One adapter per library: it takes float32 numpy rows and gives numpy ids.
+
+`convert` turns rows into what the library takes, outside the timing; `search` is the library's own call alone.
+A library is imported when its adapter is made.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an index is to be."""
+
+    d: int
+    nlist: int
+    metric: str = "l2"  # "l2", "ip" or "cosine"; for cosine every row has unit length
+    seed: int = 1234
+    threads: int = 2
+
+    @property
+    def name(self) -> str:
+        """The metric of libraries without "cosine"."""
+        return "l2" if self.metric == "l2" else "ip"
+
+
+class Engine:
+    """The contract of an adapter; `index` is the library's own object."""
+
+    parameter: ClassVar[str | None] = "nprobe"  # what trades recall for speed; None for exhaustive search
+    index: Any
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.index = self.make(spec)
+
+    def make(self, spec: Spec) -> Any:
+        """The empty index."""
+        raise NotImplementedError
+
+    def convert(self, x: np.ndarray) -> Any:
+        return x
+
+    def train(self, x: np.ndarray, niter: int | None = None) -> None:
+        """Train the lists, if the library has any, in `niter` iterations or in its default number."""
+
+    def centroids(self) -> np.ndarray:
+        raise NotImplementedError
+
+    def use_centroids(self, centroids: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def add(self, x: Any) -> None:
+        """Add converted rows; their ids count from 0 in the order of adding."""
+        self.index.add(x)
+
+    def remove(self, ids: Any) -> None:
+        """Remove vectors by converted ids."""
+        self.index.remove_ids(ids)
+
+    def set(self, value: int) -> None:
+        """Set the parameter."""
+        self.index.nprobe = value
+
+    def search(self, x: Any, k: int) -> Any:
+        return self.index.search(x, k)
+
+    def ids(self, answer: Any) -> np.ndarray:
+        return np.asarray(answer[1]).astype(np.int64)
+
+
+class TorchEngine(Engine):
+    def convert(self, x: np.ndarray) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(x))
+
+    def centroids(self) -> np.ndarray:
+        return self.index.state_dict()["centroids"].numpy()
+
+    def use_centroids(self, centroids: np.ndarray) -> None:
+        lists = torch.zeros(self.spec.nlist + 1, dtype=torch.int64)
+        state = {**self.index.state_dict(), "centroids": torch.tensor(centroids), "list_offsets": lists}
+        self.index.load_state_dict(state)
+
+
+class OursIVF(TorchEngine):
+    def make(self, spec: Spec) -> Any:
+        return importlib.import_module("torch_ivf_module").IndexIVFFlat(spec.d, nlist=spec.nlist, metric=spec.metric)
+
+    def train(self, x: np.ndarray, niter: int | None = None) -> None:
+        iterations = {} if niter is None else {"niter": niter}
+        self.index.train(self.convert(x), seed=self.spec.seed, **iterations)
+
+
+class OursGraph(OursIVF):
+    """The module of static shapes that torch.compile and the export formats take, run eagerly."""
+
+    def add(self, x: Any) -> None:
+        super().add(x)
+        self.graphs: dict[tuple[int, int], Any] = {}
+
+    def search(self, x: Any, k: int) -> Any:
+        setting = k, self.index.nprobe
+        if setting not in self.graphs:
+            self.graphs[setting] = self.index.graph(k=k)
+        return self.graphs[setting](x)
+
+
+class TorchIVF(TorchEngine):
+    def make(self, spec: Spec) -> Any:
+        return importlib.import_module("torch_ivf.index").IndexIVFFlat(spec.d, nlist=spec.nlist, metric=spec.name)
+
+    def train(self, x: np.ndarray, niter: int | None = None) -> None:
+        iterations = {} if niter is None else {"max_iter": niter}
+        self.index.train(self.convert(x), generator=torch.Generator().manual_seed(self.spec.seed), **iterations)
+
+
+class FaissIVF(Engine):
+    def make(self, spec: Spec) -> Any:
+        faiss = importlib.import_module("faiss")
+        self.quantizer = FaissFlat(spec).index
+        return faiss.IndexIVFFlat(self.quantizer, spec.d, spec.nlist, self.quantizer.metric_type)
+
+    def train(self, x: np.ndarray, niter: int | None = None) -> None:
+        self.index.cp.seed = self.spec.seed
+        if niter is not None:
+            self.index.cp.niter = niter
+        self.index.train(x)
+
+    def centroids(self) -> np.ndarray:
+        return self.quantizer.reconstruct_n(0, self.spec.nlist)
+
+    def use_centroids(self, centroids: np.ndarray) -> None:
+        self.quantizer.add(centroids)
+        self.index.is_trained = True
+
+
+class FaissFlat(Engine):
+    parameter = None
+
+    def make(self, spec: Spec) -> Any:
+        faiss = importlib.import_module("faiss")
+        faiss.omp_set_num_threads(spec.threads)
+        return (faiss.IndexFlatL2 if spec.metric == "l2" else faiss.IndexFlatIP)(spec.d)
+
+
+class OursFlat(TorchEngine):
+    parameter = None
+    module = "torch_ivf_module"
+
+    def make(self, spec: Spec) -> Any:
+        module = importlib.import_module(self.module)
+        return (module.IndexFlatL2 if spec.metric == "l2" else module.IndexFlatIP)(spec.d)
+
+
+class TorchIVFFlat(OursFlat):
+    module = "torch_ivf.index"
+
+
+class TorchSimilaritySearchFlat(TorchEngine):
+    """It needs memory for a whole batch at once, so longer batches are searched in parts."""
+
+    parameter = None
+    limit = 512 << 20  # bytes
+
+    def make(self, spec: Spec) -> Any:
+        return importlib.import_module("torch_similarity_search").FlatIndex(spec.d, metric=spec.name)
+
+    def query_bytes(self) -> int:
+        return 4 * self.index.ntotal
+
+    def search(self, x: Any, k: int) -> Any:
+        parts = [self.index.search(part, k) for part in x.split(max(1, self.limit // max(1, self.query_bytes())))]
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+class TorchSimilaritySearchIVF(TorchSimilaritySearchFlat):
+    parameter = "nprobe"
+    longest = 1
+
+    def make(self, spec: Spec) -> Any:
+        return importlib.import_module("torch_similarity_search").IVFFlatIndex(spec.d, spec.nlist, metric=spec.name)
+
+    def train(self, x: np.ndarray, niter: int | None = None) -> None:
+        with torch.random.fork_rng(devices=[]):  # it draws from the global generator; niter is fixed
+            torch.manual_seed(self.spec.seed)
+            self.index.train(self.convert(x))
+
+    def centroids(self) -> np.ndarray:
+        return self.index.centroids.numpy()
+
+    def use_centroids(self, centroids: np.ndarray) -> None:
+        self.index.centroids = torch.tensor(centroids)
+        self.index._is_trained = True
+
+    def add(self, x: Any) -> None:
+        for part in x.split(max(1, self.limit // (4 * self.spec.nlist))):
+            self.index.add(part)
+        self.longest = max(1, int(self.index.list_sizes.max()))
+
+    def query_bytes(self) -> int:
+        return 4 * self.spec.d * self.index.nprobe * self.longest
+
+
+class Sklearn(Engine):
+    parameter = None
+
+    def make(self, spec: Spec) -> Any:
+        if spec.metric == "ip":
+            raise ValueError("scikit-learn's brute force has no inner product")
+        metric = "sqeuclidean" if spec.metric == "l2" else "cosine"
+        return importlib.import_module("sklearn.neighbors").NearestNeighbors(algorithm="brute", metric=metric)
+
+    def add(self, x: np.ndarray) -> None:
+        self.index.fit(x)
+
+    def search(self, x: np.ndarray, k: int) -> Any:
+        return self.index.kneighbors(x, k)
+
+
+HNSW_M, HNSW_EF_CONSTRUCTION = 16, 200  # the customary settings, the same for both
+
+
+class Hnswlib(Engine):
+    parameter = "ef"
+
+    def make(self, spec: Spec) -> Any:
+        return importlib.import_module("hnswlib").Index(space=spec.name, dim=spec.d)
+
+    def add(self, x: np.ndarray) -> None:
+        self.index.init_index(len(x), M=HNSW_M, ef_construction=HNSW_EF_CONSTRUCTION, random_seed=self.spec.seed)
+        self.index.set_num_threads(self.spec.threads)
+        self.index.add_items(x)
+
+    def set(self, value: int) -> None:
+        self.index.set_ef(value)
+
+    def search(self, x: np.ndarray, k: int) -> Any:
+        return self.index.knn_query(x, k)
+
+    def ids(self, answer: Any) -> np.ndarray:
+        return answer[0].astype(np.int64)
+
+
+class Usearch(Engine):
+    parameter = "ef"
+
+    def make(self, spec: Spec) -> Any:
+        metric = "l2sq" if spec.metric == "l2" else "ip"
+        graph = {"connectivity": HNSW_M, "expansion_add": HNSW_EF_CONSTRUCTION}
+        return importlib.import_module("usearch.index").Index(ndim=spec.d, metric=metric, dtype="f32", **graph)
+
+    def add(self, x: np.ndarray) -> None:
+        self.index.add(np.arange(len(x)), x, threads=self.spec.threads)
+
+    def set(self, value: int) -> None:
+        self.index.expansion_search = value
+
+    def search(self, x: np.ndarray, k: int) -> Any:
+        return self.index.search(x, k, threads=self.spec.threads)
+
+    def ids(self, answer: Any) -> np.ndarray:
+        # The answer to a single query has no first axis; unused slots are cut off by `counts`.
+        keys = np.atleast_2d(answer.keys).astype(np.int64)
+        counts = np.full(len(keys), getattr(answer, "counts", keys.shape[1]))
+        return np.where(np.arange(keys.shape[1]) < counts[:, None], keys, -1)
