@@ -3,7 +3,7 @@
 Q queries, N base rows, L lists, P probed lists, d dim, k results.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 BATCHES = (1, 8, 32, 128, 512, 2_048, 19_600)
 
@@ -110,5 +110,5 @@ PLAN: dict[str, tuple[str, ...]] = {
 }
 
 # --quick without a case, to compare before and after a change: the headline's search, with fewer batch sizes.
-QUICK = {"nqs": (1, 32, 2_048), "truth_queries": 256}
+QUICK_CASE = replace(CASES["headline"], nqs=(1, 32, 2_048), truth_queries=256)
 QUICK_ENGINES = ("ours", "faiss")

@@ -28,9 +28,3 @@ def times(value: float) -> str:
     if value >= 10:
         return f"{value:.0f}×" if value >= 100 else f"{value:.3g}×"
     return f"{value:.2f}×" if value >= 0.1 else f"{value:.2g}×"
-
-
-def size(value: float) -> str:
-    """Bytes, in powers of 1000."""
-    unit = next(i for i in range(4) if value < 1_000 ** (i + 1) or i == 3)
-    return f"{value / 1_000**unit:,.3g} {('B', 'kB', 'MB', 'GB')[unit]}"

@@ -8,26 +8,21 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = (
-    *("torch-ivf-module", "torch", "numpy", "faiss-cpu", "torch-ivf", "torch-similarity-search"),
-    *("scikit-learn", "hnswlib", "usearch"),
-)
+_PACKAGES = "torch-ivf-module torch numpy faiss-cpu torch-ivf torch-similarity-search scikit-learn hnswlib usearch"
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the flags of units that multiply bfloat16; the last is Arm's
 _SIMD = re.compile(r"^(sse4|avx|amx|fma|f16c|asimd|sve|bf16|i8mm|neon)")
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = int(os.environ.get("OMP_NUM_THREADS", "2"))
     help = "threads for every library (default: OMP_NUM_THREADS, or else 2)"
     parser.add_argument("--threads", type=int, default=default, help=help)
-
-
-add_arguments = add_threads
 
 
 def run(options: argparse.Namespace) -> int:
@@ -49,6 +44,10 @@ def describe(threads: int, command: str) -> dict[str, Any]:
     """The facts that are stored with every figure of a run."""
     import torch
 
+    versions = {}
+    for package in _PACKAGES.split():
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": f"python -m benchmarks {command}",
@@ -63,7 +62,7 @@ def describe(threads: int, command: str) -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": versions,
     }
 
 
@@ -76,34 +75,18 @@ def commit() -> str:
     return _git("rev-parse", "HEAD") or "none"
 
 
-def run_id(facts: dict[str, Any]) -> str:
-    return f"{re.sub(r'[^0-9]', '', facts['date'])[:14]}-{facts['commit'][:7]}-{os.getpid()}"
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.strip()
 
 
 def _cpuinfo(field: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == field), "")
+    path = Path("/proc/cpuinfo")
+    found = re.search(rf"^{field}\s*:(.*)$", path.read_text() if path.exists() else "", re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def _cpu_model() -> str:

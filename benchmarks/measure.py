@@ -24,55 +24,36 @@ class Effort:
     call_seconds: float = 30.0  # an engine expected to need longer for one call is skipped
     pause_seconds: float = 0.02  # between turns, for the threads of the library before to stop spinning
 
-    @classmethod
-    def quick(cls) -> "Effort":
-        """To compare before and after a change: fewer repetitions, and nothing is skipped."""
-        return cls(rounds=5, fewest_rounds=2, most_calls=16, cell_seconds=8.0, call_seconds=math.inf)
+
+# To compare before and after a change: fewer repetitions, and nothing is skipped.
+QUICK = Effort(rounds=5, fewest_rounds=2, most_calls=16, cell_seconds=8.0, call_seconds=math.inf)
 
 
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+def timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     start = time.perf_counter()
-    answer = call()
+    answer = call(*arguments)
     return time.perf_counter() - start, answer
 
 
 def interleave(calls: Mapping[str, Callable[[int], Any]], effort: Effort) -> dict[str, Timing]:
     """Time `calls` in turns, A B A B …; repetition i of every engine is `call(i)` with the same i."""
-    cost = {name: _warm_up(call) for name, call in calls.items()}
-    calls_per_turn = _calls_per_turn(cost, effort)
-    one_round = sum(cost.values()) * (calls_per_turn + 1)
-    rounds = max(effort.fewest_rounds, min(effort.rounds, int(effort.cell_seconds / max(one_round, 1e-9))))
+    # The first call fills caches and compiles; a second says what a call costs.
+    cost = {name: first if (first := timed(call, 0)[0]) > 5 else timed(call, 1)[0] for name, call in calls.items()}
+    total, fastest = max(sum(cost.values()), 1e-9), max(min(cost.values(), default=1.0), 1e-9)
+    wanted = min(effort.most_calls, math.ceil(effort.turn_seconds / fastest))
+    turn = max(1, min(wanted, int(effort.cell_seconds / effort.fewest_rounds / total)))
+    rounds = max(effort.fewest_rounds, min(effort.rounds, int(effort.cell_seconds / (total * (turn + 1)))))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
-    for first in range(0, rounds * calls_per_turn, calls_per_turn):
+    for first in range(0, rounds * turn, turn):
         for name, call in calls.items():
             time.sleep(effort.pause_seconds)
             if cost[name] < 0.5:
                 call(first)  # not timed: wakes the threads and fills the caches
-            for i in range(first, first + calls_per_turn):
-                start = time.perf_counter()
-                call(i)
-                samples[name].append(time.perf_counter() - start)
-    return {name: _summary(values) for name, values in samples.items()}
-
-
-def _warm_up(call: Callable[[int], Any]) -> float:
-    """Two calls, the first to fill caches and compile; the second says what a call costs."""
-    first, _ = timed(lambda: call(0))
-    return first if first > 5 else timed(lambda: call(1))[0]
-
-
-def _calls_per_turn(cost: Mapping[str, float], effort: Effort) -> int:
-    if not cost:
-        return 1
-    wanted = min(effort.most_calls, math.ceil(effort.turn_seconds / max(min(cost.values()), 1e-9)))
-    affordable = int(effort.cell_seconds / effort.fewest_rounds / max(sum(cost.values()), 1e-9))
-    return max(1, min(wanted, affordable))
-
-
-def _summary(values: list[float]) -> Timing:
-    low, median, high = np.percentile(values, (25, 50, 75)).tolist()
-    return {"seconds": median, "seconds_low": low, "seconds_high": high, "calls": len(values)}
+            samples[name] += [timed(call, i)[0] for i in range(first, first + turn)]
+    quartiles = {name: np.percentile(values, (50, 25, 75)).tolist() for name, values in samples.items()}
+    names, count = ("seconds", "seconds_low", "seconds_high"), rounds * turn
+    return {name: {**dict(zip(names, values, strict=True)), "calls": count} for name, values in quartiles.items()}
 
 
 def rotation(rows: Any, nq: int, most: int = 256) -> list[Any]:

@@ -16,8 +16,8 @@ Written by `python -m benchmarks report` from `benchmarks/benchmarks.jsonl`; cha
 How each figure is measured is described in [benchmarks/README.md](../benchmarks/README.md). In short: engines take
 turns on the same rows with the same number of threads, and figures are medians of many calls. A ratio in brackets is
 to faiss-cpu in the same run. “recall” is recall@20; “same ids” is the lowest share of ids, over all batch sizes, that
-agree with faiss's, ties aside; “growth” is the largest rise of the process's memory in a first call. Where a native kernel is
-named, `ours` (`search_mode="auto"`) uses it; `ours-csr` and `ours-matrix` are always PyTorch operations."""
+agree with faiss's, ties aside; “growth” is the largest rise of the process's memory in a first call. Where a native
+kernel is named, `ours` (`search_mode="auto"`) uses it; `ours-csr` and `ours-matrix` are always PyTorch operations."""
 
 
 def page(tasks: Tasks) -> str:

@@ -44,9 +44,8 @@ _MISSED = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4) 
 
 
 def _style(engine: str) -> dict[str, Any]:
-    colour, line, marker = _STYLES[engine]
     front = {"lw": 2.2, "zorder": 3} if engine in ("ours", "faiss") else {"lw": 1.3, "zorder": 2}
-    return {"color": colour, "ls": line, "marker": marker, "ms": 4, **front}
+    return {**dict(zip(("color", "ls", "marker"), _STYLES[engine], strict=True)), "label": engine, "ms": 4, **front}
 
 
 def _panels(count: int, width: float, height: float, **more: Any) -> tuple[Any, Sequence[Any]]:
@@ -61,8 +60,7 @@ def _svg(figure: Any, named: Any = None, by_height: bool = True) -> str:
     figure.tight_layout()
     if named is not None:
         lines = list(zip(*named.get_legend_handles_labels(), strict=True))
-        if by_height:
-            lines.sort(key=lambda pair: -pair[0].get_ydata()[-1])
+        lines.sort(key=lambda pair: -pair[0].get_ydata()[-1] if by_height else 0)
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8, "frameon": False, "handlelength": 3}
         figure.legend(*zip(*lines, strict=True), **place)
     file = io.StringIO()
@@ -71,8 +69,8 @@ def _svg(figure: Any, named: Any = None, by_height: bool = True) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
-def _ticks(axis: Any, locator: Any, text: Any = lambda value: f"{value:,.0f}" if value >= 1 else f"{value:g}") -> None:
-    axis.set_major_locator(locator)
+def _ticks(axis: Any, at: Any, text: Any = lambda value: f"{value:,.0f}" if value >= 1 else f"{value:g}") -> None:
+    axis.set_major_locator(at)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
@@ -83,20 +81,13 @@ def speed(task: TaskRun, title: str, engines: Iterable[str] | None = None) -> st
     for engine in (engine for engine in task.engines() if engines is None or engine in engines):
         rows = sorted(task.pick(engine=engine), key=lambda row: row["nq"])
         nqs = [row["nq"] for row in rows]
-        axes.loglog(nqs, [row["qps"] for row in rows], label=engine, **_style(engine))
+        axes.loglog(nqs, [row["qps"] for row in rows], **_style(engine))
         slow, fast = ([row["nq"] / row[name] for row in rows] for name in ("seconds_high", "seconds_low"))
         axes.fill_between(nqs, slow, fast, color=_STYLES[engine][0], alpha=0.15, lw=0)
     _ticks(axes.xaxis, FixedLocator(task.values("nq")))
     _ticks(axes.yaxis, LogLocator(10, (1, 2, 5)))
     axes.set(xlabel="queries in a batch", ylabel="queries/s (median; quartiles shaded)", title=title)
     return _svg(figure, axes)
-
-
-def headline(task: TaskRun) -> str:
-    """The chart of the READMEs: the engines that their tables have."""
-    row, threads = task.rows[0], task.facts["threads"]
-    title = f"{row['nb']:,} vectors, {row['nlist']} lists, nprobe {row['nprobe']}, {threads} threads"
-    return speed(task, title, SHOWN)
 
 
 def recall(task: TaskRun, title: str) -> str:
@@ -110,10 +101,11 @@ def recall(task: TaskRun, title: str) -> str:
         for engine in task.engines():
             rows = sorted(task.pick(engine=engine, nq=nq), key=lambda row: row["recall"])
             if rows and not rows[0]["knob"]:
-                axes.axhline(rows[0]["qps"], label=f"{engine} (exact)", **_style(engine) | {"ls": "--", "marker": ""})
+                exact = {"label": f"{engine} (exact)", "ls": "--", "marker": ""}
+                axes.axhline(rows[0]["qps"], **_style(engine) | exact)
             elif rows:
                 at = [max(1 - row["recall"], _MISSED[-1]) if best > 0.95 else row["recall"] for row in rows]
-                axes.plot(at, [row["qps"] for row in rows], label=engine, **_style(engine))
+                axes.plot(at, [row["qps"] for row in rows], **_style(engine))
         if best > 0.95:
             axes.set_xscale("log")
             axes.invert_xaxis()
@@ -124,7 +116,7 @@ def recall(task: TaskRun, title: str) -> str:
     return _svg(figure, panels[0])
 
 
-def growth(tasks: Sequence[TaskRun], title: str) -> str:
+def growth(tasks: Sequence[TaskRun]) -> str:
     """Time per query against the number of base rows, one panel per batch size."""
     nqs, nbs = tasks[0].values("nq"), sorted(task.rows[0]["nb"] for task in tasks)
     figure, panels = _panels(len(nqs), 3.6, 3.8)
@@ -132,10 +124,10 @@ def growth(tasks: Sequence[TaskRun], title: str) -> str:
         rows = [row for task in tasks for row in task.pick(nq=nq)]
         for engine in dict.fromkeys(row["engine"] for row in rows):
             line = sorted((row["nb"], 1e6 * row["seconds"] / nq) for row in rows if row["engine"] == engine)
-            axes.loglog(*zip(*line, strict=True), label=engine, **_style(engine))
+            axes.loglog(*zip(*line, strict=True), **_style(engine))
         _ticks(axes.xaxis, FixedLocator(nbs), lambda value: f"{value / 1024:,.0f}k")
         _ticks(axes.yaxis, LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
-        axes.set(xlabel="base rows", ylabel="µs per query", title=f"{title}, nq {nq:,}")
+        axes.set(xlabel="base rows", ylabel="µs per query", title=f"Gaussian, nq {nq:,}")
     return _svg(figure, panels[0])
 
 
@@ -143,9 +135,8 @@ def auto(tasks: Sequence[TaskRun]) -> str:
     """Time of auto over that of the best fixed mode, against nq; one panel per case, one line per nprobe."""
     figure, panels = _panels(len(tasks), 3.6, 3.6, sharey=True)
     for axes, task in zip(panels, tasks, strict=True):
-        ratios = auto_ratios(task)
         for step, nprobe in enumerate(task.values("nprobe")):
-            line = [(row["nq"], row["ratio"]) for row in ratios if row["nprobe"] == nprobe]
+            line = [(row["nq"], row["ratio"]) for row in auto_ratios(task) if row["nprobe"] == nprobe]
             style = {"color": _STEPS[step % len(_STEPS)], "marker": "os^Dv"[step % 5], "ms": 4, "lw": 1.3}
             axes.semilogx(*zip(*line, strict=True), label=f"nprobe {nprobe}", **style)
         axes.axhline(1.0, color="black", lw=0.8)
@@ -158,23 +149,20 @@ def auto(tasks: Sequence[TaskRun]) -> str:
 def lists(task: TaskRun, title: str) -> str:
     """The list sizes."""
     figure, axes = plt.subplots(figsize=(6.4, 3.2))
-    plot_list_sizes(torch.tensor(task.rows[0]["sizes"]), axes)
-    axes.set_title(title)
+    plot_list_sizes(torch.tensor(task.rows[0]["sizes"]), axes).set_title(title)
     return _svg(figure)
 
 
 def plots(tasks: Tasks) -> dict[str, Callable[[], str]]:
     """The files in docs/img/ and what draws each."""
-    kinds = {"speed": speed, "recall": recall, "lists": lists}
-    drawn: dict[str, Callable[[], str]] = {}
+    kinds, drawn = {"speed": speed, "recall": recall, "lists": lists}, {}
     for (case, name), task in tasks.items():
-        kind = TABLES[name].plot
-        if kind is not None and not case.startswith("growth-"):
-            drawn[plot_file(task)] = partial(kinds[kind], task, f"{case}, {name}")
+        if TABLES[name].plot is not None and not case.startswith("growth-"):
+            drawn[plot_file(task)] = partial(kinds[TABLES[name].plot], task, f"{case}, {name}")
     if ("headline", "search") in tasks:
-        drawn["headline.svg"] = partial(headline, tasks["headline", "search"])
-    if grown(tasks):
-        drawn["growth.svg"] = partial(growth, grown(tasks), "Gaussian")
-    if compared(tasks):
-        drawn["auto.svg"] = partial(auto, compared(tasks))
-    return drawn
+        task = tasks["headline", "search"]
+        row, threads = task.rows[0], task.facts["threads"]
+        title = f"{row['nb']:,} vectors, {row['nlist']} lists, nprobe {row['nprobe']}, {threads} threads"
+        drawn["headline.svg"] = partial(speed, task, title, SHOWN)
+    together = {"growth.svg": (growth, grown(tasks)), "auto.svg": (auto, compared(tasks))}
+    return drawn | {name: partial(draw, found) for name, (draw, found) in together.items() if found}

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 
-def growth(call: Callable[[], Any]) -> tuple[int, Any]:
+def growth(call: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
     """Run `call`: how far its peak of resident memory was above the start, and its result."""
     with suppress(OSError):  # Linux: resets the peak; elsewhere it is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
     before = now()
-    result = call()
+    result = call(*arguments)
     return max(0, _status("VmHWM") - before), result
 
 

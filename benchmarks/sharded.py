@@ -23,9 +23,10 @@ import torch.distributed.checkpoint
 import torch.distributed.tensor  # so that the memory of the first save does not include that of its imports
 
 from torch_ivf_module import IndexIVFFlat, ShardedIndex
+from torch_ivf_module.commands.common import shown_bytes
 
 from . import rss
-from .formatting import grid, size
+from .formatting import grid
 
 NITER = 10
 STEPS = ("train", "add", "search", "save")
@@ -87,7 +88,7 @@ def _process(rank: int, s: Setting, folder: str, results: Any) -> None:
     used["memory"] = rss.now() - before
     counted("search", lambda: index.search(queries, s.k))
     rss.trim()
-    counted("save", lambda: used.update(peak=rss.growth(lambda: index.save(f"{folder}/saved"))[0]))
+    counted("save", lambda: used.update(peak=rss.growth(index.save, f"{folder}/saved")[0]))
     results.put(used)
     dist.destroy_process_group()
 
@@ -125,6 +126,6 @@ def run(options: argparse.Namespace) -> int:
         for shard in ("rows", "lists"):
             s = Setting(processes, options.vectors, nlist=options.nlist, queries=options.queries, shard=shard)
             found = measure(s)
-            rows.append([str(processes), shard, *(size(found[name]) for name in ("memory", "peak", *STEPS))])
+            rows.append([str(processes), shard, *(shown_bytes(found[name]) for name in ("memory", "peak", *STEPS))])
     print(grid(["W", "shard", "memory", "to save", *STEPS], rows))
     return 0

@@ -69,7 +69,7 @@ def test_a_wrong_id_is_found(built, capsys):
 
 
 def test_ties_are_equal_but_no_id_counts_twice(built):
-    index, base, queries = built
+    _, base, queries = built
     base = torch.cat((base, base[:1]))  # row 400 is row 0 again
     mine, other = torch.tensor([[0, 5]]), torch.tensor([[400, 5]])
     assert same_answers(base, queries[:1], "l2", mine, other)

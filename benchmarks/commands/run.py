@@ -4,7 +4,9 @@ torch and numpy are imported after the number of threads is set: thread pools ge
 """
 
 import argparse
+import importlib
 import os
+import re
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import results
-from ..cases import CASES, PLAN, QUICK, QUICK_ENGINES, Case
+from .. import machine, results
+from ..cases import CASES, PLAN, QUICK_CASE, QUICK_ENGINES, Case
 from ..formatting import times
-from ..machine import add_threads, commit, describe, run_id, set_threads
 
 _BUSY = 0.5  # processes running besides this one
 Job = tuple[Case, str]
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--engines", type=lambda text: text.split(","), help="only these, with commas between them")
     option("--out", type=Path, help="the file to append to")
     option("--quiet", action="store_true", help="no progress bar")
-    add_threads(parser)
+    machine.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     jobs = _jobs(options)
     last = results.latest([options.out or results.DEFAULT])
     if options.resume:
-        done = {key for key, task in last.items() if task.facts["commit"] == commit()}
+        done = {key for key, task in last.items() if task.facts["commit"] == machine.commit()}
         jobs = [(case, task) for case, task in jobs if (case.name, task) not in done]
     if options.list:
         for case, task in jobs:
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _jobs(options: argparse.Namespace) -> list[Job]:
     if options.quick and not options.case and not options.task:
-        return [(replace(CASES["headline"], **QUICK), "search")]
+        return [(QUICK_CASE, "search")]
     jobs = []
     for name in options.case or PLAN:
         planned = PLAN.get(name, ("search",))
@@ -104,28 +105,33 @@ def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], 
 
     `values` are settings that the cases do not have; figures measured with some are stored, but not reported.
     """
-    set_threads(options.threads)
+    machine.set_threads(options.threads)
     from .. import kernel
-    from ..engines import LIBRARIES, missing
+    from ..engines import LIBRARIES
 
     native = kernel.prepare()
     asked = options.engines or (QUICK_ENGINES if options.quick else tuple(LIBRARIES))
     for name in asked:
         if name not in LIBRARIES:
             raise SystemExit(f"unknown engine {name!r}; there are {', '.join(LIBRARIES)}")
-    skipped = missing(asked)
-    for name, reason in skipped.items():
-        print(f"skipping {name}: {reason}")
+    skipped = {}
+    for name in asked:
+        try:
+            importlib.import_module(LIBRARIES[name])
+        except ImportError as error:
+            skipped[name] = f"{LIBRARIES[name]} cannot be imported: {error.msg}"
+            print(f"skipping {name}: {skipped[name]}")
     names = tuple(name for name in asked if name not in skipped)
     if not names:
         raise SystemExit("no engine is left to measure")
     words += ["--quick"] if options.quick else []
     words += ["--engines " + ",".join(options.engines)] if options.engines else []
     command = " ".join([options.command, *words, f"--threads {options.threads}"])
-    facts = describe(options.threads, command) | {"native": native, "skipped": skipped, "values": values}
+    facts = machine.describe(options.threads, command) | {"native": native, "skipped": skipped, "values": values}
     if facts["load"] > _BUSY:
         print(f"the machine is busy (load {facts['load']:.1f}): these figures mean little")
-    out, run = options.out or (results.QUICK if options.quick else results.DEFAULT), run_id(facts)
+    out = options.out or (results.QUICK if options.quick else results.DEFAULT)
+    run = f"{re.sub('[^0-9]', '', facts['date'])[:14]}-{facts['commit'][:7]}-{os.getpid()}"
     results.append(out, {"kind": "run", "schema": 1, "run": run, **facts})
     failures = _do(jobs, names, options, lambda line: results.append(out, {**line, "run": run}))
     _print(run, out)
@@ -137,10 +143,10 @@ def _do(jobs: Sequence[Job], names: tuple[str, ...], options: argparse.Namespace
     from tqdm import tqdm
 
     from ..context import Context
-    from ..measure import Effort
+    from ..measure import QUICK, Effort
     from ..tasks import TASKS
 
-    effort = Effort.quick() if options.quick else Effort()
+    effort = QUICK if options.quick else Effort()
     failures = 0
     with tqdm(jobs, unit="task", disable=options.quiet) as bar:
         for case, task in bar:

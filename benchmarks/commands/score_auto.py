@@ -13,24 +13,23 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from .. import results
+from .. import machine, results
 from ..cases import CASES, PLAN
 from ..formatting import grid
-from ..machine import add_threads, set_threads
 
 # The weight of a batch size: four times the queries count half, or twice, as much.
 PRESETS = {"latency": lambda nq: nq**-0.5, "throughput": lambda nq: nq**0.5, "even": lambda nq: 1.0}
 _FACTORS = (0.5, 0.7, 1.4, 2.0)  # each constant of the cost model times each of these
 _THRESHOLDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # queries that probe a list, on average
 _NOW = "as it is"
+_PLANNED = [name for name, tasks in PLAN.items() if "auto" in tasks]
 
 
 @dataclass
 class Cell:
-    case: str
+    name: str
     nq: int
-    nprobe: int
-    visitors: float  # queries that probe a list, on average
+    per_list: float  # queries that probe a list, on average
     seconds: dict[str, float]  # of each fixed mode
     arguments: tuple[Any, ...]  # those of the cost model's call
 
@@ -39,26 +38,24 @@ class Cell:
         return self.seconds[mode] / min(self.seconds.values())
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    planned = [name for name, tasks in PLAN.items() if "auto" in tasks]
-    parser.add_argument("--case", action="append", choices=sorted(CASES), help=f"default: {', '.join(planned)}")
-    parser.add_argument("--preset", choices=PRESETS, default="even", help="which batch sizes count (default: even)")
-    parser.add_argument("--weights", type=_weights, help="or the weight of each batch size: 1=4,64=1")
-    parser.add_argument("--top", type=int, default=10, help="rules to show, best first (default: 10)")
-    parser.add_argument("--file", type=Path, default=results.DEFAULT, help="default: benchmarks/benchmarks.jsonl")
-    add_threads(parser)
-    parser.set_defaults(planned=planned)
-
-
 def _weights(text: str) -> dict[int, float]:
     return {int(nq): float(weight) for nq, weight in (word.split("=") for word in text.split(","))}
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option("--case", action="append", choices=sorted(CASES), help=f"default: {', '.join(_PLANNED)}")
+    option("--preset", choices=PRESETS, default="even", help="which batch sizes count (default: even)")
+    option("--weights", type=_weights, help="or the weight of each batch size: 1=4,64=1")
+    option("--top", type=int, default=10, help="rules to show, best first (default: 10)")
+    option("--file", type=Path, default=results.DEFAULT, help="default: benchmarks/benchmarks.jsonl")
+    machine.add_arguments(parser)
+
+
 def run(options: argparse.Namespace) -> int:
-    set_threads(options.threads)
-    stored = results.latest([options.file])
-    cells: list[Cell] = []
-    for name in options.case or options.planned:
+    machine.set_threads(options.threads)
+    stored, cells = results.latest([options.file]), []
+    for name in options.case or _PLANNED:
         if (name, "auto") in stored:
             cells += _cells(stored[name, "auto"], options.threads)
         else:
@@ -67,9 +64,8 @@ def run(options: argparse.Namespace) -> int:
     if not any(weigh(cell.nq) for cell in cells):
         print("nothing to score")
         return 1
-    chosen = {name: [rule(cell) for cell in cells] for name, rule in _rules(cells)}
-    found = sorted((*score(cells, modes, weigh), name) for name, modes in chosen.items())
-    rows = []
+    chosen = {name: [rule(cell) for cell in cells] for name, rule in _rules()}
+    found, rows = sorted((*score(cells, modes, weigh), name) for name, modes in chosen.items()), []
     for place, (mean, worst, name) in enumerate(found, 1):
         if place <= options.top or name == _NOW:
             others = sum(map(str.__ne__, chosen[name], chosen[_NOW]))
@@ -77,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     print(grid(["rule", "time / fastest", "worst", "chosen otherwise"], rows))
     for cell, mode in sorted(zip(cells, chosen[_NOW], strict=True), key=lambda pair: -pair[0].cost(pair[1])):
         if cell.cost(mode) > 1.05:
-            print(f"{cell.case}, nprobe {cell.nprobe}, nq {cell.nq:,}: {mode} takes {cell.cost(mode):.2f} × the best")
+            print(f"{cell.name}: {mode} takes {cell.cost(mode):.2f} × the best")
     return 0
 
 
@@ -88,25 +84,21 @@ def score(cells: list[Cell], chosen: list[str], weigh: Callable[[int], float]) -
     return math.exp(logs / sum(weight for weight, _ in pairs)), max(cost for _, cost in pairs)
 
 
-def _rules(cells: list[Cell]) -> Iterator[tuple[str, Callable[[Cell], str]]]:
+def _rules() -> Iterator[tuple[str, Callable[[Cell], str]]]:
     """The cost model as it is and with each constant changed, thresholds, and each mode always."""
     from torch_ivf_module.functional import cost
 
-    def model(**changed: float) -> Callable[[Cell], str]:
-        def choose(cell: Cell) -> str:
-            with patch.object(cost, "_CPU", cost._CPU._replace(**changed)):
-                return str(cost.cheapest(*cell.arguments)[0])
+    def choose(cell: Cell, **changed: float) -> str:
+        with patch.object(cost, "_CPU", cost._CPU._replace(**changed)):
+            return str(cost.cheapest(*cell.arguments)[0])
 
-        return choose
-
-    yield _NOW, model()
+    yield _NOW, choose
     for name, value in cost._CPU._asdict().items():
-        for factor in _FACTORS:
-            yield f"{name} × {factor:g} = {factor * value:.3g}", model(**{name: factor * value})
+        for new in (factor * value for factor in _FACTORS):
+            yield f"{name} × {new / value:g} = {new:.3g}", lambda cell, name=name, new=new: choose(cell, **{name: new})
     for least in _THRESHOLDS:
-        yield f"csr from {least:g} queries per list", lambda cell, t=least: "csr" if cell.visitors >= t else "matrix"
-    for mode in ("csr", "matrix"):
-        yield f"always {mode}", lambda cell, mode=mode: mode
+        yield f"csr from {least:g} queries per list", lambda cell, t=least: "csr" if cell.per_list >= t else "matrix"
+    yield from (("always csr", lambda cell: "csr"), ("always matrix", lambda cell: "matrix"))
 
 
 def _cells(task: results.TaskRun, threads: int) -> Iterator[Cell]:
@@ -115,20 +107,20 @@ def _cells(task: results.TaskRun, threads: int) -> Iterator[Cell]:
 
     from .. import kernel
     from ..context import Context
-    from ..measure import Effort
-    from ..tasks.auto import FIXED, HOPELESS
+    from ..measure import QUICK
+    from ..tasks.params import FIXED, HOPELESS
 
     case = CASES[task.case]
-    context = Context(case, "auto", ("ours",), Effort.quick(), threads, lambda line: None, lambda note: None)
+    context = Context(case, "auto", ("ours",), QUICK, threads, lambda line: None, lambda note: None)
     engine = context.build_paired("ours")["ours"]
     for nprobe in task.values("nprobe"):
         engine.set(nprobe)
         for nq in task.values("nq"):
             found = {row["engine"]: row["seconds"] for row in task.pick(nprobe=nprobe, nq=nq)}
-            slowest = HOPELESS * min((found[name] for name in FIXED if name in found), default=math.nan)
+            measured = [found[name] for name in FIXED if name in found]
             with patch.object(search, "cheapest", wraps=cost.cheapest) as model, kernel.disabled():
                 engine.search(engine.convert(context.data.queries[:nq]), case.k)
-            if model.called and not math.isnan(slowest):
-                # A mode that was hopelessly slow was not timed.
-                seconds = {name.removeprefix("ours-"): found.get(name, slowest) for name in FIXED}
-                yield Cell(case.name, nq, nprobe, nq * nprobe / case.nlist, seconds, model.call_args.args)
+            if model.called and measured:  # a mode that was hopelessly slow was not timed
+                times = {name.removeprefix("ours-"): found.get(name, HOPELESS * min(measured)) for name in FIXED}
+                name = f"{case.name}, nprobe {nprobe}, nq {nq:,}"
+                yield Cell(name, nq, nq * nprobe / case.nlist, times, model.call_args.args)

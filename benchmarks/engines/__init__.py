@@ -23,7 +23,7 @@ class Entry:
     kernel: bool = True  # whether this library may use its native kernel
 
 
-_OURS, _TSS = "torch_ivf_module", "torch_similarity_search"
+_OURS = "torch_ivf_module"
 IVF: dict[str, Entry] = {
     "ours": Entry(adapters.OursIVF, _OURS, {"search_mode": "auto"}),
     "ours-csr": Entry(adapters.OursIVF, _OURS, {"search_mode": "csr"}, kernel=False),
@@ -33,19 +33,14 @@ IVF: dict[str, Entry] = {
     "faiss-lists": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 1}),  # threads share one query's lists
     "torch-ivf": Entry(adapters.TorchIVF, "torch_ivf", {"search_mode": "csr"}),
     "torch-ivf-matrix": Entry(adapters.TorchIVF, "torch_ivf", {"search_mode": "matrix"}),  # its default
-    "torch-similarity-search": Entry(adapters.TorchSimilaritySearchIVF, _TSS),
 }
 FLAT: dict[str, Entry] = {
     "ours": Entry(adapters.OursFlat, _OURS),
     "faiss": Entry(adapters.FaissFlat, "faiss"),
     "torch-ivf": Entry(adapters.TorchIVFFlat, "torch_ivf", {"search_mode": "auto"}),
-    "torch-similarity-search": Entry(adapters.TorchSimilaritySearchFlat, _TSS),
     "sklearn": Entry(adapters.Sklearn, "sklearn"),
 }
-GRAPH: dict[str, Entry] = {
-    "hnswlib": Entry(adapters.Hnswlib, "hnswlib"),
-    "usearch": Entry(adapters.Usearch, "usearch"),
-}
+GRAPH: dict[str, Entry] = {"hnswlib": Entry(adapters.Hnswlib, "hnswlib")}
 LIBRARIES: dict[str, str] = {name: entry.library for name, entry in {**IVF, **FLAT, **GRAPH}.items()}
 
 
@@ -68,17 +63,6 @@ class Variant:
                 setattr(self.owner.index, name, value)
         with self.without_kernel():
             return self.owner.search(x, k)
-
-
-def missing(names: Iterable[str]) -> dict[str, str]:
-    """The names whose library cannot be imported here, each with the reason."""
-    reasons: dict[str, str] = {}
-    for name in names:
-        try:
-            importlib.import_module(LIBRARIES[name])
-        except ImportError as error:
-            reasons[name] = f"{LIBRARIES[name]} cannot be imported: {error.msg}"
-    return reasons
 
 
 def make(names: Iterable[str], table: Mapping[str, Entry], spec: Spec) -> dict[str, Variant]:

@@ -160,51 +160,6 @@ class TorchIVFFlat(OursFlat):
     module = "torch_ivf.index"
 
 
-class TorchSimilaritySearchFlat(TorchEngine):
-    """It needs memory for a whole batch at once, so longer batches are searched in parts."""
-
-    parameter = None
-    limit = 512 << 20  # bytes
-
-    def make(self, spec: Spec) -> Any:
-        return importlib.import_module("torch_similarity_search").FlatIndex(spec.d, metric=spec.name)
-
-    def query_bytes(self) -> int:
-        return 4 * self.index.ntotal
-
-    def search(self, x: Any, k: int) -> Any:
-        parts = [self.index.search(part, k) for part in x.split(max(1, self.limit // max(1, self.query_bytes())))]
-        return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
-
-
-class TorchSimilaritySearchIVF(TorchSimilaritySearchFlat):
-    parameter = "nprobe"
-    longest = 1
-
-    def make(self, spec: Spec) -> Any:
-        return importlib.import_module("torch_similarity_search").IVFFlatIndex(spec.d, spec.nlist, metric=spec.name)
-
-    def train(self, x: np.ndarray, niter: int | None = None) -> None:
-        with torch.random.fork_rng(devices=[]):  # it draws from the global generator; niter is fixed
-            torch.manual_seed(self.spec.seed)
-            self.index.train(self.convert(x))
-
-    def centroids(self) -> np.ndarray:
-        return self.index.centroids.numpy()
-
-    def use_centroids(self, centroids: np.ndarray) -> None:
-        self.index.centroids = torch.tensor(centroids)
-        self.index._is_trained = True
-
-    def add(self, x: Any) -> None:
-        for part in x.split(max(1, self.limit // (4 * self.spec.nlist))):
-            self.index.add(part)
-        self.longest = max(1, int(self.index.list_sizes.max()))
-
-    def query_bytes(self) -> int:
-        return 4 * self.spec.d * self.index.nprobe * self.longest
-
-
 class Sklearn(Engine):
     parameter = None
 
@@ -221,9 +176,6 @@ class Sklearn(Engine):
         return self.index.kneighbors(x, k)
 
 
-HNSW_M, HNSW_EF_CONSTRUCTION = 16, 200  # the customary settings, the same for both
-
-
 class Hnswlib(Engine):
     parameter = "ef"
 
@@ -231,7 +183,7 @@ class Hnswlib(Engine):
         return importlib.import_module("hnswlib").Index(space=spec.name, dim=spec.d)
 
     def add(self, x: np.ndarray) -> None:
-        self.index.init_index(len(x), M=HNSW_M, ef_construction=HNSW_EF_CONSTRUCTION, random_seed=self.spec.seed)
+        self.index.init_index(len(x), M=16, ef_construction=200, random_seed=self.spec.seed)
         self.index.set_num_threads(self.spec.threads)
         self.index.add_items(x)
 
@@ -243,27 +195,3 @@ class Hnswlib(Engine):
 
     def ids(self, answer: Any) -> np.ndarray:
         return answer[0].astype(np.int64)
-
-
-class Usearch(Engine):
-    parameter = "ef"
-
-    def make(self, spec: Spec) -> Any:
-        metric = "l2sq" if spec.metric == "l2" else "ip"
-        graph = {"connectivity": HNSW_M, "expansion_add": HNSW_EF_CONSTRUCTION}
-        return importlib.import_module("usearch.index").Index(ndim=spec.d, metric=metric, dtype="f32", **graph)
-
-    def add(self, x: np.ndarray) -> None:
-        self.index.add(np.arange(len(x)), x, threads=self.spec.threads)
-
-    def set(self, value: int) -> None:
-        self.index.expansion_search = value
-
-    def search(self, x: np.ndarray, k: int) -> Any:
-        return self.index.search(x, k, threads=self.spec.threads)
-
-    def ids(self, answer: Any) -> np.ndarray:
-        # The answer to a single query has no first axis; unused slots are cut off by `counts`.
-        keys = np.atleast_2d(answer.keys).astype(np.int64)
-        counts = np.full(len(keys), getattr(answer, "counts", keys.shape[1]))
-        return np.where(np.arange(keys.shape[1]) < counts[:, None], keys, -1)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ..context import Context
-from . import auto, build, formats, maintenance, memory, params, profile, recall, search, threads
+from . import build, formats, memory, params, profile, recall, search
 
 TASKS: dict[str, Callable[[Context], None]] = {
     "lists": search.lists,
@@ -13,12 +13,12 @@ TASKS: dict[str, Callable[[Context], None]] = {
     "add": build.add,
     "recall": recall.run,
     "pairs": recall.pairs,
-    "auto": auto.run,
+    "auto": params.auto,
     "budgets": params.budgets,
     "codes": params.codes,
     "filters": params.filters,
-    "maintenance": maintenance.run,
-    "threads": threads.run,
+    "maintenance": build.maintenance,
+    "threads": search.threads,
     "memory": memory.run,
     "formats": formats.run,
     "profile": profile.run,

@@ -1,38 +1,42 @@
-"""Training centroids and adding rows: new indexes in turn, the same number of k-means iterations."""
+"""Training, adding, and an index that changes: many small adds, adding and searching in turn, many small removals."""
 
-from functools import partial
+import time
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..context import Context
-from ..engines import IVF
+from ..engines import IVF, Engine
 from ..measure import timed
 
 _REPEATS = 5
+_ROUNDS = 3  # of maintenance
+_STRETCH = 100  # pairs an engine does before the next engine's stretch
+_LIMIT = 120.0  # seconds an engine may spend on its pairs; fewer pairs are then reported, not guessed
+_CHANGING = ("ours", "faiss")
 _NITER = 10  # the default of both this library and faiss
-_TRAINED = ("ours", "faiss", "torch-ivf")  # torch-similarity-search has a fixed number of iterations
-_FILLED = (*_TRAINED, "torch-similarity-search")
+_ENGINES = ("ours", "faiss", "torch-ivf")
 
 
 def train(ctx: Context) -> None:
     """Seconds, and the objective the centroids reach on all training rows, over several seeds."""
     rows = ctx.train_rows
-    names = [name for name in ctx.names if name in _TRAINED]
+    names = [name for name in ctx.names if name in _ENGINES]
     for name in names:  # not measured: wakes the threads and loads what is loaded on first use
         IVF[name].adapter(ctx.spec()).train(rows[: ctx.case.nlist * 39], niter=1)
     for seed in range(ctx.case.seed, ctx.case.seed + _REPEATS):
         for name in names:
             ctx.note(f"{name}, seed {seed}")
             engine = IVF[name].adapter(ctx.spec(seed))
-            seconds, _ = timed(partial(engine.train, rows, niter=_NITER))
+            seconds, _ = timed(engine.train, rows, _NITER)
             objective = _objective(rows, engine.centroids(), ctx.case.metric)
             ctx.row(name, seed=seed, rows=len(rows), niter=_NITER, seconds=seconds, objective=objective)
 
 
 def add(ctx: Context) -> None:
     """Seconds to add the whole base to an empty index on given centroids, until a first query is answered."""
-    names = [name for name in ctx.names if name in _FILLED]
+    names = [name for name in ctx.names if name in _ENGINES]
     centroids = ctx.given_centroids(names[0])
     for repeat in range(_REPEATS):
         for name in names:
@@ -55,6 +59,65 @@ def add_in_batches(ctx: Context, name: str, centroids: np.ndarray, batch: int) -
         engine.search(query, 1)  # an index that postpones work until it is searched does that work here
 
     return timed(fill)[0]
+
+
+def maintenance(ctx: Context) -> None:
+    names = [name for name in ctx.names if name in _CHANGING]
+    centroids, total = ctx.given_centroids(names[0]), len(ctx.data.base)
+    for repeat in range(_ROUNDS):
+        for name in names:
+            for what, batch in (("one add", total), ("batches", ctx.case.batch)):
+                ctx.note(f"{name}, {what}, {repeat + 1} of {_ROUNDS}")
+                seconds = add_in_batches(ctx, name, centroids, batch)
+                ctx.row(name, what=what, rows=total, batch=batch, seconds=seconds)
+    engines = {name: IVF[name].adapter(ctx.spec()) for name in names}
+    for engine in engines.values():
+        engine.use_centroids(centroids)
+        engine.set(ctx.case.nprobe)
+        engine.add(engine.convert(ctx.data.base))
+        engine.search(engine.convert(ctx.data.queries[:1]), ctx.case.k)
+    _alternate(ctx, engines)
+    _remove(ctx, engines)
+
+
+def _alternate(ctx: Context, engines: dict[str, Engine]) -> None:
+    """add(1) and search(1) in turn on a full index; engines alternate in stretches, means over all pairs."""
+    spent, done = dict.fromkeys(engines, 0.0), dict.fromkeys(engines, 0)
+    rows = {name: (engine.convert(ctx.data.base), engine.convert(ctx.data.queries)) for name, engine in engines.items()}
+    for first in range(0, ctx.case.pairs, _STRETCH):
+        ctx.note(f"pairs {first:,} of {ctx.case.pairs:,}")
+        for name, engine in engines.items():
+            if spent[name] < _LIMIT:
+                count = min(_STRETCH, ctx.case.pairs - first)
+                spent[name] += _pairs(engine, *rows[name], first, count, ctx.case.k)
+                done[name] += count
+    for name in engines:
+        ctx.row(name, what="turns", pairs=done[name], seconds=spent[name] / done[name], total=spent[name])
+
+
+def _pairs(engine: Engine, base: Any, queries: Any, first: int, count: int, k: int) -> float:
+    start = time.perf_counter()
+    for i in range(first, first + count):
+        row, query = i % len(base), i % len(queries)
+        engine.add(base[row : row + 1])
+        engine.search(queries[query : query + 1], k)
+    return time.perf_counter() - start
+
+
+def _remove(ctx: Context, engines: dict[str, Engine]) -> None:
+    """Removing a few ids at a time from a full index, and one search at the end; each engine does all at once."""
+    ids = np.random.default_rng(0).permutation(len(ctx.data.base))[: ctx.case.removes * ctx.case.removed]
+    parts = np.array_split(ids.astype(np.int64), ctx.case.removes)
+    for name, engine in engines.items():
+        ctx.note(f"{name}, {len(parts):,} removals of {ctx.case.removed}")
+        given, query = [engine.convert(part) for part in parts], engine.convert(ctx.data.queries[:1])
+        start, done = time.perf_counter(), 0
+        while done < len(given) and time.perf_counter() - start < _LIMIT:
+            engine.remove(given[done])
+            done += 1
+        engine.search(query, ctx.case.k)  # postponed work belongs to the cost of removing
+        total = time.perf_counter() - start
+        ctx.row(name, what="removes", calls=done, ids=ctx.case.removed, seconds=total / done, total=total)
 
 
 def _objective(rows: np.ndarray, centroids: np.ndarray, metric: str) -> float:

@@ -45,7 +45,7 @@ def run(ctx: Context) -> None:
         for name, format, settings, _ in _VARIANTS:
             ctx.note(f"making {name}")
             try:
-                seconds, made = timed(lambda f=format, s=settings, n=name: _make(index, f, s, Path(folder) / n))
+                seconds, made = timed(_make, index, format, settings, Path(folder) / name)
             except Exception as error:  # a format whose packages or compiler are missing
                 ctx.skip(name, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
                 continue

@@ -63,6 +63,6 @@ def measure(case_name: str, name: str, threads: str, nq: str, nprobe: str) -> di
     rss.trim()
     sizes = {"index_bytes": rss.now() - before, "raw_bytes": data.base.nbytes + 8 * len(data.base)}
     engine.set(int(nprobe))
-    growth, answer = rss.growth(lambda: engine.search(queries, case.k))
+    growth, answer = rss.growth(engine.search, queries, case.k)
     sizes |= {"scratch_bytes": growth, "result_bytes": sum(part.nbytes for part in answer)}
     return {**sizes, "max_bytes": getattr(engine.index, "max_bytes", None)}

@@ -1,4 +1,4 @@
-"""What SearchParams cost and gain, against the same search without them: budgets of rows, and selectors of ids."""
+"""Settings of this library against others: search modes, budgets of rows, selectors of ids."""
 
 from typing import Any
 
@@ -9,8 +9,10 @@ from torch_ivf_module.tune import recall
 
 from ..context import Context
 from ..engines import Variant
-from ..measure import rotation
+from ..measure import rotation, timed
 
+FIXED = ("ours-csr", "ours-matrix")
+HOPELESS = 8.0  # a mode this many times slower than the other one is not timed any further
 _LARGEST = 2  # batch sizes of the case that limits are measured at, from its largest down
 _SHARES = (1.0, 0.5, 0.01, 0.0001)  # of the ids
 
@@ -68,3 +70,31 @@ def _time(ctx: Context, engine: Variant, nq: int, settings: dict[str, Any], fact
         for name, params in settings.items()
     }
     ctx.time(calls, nq, facts=facts, nprobe=ctx.case.nprobe)
+
+
+def auto(ctx: Context) -> None:
+    """The time of `auto` and of the two fixed modes. With a native kernel `auto` uses it, else a cost model chooses."""
+    engines = ctx.build_paired("ours", *FIXED)
+    if "ours" not in engines or len(engines) == 1:
+        return
+    sizes = engines["ours"].index.list_sizes().double()
+    # Rows in the list of an average row, over rows in an average list: 1 for even lists.
+    unevenness = float(sizes.square().mean() / sizes.mean().square())
+    rows = engines["ours"].convert(ctx.data.queries)
+    for nprobe in ctx.case.auto_nprobes:
+        running = dict(engines)
+        for engine in engines.values():
+            engine.set(nprobe)
+        for nq in ctx.case.auto_nqs:
+            ctx.note(f"nprobe {nprobe}, nq {nq:,}")
+            where = {"nprobe": nprobe, "unevenness": unevenness}
+            calls = {name: ctx.caller(engine, rows, nq) for name, engine in running.items()}
+            once = {name: min(timed(calls[name], i)[0] for i in (0, -1)) for name in FIXED if name in calls}
+            for name, seconds in once.items():
+                if seconds > HOPELESS * min(once.values()):
+                    reason = f"{seconds / min(once.values()):.0f} times slower than the other mode"
+                    ctx.skip(name, reason, nq=nq, **where)
+                    del calls[name]
+                    if name == "ours-matrix":  # larger batches only make it worse
+                        del running[name]
+            ctx.time(calls, nq, **where)

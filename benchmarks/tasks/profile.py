@@ -19,7 +19,7 @@ def run(ctx: Context) -> None:
             ctx.note(f"{name}, nq {nq:,}")
             x = engine.convert(ctx.data.queries[:nq])
             engine.search(x, ctx.case.k)
-            alone, _ = timed(lambda engine=engine, x=x: engine.search(x, ctx.case.k))
+            alone, _ = timed(engine.search, x, ctx.case.k)
             if alone > _SLOWEST:
                 ctx.skip(name, f"one call takes {alone:.0f} s", nq=nq)
                 break

@@ -10,7 +10,7 @@ from ..engines import FLAT, GRAPH, IVF, Engine, Variant, owners
 from ..measure import timed
 
 # A mode that only differs in speed from another one of the same library adds nothing to this curve.
-_LISTS = ("ours", "faiss", "torch-ivf", "torch-similarity-search")
+_LISTS = ("ours", "faiss", "torch-ivf")
 _EXHAUSTIVE = ("sklearn",)
 _PAIRED = ("ours", "faiss")
 _EFFORT = {"cell_seconds": 4.0, "fewest_rounds": 2}  # there are many figures, and a curve shows what one would not
@@ -18,9 +18,9 @@ _SLOWEST = 2.0  # seconds for all the checked queries; an engine that needs long
 
 
 def run(ctx: Context) -> None:
-    ctx = replace(ctx, effort=replace(ctx.effort, **_EFFORT))
     engines = {**ctx.make(IVF, *_LISTS), **ctx.make(GRAPH), **ctx.make(FLAT, *_EXHAUSTIVE)}
-    built = {id(engine): _build(ctx, name, engine) for name, engine in owners(engines).items()}
+    ctx.note("building")
+    built = {id(engine): timed(_build, ctx, engine)[0] for engine in owners(engines).values()}
     rows = {name: engine.convert(ctx.checked) for name, engine in engines.items()}
     values = {"nprobe": ctx.case.nprobes, "ef": ctx.case.efs, None: (0,)}
     for step in zip_longest(*(values[engine.parameter] for engine in engines.values())):
@@ -35,7 +35,6 @@ def run(ctx: Context) -> None:
 
 def pairs(ctx: Context) -> None:
     """Recall and speed over pairs of nlist and nprobe, this library and faiss on the same lists."""
-    ctx = replace(ctx, effort=replace(ctx.effort, **_EFFORT))
     for nlist, wanted in groupby(sorted(ctx.case.ivf), key=lambda pair: pair[0]):
         engines = replace(ctx, case=replace(ctx.case, nlist=nlist)).build_paired(*_PAIRED)
         rows = {name: engine.convert(ctx.checked) for name, engine in engines.items()}
@@ -46,30 +45,22 @@ def pairs(ctx: Context) -> None:
             _curve_point(ctx, {name: engines[name] for name in facts}, rows, facts)
 
 
-def _build(ctx: Context, name: str, engine: Engine) -> float:
-    ctx.note(f"building {name}")
-    rows = engine.convert(ctx.data.base)
-
-    def build() -> None:
-        engine.train(ctx.train_rows)
-        engine.add(rows)
-
-    return timed(build)[0]
+def _build(ctx: Context, engine: Engine) -> None:
+    engine.train(ctx.train_rows)
+    engine.add(engine.convert(ctx.data.base))
 
 
-def _curve_point(
-    ctx: Context, engines: dict[str, Variant], rows: dict[str, Any], facts: dict[str, dict[str, Any]]
-) -> None:
+def _curve_point(ctx: Context, engines: dict[str, Variant], rows: dict[str, Any], facts: dict[str, Any]) -> None:
     """Recall and speed with the values that are set. An engine that takes too long is removed from `rows`."""
     ctx.note(str(next(iter(facts.values()), "")))
     for name, engine in list(engines.items()):
-        seconds, answer = timed(lambda name=name, engine=engine: engine.search(rows[name], ctx.case.k))
+        seconds, answer = timed(engine.search, rows[name], ctx.case.k)
         found = engine.ids(answer)
         facts[name]["recall"] = answers.recall(ctx.data.base, ctx.checked, found, ctx.truth, ctx.case.metric)
         if seconds > _SLOWEST:
             reason = f"{len(ctx.checked):,} queries take {seconds:.0f} s; larger values are left out"
             ctx.skip(name, reason, value=facts[name].get("value", facts[name].get("nprobe")))
             del rows[name], engines[name]
+    ctx = replace(ctx, effort=replace(ctx.effort, **_EFFORT))
     for nq in (1, len(ctx.checked)):
-        calls = {name: ctx.caller(engine, rows[name], nq) for name, engine in engines.items()}
-        ctx.time(calls, nq, facts)
+        ctx.time({name: ctx.caller(engine, rows[name], nq) for name, engine in engines.items()}, nq, facts)

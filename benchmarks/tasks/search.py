@@ -3,7 +3,10 @@
 With the lists comes the floor: the time of the matrix products alone on this machine.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import accumulate, cycle, takewhile
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,12 @@ from torch_ivf_module import SearchParams
 from .. import answers, machine, rss
 from ..context import Context
 from ..engines import FLAT, Variant
-from ..measure import interleave
+from ..measure import interleave, timed
 
 _CHECKED = 256  # at least so many queries are checked at every batch size
+_THREADS = 4
+_THREADED = ("ours", "ours-csr", "ours-matrix", "faiss")
+_SIZES = (1, 8, 64, 512)  # batch sizes are mixed, so that different scans run at the same time
 _LISTS = 8  # lists that the floor's products alternate between, so that a list is not always in the cache
 
 
@@ -29,7 +35,7 @@ def lists(ctx: Context) -> None:
 def run(ctx: Context) -> None:
     engines = ctx.build_paired()
     if "ours" in engines:
-        _floor(ctx, _rows_read(ctx, engines["ours"]))
+        _floor(ctx, engines["ours"])
     _batches(ctx, engines, ctx.case.nqs, nb=len(ctx.data.base), nlist=ctx.case.nlist, nprobe=ctx.case.nprobe)
 
 
@@ -47,72 +53,86 @@ def _batches(ctx: Context, engines: Mapping[str, Variant], nqs: Iterable[int], *
     per_query = dict.fromkeys(engines, 0.0)  # seconds, from the last batch size an engine was timed at
     for nq in (nq for nq in nqs if nq <= len(ctx.data.queries)):
         ctx.note(f"nq {nq:,}")
-        first = {}
-        for name, expected in list(per_query.items()):
+        first: dict[str, tuple[int, Any]] = {}  # how far memory grew in the first call at this size, and its answer
+        for name, expected in per_query.items():
             if expected * nq > ctx.effort.call_seconds:
                 ctx.skip(name, f"one call would take about {expected * nq:.0f} s", nq=nq)
-            else:
-                first[name] = _first_call(ctx, name, engines[name], rows[name], nq)
-        running = {name: engines[name] for name, found in first.items() if found is not None}
-        calls = {name: ctx.caller(engine, rows[name], nq) for name, engine in running.items()}
-        timings = ctx.time(calls, nq, facts=_check(ctx, running, rows, nq, first), **fields)
+                continue
+            try:
+                rss.trim()
+                first[name] = rss.growth(engines[name].search, rows[name][:nq], ctx.case.k)
+            except (RuntimeError, MemoryError, ValueError) as error:
+                ctx.skip(name, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", nq=nq)
+        calls = {name: ctx.caller(engines[name], rows[name], nq) for name in first}
+        ids = {name: _ids(ctx, engines[name], rows[name], nq, answer) for name, (_, answer) in first.items()}
+        facts = {name: {**checked, "peak_growth_bytes": first[name][0]} for name, checked in _check(ctx, ids).items()}
+        timings = ctx.time(calls, nq, facts=facts, **fields)
         per_query = {name: timing["seconds"] / nq for name, timing in timings.items()}
 
 
-def _first_call(ctx: Context, name: str, engine: Variant, rows: Any, nq: int) -> tuple[int, Any] | None:
-    """How far memory grew in the first call at this batch size, and its answer; None if the engine failed."""
-    try:
-        rss.trim()
-        return rss.growth(lambda: engine.search(rows[:nq], ctx.case.k))
-    except (RuntimeError, MemoryError, ValueError) as error:
-        ctx.skip(name, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", nq=nq)
-        return None
-
-
-def _check(
-    ctx: Context, running: Mapping[str, Variant], rows: Mapping[str, Any], nq: int, first: Mapping[str, Any]
-) -> dict[str, dict[str, float]]:
-    """Recall, and agreement with faiss (or the first engine), of answers given in batches of this very size."""
-    ids = {name: _ids(ctx, engine, rows[name], nq, first[name][1]) for name, engine in running.items()}
-    reference = "faiss" if "faiss" in ids else next(iter(ids), None)
-    facts: dict[str, dict[str, float]] = {}
-    for name, found in ids.items():
-        checked = len(found)
-        given = (ctx.data.base, ctx.checked[:checked], found)
-        share = answers.recall(*given, ctx.truth[:checked], ctx.case.metric)
-        facts[name] = {"recall": share, "checked": checked, "peak_growth_bytes": first[name][0]}
-        if reference is not None and name != reference:
-            facts[name]["agreement"] = answers.agreement(*given, ids[reference], ctx.case.metric)
-    return facts
-
-
 def _ids(ctx: Context, engine: Variant, rows: Any, nq: int, answer: Any) -> np.ndarray:
-    """The ids of the first queries, batch after batch; `answer` is that to the first batch."""
+    """The ids of the first queries, in batches of this very size; `answer` is that to the first batch."""
     checked = min(len(ctx.checked), max(nq, _CHECKED))
     rest = [engine.ids(engine.search(rows[start : start + nq], ctx.case.k)) for start in range(nq, checked, nq)]
     return np.concatenate([engine.ids(answer), *rest])[:checked]
 
 
-def _rows_read(ctx: Context, engine: Variant) -> float:
-    """Rows that a query reads, on average."""
-    engine.index.search(engine.convert(ctx.checked), ctx.case.k, params=SearchParams(debug_stats=True))
-    return float(engine.index.last_search_stats["rows_read"] / len(ctx.checked))
+def _check(ctx: Context, ids: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Recall, and agreement with faiss (or the first engine)."""
+    reference = "faiss" if "faiss" in ids else next(iter(ids), None)
+    facts: dict[str, dict[str, float]] = {}
+    for name, found in ids.items():
+        checked = len(found)
+        given = (ctx.data.base, ctx.checked[:checked], found)
+        facts[name] = {"recall": answers.recall(*given, ctx.truth[:checked], ctx.case.metric), "checked": checked}
+        if reference is not None and name != reference:
+            facts[name]["agreement"] = answers.agreement(*given, ids[reference], ctx.case.metric)
+    return facts
 
 
-def _floor(ctx: Context, rows_read: float) -> None:
+def _floor(ctx: Context, engine: Variant) -> None:
     """GFLOP/s of plain products: the queries that probe a list, if all queries were one batch, with its rows."""
     ctx.note("floor")
+    engine.index.search(engine.convert(ctx.checked), ctx.case.k, params=SearchParams(debug_stats=True))
+    rows_read = float(engine.index.last_search_stats["rows_read"] / len(ctx.checked))
     nb, d = ctx.data.base.shape
-    shape = (max(1, len(ctx.data.queries) * ctx.case.nprobe // ctx.case.nlist), d, max(1, nb // ctx.case.nlist))
-    dtypes = [torch.float32, *([torch.bfloat16] if machine.bfloat16_units(machine.simd()) else [])]
-    calls = {str(dtype).removeprefix("torch."): _products(shape, dtype) for dtype in dtypes}
-    for name, timing in interleave(calls, ctx.effort).items():
-        gflops = 2 * shape[0] * shape[1] * shape[2] / timing["seconds"] / 1e9
-        ctx.floor(dtype=name, gflops=gflops, tile=shape, rows_read=rows_read)
+    m, n = max(1, len(ctx.data.queries) * ctx.case.nprobe // ctx.case.nlist), max(1, nb // ctx.case.nlist)
+    for dtype in (torch.float32, *([torch.bfloat16] if machine.bfloat16_units(machine.simd()) else [])):
+        queries, rows, scores = (torch.rand(*shape, dtype=dtype) for shape in ((m, d), (_LISTS, n, d), (m, n)))
+        name, call = str(dtype).removeprefix("torch."), partial(_product, queries, rows, scores)
+        seconds = interleave({name: call}, ctx.effort)[name]["seconds"]
+        ctx.floor(dtype=name, gflops=2 * m * n * d / seconds / 1e9, tile=(m, d, n), rows_read=rows_read)
 
 
-def _products(shape: tuple[int, int, int], dtype: torch.dtype) -> Callable[[int], Any]:
-    m, d, n = shape
-    queries, lists = torch.randn(m, d).to(dtype), torch.randn(_LISTS, n, d).to(dtype)
-    scores = torch.empty(m, n, dtype=dtype)
-    return lambda i: torch.mm(queries, lists[i % _LISTS].t(), out=scores)
+def _product(queries: torch.Tensor, rows: torch.Tensor, scores: torch.Tensor, i: int) -> None:
+    torch.mm(queries, rows[i % _LISTS].t(), out=scores)
+
+
+def threads(ctx: Context) -> None:
+    """Several threads searching one index at once: whether they get the answers of one thread, and at what speed."""
+    # Each mode has an index of its own: a mode is set on the index, and here nothing else may change it.
+    for name in (name for name in ctx.names if name in _THREADED):
+        engine = ctx.build_paired(name)[name]
+        ctx.note(f"{name}, {_THREADS} threads")
+        with engine.without_kernel():
+            _concurrent(ctx, name, engine)
+
+
+def _concurrent(ctx: Context, name: str, engine: Variant) -> None:
+    cuts = takewhile(lambda end: end < len(ctx.checked), accumulate(cycle(_SIZES)))
+    parts = [engine.convert(part) for part in np.split(ctx.checked, list(cuts))]
+    engine.search(parts[0], ctx.case.k)
+
+    def search(order: Iterable[int]) -> np.ndarray:
+        """The ids for all queries, their parts searched in the given order."""
+        found = {i: engine.ids(engine.search(parts[i], ctx.case.k)) for i in order}
+        return np.concatenate([found[i] for i in range(len(parts))])
+
+    alone, single = timed(search, range(len(parts)))
+    # Every thread searches all the queries, each starting at another part.
+    orders = [np.roll(np.arange(len(parts)), -i * len(parts) // _THREADS) for i in range(_THREADS)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        together, found = timed(lambda: list(pool.map(search, orders)))
+    agree = min(answers.agreement(ctx.data.base, ctx.checked, ids, single, ctx.case.metric) for ids in found)
+    speeds = {"qps_alone": len(ctx.checked) / alone, "qps": _THREADS * len(ctx.checked) / together}
+    ctx.row(name, nprobe=ctx.case.nprobe, concurrent=_THREADS, agreement=agree, **speeds)
