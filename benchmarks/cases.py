@@ -44,53 +44,35 @@ class Case:
     )
 
 
-def growth_case(nb: int, nlist: int) -> Case:
-    """One point of the sweep in N. L is close to 4·√N and P is fixed, so the candidates grow as √N."""
-    return Case(
-        f"growth-{nb // 1024}k", f"Gaussian, {nb:,} × 128, nlist {nlist:,} (about 4·√nb), nprobe 32",
-        "gaussian", nb, 128, nlist, 32,
+_HEADLINE = Case(
+    "headline", "Gaussian, 262,144 × 128, nlist 512 trained on the first 20,480 rows, nprobe 32, L2",
+    "gaussian", 262_144, 128, 512, 32, train_rows=20_480,
+)  # fmt: skip
+_PHOTOGRAPHS = "8×8×3 patches of two photographs, 262,144 × 192, nlist 512, nprobe 8, L2"
+_TOKENS = "MiniLM token embeddings, 30,522 × 384, nlist 256, nprobe 16, cosine; queries are base rows"
+_UNEVEN = "512 clusters, sizes as 1/rank (the longest 38,000), 262,144 × 128"
+_ONE_LIST = "262,144 × 128 rows, all of them in one list of 512: the worst case for the workspace"
+_GROWTH = [  # L is close to 4·√N and P is fixed, so the candidates grow as √N
+    Case(
+        f"growth-{nb // 1024}k", f"Gaussian, {nb:,} × 128, nlist {nlist:,}, nprobe 32", "gaussian", nb, 128, nlist, 32,
         total_queries=4_096, train_rows=40 * nlist, nqs=(1, 32, 2_048), truth_queries=256,
-    )  # fmt: skip
-
-
-_TINY = {
-    "k": 5, "total_queries": 256, "nqs": (1, 32), "flat_nqs": (1, 32), "truth_queries": 64, "nprobes": (1, 4),
-    "efs": (8, 32), "batch": 64, "pairs": 50, "removes": 10, "auto_nqs": (1, 16), "auto_nprobes": (1, 4),
-    "profile_nqs": (1, 32), "budgets": (256, 512), "codes": (256,), "ivf": ((8, 2), (16, 4)),
-}  # fmt: skip
+    )
+    for nb, nlist in ((65_536, 1_024), (131_072, 1_448), (262_144, 2_048), (524_288, 2_896), (1_048_576, 4_096))
+]  # fmt: skip
 _CASES = (
+    _HEADLINE,
+    Case("photographs", _PHOTOGRAPHS, "photographs", 262_144, 192, 512, 8),
+    Case("tokens", _TOKENS, "tokens", 30_522, 384, 256, 16, "cosine", total_queries=2_048, nqs=BATCHES[:-1]),
+    *_GROWTH,
+    Case("even-lists", "512 clusters of 512 rows, one list each, 262,144 × 128", "clusters-even", 262_144, 128, 512, 32,
+         total_queries=8_192),
+    Case("uneven-lists", _UNEVEN, "clusters-uneven", 262_144, 128, 512, 32, total_queries=8_192),
+    Case("one-list", _ONE_LIST, "one-list", 262_144, 128, 512, 32, total_queries=2_048),
     Case(
-        "headline", "Gaussian, 262,144 × 128, nlist 512 trained on the first 20,480 rows, nprobe 32, L2",
-        "gaussian", 262_144, 128, 512, 32, train_rows=20_480,
-    ),
-    Case(
-        "photographs", "8×8×3 patches of two photographs, 262,144 × 192, nlist 512, nprobe 8, L2",
-        "photographs", 262_144, 192, 512, 8,
-    ),
-    Case(
-        "tokens", "MiniLM token embeddings, 30,522 × 384, nlist 256, nprobe 16, cosine; queries are base rows",
-        "tokens", 30_522, 384, 256, 16, metric="cosine", total_queries=2_048, nqs=BATCHES[:-1],
-    ),
-    growth_case(65_536, 1_024),
-    growth_case(131_072, 1_448),
-    growth_case(262_144, 2_048),
-    growth_case(524_288, 2_896),
-    growth_case(1_048_576, 4_096),
-    Case(
-        "even-lists", "512 clusters of 512 rows, one list each, 262,144 × 128",
-        "clusters-even", 262_144, 128, 512, 32, total_queries=8_192,
-    ),
-    Case(
-        "uneven-lists", "512 clusters, sizes as 1/rank (the longest 38,000), 262,144 × 128",
-        "clusters-uneven", 262_144, 128, 512, 32, total_queries=8_192,
-    ),
-    Case(
-        "one-list", "262,144 × 128 rows, all of them in one list of 512: the worst case for the workspace",
-        "one-list", 262_144, 128, 512, 32, total_queries=2_048,
-    ),
-    Case(
-        "tiny", "Gaussian, 2,000 × 16, nlist 16, nprobe 4: for trying the benchmarks themselves",
-        "gaussian", 2_000, 16, 16, 4, **_TINY,  # type: ignore[arg-type]
+        "tiny", "Gaussian, 2,000 × 16, nlist 16, nprobe 4: for trying the benchmarks themselves", "gaussian", 2_000, 16,
+        16, 4, k=5, total_queries=256, nqs=(1, 32), flat_nqs=(1, 32), truth_queries=64, nprobes=(1, 4), efs=(8, 32),
+        batch=64, pairs=50, removes=10, auto_nqs=(1, 16), auto_nprobes=(1, 4), profile_nqs=(1, 32), budgets=(256, 512),
+        codes=(256,), ivf=((8, 2), (16, 4)),
     ),
 )  # fmt: skip
 CASES: dict[str, Case] = {case.name: case for case in _CASES}
@@ -106,9 +88,9 @@ PLAN: dict[str, tuple[str, ...]] = {
     "even-lists": ("auto",),
     "uneven-lists": ("lists", "search", "auto", "threads"),
     "one-list": ("memory",),
-    **{name: ("search",) for name in CASES if name.startswith("growth-")},
+    **{case.name: ("search",) for case in _GROWTH},
 }
 
 # --quick without a case, to compare before and after a change: the headline's search, with fewer batch sizes.
-QUICK_CASE = replace(CASES["headline"], nqs=(1, 32, 2_048), truth_queries=256)
+QUICK_CASE = replace(_HEADLINE, nqs=(1, 32, 2_048), truth_queries=256)
 QUICK_ENGINES = ("ours", "faiss")

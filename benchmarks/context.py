@@ -26,19 +26,11 @@ class Context:
     write: Callable[[dict[str, Any]], None]  # appends one line
     note: Callable[[str], None]  # shows what is being done now
 
-    @cached_property
-    def data(self) -> Data:
+    def __post_init__(self) -> None:
         self.note("data")
-        return load(self.case)
-
-    @property
-    def train_rows(self) -> np.ndarray:
-        return self.data.base[: self.case.train_rows]
-
-    @property
-    def checked(self) -> np.ndarray:
-        """The queries whose true neighbours are known."""
-        return self.data.queries[: self.case.truth_queries]
+        self.data: Data = load(self.case)
+        self.train_rows = self.data.base[: self.case.train_rows]
+        self.checked = self.data.queries[: self.case.truth_queries]  # the queries whose true neighbours are known
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -62,14 +54,6 @@ class Context:
             engine.set(self.case.nprobe)
         return made
 
-    def given_centroids(self, name: str) -> np.ndarray:
-        """The centroids that all engines are to use: the case's, or those that the engine `name` trains."""
-        if self.data.centroids is not None:
-            return self.data.centroids
-        engine = engines.IVF[name].adapter(self.spec())
-        engine.train(self.train_rows)
-        return np.array(engine.centroids())
-
     def caller(self, engine: engines.Variant, rows: Any, nq: int) -> Callable[[int], Any]:
         """Call i searches the i-th slice of `nq` of the converted `rows`."""
         parts, search, k = rotation(rows, nq), engine.search, self.case.k
@@ -86,15 +70,11 @@ class Context:
         return timings
 
     def row(self, engine: str, **fields: Any) -> None:
-        self._line("row", engine=engine, **fields)
+        self.line("row", engine=engine, **fields)
 
     def skip(self, engine: str, reason: str, **fields: Any) -> None:
         self.note(f"{engine} skipped: {reason}")
-        self._line("skip", engine=engine, reason=reason, **fields)
+        self.line("skip", engine=engine, reason=reason, **fields)
 
-    def floor(self, **fields: Any) -> None:
-        """The speed of the matrix products alone, to set beside the rows of the task."""
-        self._line("floor", **fields)
-
-    def _line(self, kind: str, **fields: Any) -> None:
+    def line(self, kind: str, **fields: Any) -> None:
         self.write({"kind": kind, "task": self.task, "case": self.case.name, **fields})

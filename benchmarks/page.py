@@ -6,10 +6,11 @@ from typing import Any
 from .cases import CASES, PLAN
 from .formatting import speed
 from .results import TaskRun
-from .tables import GROWTH, TABLES, floor_of, growth_rows, pivot, tabulate
+from .tables import GROWTH, TABLES, floor_of, pivot, tabulate
 
 Tasks = Mapping[tuple[str, str], TaskRun]
 
+SHOWN = ("ours", "ours-csr", "ours-matrix", "faiss", "torch-ivf")  # engines, in the READMEs' tables and chart
 _HEAD = """# Benchmarks
 
 Written by `python -m benchmarks report` from `benchmarks/benchmarks.jsonl`; change the program, not this page.
@@ -30,10 +31,10 @@ def page(tasks: Tasks) -> str:
                 parts += [f"### {name}: {TABLES[task.task].title}", *_section(task)]
     found = grown(tasks)
     if found:
-        about = "nlist is close to 4·√nb and nprobe is 32, so the rows a query reads grow as √nb."
+        parts += [f"## {GROWTH.title}", "nlist is close to 4·√nb and nprobe is 32: the rows a query reads grow as √nb."]
         image = "![Time per query against the number of base rows](img/growth.svg)"
         captions = dict.fromkeys(caption(task) for task in found)
-        parts += [f"## {GROWTH.title}", about, pivot(GROWTH, growth_rows(found)), image, *captions]
+        parts += [pivot(GROWTH, [row for task in found for row in task.rows]), image, *captions]
     if compared(tasks):
         parts += ["## auto, all cases", "![Time of auto over that of the best fixed mode](img/auto.svg)"]
     runs = {task.facts["run"]: task.facts for task in tasks.values()}

@@ -14,8 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from torch_ivf_module.plotting import plot_list_sizes
 
-from .page import Tasks, compared, grown, plot_file
-from .readme import SHOWN
+from .page import SHOWN, Tasks, compared, grown, plot_file
 from .results import TaskRun
 from .tables import TABLES, auto_ratios
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_FOLDER = Path(__file__).resolve().parent
-DEFAULT = _FOLDER / "benchmarks.jsonl"
-QUICK = _FOLDER / "quick.jsonl"
+DEFAULT = Path(__file__).resolve().parent / "benchmarks.jsonl"
+QUICK = DEFAULT.with_name("quick.jsonl")
 # A search mode that "auto" has replaced: its rows repeat those of "ours" in the same run.
 _REPLACED = "ours-native"
 
@@ -37,11 +36,6 @@ class TaskRun:
     def pick(self, **wanted: Any) -> list[Row]:
         return [row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())]
 
-    def ratio(self, name: str, engine: str, other: str = "faiss", **wanted: Any) -> float | None:
-        """`name` of `engine` over that of `other` in the same run; None where either is missing."""
-        over, under = self.pick(engine=engine, **wanted), self.pick(engine=other, **wanted)
-        return over[0][name] / under[0][name] if over and under and under[0][name] else None
-
 
 def append(path: Path, line: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +47,8 @@ def history(paths: Iterable[Path]) -> list[TaskRun]:
     """Every finished task, oldest first. Tasks that an interrupted run did not finish are left out."""
     runs: dict[str, Row] = {}
     tasks: dict[tuple[str, str, str], TaskRun] = {}
-    for line in _lines(paths):
+    texts = [text for path in paths if path.exists() for text in path.read_text(encoding="utf-8").splitlines() if text]
+    for line in map(json.loads, texts):
         if line["kind"] == "run":
             runs[line["run"]] = line
         elif line.get("engine") != _REPLACED:
@@ -69,10 +64,3 @@ def history(paths: Iterable[Path]) -> list[TaskRun]:
 def latest(paths: Iterable[Path]) -> dict[tuple[str, str], TaskRun]:
     """The last finished run of each (case, task), without those over other values than the case's own."""
     return {(task.case, task.task): task for task in history(paths) if not task.facts.get("values")}
-
-
-def _lines(paths: Iterable[Path]) -> Iterable[Row]:
-    for path in paths:
-        if path.exists():
-            with path.open(encoding="utf-8") as file:
-                yield from (json.loads(line) for line in file if line.strip())

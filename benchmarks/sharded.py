@@ -1,8 +1,5 @@
 """What a sharded index holds and sends, measured at 1, 2 and 4 processes; docs/distributed.md has the formulas.
 
-    python -m benchmarks sharded                   # the table of docs/distributed.md
-    python -m benchmarks sharded --processes 2     # fewer, or smaller with --vectors, --nlist, --queries
-
 Traffic is what the kernel counts on the sockets of gloo (TCP_INFO, Linux), memory what it counts as resident.
 """
 
@@ -14,7 +11,9 @@ import struct
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,14 +49,11 @@ def sent() -> int:
     """Bytes that this process's TCP connections have delivered so far."""
     total = 0
     for name in os.listdir("/proc/self/fd"):
-        try:
-            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
-                continue
-            with socket.socket(fileno=os.dup(int(name))) as connection:
-                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
-        except OSError:  # closed since it was listed, or no TCP
-            continue
-        total += struct.unpack_from("Q", info, 120)[0]  # tcpi_bytes_acked
+        with suppress(OSError):  # closed since it was listed, or no TCP
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(name))) as connection:
+                    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+                total += struct.unpack_from("Q", info, 120)[0]  # tcpi_bytes_acked
     return total
 
 
@@ -100,22 +96,18 @@ def measure(s: Setting, timeout: float = 600) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         processes = [context.Process(target=_process, args=(r, s, folder, results)) for r in range(s.processes)]
         try:
-            for process in processes:
-                process.start()
+            list(map(context.Process.start, processes))
             found = [results.get(timeout=timeout) for _ in processes]
-            for process in processes:
-                process.join(timeout)
+            list(map(partial(context.Process.join, timeout=timeout), processes))
         finally:
-            for process in processes:
-                process.kill()
+            list(map(context.Process.kill, processes))
     return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--vectors", type=int, default=200_000)
-    parser.add_argument("--nlist", type=int, default=1_024)
-    parser.add_argument("--queries", type=int, default=1_000, help="of each process")
+    for name, value in (("vectors", 200_000), ("nlist", 1_024), ("queries", 1_000)):
+        parser.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -95,9 +95,6 @@ def tabulate(task: TaskRun) -> str:
     return pivot(TABLES[task.task], TABLES[task.task].rows(task))
 
 
-# --- what is tabulated, where that is not what was stored ---------------------------------------------------
-
-
 def floor_of(task: TaskRun, dtype: str = "float32") -> float | None:
     """Queries/s of this machine, if a search were nothing but its products in `dtype`."""
     found = [floor for floor in task.floors if floor["dtype"] == dtype]
@@ -132,32 +129,14 @@ def auto_ratios(task: TaskRun) -> list[Row]:
     return found
 
 
-def _list_sizes(task: TaskRun) -> list[Row]:
-    sizes = sorted(task.rows[0]["sizes"])
-    shape = {"empty": sizes.count(0), "shortest": sizes[0], "median": median(sizes), "longest": sizes[-1]}
-    return [{"lists": len(sizes), **shape, "imbalance factor": task.rows[0]["imbalance"]}]
-
-
-def _format_rows(task: TaskRun) -> list[Row]:
-    """Exported files need no package; torch.compile works at the first call, so its making is not timed."""
-    need = {name: "yes" if name == "ours" or name.startswith("compiled") else "no" for name in task.engines()}
-    made = [row.get("make_seconds") if need[row["engine"]] == "no" else None for row in task.rows]
-    return [{**row, "need": need[row["engine"]], "made": seconds} for row, seconds in zip(task.rows, made, strict=True)]
-
-
 def _phase_rows(task: TaskRun) -> list[Row]:
     """Each phase with its share of the search, and the search with its time without the profiler."""
-    whole = {(row["engine"], row["nq"]): row["seconds"] for row in task.pick(phase="search")}
-    shares = [f"{row['seconds'] / whole[row['engine'], row['nq']]:.0%}" for row in task.rows]
-    alone = [f"unprofiled {1e3 * row['alone']:.3g}" if row["phase"] == "search" else None for row in task.rows]
-    return [{**row, "note": a or share} for row, a, share in zip(task.rows, alone, shares, strict=True)]
-
-
-def growth_rows(tasks: Iterable[TaskRun]) -> list[Row]:
-    return [{**row, "us": 1e6 * row["seconds"] / row["nq"]} for task in tasks for row in task.rows]
-
-
-# --- the tables ---------------------------------------------------------------------------------------------
+    rows = []
+    for row in task.rows:
+        (whole,) = task.pick(phase="search", engine=row["engine"], nq=row["nq"])
+        note = f"unprofiled {1e3 * row['alone']:.3g}" if row is whole else f"{row['seconds'] / whole['seconds']:.0%}"
+        rows.append({**row, "note": note})
+    return rows
 
 
 def last(values: list[Any]) -> Any:
@@ -168,13 +147,18 @@ def scaled(name: str, factor: float) -> Callable[[Row], float | None]:
     return lambda row: None if row.get(name) is None else row[name] * factor
 
 
+def _needs(row: Row) -> str | None:
+    """Whether a format needs this package; exported files do not."""
+    return None if row["engine"] == "faiss" else "no" if row.get("bytes") else "yes"
+
+
 def _step(head: str, step: str, form: Callable[[Any], str] = number, factor: float = 1, **over: str) -> Figure:
     return Figure(head, scaled("seconds", factor), form, where={"what": step}, over=over)
 
 
 _FAISS = {"engine": "faiss"}
-_TO_FAISS = Figure("", "qps", times, over=_FAISS)
-QPS = Figure("", "qps", speed, note=_TO_FAISS)
+TO_FAISS = Figure("", "qps", times, over=_FAISS)
+QPS = Figure("", "qps", speed, note=TO_FAISS)
 _MS = scaled("seconds", 1e3)
 _SECONDS = (Figure("seconds", "seconds"), Figure("time / faiss's", "seconds", times, over=_FAISS))
 _RECALL = Figure("recall", "recall", "{:.4f}".format, last)
@@ -189,11 +173,13 @@ _LIMITS = (
 )
 _SETTING = Figure("", lambda row: f"{row['knob']} {row['value']}" if row.get("knob") else None, str, last)
 _OPERATORS = Figure("most of it in", lambda row: ", ".join(row.get("operators", ())) or None, str, last)
-GROWTH = Table("How cost grows", "µs per query", ("nb", "nlist"), ("engine",), Figure("", "us"), block="nq")
+_SHAPE = {"lists": len, "empty": lambda sizes: sizes.count(0), "shortest": min, "median": median, "longest": max}
+_US = Figure("", lambda row: 1e6 * row["seconds"] / row["nq"])
+GROWTH = Table("How cost grows", "µs per query", ("nb", "nlist"), ("engine",), _US, block="nq")
 TABLES: dict[str, Table] = {
-    "lists": Table("List sizes", "lists", ("lists",), rows=_list_sizes, plot="lists", figures=(
-        *(Figure(name, name, count) for name in ("empty", "shortest", "median", "longest")),
-        Figure("imbalance factor", "imbalance factor", "{:.2f}".format),
+    "lists": Table("List sizes", "sizes", ("engine",), plot="lists", figures=(
+        *(Figure(name, lambda row, of=of: of(row["sizes"]), count) for name, of in _SHAPE.items()),
+        Figure("imbalance factor", "imbalance", "{:.2f}".format),
     )),
     "search": Table(
         "Searching the same lists", "queries/s", ("engine",), ("nq",), QPS, _BATCHES, rows=_with_floor, plot="speed"
@@ -248,10 +234,10 @@ TABLES: dict[str, Table] = {
     )),
     "formats": Table(
         "Formats of model graphs", "ms per batch", ("engine",), ("nq",),
-        Figure("", _MS, "{:.3g}".format, note=_TO_FAISS), rows=_format_rows, figures=(
+        Figure("", _MS, "{:.3g}".format, note=TO_FAISS), figures=(
             Figure("files, MiB", lambda row: row["bytes"] / _MIB if row.get("bytes") else None, count),
-            Figure("made in, s", "made"),
-            Figure("needs the package", "need", str, last),
+            Figure("made in, s", lambda row: row["make_seconds"] if row.get("bytes") else None),
+            Figure("needs the package", _needs, str, last),
             _SAME_IDS,
         ),
     ),

@@ -15,15 +15,15 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from benchmarks import answers, kernel, machine, readme, results
+from benchmarks import answers, kernel, machine, results
 from benchmarks.__main__ import COMMANDS, main
 from benchmarks.cases import CASES, PLAN
+from benchmarks.commands.report import READMES, texts
 from benchmarks.commands.report import stored as figures
-from benchmarks.commands.report import texts
 from benchmarks.commands.score_auto import Cell, score
 from benchmarks.measure import Effort
 from benchmarks.results import latest
-from benchmarks.tables import TABLES, Figure, Table, pivot
+from benchmarks.tables import TABLES, TO_FAISS, Figure, Table, pivot
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.profile import operators
 
@@ -99,7 +99,7 @@ def test_a_paired_search_gives_the_same_ids(stored: Path) -> None:
     if "faiss" in task.facts["skipped"]:
         return
     assert all(row["agreement"] == 1 for row in ours)
-    assert task.ratio("qps", "ours", nq=1) is not None
+    assert TO_FAISS.at(task.rows, {"engine": "ours", "nq": 1}) > 0
 
 
 def test_the_floor_stands_beside_the_search(stored: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_score_weighs_batch_sizes() -> None:
 
 def test_the_report_draws_the_tables_and_fills_both_readmes(stored: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    for name in readme.LANGUAGES:
+    for name in READMES:
         (tmp_path / name).write_text(README)
     # The READMEs show the headline: the same rows under its name. Of the other tasks one that is not drawn will do.
     copy = tmp_path / "lines.jsonl"
@@ -166,7 +166,7 @@ def test_the_report_draws_the_tables_and_fills_both_readmes(stored: Path, tmp_pa
     assert "| ours |" in written
     assert {path.name for path in (tmp_path / "docs" / "img").iterdir()} == {"headline.svg", "search-headline.svg"}
     assert (tmp_path / "docs" / "img" / "search-headline.svg").read_text().startswith("<?xml")
-    for name in readme.LANGUAGES:
+    for name in READMES:
         text = (tmp_path / name).read_text()
         assert text.startswith("before\n<!-- benchmark:begin -->")
         assert text.endswith("<!-- benchmark:end -->\nafter\n")

@@ -16,7 +16,6 @@ from typing import Any
 
 from .. import machine, results
 from ..cases import CASES, PLAN, QUICK_CASE, QUICK_ENGINES, Case
-from ..formatting import times
 
 _BUSY = 0.5  # processes running besides this one
 Job = tuple[Case, str]
@@ -111,11 +110,10 @@ def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], 
 
     native = kernel.prepare()
     asked = options.engines or (QUICK_ENGINES if options.quick else tuple(LIBRARIES))
+    skipped = {}
     for name in asked:
         if name not in LIBRARIES:
             raise SystemExit(f"unknown engine {name!r}; there are {', '.join(LIBRARIES)}")
-    skipped = {}
-    for name in asked:
         try:
             importlib.import_module(LIBRARIES[name])
         except ImportError as error:
@@ -164,19 +162,17 @@ def _do(jobs: Sequence[Job], names: tuple[str, ...], options: argparse.Namespace
 
 def _print(run: str, out: Path) -> None:
     """The tables of this run; for searches also the ratio to faiss in the last run of the same command."""
-    from ..tables import tabulate
+    from ..tables import TO_FAISS, tabulate
 
     last: dict[Any, results.TaskRun] = {}
     for task in results.history([out]):
         same = (task.case, task.task, task.facts["command"])
         before, last[same] = last.get(same), task
-        if task.facts["run"] != run:
-            continue
-        print(f"\n{task.case}, {task.task}\n{tabulate(task) if task.rows else 'nothing was measured'}")
-        for skip in task.skips:
-            print(f"left out: {skip['engine']}, {skip['reason']}")
-        if before is not None and task.task in ("search", "flat"):
-            ratios = [(nq, *(t.ratio("qps", "ours", nq=nq) for t in (before, task))) for nq in task.values("nq")]
-            told = ", ".join(f"nq {nq:,}: {times(old)} → {times(new)}" for nq, old, new in ratios if old and new)
-            print(f"ours / faiss, before ({before.facts['commit'][:7]}) → now: {told}")
+        if task.facts["run"] == run:
+            print(f"\n{task.case}, {task.task}\n{tabulate(task) if task.rows else 'nothing was measured'}")
+            print("".join(f"left out: {skip['engine']}, {skip['reason']}\n" for skip in task.skips), end="")
+            if before is not None and task.task in ("search", "flat"):
+                cells = [{"engine": "ours", "nq": nq} for nq in task.values("nq")]
+                told = [f"{TO_FAISS.text(before.rows, cell)} → {TO_FAISS.text(task.rows, cell)}" for cell in cells]
+                print(f"ours / faiss, before ({before.facts['commit'][:7]}) → now: {', '.join(told)}")
     print(f"appended to {os.path.relpath(out)}")

@@ -1,6 +1,5 @@
 """The engines by the names they have in the tables. Variants of one adapter share one index."""
 
-import importlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -48,7 +47,7 @@ class Variant:
     """An adapter's index, searched with the settings of one name."""
 
     def __init__(self, owner: Engine, entry: Entry) -> None:
-        self.owner, self.entry, self.settings = owner, entry, tuple(entry.settings.items())
+        self.owner, self.entry = owner, entry
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.owner, name)
@@ -58,7 +57,7 @@ class Variant:
         return nullcontext() if self.entry.kernel else kernel.disabled()
 
     def search(self, x: Any, k: int) -> Any:
-        for name, value in self.settings:
+        for name, value in self.entry.settings.items():
             if getattr(self.owner.index, name) != value:
                 setattr(self.owner.index, name, value)
         with self.without_kernel():
@@ -78,9 +77,7 @@ def owners(engines: Mapping[str, Variant]) -> dict[str, Engine]:
     return {name: engines[name].owner for name in engines if name in first.values()}
 
 
-def build_paired(
-    engines: Mapping[str, Variant], train: np.ndarray, base: np.ndarray, centroids: np.ndarray | None
-) -> None:
+def build_paired(engines: Mapping[str, Variant], train: Any, base: np.ndarray, centroids: np.ndarray | None) -> None:
     """Build list-based engines on the same centroids: those given, or those that the first engine trains."""
     for engine in owners(engines).values():
         if centroids is None:

@@ -138,15 +138,6 @@ class FaissIVF(Engine):
         self.index.is_trained = True
 
 
-class FaissFlat(Engine):
-    parameter = None
-
-    def make(self, spec: Spec) -> Any:
-        faiss = importlib.import_module("faiss")
-        faiss.omp_set_num_threads(spec.threads)
-        return (faiss.IndexFlatL2 if spec.metric == "l2" else faiss.IndexFlatIP)(spec.d)
-
-
 class OursFlat(TorchEngine):
     parameter = None
     module = "torch_ivf_module"
@@ -158,6 +149,15 @@ class OursFlat(TorchEngine):
 
 class TorchIVFFlat(OursFlat):
     module = "torch_ivf.index"
+
+
+class FaissFlat(OursFlat):
+    module = "faiss"
+    convert = Engine.convert
+
+    def make(self, spec: Spec) -> Any:
+        importlib.import_module("faiss").omp_set_num_threads(spec.threads)
+        return super().make(spec)
 
 
 class Sklearn(Engine):

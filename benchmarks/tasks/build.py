@@ -37,12 +37,19 @@ def train(ctx: Context) -> None:
 def add(ctx: Context) -> None:
     """Seconds to add the whole base to an empty index on given centroids, until a first query is answered."""
     names = [name for name in ctx.names if name in _ENGINES]
-    centroids = ctx.given_centroids(names[0])
+    centroids = _centroids(ctx, names[0])
     for repeat in range(_REPEATS):
         for name in names:
             ctx.note(f"{name}, {repeat + 1} of {_REPEATS}")
             seconds = add_in_batches(ctx, name, centroids, len(ctx.data.base))
             ctx.row(name, rows=len(ctx.data.base), seconds=seconds)
+
+
+def _centroids(ctx: Context, name: str) -> np.ndarray:
+    """The centroids that all engines are to use: those of the engine `name`."""
+    engine = IVF[name].adapter(ctx.spec())
+    engine.train(ctx.train_rows)
+    return np.array(engine.centroids())
 
 
 def add_in_batches(ctx: Context, name: str, centroids: np.ndarray, batch: int) -> float:
@@ -53,17 +60,16 @@ def add_in_batches(ctx: Context, name: str, centroids: np.ndarray, batch: int) -
     rows, query = engine.convert(ctx.data.base), engine.convert(ctx.data.queries[:1])
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
 
-    def fill() -> None:
-        for part in parts:
-            engine.add(part)
-        engine.search(query, 1)  # an index that postpones work until it is searched does that work here
-
-    return timed(fill)[0]
+    start = time.perf_counter()
+    for part in parts:
+        engine.add(part)
+    engine.search(query, 1)  # an index that postpones work until it is searched does that work here
+    return time.perf_counter() - start
 
 
 def maintenance(ctx: Context) -> None:
     names = [name for name in ctx.names if name in _CHANGING]
-    centroids, total = ctx.given_centroids(names[0]), len(ctx.data.base)
+    centroids, total = _centroids(ctx, names[0]), len(ctx.data.base)
     for repeat in range(_ROUNDS):
         for name in names:
             for what, batch in (("one add", total), ("batches", ctx.case.batch)):
@@ -88,20 +94,18 @@ def _alternate(ctx: Context, engines: dict[str, Engine]) -> None:
         ctx.note(f"pairs {first:,} of {ctx.case.pairs:,}")
         for name, engine in engines.items():
             if spent[name] < _LIMIT:
-                count = min(_STRETCH, ctx.case.pairs - first)
-                spent[name] += _pairs(engine, *rows[name], first, count, ctx.case.k)
-                done[name] += count
+                numbers = range(first, min(first + _STRETCH, ctx.case.pairs))
+                spent[name] += timed(_pairs, engine, *rows[name], numbers, ctx.case.k)[0]
+                done[name] += len(numbers)
     for name in engines:
         ctx.row(name, what="turns", pairs=done[name], seconds=spent[name] / done[name], total=spent[name])
 
 
-def _pairs(engine: Engine, base: Any, queries: Any, first: int, count: int, k: int) -> float:
-    start = time.perf_counter()
-    for i in range(first, first + count):
+def _pairs(engine: Engine, base: Any, queries: Any, numbers: range, k: int) -> None:
+    for i in numbers:
         row, query = i % len(base), i % len(queries)
         engine.add(base[row : row + 1])
         engine.search(queries[query : query + 1], k)
-    return time.perf_counter() - start
 
 
 def _remove(ctx: Context, engines: dict[str, Engine]) -> None:

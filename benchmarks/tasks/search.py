@@ -101,7 +101,7 @@ def _floor(ctx: Context, engine: Variant) -> None:
         queries, rows, scores = (torch.rand(*shape, dtype=dtype) for shape in ((m, d), (_LISTS, n, d), (m, n)))
         name, call = str(dtype).removeprefix("torch."), partial(_product, queries, rows, scores)
         seconds = interleave({name: call}, ctx.effort)[name]["seconds"]
-        ctx.floor(dtype=name, gflops=2 * m * n * d / seconds / 1e9, tile=(m, d, n), rows_read=rows_read)
+        ctx.line("floor", dtype=name, gflops=2 * m * n * d / seconds / 1e9, tile=(m, d, n), rows_read=rows_read)
 
 
 def _product(queries: torch.Tensor, rows: torch.Tensor, scores: torch.Tensor, i: int) -> None:
