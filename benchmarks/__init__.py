@@ -1,4 +1,1 @@
-"""The instrument: measure the index beside other libraries, store the figures, draw them.
-
-`python -m benchmarks run` measures and appends JSON lines; `python -m benchmarks report` only reads them.
-"""
+"""Measure the index beside other libraries, store the figures, write the report: `python -m benchmarks COMMAND`."""

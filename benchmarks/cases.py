@@ -3,157 +3,78 @@
 Q queries, N base rows, L lists, P probed lists, d dim, k results.
 """
 
-from __future__ import annotations
+from dataclasses import dataclass, replace
 
-from dataclasses import dataclass
-
-__all__ = ["CASES", "PLAN", "QUICK", "Case", "Quick", "growth_case"]
-
-LADDER = (1, 8, 32, 128, 512, 2_048, 19_600)
+_LISTS = ((128, 4), (512, 8), (2_048, 16))  # nlist and the smallest of its three values of nprobe
+BATCHES = (1, 8, 32, 128, 512, 2_048, 19_600)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One data set with its settings. `data` names a maker in `datasets.py`."""
+    """One data set with its settings."""
 
     name: str
-    data: str
+    description: str  # one line for the report
+    data: str  # the name of a maker in datasets.py
     nb: int  # base rows asked for; a data set of fixed size may hold fewer
     d: int
     nlist: int
     nprobe: int
-    about: str  # one line for the report
     metric: str = "l2"
     k: int = 20
     total_queries: int = 19_600
     train_rows: int | None = None  # the first so many base rows; None is all of them
     seed: int = 1234
-    nqs: tuple[int, ...] = LADDER
-    flat_nqs: tuple[int, ...] = (1, 8, 32, 128, 512, 2_048)
+    nqs: tuple[int, ...] = BATCHES
+    flat_nqs: tuple[int, ...] = BATCHES[:-1]
     truth_queries: int = 1_000  # brute force is run for the first so many queries
     nprobes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # the recall sweep of the list-based libraries
     efs: tuple[int, ...] = (16, 24, 32, 48, 64, 128, 256, 512)  # and of the graph-based ones
     batch: int = 256  # maintenance: rows per small add
     pairs: int = 10_000  # maintenance: alternations of add(1) and search(1)
     removes: int = 1_000  # maintenance: calls that remove a few ids
-    removed: int = 100  # ids a call
+    removed: int = 100  # ids per call
     auto_nqs: tuple[int, ...] = (1, 4, 16, 64, 256, 1_024)
     auto_nprobes: tuple[int, ...] = (1, 8, 32, 128)
     profile_nqs: tuple[int, ...] = (1, 32, 2_048)
-    budgets: tuple[int, ...] = (16_384, 32_768, 65_536, 131_072)  # rows a query, of the lists in order
-    codes: tuple[int, ...] = (4_096, 8_192, 16_384, 32_768, 65_536)  # rows a query, in whole lists
-    ivf: tuple[tuple[int, int], ...] = (  # nlist, nprobe
-        *((128, 4), (128, 8), (128, 16)),
-        *((512, 8), (512, 16), (512, 32)),
-        *((2_048, 16), (2_048, 32), (2_048, 64)),
+    budgets: tuple[int, ...] = (16_384, 32_768, 65_536, 131_072)  # rows per query, of sorted lists
+    codes: tuple[int, ...] = (4_096, 8_192, 16_384, 32_768, 65_536)  # rows per query, in whole lists
+    ivf: tuple[tuple[int, int], ...] = tuple((n, p * f) for n, p in _LISTS for f in (1, 2, 4))
+
+
+_HEADLINE = Case(
+    "headline", "Gaussian, 262,144 × 128, nlist 512 trained on the first 20,480 rows, nprobe 32, L2",
+    "gaussian", 262_144, 128, 512, 32, train_rows=20_480,
+)  # fmt: skip
+_PATCHES = "8×8×3 patches of two photographs, 262,144 × 192, nlist 512, nprobe 8, L2"
+_TOKENS = "MiniLM token embeddings, 30,522 × 384, nlist 256, nprobe 16, cosine; queries are base rows"
+_EVEN = "512 clusters of 512 rows, one list each, 262,144 × 128"
+_UNEVEN = "512 clusters, sizes as 1/rank (the longest 38,000), 262,144 × 128"
+_ONE_LIST = "262,144 × 128 rows, all of them in one list of 512: the worst case for the workspace"
+_GROWTH = [  # L is close to 4·√N and P is fixed, so the candidates grow as √N
+    Case(
+        f"growth-{nb // 1024}k", f"Gaussian, {nb:,} × 128, nlist {nlist:,}, nprobe 32", "gaussian", nb, 128, nlist, 32,
+        total_queries=4_096, train_rows=40 * nlist, nqs=(1, 32, 2_048), truth_queries=256,
     )
-
-
-def growth_case(nb: int, nlist: int) -> Case:
-    """One point of the sweep in N. L is close to 4·√N and P stays put, so the candidates grow as √N."""
-    return Case(
-        name=f"growth-{nb // 1024}k",
-        data="gaussian",
-        nb=nb,
-        d=128,
-        nlist=nlist,
-        nprobe=32,
-        total_queries=4_096,
-        train_rows=40 * nlist,
-        nqs=(1, 32, 2_048),
-        truth_queries=256,
-        about=f"Gaussian, {nb:,} × 128, nlist {nlist:,} (about 4·√nb), nprobe 32",
-    )
-
-
-def clumped_case(name: str, data: str, about: str) -> Case:
-    """Clumps of chosen sizes with one list on each, for the search modes to be compared on."""
-    return Case(
-        name=name, data=data, nb=262_144, d=128, nlist=512, nprobe=32, total_queries=8_192, about=about
-    )
-
-
+    for nb, nlist in ((65_536, 1_024), (131_072, 1_448), (262_144, 2_048), (524_288, 2_896), (1_048_576, 4_096))
+]  # fmt: skip
 _CASES = (
+    _HEADLINE,
+    Case("photographs", _PATCHES, "photographs", 262_144, 192, 512, 8),
+    Case("tokens", _TOKENS, "tokens", 30_522, 384, 256, 16, "cosine", total_queries=2_048, nqs=BATCHES[:-1]),
+    *_GROWTH,
+    Case("even-lists", _EVEN, "clusters-even", 262_144, 128, 512, 32, total_queries=8_192),
+    Case("uneven-lists", _UNEVEN, "clusters-uneven", 262_144, 128, 512, 32, total_queries=8_192),
+    Case("one-list", _ONE_LIST, "one-list", 262_144, 128, 512, 32, total_queries=2_048),
     Case(
-        name="headline",
-        data="gaussian",
-        nb=262_144,
-        d=128,
-        nlist=512,
-        nprobe=32,
-        train_rows=20_480,
-        about="Gaussian, 262,144 × 128, nlist 512 trained on the first 20,480 rows, nprobe 32, L2",
+        "tiny", "Gaussian, 2,000 × 16, nlist 16, nprobe 4: for trying the benchmarks themselves", "gaussian", 2_000, 16,
+        16, 4, k=5, total_queries=256, nqs=(1, 32), flat_nqs=(1, 32), truth_queries=64, nprobes=(1, 4), efs=(8, 32),
+        batch=64, pairs=50, removes=10, auto_nqs=(1, 16), auto_nprobes=(1, 4), profile_nqs=(1, 32), budgets=(256, 512),
+        codes=(256,), ivf=((8, 2), (16, 4)),
     ),
-    Case(
-        name="photographs",
-        data="photographs",
-        nb=262_144,
-        d=192,
-        nlist=512,
-        nprobe=8,
-        about="8×8×3 patches of two photographs, 262,144 × 192, nlist 512, nprobe 8, L2",
-    ),
-    Case(
-        name="tokens",
-        data="tokens",
-        nb=30_522,
-        d=384,
-        nlist=256,
-        nprobe=16,
-        metric="cosine",
-        total_queries=2_048,
-        nqs=LADDER[:-1],
-        about="MiniLM token embeddings, 30,522 × 384, nlist 256, nprobe 16, cosine; queries are base rows",
-    ),
-    growth_case(65_536, 1_024),
-    growth_case(131_072, 1_448),
-    growth_case(262_144, 2_048),
-    growth_case(524_288, 2_896),
-    growth_case(1_048_576, 4_096),
-    clumped_case("even-lists", "clumps-even", "512 clumps of 512 rows, one list each, 262,144 × 128"),
-    clumped_case(
-        "uneven-lists", "clumps-uneven", "512 clumps, sizes as 1/rank (the longest 38,000), 262,144 × 128"
-    ),
-    Case(
-        name="one-list",
-        data="one-list",
-        nb=262_144,
-        d=128,
-        nlist=512,
-        nprobe=32,
-        total_queries=2_048,
-        about="262,144 × 128 rows, all of them in one list of 512: the worst case for scratch memory",
-    ),
-    Case(
-        name="tiny",
-        data="gaussian",
-        nb=2_000,
-        d=16,
-        nlist=16,
-        nprobe=4,
-        k=5,
-        total_queries=256,
-        nqs=(1, 32),
-        flat_nqs=(1, 32),
-        truth_queries=64,
-        nprobes=(1, 4),
-        efs=(8, 32),
-        batch=64,
-        pairs=50,
-        removes=10,
-        auto_nqs=(1, 16),
-        auto_nprobes=(1, 4),
-        profile_nqs=(1, 32),
-        budgets=(256, 512),
-        codes=(256,),
-        ivf=((8, 2), (16, 4)),
-        about="Gaussian, 2,000 × 16, nlist 16, nprobe 4: for trying the instrument itself",
-    ),
-)
-
+)  # fmt: skip
 CASES: dict[str, Case] = {case.name: case for case in _CASES}
-
-# The full run, in order: which tasks each case is put to. Any other pair can be asked for by name.
+# The full run, in order: the tasks of each case. Any other pair can be asked for by name.
 PLAN: dict[str, tuple[str, ...]] = {
     "headline": (
         *("lists", "search", "flat", "train", "add", "recall", "pairs", "auto", "budgets", "codes", "filters"),
@@ -164,19 +85,9 @@ PLAN: dict[str, tuple[str, ...]] = {
     "even-lists": ("auto",),
     "uneven-lists": ("lists", "search", "auto", "threads"),
     "one-list": ("memory",),
-    **{name: ("search",) for name in CASES if name.startswith("growth-")},
+    **{case.name: ("search",) for case in _GROWTH},
 }
 
-
-@dataclass(frozen=True)
-class Quick:
-    """The developer's before-and-after: the true headline, fewer batch sizes and repetitions."""
-
-    case: str = "headline"
-    task: str = "search"
-    nqs: tuple[int, ...] = (1, 32, 2_048)
-    truth_queries: int = 256
-    engines: tuple[str, ...] = ("ours", "faiss")
-
-
-QUICK = Quick()
+# --quick without a case, to compare before and after a change: the headline's search, with fewer batch sizes.
+QUICK_CASE = replace(_HEADLINE, nqs=(1, 32, 2_048), truth_queries=256)
+QUICK_ENGINES = ("ours", "faiss")

@@ -1,8 +1,9 @@
-"""What every task is handed, and the one way it reports."""
+"""What every task is given, and how it reports: rows of figures, and engines that were skipped.
 
-from __future__ import annotations
+A task calls `build_paired` or `make` for its engines, `caller` and `time` to time them, `row` and `skip` to report.
+"""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,9 +13,7 @@ import numpy as np
 from . import answers, engines
 from .cases import Case
 from .datasets import Data, load
-from .measure import Effort
-
-__all__ = ["Context"]
+from .measure import Effort, Timing, interleave, rotation
 
 
 @dataclass
@@ -25,21 +24,13 @@ class Context:
     effort: Effort
     threads: int
     write: Callable[[dict[str, Any]], None]  # appends one line
-    note: Callable[[str], None]  # says what is being done now
+    note: Callable[[str], None]  # shows what is being done now
 
-    @cached_property
-    def data(self) -> Data:
+    def __post_init__(self) -> None:
         self.note("data")
-        return load(self.case)
-
-    @property
-    def train_rows(self) -> np.ndarray:
-        return self.data.base[: self.case.train_rows]
-
-    @property
-    def checked(self) -> np.ndarray:
-        """The queries whose true neighbours are known."""
-        return self.data.queries[: self.case.truth_queries]
+        self.data: Data = load(self.case)
+        self.train_rows = self.data.base[: self.case.train_rows]
+        self.checked = self.data.queries[: self.case.truth_queries]  # the queries whose true neighbours are known
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -54,28 +45,36 @@ class Context:
         """Empty engines of `table` among the names that take part (and among `only`, if given)."""
         return engines.make([name for name in self.names if not only or name in only], table, self.spec())
 
-    def build_paired(self, table: Mapping[str, engines.Entry], *only: str) -> dict[str, engines.Variant]:
-        """List-based engines that hold the whole base, all on the same centroids."""
-        made = self.make(table, *only)
-        self.note("building " + ", ".join(engines.owners(made)))
-        engines.paired(made, self.train_rows, self.data.base, self.data.centroids)
+    def build_paired(self, *only: str) -> dict[str, engines.Variant]:
+        """List-based engines that hold the whole base, all on the same centroids, with the case's nprobe."""
+        made = self.make(engines.IVF, *only)
+        self.note("building " + ", ".join(made))
+        engines.build_paired(made, self.train_rows, self.data.base, self.data.centroids)
+        for engine in made.values():
+            engine.set(self.case.nprobe)
         return made
 
+    def caller(self, engine: engines.Variant, rows: Any, nq: int) -> Callable[[int], Any]:
+        """Call i searches the i-th slice of `nq` of the converted `rows`."""
+        parts, search, k = rotation(rows, nq), engine.search, self.case.k
+        return lambda i: search(parts[i % len(parts)], k)
+
+    def time(
+        self, calls: Mapping[str, Callable[[int], Any]], nq: int, facts: Mapping[str, Any] | None = None, **fields: Any
+    ) -> dict[str, Timing]:
+        """Time searches of `nq` queries in turns and write a row for each, with its own `facts` and common fields."""
+        timings = interleave(calls, self.effort)
+        for name, timing in timings.items():
+            speed = {"nq": nq, "k": self.case.k, "qps": nq / timing["seconds"], **timing}
+            self.row(name, **fields, **(facts or {}).get(name, {}), **speed)
+        return timings
+
     def row(self, engine: str, **fields: Any) -> None:
-        self._line("row", engine=engine, **fields)
+        self.line("row", engine=engine, **fields)
 
     def skip(self, engine: str, reason: str, **fields: Any) -> None:
         self.note(f"{engine} skipped: {reason}")
-        self._line("skip", engine=engine, reason=reason, **fields)
+        self.line("skip", engine=engine, reason=reason, **fields)
 
-    def floor(self, **fields: Any) -> None:
-        """What the machine does at the best, to set beside the rows of the task."""
-        self._line("floor", **fields)
-
-    def _line(self, kind: str, **fields: Any) -> None:
+    def line(self, kind: str, **fields: Any) -> None:
         self.write({"kind": kind, "task": self.task, "case": self.case.name, **fields})
-
-    def first_of(self, names: Iterable[str]) -> str | None:
-        """The engine the others' ids are compared with: faiss, or else whichever comes first."""
-        present = list(names)
-        return "faiss" if "faiss" in present else next(iter(present), None)

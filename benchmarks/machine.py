@@ -1,49 +1,35 @@
-"""Where and with what a run was made: processor, threads, versions, commit, command."""
-
-from __future__ import annotations
+"""Where and with what a run was made: processor, threads, versions, commit, command. The command `env` prints it."""
 
 import argparse
 import importlib.metadata
+import json
 import os
 import platform
 import re
-import shlex
 import subprocess
-import sys
-from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_threads", "bfloat16_units", "commit", "describe", "run_id", "set_threads", "simd"]
-
-_PACKAGES = (
-    "torch-ivf-module",
-    "torch",
-    "numpy",
-    "faiss-cpu",
-    "torch-ivf",
-    "torch-similarity-search",
-    "scikit-learn",
-    "hnswlib",
-    "usearch",
-)
-_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the flags of units that multiply bfloat16; the last is Arm's
+_PACKAGES = "torch-ivf-module torch numpy faiss-cpu torch-ivf torch-similarity-search scikit-learn hnswlib usearch"
 _SIMD = re.compile(r"^(sse4|avx|amx|fma|f16c|asimd|sve|bf16|i8mm|neon)")
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=int(os.environ.get("OMP_NUM_THREADS", "2")),
-        help="threads for every library (default: OMP_NUM_THREADS, or else 2)",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    default, help = os.environ.get("OMP_NUM_THREADS", "2"), "of every library (default: OMP_NUM_THREADS, or else 2)"
+    parser.add_argument("--threads", type=int, default=default, help=help)
+
+
+def run(options: argparse.Namespace) -> int:
+    set_threads(options.threads)
+    print(json.dumps(describe(options.threads, f"env --threads {options.threads}"), indent=2))
+    return 0
 
 
 def set_threads(threads: int) -> None:
-    """The same number of threads for every library; before their first import this also sets their pools."""
+    """The same number of threads for every library; called before they are first imported."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
     import torch
@@ -51,13 +37,17 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def describe(threads: int, arguments: list[str]) -> dict[str, Any]:
-    """The facts that go beside every figure of a run."""
+def describe(threads: int, command: str) -> dict[str, Any]:
+    """The facts that are stored with every figure of a run."""
     import torch
 
+    versions = {}
+    for package in _PACKAGES.split():
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
+        "command": f"python -m benchmarks {command}",
         "commit": commit(),
         "changed": bool(_git("status", "--porcelain", "--", "torch_ivf_module", "benchmarks/*.py")),
         "threads": threads,
@@ -69,59 +59,31 @@ def describe(threads: int, arguments: list[str]) -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": versions,
     }
-
-
-def bfloat16_units(flags: Iterable[str]) -> bool:
-    """Whether a processor with these units multiplies bfloat16 in one."""
-    return not _BFLOAT16.isdisjoint(flags)
 
 
 def commit() -> str:
     return _git("rev-parse", "HEAD") or "none"
 
 
-def run_id(facts: dict[str, Any]) -> str:
-    return f"{re.sub(r'[^0-9]', '', facts['date'])[:14]}-{facts['commit'][:7]}-{os.getpid()}"
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    module = sys.modules.get("torch_ivf_module")
-    if module is not None and "torch-ivf-module" not in found:
-        found["torch-ivf-module"] = str(getattr(module, "__version__", "unpackaged"))
-    return found
-
-
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(_ROOT), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    with suppress(FileNotFoundError, subprocess.CalledProcessError):
+        command = ["git", "-C", str(_ROOT), *arguments]
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+    return ""
 
 
 def _cpuinfo(field: str) -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == field), "")
+    path = Path("/proc/cpuinfo")
+    found = re.search(rf"^{field}\s*:(.*)$", path.read_text() if path.exists() else "", re.MULTILINE)
+    return found[1].strip() if found else ""
 
 
 def _cpu_model() -> str:
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
-    numbers = [_cpuinfo(field) for field in ("cpu family", "model", "stepping")]
-    return (
-        f"{name} (family {numbers[0]}, model {numbers[1]}, stepping {numbers[2]})" if all(numbers) else name
-    )
+    family, model, stepping = (_cpuinfo(field) for field in ("cpu family", "model", "stepping"))
+    return f"{name} (family {family}, model {model}, stepping {stepping})" if family and model and stepping else name
 
 
 def simd() -> list[str]:

@@ -1,6 +1,4 @@
-"""The stopwatch: interleaved repetitions, medians, and a cap on what one figure may cost."""
-
-from __future__ import annotations
+"""Timing: interleaved repetitions, medians, and a limit on what one figure may cost."""
 
 import gc
 import math
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Effort", "Timing", "interleave", "rotation", "timed"]
+Timing = dict[str, float]  # seconds per call (median), its quartiles seconds_low and seconds_high, number of calls
 
 
 @dataclass(frozen=True)
@@ -26,75 +24,38 @@ class Effort:
     call_seconds: float = 30.0  # an engine expected to need longer for one call is skipped
     pause_seconds: float = 0.02  # between turns, for the threads of the library before to stop spinning
 
-    @classmethod
-    def quick(cls) -> Effort:
-        """For a before-and-after: fewer repetitions, and nothing is skipped."""
-        return cls(rounds=5, fewest_rounds=2, most_calls=16, cell_seconds=8.0, call_seconds=math.inf)
+
+# To compare before and after a change: fewer repetitions, and nothing is skipped.
+QUICK = Effort(rounds=5, fewest_rounds=2, most_calls=16, cell_seconds=8.0, call_seconds=math.inf)
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call: the median, the quartiles, and how many calls they come from."""
-
-    seconds: float
-    low: float
-    high: float
-    calls: int
-
-    def fields(self) -> dict[str, float | int]:
-        return {
-            "seconds": self.seconds,
-            "seconds_low": self.low,
-            "seconds_high": self.high,
-            "calls": self.calls,
-        }
-
-
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+def timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     start = time.perf_counter()
-    answer = call()
+    answer = call(*arguments)
     return time.perf_counter() - start, answer
 
 
 def interleave(calls: Mapping[str, Callable[[int], Any]], effort: Effort) -> dict[str, Timing]:
     """Time `calls` in turns, A B A B …; repetition i of every engine is `call(i)` with the same i."""
-    cost = {name: _warm_up(call) for name, call in calls.items()}
-    calls_per_turn = _calls_per_turn(cost, effort)
-    one_round = sum(cost.values()) * (calls_per_turn + 1)
-    rounds = max(effort.fewest_rounds, min(effort.rounds, int(effort.cell_seconds / max(one_round, 1e-9))))
+    # The first call fills caches and compiles; a second says what a call costs.
+    cost = {name: first if (first := timed(call, 0)[0]) > 5 else timed(call, 1)[0] for name, call in calls.items()}
+    total, fastest = max(sum(cost.values()), 1e-9), max(min(cost.values(), default=1.0), 1e-9)
+    wanted, most = math.ceil(effort.turn_seconds / fastest), int(effort.cell_seconds / effort.fewest_rounds / total)
+    turn = max(1, min(wanted, most, effort.most_calls))
+    rounds = max(effort.fewest_rounds, min(effort.rounds, int(effort.cell_seconds / (total * (turn + 1)))))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
-    for turn in range(rounds):
-        first = turn * calls_per_turn
+    for first in range(0, rounds * turn, turn):
         for name, call in calls.items():
             time.sleep(effort.pause_seconds)
             if cost[name] < 0.5:
-                call(first)  # untimed: threads awake, caches this engine's own
-            for i in range(first, first + calls_per_turn):
-                start = time.perf_counter()
-                call(i)
-                samples[name].append(time.perf_counter() - start)
-    return {name: _summary(values) for name, values in samples.items()}
+                call(first)  # not timed: wakes the threads and fills the caches
+            samples[name] += [timed(call, i)[0] for i in range(first, first + turn)]
+    quartiles = {name: np.percentile(values, (50, 25, 75)).tolist() for name, values in samples.items()}
+    names = ("seconds", "seconds_low", "seconds_high", "calls")
+    return {name: dict(zip(names, [*values, rounds * turn], strict=True)) for name, values in quartiles.items()}
 
 
-def _warm_up(call: Callable[[int], Any]) -> float:
-    """Two calls, the first to fill caches and compile; the second says what a call costs."""
-    first, _ = timed(lambda: call(0))
-    return first if first > 5 else timed(lambda: call(1))[0]
-
-
-def _calls_per_turn(cost: Mapping[str, float], effort: Effort) -> int:
-    wanted = min(effort.most_calls, math.ceil(effort.turn_seconds / max(min(cost.values()), 1e-9)))
-    affordable = int(effort.cell_seconds / effort.fewest_rounds / max(sum(cost.values()), 1e-9))
-    return max(1, min(wanted, affordable))
-
-
-def _summary(values: list[float]) -> Timing:
-    low, middle, high = np.percentile(values, (25, 50, 75))
-    return Timing(float(middle), float(low), float(high), len(values))
-
-
-def rotation(native: Any, nq: int, most: int = 256) -> list[Any]:
+def rotation(rows: Any, nq: int, most: int = 256) -> list[Any]:
     """Consecutive slices of `nq` rows to search in turn, so that the rows differ from call to call."""
-    total = native.shape[0]
-    return [native[start : start + nq] for start in range(0, min(total - nq, most * nq) + 1, nq)]
+    return [rows[start : start + nq] for start in range(0, min(rows.shape[0] - nq, most * nq) + 1, nq)]

@@ -1,59 +1,35 @@
 """How much memory a call takes, as the operating system counts it (bytes)."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["growth", "now", "trim"]
 
-
-def growth(call: Callable[[], Any]) -> tuple[int, Any]:
-    """Run `call`: by how much the resident memory rose above its start at the highest, and the answer."""
-    _forget_peak()
+def growth(call: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
+    """Run `call`: how far its peak of resident memory was above the start, and its result."""
+    with suppress(OSError):  # Linux: resets the peak; elsewhere it is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
     before = now()
-    answer = call()
-    return max(0, _peak() - before), answer
+    result = call(*arguments)
+    return max(0, now("VmHWM") - before), result
 
 
 def trim() -> None:
-    """Hand freed memory back, so that the next growth is not hidden in what an earlier call left behind."""
+    """Return freed memory to the system, so that the next growth does not reuse what an earlier call left."""
     gc.collect()
     if sys.platform == "linux":
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if malloc_trim is not None:
-            malloc_trim(0)
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)(0)
 
 
-def now() -> int:
-    return _status("VmRSS") or _lifetime_peak()
-
-
-def _peak() -> int:
-    return _status("VmHWM") or _lifetime_peak()
-
-
-def _forget_peak() -> None:
-    """Linux resets the high-water mark when asked; elsewhere it stays the one of the whole process."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _status(field: str) -> int:
+def now(field: str = "VmRSS") -> int:
+    """Resident memory, or another field of /proc/self/status; the peak of the process where there is no such file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
-        return 0
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), 0)
-
-
-def _lifetime_peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

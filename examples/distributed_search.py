@@ -16,7 +16,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from torch_ivf_module import IndexIVFFlat, ShardedIndex
-from torch_ivf_module.demo import photograph_patches
+from torch_ivf_module.photographs import photograph_patches
 
 K = 10
 

@@ -5,7 +5,7 @@ python examples/ivf_demo.py --dim 128 --nb 100000 --nlist 256 --nprobe 8 --verif
 
 import sys
 
-from torch_ivf_module.demo import main
+from torch_ivf_module.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["demo", *sys.argv[1:]]))

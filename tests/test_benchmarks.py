@@ -1,4 +1,4 @@
-"""The instrument end to end on a tiny case, and the arithmetic its verdicts rest on. No time is asserted."""
+"""The benchmarks end to end on a tiny case, and the arithmetic of their tables. No time is asserted."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-import torch
 
-from benchmarks import answers, engines, page, readme, results
+from benchmarks import answers, engines, machine, results
+from benchmarks.__main__ import COMMANDS, main
 from benchmarks.cases import CASES, PLAN
-from benchmarks.commands import run, score_auto
+from benchmarks.commands.report import READMES, texts
 from benchmarks.commands.report import stored as figures
-from benchmarks.commands.report import texts
 from benchmarks.commands.score_auto import Cell, score
 from benchmarks.measure import Effort
-from benchmarks.program import COMMANDS, main
-from benchmarks.results import TaskRun, latest
-from benchmarks.targets import TARGETS
-from benchmarks.tasks import TASKS, profile
-from benchmarks.verdicts import figure, table
-from torch_ivf_module import IndexIVFFlat
+from benchmarks.results import latest
+from benchmarks.tables import TABLES, TO_FAISS, Figure, Table, pivot
+from benchmarks.tasks import TASKS
+from benchmarks.tasks.profile import operators
 
 ROOT = Path(__file__).resolve().parents[1]
 TRIED = ("lists", "search", "add", "pairs", "auto", "budgets", "codes", "filters", "maintenance")
@@ -51,10 +47,9 @@ def _benchmarks(*arguments: str | Path) -> Said:
         stack.enter_context(redirect_stderr(err))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        for module in (run, score_auto):
-            stack.enter_context(patch.object(module, "set_threads"))
-        stack.enter_context(patch.object(engines, "settle_native", lambda: False))
-        stack.enter_context(patch.object(Effort, "quick", lambda: SWIFT))
+        stack.enter_context(patch.object(machine, "set_threads"))
+        stack.enter_context(patch.object(engines, "build_kernel", lambda: False))
+        stack.enter_context(patch("benchmarks.measure.QUICK", SWIFT))
         stack.enter_context(patch("gc.collect"))  # half the time of a small run
         try:
             code = main(list(map(str, arguments)))
@@ -104,7 +99,7 @@ def test_a_paired_search_gives_the_same_ids(stored: Path) -> None:
     if "faiss" in task.facts["skipped"]:
         return
     assert all(row["agreement"] == 1 for row in ours)
-    assert task.ratio("qps", "ours", nq=1) is not None
+    assert TO_FAISS.at(task.rows, {"engine": "ours", "nq": 1}) > 0
 
 
 def test_the_floor_stands_beside_the_search(stored: Path) -> None:
@@ -116,42 +111,28 @@ def test_the_floor_stands_beside_the_search(stored: Path) -> None:
     assert case.nprobe < floor["rows_read"] < case.nb
 
 
-@pytest.mark.parametrize("mode", ["csr", "matrix"])
-def test_every_part_of_a_search_is_in_a_phase(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order in which a query goes through them. The profiler, which takes seconds to start: the next test."""
-    entered: list[str] = []
+def test_a_profile_accounts_for_the_whole_search() -> None:
+    class Event(NamedTuple):
+        key: str
+        self_cpu_time_total: float  # microseconds
+        cpu_time_total: float
 
-    @contextmanager
-    def record(phase: str) -> Iterator[None]:
-        entered.append(phase)
-        yield
-
-    monkeypatch.setattr(profile, "_record", record)
-    x = torch.randn(2_000, 8, generator=torch.Generator().manual_seed(0))
-    index = IndexIVFFlat(8, nlist=8, search_mode=mode).fit(x)
-    index.add(x)
-    plain = index.search(x[:50], 3)
-    with profile._phases():
-        again = index.search(x[:50], 3)
-    assert all(map(torch.equal, plain, again))
-    wanted = ["probe", "tasks", "products", "selection", "re-scoring", "merge", "lookup"]
-    assert list(dict.fromkeys(entered)) == wanted
-    entered.clear()
-    index.search(x[:50], 3)
-    assert not entered
+    events = [Event(f"aten::op{i}", 1.0 * i, 50.0) for i in range(1, 15)] + [Event("search", 7.0, 112.0)]
+    seconds = operators(events)
+    assert seconds["search"] == pytest.approx(112e-6)
+    assert sum(seconds.values()) == pytest.approx(2 * 112e-6)
+    assert next(iter(seconds)) == "op14"
+    assert "op1" not in seconds
 
 
 @pytest.mark.long
-def test_a_profile_accounts_for_the_whole_search(tmp_path: Path) -> None:
+def test_a_profile_is_a_task(tmp_path: Path) -> None:
     out = tmp_path / "profile.jsonl"
     done = _benchmarks("profile", "--case", "tiny", "--engines", "ours-csr", "--quick", "--quiet", "--out", out)
     assert done.returncode == 0, done.stderr
     task = latest([out])["tiny", "profile"]
-    for nq in CASES["tiny"].profile_nqs:
-        seconds = {row["phase"]: row["seconds"] for row in task.pick(nq=nq)}
-        assert {"probe", "tasks", "products", "selection", "re-scoring", "merge", "lookup", "other"} < seconds.keys()
-        assert sum(seconds.values()) - seconds["search"] == pytest.approx(seconds["search"])
-        assert min(seconds.values()) >= 0
+    assert task.values("nq") == list(CASES["tiny"].profile_nqs)
+    assert min(row["seconds"] for row in task.rows) >= 0
 
 
 def test_auto_is_scored_on_what_was_measured(stored: Path) -> None:
@@ -165,7 +146,7 @@ def test_auto_is_scored_on_what_was_measured(stored: Path) -> None:
 
 
 def test_a_score_weighs_batch_sizes() -> None:
-    cells = [Cell("a", nq, 1, nq, {"csr": 4.0 / nq, "matrix": 2.0}, ()) for nq in (1, 4)]
+    cells = [Cell("a", nq, nq, {"csr": 4.0 / nq, "matrix": 2.0}, ()) for nq in (1, 4)]
     assert score(cells, ["matrix", "csr"], lambda nq: 1.0) == (1.0, 1.0)
     assert score(cells, ["csr", "csr"], lambda nq: 1.0) == (pytest.approx(2**0.5), 2.0)
     assert score(cells, ["csr", "csr"], lambda nq: float(nq == 4)) == (1.0, 1.0)
@@ -173,7 +154,7 @@ def test_a_score_weighs_batch_sizes() -> None:
 
 def test_the_report_draws_the_tables_and_fills_both_readmes(stored: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    for name in readme.LANGUAGES:
+    for name in READMES:
         (tmp_path / name).write_text(README)
     # The READMEs show the headline: the same rows under its name. Of the other tasks one that is not drawn will do.
     copy = tmp_path / "lines.jsonl"
@@ -183,10 +164,9 @@ def test_the_report_draws_the_tables_and_fills_both_readmes(stored: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     written = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "| ours |" in written
-    assert "not measured" in written
     assert {path.name for path in (tmp_path / "docs" / "img").iterdir()} == {"headline.svg", "search-headline.svg"}
     assert (tmp_path / "docs" / "img" / "search-headline.svg").read_text().startswith("<?xml")
-    for name in readme.LANGUAGES:
+    for name in READMES:
         text = (tmp_path / name).read_text()
         assert text.startswith("before\n<!-- benchmark:begin -->")
         assert text.endswith("<!-- benchmark:end -->\nafter\n")
@@ -199,24 +179,17 @@ def test_pages_agree_with_the_stored_figures() -> None:
     tasks = figures([results.DEFAULT])
     for path, text in texts(tasks, ROOT):
         assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `python -m benchmarks report`"
-    assert page.pictures(tasks).keys() <= {path.name for path in (ROOT / "docs" / "img").glob("*.svg")}
 
 
 @pytest.mark.long
 def test_pictures_agree_with_the_stored_figures() -> None:
     pytest.importorskip("matplotlib")
-    for name, draw in page.pictures(figures([results.DEFAULT])).items():
+    from benchmarks.plots import plots
+
+    drawn = plots(figures([results.DEFAULT]))
+    assert drawn.keys() == {path.name for path in (ROOT / "docs" / "img").glob("*.svg")}
+    for name, draw in drawn.items():
         assert (ROOT / "docs" / "img" / name).read_text(encoding="utf-8") == draw(), f"{name} is stale"
-
-
-@pytest.mark.parametrize(
-    ("ratios", "ahead"), [({1: 2, 8: 1}, 1), ({1: 2, 8: 0.5, 32: 1.5}, 32), ({1: 1.5, 8: 0.9}, None), ({}, None)]
-)
-def test_a_crossover_is_where_ours_stays_ahead(ratios: dict[int, float], ahead: int | None) -> None:
-    task = TaskRun("headline", "search", {})
-    for nq, ratio in ratios.items():
-        task.rows += [{"engine": "ours", "nq": nq, "qps": 10 * ratio}, {"engine": "faiss", "nq": nq, "qps": 10}]
-    assert readme.crossover(task) == (ratios, ahead)
 
 
 def test_a_report_without_lines_says_so(tmp_path: Path) -> None:
@@ -259,37 +232,66 @@ def test_a_command_that_is_told_nonsense_says_what_would_work() -> None:
 
 
 def test_the_program_lists_its_commands_and_imports_nothing_heavy_for_it() -> None:
-    script = "import sys; from benchmarks.program import main\ntry: main(['--help'])\n"
+    script = "import sys; from benchmarks.__main__ import main\ntry: main(['--help'])\n"
     script += "finally: assert not {'torch', 'numpy'} & sys.modules.keys()"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
 
 
-def test_native_targets_depend_on_the_processor() -> None:
-    def search(*units: str) -> TaskRun:
-        task = TaskRun("headline", "search", {"simd": ["avx2", *units]})
-        speeds = {"faiss": 10, "ours": 90, "ours-csr": 20, "ours-matrix": 30, "ours-native": 90}
-        task.rows = [{"engine": name, "nq": 512, "qps": qps} for name, qps in speeds.items()]
-        return task
-
-    line = "| headline: native search, nq 512: queries/s against faiss | ≥ {} | 9 | {} |"
-    plain, units = (table({("headline", "search"): task}) for task in (search(), search("amx_bf16")))
-    assert line.format(9, "met") in plain
-    assert line.format(15, "missed by 40.0%") in units
-    assert line.format(9, "met") not in units
-    # What PyTorch's own operations reach is not what the kernel does.
-    assert "| headline: search, nq 512: queries/s against faiss | ≥ 4 | 3 |" in plain
-
-
-def test_plan_and_targets_name_what_exists() -> None:
+def test_the_plan_names_what_exists() -> None:
     assert PLAN.keys() <= CASES.keys()
-    assert {task for planned in PLAN.values() for task in planned} == TASKS.keys() == page.TABLES.keys()
-    assert all(target.task in PLAN[target.case] for target in TARGETS)
+    assert {task for planned in PLAN.values() for task in planned} == TASKS.keys() == TABLES.keys()
 
 
-def test_a_target_without_rows_stays_open() -> None:
-    assert all(figure(target, TaskRun(target.case, target.task, {})) is None for target in TARGETS)
+def test_a_pivot_table_sorts_numbers_and_leaves_out_empty_columns() -> None:
+    note = Figure("", "v", "{:.1f}x".format, over={"name": "b"})
+    table = Table(
+        "", "corner", ("name",), ("n",), Figure("", "v", "{:g}".format, note=note),
+        (Figure("most", "v", "{:g}".format, max), Figure("nowhere", "w")),
+    )  # fmt: skip
+    rows = [{"name": "a", "n": 1_000, "v": 6}, {"name": "b", "n": 1_000, "v": 3}, {"name": "a", "n": 8, "v": 4}]
+    assert pivot(table, rows).splitlines() == [
+        "| corner | n 8 | n 1,000 | most |",
+        "| --- | ---: | ---: | ---: |",
+        "| a | 4 | 6 (2.0x) | 6 |",
+        "| b | – | 3 | 3 |",
+    ]
+
+
+def test_a_table_for_each_value_of_the_block() -> None:
+    table = Table("", "corner", ("name",), ("level",), Figure("", "v", "{:g}".format), block="nq")
+    rows = [{"name": "a", "level": "low", "nq": nq, "v": nq / 2} for nq in (8, 1)]
+    first, second = pivot(table, rows).split("\n\n")
+    assert first.splitlines()[::2] == ["| corner, nq 1 | low |", "| a | 0.5 |"]
+    assert second.splitlines()[::2] == ["| corner, nq 8 | low |", "| a | 4 |"]
+
+
+def test_a_ratio_is_to_the_median_of_the_same_cell() -> None:
+    seconds = {("ours", "add"): (2, 4, 6), ("faiss", "add"): (1, 1, 5), ("faiss", "other"): (100,)}
+    rows = [{"engine": e, "what": w, "seconds": value} for (e, w), values in seconds.items() for value in values]
+    ratio = Figure("", "seconds", where={"what": "add"}, over={"engine": "faiss"})
+    assert ratio.at(rows, {"engine": "ours"}) == 4
+    assert ratio.at(rows, {"engine": "nobody"}) is None
+
+
+def test_the_mode_that_auto_replaced_is_not_reported(tmp_path: Path) -> None:
+    lines = [{"kind": "run", "run": "r", "date": "d"}]
+    lines += [{"kind": "row", "run": "r", "case": "c", "task": "t", "engine": e} for e in ("ours", "ours-native")]
+    lines += [{"kind": "done", "run": "r", "case": "c", "task": "t", "seconds": 1}]
+    for line in lines:
+        results.append(tmp_path / "old.jsonl", line)
+    assert results.history([tmp_path / "old.jsonl"])[0].engines() == ["ours"]
+
+
+def test_the_kernel_is_disabled_inside_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_IVF_NATIVE", "1")
+    with engines.kernel_disabled():
+        assert not engines.native.enabled()
+        with engines.kernel_disabled():
+            pass
+        assert not engines.native.enabled()
+    assert engines.native.enabled()
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])

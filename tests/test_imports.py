@@ -19,6 +19,7 @@ NAME = ROOT.name
 # other packages; `__init__` is the library as its users see it, which is what the programs above it see too.
 LEVELS = [
     ("_arrays", "_files", "_optional", "_pytorch"),
+    ("photographs",),
     ("functional",),
     ("native",),
     ("params",),
@@ -27,7 +28,7 @@ LEVELS = [
     ("checkpoint", "tune"),
     ("hub", "export", "plotting"),
     ("__init__",),
-    ("demo", "commands"),
+    ("demo", "commands", "verification"),
     ("cli",),
     ("__main__",),
 ]

@@ -1,1 +1,0 @@
-"""The subcommands of the program, one file each (the sweeps share one)."""

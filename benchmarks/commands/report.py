@@ -1,17 +1,35 @@
-"""Write what is made of the stored figures: docs/benchmarks.md, its pictures, and the block in each README."""
-
-from __future__ import annotations
+"""Write what is made of the stored figures: docs/benchmarks.md, its plots, and the block of tables in both READMEs."""
 
 import argparse
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from .. import readme, results
-from ..page import Tasks, page, pictures
-
-__all__ = ["ROOT", "add_arguments", "run", "stored", "texts"]
+from .. import results
+from ..cases import CASES
+from ..page import SHOWN, Tasks, caption, page
+from ..tables import TABLES, pivot
 
 ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+# Of each README: what the chart shows, the corner of the tables, the data of the cases, the versions.
+READMES = {
+    "README.md": (
+        "Queries/s against the number of queries in a batch",
+        "queries/s (× faiss-cpu)",
+        {name: CASES[name].description for name in ("headline", "photographs")},
+        "Measured with {}. All figures: [docs/benchmarks.md](docs/benchmarks.md).",
+    ),
+    "README.ja.md": (
+        "バッチあたりのクエリ数と毎秒クエリ数",
+        "クエリ/秒 (faiss-cpu 比)",
+        {
+            "headline": "ガウス乱数 262,144 × 128、nlist 512(先頭 20,480 行で学習)、nprobe 32、L2",
+            "photographs": "写真 2 枚の 8×8×3 パッチ 262,144 × 192、nlist 512、nprobe 8、L2",
+        },
+        "使用した版: {}。すべての数値: [docs/benchmarks.md](docs/benchmarks.md)。",
+    ),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,23 +47,37 @@ def run(options: argparse.Namespace) -> int:
     for path, text in texts(tasks, options.root):
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path.relative_to(options.root)}")
-    drawn = pictures(tasks)
+    from ..plots import plots  # imports matplotlib
+
+    drawn = plots(tasks)
     for name, draw in drawn.items():
         (images / name).write_text(draw(), encoding="utf-8")
-    print(f"drew {len(drawn)} pictures in docs/img")
+    print(f"drew {len(drawn)} plots in docs/img")
     return 0
 
 
 def stored(files: Iterable[Path]) -> Tasks:
-    """The last finished run of each (case, task) that found anything."""
+    """The last finished run of each (case, task) that has figures."""
     return {key: task for key, task in results.latest(files).items() if task.rows}
 
 
 def texts(tasks: Tasks, root: Path) -> Iterator[tuple[Path, str]]:
-    """Each page that is made of the figures, as it is to be. A README without markers for its block is left alone."""
+    """Each page that is made of the figures, as it should be. A README without markers for its block is unchanged."""
     yield root / "docs" / "benchmarks.md", page(tasks)
-    for name, language in readme.LANGUAGES.items():
-        before = (root / name).read_text(encoding="utf-8") if (root / name).exists() else ""
-        after = readme.filled(before, tasks, language)
-        if after is not None:
-            yield root / name, after
+    for path in (root / name for name in READMES):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        if BEGIN in before and END in before and ("headline", "search") in tasks:
+            block = "\n\n".join([BEGIN, *_block(tasks, *READMES[path.name]), END])
+            yield path, before.split(BEGIN)[0] + block + before.split(END)[1]
+
+
+def _block(tasks: Tasks, chart: str, corner: str, cases: dict[str, str], versions: str) -> Iterator[str]:
+    yield f"![{chart}](docs/img/headline.svg)"
+    for task in (tasks[name, "search"] for name in cases if (name, "search") in tasks):
+        rows = [row for row in task.rows if row["engine"] in SHOWN]
+        yield f"{cases[task.case]}:"
+        yield pivot(replace(TABLES["search"], corner=corner, figures=()), rows)
+        yield caption(task)
+    found = tasks["headline", "search"].facts["versions"]
+    names = [f"{name} {found[name]}" for name in ("torch", "faiss-cpu", "torch-ivf") if name in found]
+    yield versions.format(", ".join(names))

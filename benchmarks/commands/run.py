@@ -1,175 +1,167 @@
-"""Measure and append JSON lines: the plan, or the cases and tasks that are named.
+"""Measure and append JSON lines: the plan, the cases and tasks that are named, or one task over other values (sweeps).
 
-Nothing heavy is imported before the number of threads is settled: thread pools are sized on first import.
+torch and numpy are imported after the number of threads is set: thread pools get their size on first import.
 """
 
-from __future__ import annotations
-
 import argparse
+import importlib
 import os
+import re
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import results
-from ..cases import CASES, PLAN, QUICK, Case
-from ..machine import add_threads, commit, describe, run_id, set_threads
+from .. import machine, results
+from ..cases import CASES, PLAN, QUICK_CASE, QUICK_ENGINES, Case
 
-__all__ = ["add_arguments", "add_common", "measure", "run"]
+Job = tuple[Case, str]
 
-_BUSY = 0.5  # processes running besides this one
-_Job = tuple[Case, str]
+
+SWEEPS: dict[str, tuple[str, str]] = {  # the task, the field of the case
+    "sweep-nq": ("search", "nqs"),
+    "sweep-ivf": ("pairs", "ivf"),
+    "sweep-codes": ("codes", "codes"),
+    "sweep-budgets": ("budgets", "budgets"),
+    "profile": ("profile", "profile_nqs"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    tasks = sorted({task for planned in PLAN.values() for task in planned})
-    parser.add_argument("--case", action="append", choices=sorted(CASES), help="only this case (may be repeated)")
-    parser.add_argument("--task", action="append", choices=tasks, help="only this task (may be repeated)")
-    parser.add_argument("--list", action="store_true", help="only say what would be measured, and when it last was")
-    parser.add_argument("--resume", action="store_true", help="leave out what this very commit has measured already")
-    add_common(parser)
-
-
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """What every command that measures can be told."""
-    parser.add_argument(
-        "--quick", action="store_true", help="ours and faiss, few repetitions, stored in quick.jsonl, not committed"
-    )
-    parser.add_argument("--engines", type=_comma, help="only these, with commas between them")
-    parser.add_argument("--out", type=Path, help="the file to append to")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    add_threads(parser)
+    option = parser.add_argument
+    if parser.prog.split()[-1] in SWEEPS:
+        option("--case", choices=sorted(CASES), default="headline", help="default: headline")
+        option("--values", help="instead of the case's own, as 1,8 (pairs: 512:32,512:64). Stored, but not reported")
+    else:
+        tasks = sorted({task for planned in PLAN.values() for task in planned})
+        option("--case", action="append", choices=sorted(CASES), help="only this case (may be repeated)")
+        option("--task", action="append", choices=tasks, help="only this task (may be repeated)")
+        option("--list", action="store_true", help="only list what would be measured, and when it last was")
+        option("--resume", action="store_true", help="leave out what this very commit has measured already")
+    option("--quick", action="store_true", help="ours and faiss, few repetitions, stored in quick.jsonl, not committed")
+    option("--engines", type=lambda text: text.split(","), help="only these, with commas between them")
+    option("--out", type=Path, help="the file to append to")
+    option("--quiet", action="store_true", help="no progress bar")
+    machine.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    jobs = _jobs(options)
-    last = results.latest([options.out or results.DEFAULT])
+    if options.command in SWEEPS:
+        return _sweep(options)
+    jobs, last = _jobs(options), results.latest([options.out or results.DEFAULT])
     if options.resume:
-        done = {key for key, task in last.items() if task.facts["commit"] == commit()}
+        done = {key for key, task in last.items() if task.facts["commit"] == machine.commit()}
         jobs = [(case, task) for case, task in jobs if (case.name, task) not in done]
-    if options.list:
-        return _list(jobs, last)
+    for case, task in jobs if options.list else ():
+        when, found = "never", last.get((case.name, task))
+        if found is not None:
+            when = f"{found.facts['date'][:10]}, commit {found.facts['commit'][:7]}, {found.seconds:,.0f} s"
+        print(f"{f'--case {case.name} --task {task}':42} {when}")
     if not jobs:
         print("nothing is left to measure")
+    if options.list or not jobs:
         return 0
-    words = ["run", *(word for name in ("case", "task") for value in _given(options, name) for word in value)]
-    return measure(jobs, options, words)
+    words = [f"--case {case}" for case in options.case or ()] + [f"--task {task}" for task in options.task or ()]
+    return measure(jobs, options, words, {})
 
 
-def _given(options: argparse.Namespace, name: str) -> list[tuple[str, str]]:
-    return [(f"--{name}", value) for value in getattr(options, name) or ()]
-
-
-def _jobs(options: argparse.Namespace) -> list[_Job]:
+def _jobs(options: argparse.Namespace) -> list[Job]:
     if options.quick and not options.case and not options.task:
-        quick = replace(CASES[QUICK.case], nqs=QUICK.nqs, truth_queries=QUICK.truth_queries)
-        return [(quick, QUICK.task)]
-    cases = options.case or [name for name in PLAN if not options.task or set(options.task) & set(PLAN[name])]
-    jobs = []
-    for name in cases:
-        planned = PLAN.get(name, ("search",))
-        # A task named beside a case is done whether planned or not; by itself it goes where it is planned.
-        tasks = options.task if options.case and options.task else planned
-        jobs += [(CASES[name], task) for task in tasks if not options.task or task in options.task]
-    return jobs
+        return [(QUICK_CASE, "search")]
+    if options.case and options.task:  # whether planned or not; a task by itself is done where it is planned
+        return [(CASES[name], task) for name in options.case for task in options.task]
+    planned = [(name, task) for name in options.case or PLAN for task in PLAN.get(name, ("search",))]
+    return [(CASES[name], task) for name, task in planned if not options.task or task in options.task]
 
 
-def _list(jobs: Sequence[_Job], last: Mapping[tuple[str, str], results.TaskRun]) -> int:
-    for case, task in jobs:
-        told, done = "never", last.get((case.name, task))
-        if done is not None:
-            told = f"{done.facts['date'][:10]}, commit {done.facts['commit'][:7]}, {done.seconds:,.0f} s"
-        print(f"{f'--case {case.name} --task {task}':42} {told}")
-    return 0
+def _sweep(options: argparse.Namespace) -> int:
+    (task, field), case, values = SWEEPS[options.command], CASES[options.case], {}
+    words = [f"--case {case.name}"]
+    if options.values is not None:
+        like = ",".join(str(value).strip("()").replace(", ", ":") for value in getattr(case, field)[:2])
+        pattern = r"\d+:\d+" if ":" in like else r"\d+"
+        if not re.fullmatch(f"{pattern}(,{pattern})*", options.values):
+            raise SystemExit(f"--values must be like {like}, got {options.values!r}")
+        given = [tuple(map(int, word.split(":"))) for word in options.values.split(",")]
+        values[field] = tuple(given) if ":" in like else tuple(value for (value,) in given)
+        words.append(f"--values {options.values}")
+    return measure([(replace(case, **values), task)], options, words, values)
 
 
-def measure(
-    jobs: Sequence[_Job], options: argparse.Namespace, words: list[str], values: Mapping[str, Any] | None = None
-) -> int:
-    """Do the jobs, append what they find, print it. `words` say again what was asked for.
+def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], values: Mapping[str, Any]) -> int:
+    """Do the jobs, append their figures, print them. `words` are the options that say which jobs these are.
 
-    `values` are settings that the cases do not have; figures taken with some are stored, but stay out of the report.
+    `values` are settings that the cases do not have; figures measured with some are stored, but not reported.
     """
-    set_threads(options.threads)
-    from ..engines import LIBRARIES, missing, settle_native
+    machine.set_threads(options.threads)
+    from ..engines import LIBRARIES, build_kernel
 
-    native = settle_native()
-    asked = options.engines or (QUICK.engines if options.quick else tuple(LIBRARIES))
-    unknown = [name for name in asked if name not in LIBRARIES]
-    if unknown:
-        raise SystemExit(f"unknown engine {unknown[0]!r}; there are {', '.join(LIBRARIES)}")
-    skipped = missing(asked)
-    for name, reason in skipped.items():
-        print(f"skipping {name}: {reason}")
+    native = build_kernel()
+    asked = options.engines or (QUICK_ENGINES if options.quick else tuple(LIBRARIES))
+    skipped = {}
+    for name in asked:
+        if name not in LIBRARIES:
+            raise SystemExit(f"unknown engine {name!r}; there are {', '.join(LIBRARIES)}")
+        try:
+            importlib.import_module(LIBRARIES[name])
+        except ImportError as error:
+            skipped[name] = f"{LIBRARIES[name]} cannot be imported: {error.msg}"
+            print(f"skipping {name}: {skipped[name]}")
     names = tuple(name for name in asked if name not in skipped)
     if not names:
         raise SystemExit("no engine is left to measure")
+    words += ["--quick"] if options.quick else []
+    words += ["--engines " + ",".join(options.engines)] if options.engines else []
+    command = " ".join([options.command, *words, f"--threads {options.threads}"])
+    facts = machine.describe(options.threads, command) | {"native": native, "skipped": skipped, "values": values}
+    if facts["load"] > 0.5:
+        print(f"the machine is busy (load {facts['load']:.1f}): these figures mean little")
     out = options.out or (results.QUICK if options.quick else results.DEFAULT)
-    facts = describe(options.threads, [*words, *_settings(options)]) | {"native": native}
-    if facts["load"] > _BUSY:
-        print(f"the machine is busy (load {facts['load']:.1f}): figures taken now say little")
-    run = run_id(facts)
-    results.append(out, {"kind": "run", "schema": 1, "run": run, **facts, "skipped": skipped, "values": values or {}})
-    failures = _do(jobs, names, options, run, out)
-    _say(run, out)
+    run = f"{re.sub('[^0-9]', '', facts['date'])[:14]}-{facts['commit'][:7]}-{os.getpid()}"
+    results.append(out, {"kind": "run", "schema": 1, "run": run, **facts})
+    failures = _do(jobs, names, options, lambda line: results.append(out, {**line, "run": run}))
+    _print(run, out)
     return 1 if failures else 0
 
 
-def _do(jobs: Sequence[_Job], names: tuple[str, ...], options: argparse.Namespace, run: str, out: Path) -> int:
-    """Do every job, each on its own: one that fails is told of and leaves the others to go on."""
+def _do(jobs: Sequence[Job], names: tuple[str, ...], options: argparse.Namespace, write: Callable[[Any], None]) -> int:
+    """Do every job; one that fails is reported and the others go on. The number of failures."""
     from tqdm import tqdm
 
     from ..context import Context
-    from ..measure import Effort
+    from ..measure import QUICK, Effort
     from ..tasks import TASKS
 
-    effort = Effort.quick() if options.quick else Effort()
+    effort = QUICK if options.quick else Effort()
     failures = 0
-    with tqdm(jobs, unit="task", disable=options.quiet) as bar:
-        for case, task in bar:
-            bar.set_description(f"{case.name}, {task}")
-
-            def write(line: dict[str, Any]) -> None:
-                results.append(out, {**line, "run": run})
-
-            start = time.perf_counter()
-            try:
-                TASKS[task](Context(case, task, names, effort, options.threads, write, bar.set_postfix_str))
-            except Exception as error:
-                failures += 1
-                traceback.print_exc()
-                write({"kind": "failed", "case": case.name, "task": task, "reason": repr(error)[:500]})
-                continue
-            spent = time.perf_counter() - start
-            write({"kind": "done", "case": case.name, "task": task, "seconds": spent})
+    for case, task in (bar := tqdm(jobs, unit="task", disable=options.quiet)):
+        bar.set_description(f"{case.name}, {task}")
+        start, job = time.perf_counter(), {"case": case.name, "task": task}
+        try:
+            TASKS[task](Context(case, task, names, effort, options.threads, write, bar.set_postfix_str))
+            write({"kind": "done", **job, "seconds": time.perf_counter() - start})
+        except Exception as error:
+            failures += 1
+            traceback.print_exc()
+            write({"kind": "failed", **job, "reason": repr(error)[:500]})
     return failures
 
 
-def _settings(options: argparse.Namespace) -> list[str]:
-    """The common options that decide what is measured; where it is written to does not."""
-    words = ["--quick"] if options.quick else []
-    if options.engines:
-        words += ["--engines", ",".join(options.engines)]
-    return [*words, "--threads", str(options.threads)]
+def _print(run: str, out: Path) -> None:
+    """The tables of this run; for searches also the ratio to faiss in the last run of the same command."""
+    from ..tables import TO_FAISS, tabulate
 
-
-def _say(run: str, out: Path) -> None:
-    from ..tables import plain
-
-    finished = results.history([out])
-    for task in (task for task in finished if task.facts["run"] == run):
+    last: dict[Any, results.TaskRun] = {}
+    for task in results.history([out]):
         same = (task.case, task.task, task.facts["command"])
-        before = [
-            old
-            for old in finished
-            if old.facts["run"] != run and (old.case, old.task, old.facts["command"]) == same
-        ]
-        print(plain(task, before[-1] if before else None))
+        before, last[same] = last.get(same), task
+        if task.facts["run"] == run:
+            print(f"\n{task.case}, {task.task}\n{tabulate(task) if task.rows else 'nothing was measured'}")
+            print("".join(f"left out: {skip['engine']}, {skip['reason']}\n" for skip in task.skips), end="")
+            if before is not None and task.task in ("search", "flat"):
+                cells = [{"engine": "ours", "nq": nq} for nq in task.values("nq")]
+                told = [f"{TO_FAISS.text(before.rows, cell)} → {TO_FAISS.text(task.rows, cell)}" for cell in cells]
+                print(f"ours / faiss, before ({before.facts['commit'][:7]}) → now: {', '.join(told)}")
     print(f"appended to {os.path.relpath(out)}")
-
-
-def _comma(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)

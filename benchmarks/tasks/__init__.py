@@ -1,29 +1,16 @@
-"""The kinds of measurement, one file each; a task writes rows through its context and returns nothing."""
-
-from __future__ import annotations
+"""The kinds of measurement; a task writes rows through its context and returns nothing."""
 
 from collections.abc import Callable
 
 from ..context import Context
-from . import auto, build, flat, formats, lists, maintenance, memory, params, profile, recall, search, threads
+from .build import add, maintenance, train
+from .formats import formats
+from .memory import memory
+from .params import auto, budgets, codes, filters
+from .profile import profile
+from .recall import pairs, recall
+from .search import flat, lists, search, threads
 
-__all__ = ["TASKS"]
-
-TASKS: dict[str, Callable[[Context], None]] = {
-    "lists": lists.run,
-    "search": search.run,
-    "flat": flat.run,
-    "train": build.train,
-    "add": build.add,
-    "recall": recall.run,
-    "pairs": recall.pairs,
-    "auto": auto.run,
-    "budgets": params.budgets,
-    "codes": params.codes,
-    "filters": params.filters,
-    "maintenance": maintenance.run,
-    "threads": threads.run,
-    "memory": memory.run,
-    "formats": formats.run,
-    "profile": profile.run,
-}
+_FUNCTIONS = (lists, search, flat, train, add, recall, pairs, auto, budgets, codes, filters, maintenance, threads)
+_MORE = (memory, formats, profile)
+TASKS: dict[str, Callable[[Context], None]] = {task.__name__: task for task in (*_FUNCTIONS, *_MORE)}

@@ -1,54 +1,64 @@
-"""Scratch memory of one search, and what an index weighs: each figure in a process of its own."""
-
-from __future__ import annotations
+"""Workspace of one search, and the size of an index (bytes): each figure in a process of its own."""
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import rss
+from ..cases import CASES
 from ..context import Context
+from ..datasets import load
+from ..engines import IVF, Spec, build_paired, make
 
-__all__ = ["run"]
-
-_ENGINES = ("ours", "ours-csr", "ours-matrix", "ours-native", "faiss")
+_ENGINES = ("ours", "ours-csr", "ours-matrix", "faiss")
 _ROOT = Path(__file__).resolve().parents[2]
-_MATRIX_LIMIT = (
-    100_000_000  # (query, row) pairs on average; beyond it the query-major mode would take minutes
-)
-_TIMEOUT = 300.0  # seconds
+_MATRIX_LIMIT = 100_000_000  # (query, row) pairs on average; beyond it the query-major mode would take minutes
+_PROCESS = "import json, sys; from benchmarks.tasks.memory import measure; print(json.dumps(measure(*sys.argv[1:])))"
 
 
-def run(ctx: Context) -> None:
-    nlist, nprobe = ctx.case.nlist, ctx.case.nprobe
-    total = ctx.data.queries.shape[0]
-    # One query, a large batch, all the queries there are, and every list visited.
+def memory(ctx: Context) -> None:
+    nlist, nprobe, total = ctx.case.nlist, ctx.case.nprobe, len(ctx.data.queries)
+    # One query, a large batch, all the queries there are, and every list probed.
     shapes = [(1, nprobe), (min(2_048, total), nprobe), (total, nprobe), (min(512, total), nlist)]
     for name in (name for name in ctx.names if name in _ENGINES):
-        for nq, visited in dict.fromkeys(shapes):
-            if name == "ours-matrix" and nq * len(ctx.data.base) * visited / nlist > _MATRIX_LIMIT:
-                ctx.skip(
-                    name, "query-major search of so many candidates would take minutes", nq=nq, nprobe=visited
-                )
+        for nq, probed in dict.fromkeys(shapes):
+            where = {"nq": nq, "nprobe": probed}
+            if name == "ours-matrix" and nq * len(ctx.data.base) * probed / nlist > _MATRIX_LIMIT:
+                ctx.skip(name, "query-major search of so many candidates would take minutes", **where)
                 continue
-            ctx.note(f"{name}, nq {nq:,}, nprobe {visited}")
-            _measure(ctx, name, nq, visited)
+            ctx.note(f"{name}, nq {nq:,}, nprobe {probed}")
+            command = [sys.executable, "-c", _PROCESS, ctx.case.name, name, *map(str, (ctx.threads, nq, probed))]
+            try:
+                done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=300)
+                ctx.row(name, **where, k=ctx.case.k, **json.loads(done.stdout.splitlines()[-1]))
+            except subprocess.SubprocessError as error:  # it failed, or was not done in time
+                ctx.skip(name, str(getattr(error, "stderr", None) or error).strip()[-200:], **where)
 
 
-def _measure(ctx: Context, name: str, nq: int, nprobe: int) -> None:
-    job = {"case": ctx.case.name, "engine": name, "nq": nq, "nprobe": nprobe, "threads": ctx.threads}
-    command = [sys.executable, "-m", "benchmarks.scratch", json.dumps(job)]
-    try:
-        done = subprocess.run(
-            command, cwd=_ROOT, capture_output=True, text=True, check=False, timeout=_TIMEOUT
-        )
-    except subprocess.TimeoutExpired:
-        ctx.skip(name, f"not done after {_TIMEOUT:.0f} s", nq=nq, nprobe=nprobe)
-        return
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        ctx.skip(name, reason[:200], nq=nq, nprobe=nprobe)
-        return
-    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    ctx.row(name, nq=nq, nprobe=nprobe, k=ctx.case.k, **facts)
+def measure(case_name: str, name: str, threads: str, nq: str, nprobe: str) -> dict[str, Any]:
+    """In the new process, which inherits the number of threads: build one index and search once."""
+    case = CASES[case_name]
+    data = load(case)
+    spec = Spec(data.base.shape[1], case.nlist, case.metric, case.seed, int(threads))
+    # A small index built and searched first: code is loaded and threads are started before memory is counted.
+    rows = data.base[:4_096]
+    small = make([name], IVF, replace(spec, nlist=min(16, spec.nlist)))
+    build_paired(small, rows, rows, None)
+    small[name].search(small[name].convert(rows[:64]), 5)
+    del small
+    engine = make([name], IVF, spec)[name]
+    rss.trim()
+    before = rss.now()
+    build_paired({name: engine}, data.base[: case.train_rows], data.base, data.centroids)
+    queries = engine.convert(data.queries[: int(nq)])
+    engine.set(1)
+    engine.search(queries[:1], 1)  # includes what an index derives from its rows on first use
+    rss.trim()
+    sizes = {"index_bytes": rss.now() - before, "raw_bytes": data.base.nbytes + 8 * len(data.base)}
+    engine.set(int(nprobe))
+    growth, answer = rss.growth(engine.search, queries, case.k)
+    sizes |= {"scratch_bytes": growth, "result_bytes": sum(part.nbytes for part in answer)}
+    return {**sizes, "max_bytes": getattr(engine.index, "max_bytes", None)}

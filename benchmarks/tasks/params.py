@@ -1,93 +1,89 @@
-"""What SearchParams cost and buy, against the same search without them: budgets of rows, and selectors of ids."""
-
-from __future__ import annotations
+"""Settings of this library against others: search modes, budgets of rows, selectors of ids."""
 
 from typing import Any
 
 import torch
 
+from torch_ivf_module import SearchParams
+from torch_ivf_module.tune import recall
+
 from ..context import Context
-from ..engines import IVF, Variant
-from ..measure import Timing, interleave, rotation
+from ..engines import Variant
+from ..measure import rotation, timed
 
-__all__ = ["budgets", "filters"]
-
-_LARGEST = 2  # batch sizes of the case that limits are tried on, from its largest down
-_SHARES = (1.0, 0.5, 0.01, 0.0001)  # of the ids
+FIXED = ("ours-csr", "ours-matrix")
+HOPELESS = 8.0  # a mode this many times slower than the other one is not timed any further
+_LARGEST = 2  # batch sizes of the case that limits are measured at, from its largest down
 
 
 def budgets(ctx: Context) -> None:
-    """Recall and speed of each budget, with the lists in order, beside two other limits on the first of them."""
-    from torch_ivf_module import SearchParams
-
+    """Each budget, with sorted lists, and two other limits of the first budget's size."""
     first = ctx.case.budgets[0]
-    settings = {
-        f"budget {rows:,}": SearchParams(candidate_budget=rows, use_per_list_sizes=True, debug_stats=True)
-        for rows in ctx.case.budgets
-    }
-    settings[f"uniform {first:,}"] = SearchParams(candidate_budget=first, budget_strategy="uniform", debug_stats=True)
-    settings[f"max_codes {first:,}"] = SearchParams(max_codes=first, debug_stats=True)
-    _limits(ctx, settings, in_order=True)
+    limits = {f"budget {n:,}": {"candidate_budget": n, "use_per_list_sizes": True} for n in ctx.case.budgets}
+    limits[f"uniform {first:,}"] = {"candidate_budget": first, "budget_strategy": "uniform"}
+    _limits(ctx, {**limits, f"max_codes {first:,}": {"max_codes": first}}, sort=True)
 
 
 def codes(ctx: Context) -> None:
-    """Recall and speed of each `max_codes`, with the lists as they are."""
-    from torch_ivf_module import SearchParams
-
-    limits = {f"max_codes {rows:,}": SearchParams(max_codes=rows, debug_stats=True) for rows in ctx.case.codes}
-    _limits(ctx, limits, in_order=False)
+    _limits(ctx, {f"max_codes {rows:,}": {"max_codes": rows} for rows in ctx.case.codes}, sort=False)
 
 
-def _limits(ctx: Context, limits: dict[str, Any], in_order: bool) -> None:
-    from torch_ivf_module import SearchParams
-
-    settings = {"unlimited": SearchParams(debug_stats=True), **limits}
-    for engine in ctx.build_paired(IVF, "ours").values():
-        engine.set(ctx.case.nprobe)
-        if in_order:
+def _limits(ctx: Context, limits: dict[str, dict[str, Any]], sort: bool) -> None:
+    settings = {name: SearchParams(debug_stats=True, **limit) for name, limit in {"unlimited": {}, **limits}.items()}
+    for engine in ctx.build_paired("ours").values():
+        if sort:
             engine.index.rebuild_lists()
         for nq in ctx.case.nqs[-_LARGEST:]:
-            parts = rotation(engine.native(ctx.data.queries), nq)
-            shares, read = _shares(engine.index, parts[0], settings, ctx.case.k)
-            for name, timing in _times(ctx, engine, parts, settings).items():
-                figures = {"recall": shares[name], "rows_read": read[name], "qps": nq / timing.seconds}
-                ctx.row(name, nq=nq, k=ctx.case.k, nprobe=ctx.case.nprobe, **figures, **timing.fields())
+            facts, truth = {}, None
+            for name, params in settings.items():
+                found = engine.index.search(engine.convert(ctx.data.queries[:nq]), ctx.case.k, params=params)[1]
+                truth = found if truth is None else truth
+                read = engine.index.last_search_stats["rows_read"] / nq
+                facts[name] = {"recall": recall(found, truth), "rows_read": read}
+            _time(ctx, engine, nq, settings, facts)
 
 
 def filters(ctx: Context) -> None:
     """Speed of a search among a share of the ids, given as ids and as a mask."""
-    from torch_ivf_module import SearchParams
-
-    for engine in ctx.build_paired(IVF, "ours").values():
-        engine.set(ctx.case.nprobe)
+    for engine in ctx.build_paired("ours").values():
         total = engine.index.ntotal
         order = torch.randperm(total, generator=torch.Generator().manual_seed(ctx.case.seed))
         settings = {"no selector": SearchParams()}
-        for share in _SHARES:
+        for share in (1.0, 0.5, 0.01, 0.0001):
             chosen = order[: max(1, round(share * total))]
             mask = torch.zeros(total, dtype=torch.bool).index_fill_(0, chosen, True)
             settings[f"{share:.2%} as ids"] = SearchParams(selector=chosen)
             settings[f"{share:.2%} as a mask"] = SearchParams(selector=mask)
         for nq in ctx.case.nqs:
-            parts = rotation(engine.native(ctx.data.queries), nq)
-            for name, timing in _times(ctx, engine, parts, settings).items():
-                ctx.row(name, nq=nq, k=ctx.case.k, qps=nq / timing.seconds, **timing.fields())
+            _time(ctx, engine, nq, settings, {})
 
 
-def _times(ctx: Context, engine: Variant, parts: list[Any], settings: dict[str, Any]) -> dict[str, Timing]:
-    def caller(params: Any) -> Any:
-        return lambda i: engine.index.search(parts[i % len(parts)], ctx.case.k, params=params)
+def _time(ctx: Context, engine: Variant, nq: int, settings: dict[str, Any], facts: dict[str, Any]) -> None:
+    parts, search, k = rotation(engine.convert(ctx.data.queries), nq), engine.index.search, ctx.case.k
+    calls = {name: lambda i, p=params: search(parts[i % len(parts)], k, params=p) for name, params in settings.items()}
+    ctx.time(calls, nq, facts=facts, nprobe=ctx.case.nprobe)
 
-    return interleave({name: caller(params) for name, params in settings.items()}, ctx.effort)
 
-
-def _shares(index: Any, queries: Any, settings: dict[str, Any], k: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Recall against the first of `settings`, and rows read a query."""
-    shares, read, truth = {}, {}, None
-    for name, params in settings.items():
-        found = index.search(queries, k, params=params)[1]
-        truth = found if truth is None else truth
-        hits = sum(float((found[:, [j]] == truth).any(1).double().sum()) for j in range(k))
-        shares[name] = hits / max(1, int((truth >= 0).sum()))
-        read[name] = index.last_search_stats["rows_read"] / len(queries)
-    return shares, read
+def auto(ctx: Context) -> None:
+    """The time of `auto` and of the two fixed modes. With a native kernel `auto` uses it, else a cost model chooses."""
+    engines = ctx.build_paired("ours", *FIXED)
+    if "ours" not in engines or len(engines) == 1:
+        return
+    unevenness, rows = engines["ours"].index.imbalance_factor(), engines["ours"].convert(ctx.data.queries)
+    for nprobe in ctx.case.auto_nprobes:
+        running = dict(engines)
+        for engine in engines.values():
+            engine.set(nprobe)
+        for nq in ctx.case.auto_nqs:
+            ctx.note(f"nprobe {nprobe}, nq {nq:,}")
+            where = {"nprobe": nprobe, "unevenness": unevenness}
+            calls = {name: ctx.caller(engine, rows, nq) for name, engine in running.items()}
+            once = {name: min(timed(calls[name], i)[0] for i in (0, -1)) for name in FIXED if name in calls}
+            for name, seconds in once.items():
+                if seconds > HOPELESS * min(once.values()):
+                    reason = f"{seconds / min(once.values()):.0f} times slower than the other mode"
+                    ctx.skip(name, reason, nq=nq, **where)
+                    del calls[name]
+                    if name == "ours-matrix":  # larger batches only make it worse
+                        del running[name]
+            ctx.time(calls, nq, **where)

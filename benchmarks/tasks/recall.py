@@ -1,6 +1,4 @@
-"""Recall against queries/s: every library with its own training and its own knob, and over numbers of lists."""
-
-from __future__ import annotations
+"""Recall against queries/s: every library with its own training and its own parameter, and over numbers of lists."""
 
 from dataclasses import replace
 from itertools import groupby, zip_longest
@@ -8,80 +6,55 @@ from typing import Any
 
 from .. import answers
 from ..context import Context
-from ..engines import FLAT, GRAPH, IVF, Engine, Variant, owners
-from ..measure import Timing, interleave, rotation, timed
+from ..engines import FLAT, GRAPH, IVF, Variant, owners
+from ..measure import timed
 
-__all__ = ["pairs", "run"]
-
-# A mode that only differs in speed from another one of the same library adds nothing to this picture.
-_LISTS = ("ours", "faiss", "torch-ivf", "torch-similarity-search")
-_EXHAUSTIVE = ("sklearn",)
-_PAIRED = ("ours", "faiss")
+# A mode that only differs in speed from another one of the same library adds nothing to this curve.
+_LISTS = ("ours", "faiss", "torch-ivf")
 _EFFORT = {"cell_seconds": 4.0, "fewest_rounds": 2}  # there are many figures, and a curve shows what one would not
-_SLOWEST = 2.0  # seconds for all the checked queries; an engine that needs longer is not driven any further
+_SLOWEST = 2.0  # seconds for all the checked queries; an engine that needs longer gets no larger values
 
 
-def run(ctx: Context) -> None:
-    engines = {**ctx.make(IVF, *_LISTS), **ctx.make(GRAPH), **ctx.make(FLAT, *_EXHAUSTIVE)}
-    built = {id(engine): _build(ctx, name, engine) for name, engine in owners(engines).items()}
-    native = {name: engine.native(ctx.checked) for name, engine in engines.items()}
-    settings = {"nprobe": ctx.case.nprobes, "ef": ctx.case.efs, None: (0,)}
-    for step in zip_longest(*(settings[engine.knob] for engine in engines.values())):
-        values = dict(zip(engines, step, strict=True))
-        now = [name for name in native if values[name] is not None]
-        for name in now:
-            if engines[name].knob is not None:
-                engines[name].set(values[name])
-        ctx.note(", ".join(sorted({f"{engines[name].knob} {values[name]}" for name in now if values[name]})))
-        shares = {name: _share(ctx, name, engines[name], native, values[name]) for name in now}
-        for nq in (1, len(ctx.checked)):
-            for name, timing in _times(ctx, {n: engines[n] for n in now if n in native}, native, nq).items():
-                knob = {"knob": engines[name].knob, "value": values[name]}
-                speed = {"nq": nq, "k": ctx.case.k, "qps": nq / timing.seconds, **timing.fields()}
-                ctx.row(
-                    name, **knob, recall=shares[name], build_seconds=built[id(engines[name].owner)], **speed
-                )
+def recall(ctx: Context) -> None:
+    engines = {**ctx.make(IVF, *_LISTS), **ctx.make(GRAPH), **ctx.make(FLAT, "sklearn")}
+    ctx.note("building")
+    steps = {e: ((e.train, ctx.train_rows), (e.add, e.convert(ctx.data.base))) for e in owners(engines)}
+    built = {engine: sum(timed(*step)[0] for step in both) for engine, both in steps.items()}
+    rows = {name: engine.convert(ctx.checked) for name, engine in engines.items()}
+    values = {"nprobe": ctx.case.nprobes, "ef": ctx.case.efs, None: (0,)}
+    for step in zip_longest(*(values[engine.parameter] for engine in engines.values())):
+        facts: dict[str, dict[str, Any]] = {}
+        for (name, engine), value in zip(engines.items(), step, strict=True):
+            if name in rows and value is not None:
+                facts[name] = {"knob": engine.parameter, "value": value, "build_seconds": built[engine.owner]}
+                if engine.parameter is not None:
+                    engine.set(value)
+        _curve_point(ctx, {name: engines[name] for name in facts}, rows, facts)
 
 
 def pairs(ctx: Context) -> None:
     """Recall and speed over pairs of nlist and nprobe, this library and faiss on the same lists."""
     for nlist, wanted in groupby(sorted(ctx.case.ivf), key=lambda pair: pair[0]):
-        engines = replace(ctx, case=replace(ctx.case, nlist=nlist)).build_paired(IVF, *_PAIRED)
-        native = {name: engine.native(ctx.checked) for name, engine in engines.items()}
+        engines = replace(ctx, case=replace(ctx.case, nlist=nlist)).build_paired("ours", "faiss")
+        rows = {name: engine.convert(ctx.checked) for name, engine in engines.items()}
         for _, nprobe in wanted:
-            ctx.note(f"nlist {nlist:,}, nprobe {nprobe}")
             for engine in engines.values():
                 engine.set(nprobe)
-            shares = {name: _share(ctx, name, engines[name], native, nprobe) for name in list(native)}
-            for nq in (1, len(ctx.checked)):
-                for name, timing in _times(ctx, {name: engines[name] for name in native}, native, nq).items():
-                    speed = {"nq": nq, "k": ctx.case.k, "qps": nq / timing.seconds, **timing.fields()}
-                    ctx.row(name, nlist=nlist, nprobe=nprobe, recall=shares[name], **speed)
+            facts = {name: {"nlist": nlist, "nprobe": nprobe} for name in rows}
+            _curve_point(ctx, {name: engines[name] for name in facts}, rows, facts)
 
 
-def _build(ctx: Context, name: str, engine: Engine) -> float:
-    ctx.note(f"building {name}")
-    rows = engine.native(ctx.data.base)
-
-    def build() -> None:
-        engine.train(ctx.train_rows)
-        engine.add(rows)
-
-    return timed(build)[0]
-
-
-def _share(ctx: Context, name: str, engine: Variant, native: dict[str, Any], value: int) -> float:
-    """Recall over the checked queries. An engine that takes too long for them is dropped from `native`."""
-    seconds, answer = timed(lambda: engine.search(native[name], ctx.case.k))
-    if seconds > _SLOWEST:
-        ctx.skip(name, f"{len(ctx.checked):,} queries take {seconds:.0f} s; not driven further", value=value)
-        del native[name]
-    return answers.recall(ctx.data.base, ctx.checked, engine.ids(answer), ctx.truth, ctx.case.metric)
-
-
-def _times(ctx: Context, engines: dict[str, Variant], native: dict[str, Any], nq: int) -> dict[str, Timing]:
-    def caller(name: str) -> Any:
-        parts, search, k = rotation(native[name], nq), engines[name].search, ctx.case.k
-        return lambda i: search(parts[i % len(parts)], k)
-
-    return interleave({name: caller(name) for name in engines}, replace(ctx.effort, **_EFFORT)) if engines else {}
+def _curve_point(ctx: Context, engines: dict[str, Variant], rows: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Recall and speed with the values that are set. An engine that takes too long is removed from `rows`."""
+    ctx.note(str(next(iter(facts.values()), "")))
+    for name, engine in list(engines.items()):
+        seconds, answer = timed(engine.search, rows[name], ctx.case.k)
+        found = engine.ids(answer)
+        facts[name]["recall"] = answers.recall(ctx.data.base, ctx.checked, found, ctx.truth, ctx.case.metric)
+        if seconds > _SLOWEST:
+            reason = f"{len(ctx.checked):,} queries take {seconds:.0f} s; larger values are left out"
+            ctx.skip(name, reason, value=facts[name].get("value", facts[name].get("nprobe")))
+            del rows[name], engines[name]
+    ctx = replace(ctx, effort=replace(ctx.effort, **_EFFORT))
+    for nq in (1, len(ctx.checked)):
+        ctx.time({name: ctx.caller(engine, rows[name], nq) for name, engine in engines.items()}, nq, facts)

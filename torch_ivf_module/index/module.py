@@ -304,7 +304,7 @@ class IndexModule(nn.Module):
                 held[name] = tensor.to(held[name].device)
         self._integrity.moved(held)
         cast = held["packed_embeddings"]
-        if cast.dtype.itemsize < before["packed_embeddings"].dtype.itemsize:
+        if cast.dtype not in (before["packed_embeddings"].dtype, torch.float32):
             try:
                 check.held(cast, "packed_embeddings")
             except ValueError:
