@@ -7,14 +7,12 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 _PACKAGES = "torch-ivf-module torch numpy faiss-cpu torch-ivf torch-similarity-search scikit-learn hnswlib usearch"
-_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the flags of units that multiply bfloat16; the last is Arm's
 _SIMD = re.compile(r"^(sse4|avx|amx|fma|f16c|asimd|sve|bf16|i8mm|neon)")
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,11 +62,6 @@ def describe(threads: int, command: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def bfloat16_units(flags: Iterable[str]) -> bool:
-    """Whether a processor with these flags has units that multiply bfloat16."""
-    return not _BFLOAT16.isdisjoint(flags)
 
 
 def commit() -> str:

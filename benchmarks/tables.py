@@ -161,16 +161,23 @@ TO_FAISS = Figure("", "qps", times, over=_FAISS)
 QPS = Figure("", "qps", speed, note=TO_FAISS)
 _MS = scaled("seconds", 1e3)
 _SECONDS = (Figure("seconds", "seconds"), Figure("time / faiss's", "seconds", times, over=_FAISS))
+_RATE = Figure("rows/s", lambda row: row["rows"] / row["seconds"], count)
+_OBJECTIVE = (
+    Figure("objective", "objective", "{:.5g}".format),
+    Figure("objective / faiss's", "objective", "{:.4f}".format, over=_FAISS),
+)
 _RECALL = Figure("recall", "recall", "{:.4f}".format, last)
 _SAME_IDS = Figure("same ids", "agreement", "{:.5f}".format, min)
 _GROWTH = Figure("growth, MiB", scaled("peak_growth_bytes", 1 / _MIB), count, max)
-_BATCHES = (Figure("of the floor", "floor", "{:.0%}".format, max), _RECALL, _SAME_IDS, _GROWTH)
+_CHECKED = (Figure("of the floor", "floor", "{:.0%}".format, max), _RECALL, _SAME_IDS, _GROWTH)
+_BATCHES = ("queries/s", ("engine",), ("nq",), QPS, _CHECKED)
 _LIMITS = (
     Figure("recall against unlimited", "recall", "{:.4f}".format),
     Figure("rows read per query", "rows_read", count),
     Figure("queries/s", "qps", speed),
     Figure("/ unlimited", "qps", times, over={"engine": "unlimited"}),
 )
+_SELECTED = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "no selector"}))
 _SETTING = Figure("", lambda row: f"{row['knob']} {row['value']}" if row.get("knob") else None, str, last)
 _OPERATORS = Figure("most of it in", lambda row: ", ".join(row.get("operators", ())) or None, str, last)
 _SHAPE = {"lists": len, "empty": lambda sizes: sizes.count(0), "shortest": min, "median": median, "longest": max}
@@ -181,18 +188,10 @@ TABLES: dict[str, Table] = {
         *(Figure(name, lambda row, of=of: of(row["sizes"]), count) for name, of in _SHAPE.items()),
         Figure("imbalance factor", "imbalance", "{:.2f}".format),
     )),
-    "search": Table(
-        "Searching the same lists", "queries/s", ("engine",), ("nq",), QPS, _BATCHES, rows=_with_floor, plot="speed"
-    ),
-    "flat": Table("Exhaustive search", "queries/s", ("engine",), ("nq",), QPS, _BATCHES, plot="speed"),
-    "train": Table("Training", "training", ("engine",), figures=(
-        *_SECONDS,
-        Figure("objective", "objective", "{:.5g}".format),
-        Figure("objective / faiss's", "objective", "{:.4f}".format, over=_FAISS),
-    )),
-    "add": Table("Adding", "adding", ("engine",), figures=(
-        *_SECONDS, Figure("rows/s", lambda row: row["rows"] / row["seconds"], count)
-    )),
+    "search": Table("Searching the same lists", *_BATCHES, rows=_with_floor, plot="speed"),
+    "flat": Table("Exhaustive search", *_BATCHES, plot="speed"),
+    "train": Table("Training", "training", ("engine",), figures=(*_SECONDS, *_OBJECTIVE)),
+    "add": Table("Adding", "adding", ("engine",), figures=(*_SECONDS, _RATE)),
     "recall": Table(
         "Recall against queries/s, each library's own training", "queries/s", ("engine",), ("recall ≥",),
         Figure("", "qps", speed, note=_SETTING), (Figure("build, s", "build_seconds"),), "nq", _levels, "recall",
@@ -207,10 +206,7 @@ TABLES: dict[str, Table] = {
     ),
     "budgets": Table("Budgets of rows, with sorted lists", "limit", ("nq", "engine"), figures=_LIMITS),
     "codes": Table("`max_codes`, with the lists as they are", "limit", ("nq", "engine"), figures=_LIMITS),
-    "filters": Table(
-        "Searching among some of the ids", "ids that may be found", ("engine",), ("nq",),
-        Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "no selector"})),
-    ),
+    "filters": Table("Searching among some of the ids", "ids that may be found", ("engine",), ("nq",), _SELECTED),
     "maintenance": Table("An index that changes", "maintenance", ("engine",), figures=(
         _step("one add, s", "one add"),
         _step("in batches, s", "batches"),

@@ -7,6 +7,7 @@ cells, of the time of the mode it chooses over that of the fastest.
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +39,13 @@ class Cell:
         return self.seconds[mode] / min(self.seconds.values())
 
 
-def _weights(text: str) -> dict[int, float]:
-    return {int(nq): float(weight) for nq, weight in (word.split("=") for word in text.split(","))}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--case", action="append", choices=sorted(CASES), help=f"default: {', '.join(_PLANNED)}")
     option("--preset", choices=PRESETS, default="even", help="which batch sizes count (default: even)")
-    option("--weights", type=_weights, help="or the weight of each batch size: 1=4,64=1")
+    weights = re.compile(r"(\d+)=([\d.]+)").findall
+    help = "or the weight of each batch size: 1=4,64=1"
+    option("--weights", type=lambda text: {int(nq): float(w) for nq, w in weights(text)}, help=help)
     option("--top", type=int, default=10, help="rules to show, best first (default: 10)")
     option("--file", type=Path, default=results.DEFAULT, help="default: benchmarks/benchmarks.jsonl")
     machine.add_arguments(parser)

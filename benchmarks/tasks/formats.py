@@ -53,16 +53,14 @@ def run(ctx: Context) -> None:
         for nq in (nq for nq in (*_SMALL, *_LARGE) if nq <= len(ctx.data.queries)):
             ctx.note(f"nq {nq:,}")
             parts = {name: rotation(given, nq) for name, given in rows.items()}
-            wanted = {name: search for name, search in searches.items() if nq in batches[name]}
-            calls = {name: _call(search, parts.get(name, parts["ours"])) for name, search in wanted.items()}
+            calls = {}
+            for name in (name for name in searches if nq in batches[name]):
+                own = parts.get(name, parts["ours"])
+                calls[name] = lambda i, search=searches[name], own=own: search(own[i % len(own)])
             expected = searches["ours"](parts["ours"][0])
             for name in calls.keys() & facts.keys():
                 facts[name]["agreement"] = export.compare(searches[name](parts["ours"][0]), expected).ids
             ctx.time(calls, nq, facts=facts)
-
-
-def _call(search: Search, parts: list[Any]) -> Callable[[int], Any]:
-    return lambda i: search(parts[i % len(parts)])
 
 
 def _make(index: Any, format: str | None, settings: dict[str, Any], path: Path) -> tuple[Search, int]:

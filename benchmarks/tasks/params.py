@@ -20,12 +20,9 @@ _SHARES = (1.0, 0.5, 0.01, 0.0001)  # of the ids
 def budgets(ctx: Context) -> None:
     """Recall and speed of each budget, with sorted lists, and of two other limits of the first budget's size."""
     first = ctx.case.budgets[0]
-    limits: dict[str, dict[str, Any]] = {
-        f"budget {rows:,}": {"candidate_budget": rows, "use_per_list_sizes": True} for rows in ctx.case.budgets
-    }
+    limits = {f"budget {n:,}": {"candidate_budget": n, "use_per_list_sizes": True} for n in ctx.case.budgets}
     limits[f"uniform {first:,}"] = {"candidate_budget": first, "budget_strategy": "uniform"}
-    limits[f"max_codes {first:,}"] = {"max_codes": first}
-    _limits(ctx, limits, sort=True)
+    _limits(ctx, {**limits, f"max_codes {first:,}": {"max_codes": first}}, sort=True)
 
 
 def codes(ctx: Context) -> None:
@@ -65,10 +62,7 @@ def filters(ctx: Context) -> None:
 
 def _time(ctx: Context, engine: Variant, nq: int, settings: dict[str, Any], facts: dict[str, Any]) -> None:
     parts, search, k = rotation(engine.convert(ctx.data.queries), nq), engine.index.search, ctx.case.k
-    calls = {
-        name: lambda i, params=params: search(parts[i % len(parts)], k, params=params)
-        for name, params in settings.items()
-    }
+    calls = {name: lambda i, p=params: search(parts[i % len(parts)], k, params=p) for name, params in settings.items()}
     ctx.time(calls, nq, facts=facts, nprobe=ctx.case.nprobe)
 
 
@@ -77,10 +71,7 @@ def auto(ctx: Context) -> None:
     engines = ctx.build_paired("ours", *FIXED)
     if "ours" not in engines or len(engines) == 1:
         return
-    sizes = engines["ours"].index.list_sizes().double()
-    # Rows in the list of an average row, over rows in an average list: 1 for even lists.
-    unevenness = float(sizes.square().mean() / sizes.mean().square())
-    rows = engines["ours"].convert(ctx.data.queries)
+    unevenness, rows = engines["ours"].index.imbalance_factor(), engines["ours"].convert(ctx.data.queries)
     for nprobe in ctx.case.auto_nprobes:
         running = dict(engines)
         for engine in engines.values():

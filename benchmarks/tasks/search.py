@@ -97,7 +97,8 @@ def _floor(ctx: Context, engine: Variant) -> None:
     rows_read = float(engine.index.last_search_stats["rows_read"] / len(ctx.checked))
     nb, d = ctx.data.base.shape
     m, n = max(1, len(ctx.data.queries) * ctx.case.nprobe // ctx.case.nlist), max(1, nb // ctx.case.nlist)
-    for dtype in (torch.float32, *([torch.bfloat16] if machine.bfloat16_units(machine.simd()) else [])):
+    fast = {"avx512_bf16", "amx_bf16", "bf16"} & set(machine.simd())  # units that multiply bfloat16; the last is Arm's
+    for dtype in (torch.float32, torch.bfloat16) if fast else (torch.float32,):
         queries, rows, scores = (torch.rand(*shape, dtype=dtype) for shape in ((m, d), (_LISTS, n, d), (m, n)))
         name, call = str(dtype).removeprefix("torch."), partial(_product, queries, rows, scores)
         seconds = interleave({name: call}, ctx.effort)[name]["seconds"]
