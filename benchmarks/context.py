@@ -48,7 +48,7 @@ class Context:
     def build_paired(self, *only: str) -> dict[str, engines.Variant]:
         """List-based engines that hold the whole base, all on the same centroids, with the case's nprobe."""
         made = self.make(engines.IVF, *only)
-        self.note("building " + ", ".join(engines.owners(made)))
+        self.note("building " + ", ".join(made))
         engines.build_paired(made, self.train_rows, self.data.base, self.data.centroids)
         for engine in made.values():
             engine.set(self.case.nprobe)

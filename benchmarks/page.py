@@ -56,16 +56,15 @@ def _section(task: TaskRun) -> list[str]:
 
 
 def _floors(task: TaskRun) -> list[str]:
-    if not task.floors:
-        return []
-    (m, d, n), read = task.floors[0]["tile"], task.floors[0]["rows_read"]
     parts = [
         f"{speed(floor_of(task, floor['dtype']) or 0)} queries/s in {floor['dtype']} ({floor['gflops']:,.0f} GFLOP/s)"
         for floor in task.floors
     ]
     return [
         f"The floor is the time of the products alone, in plain calls of ({m:,} × {d}) · ({d} × {n:,}), for the "
-        f"{read:,.0f} rows that a query reads: {', '.join(parts)}. Shares are the best speed over that in float32."
+        f"{floor['rows_read']:,.0f} rows that a query reads: {', '.join(parts)}. Shares are of that in float32."
+        for floor in task.floors[:1]
+        for m, d, n in [floor["tile"]]
     ]
 
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from benchmarks import answers, kernel, machine, results
+from benchmarks import answers, engines, machine, results
 from benchmarks.__main__ import COMMANDS, main
 from benchmarks.cases import CASES, PLAN
 from benchmarks.commands.report import READMES, texts
@@ -48,7 +48,7 @@ def _benchmarks(*arguments: str | Path) -> Said:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(patch.object(machine, "set_threads"))
-        stack.enter_context(patch.object(kernel, "prepare", lambda: False))
+        stack.enter_context(patch.object(engines, "build_kernel", lambda: False))
         stack.enter_context(patch("benchmarks.measure.QUICK", SWIFT))
         stack.enter_context(patch("gc.collect"))  # half the time of a small run
         try:
@@ -286,12 +286,12 @@ def test_the_mode_that_auto_replaced_is_not_reported(tmp_path: Path) -> None:
 
 def test_the_kernel_is_disabled_inside_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_IVF_NATIVE", "1")
-    with kernel.disabled():
-        assert not kernel.native.enabled()
-        with kernel.disabled():
+    with engines.kernel_disabled():
+        assert not engines.native.enabled()
+        with engines.kernel_disabled():
             pass
-        assert not kernel.native.enabled()
-    assert kernel.native.enabled()
+        assert not engines.native.enabled()
+    assert engines.native.enabled()
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])

@@ -56,46 +56,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.command in SWEEPS:
         return _sweep(options)
-    jobs = _jobs(options)
-    last = results.latest([options.out or results.DEFAULT])
+    jobs, last = _jobs(options), results.latest([options.out or results.DEFAULT])
     if options.resume:
         done = {key for key, task in last.items() if task.facts["commit"] == machine.commit()}
         jobs = [(case, task) for case, task in jobs if (case.name, task) not in done]
-    if options.list:
-        for case, task in jobs:
-            when, found = "never", last.get((case.name, task))
-            if found is not None:
-                when = f"{found.facts['date'][:10]}, commit {found.facts['commit'][:7]}, {found.seconds:,.0f} s"
-            print(f"{f'--case {case.name} --task {task}':42} {when}")
-        return 0
+    for case, task in jobs if options.list else ():
+        when, found = "never", last.get((case.name, task))
+        if found is not None:
+            when = f"{found.facts['date'][:10]}, commit {found.facts['commit'][:7]}, {found.seconds:,.0f} s"
+        print(f"{f'--case {case.name} --task {task}':42} {when}")
     if not jobs:
         print("nothing is left to measure")
+    if options.list or not jobs:
         return 0
-    cases, tasks = options.case or (), options.task or ()
-    return measure(jobs, options, [f"--case {case}" for case in cases] + [f"--task {task}" for task in tasks], {})
+    words = [f"--case {case}" for case in options.case or ()] + [f"--task {task}" for task in options.task or ()]
+    return measure(jobs, options, words, {})
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:
     if options.quick and not options.case and not options.task:
         return [(QUICK_CASE, "search")]
-    jobs = []
-    for name in options.case or PLAN:
-        planned = PLAN.get(name, ("search",))
-        # A task named beside a case is done whether planned or not; by itself it is done where it is planned.
-        tasks = options.task if options.case and options.task else planned
-        jobs += [(CASES[name], task) for task in tasks if not options.task or task in options.task]
-    return jobs
+    if options.case and options.task:  # whether planned or not; a task by itself is done where it is planned
+        return [(CASES[name], task) for name in options.case for task in options.task]
+    planned = [(name, task) for name in options.case or PLAN for task in PLAN.get(name, ("search",))]
+    return [(CASES[name], task) for name, task in planned if not options.task or task in options.task]
 
 
 def _sweep(options: argparse.Namespace) -> int:
     (task, field, parse), case, values = SWEEPS[options.command], CASES[options.case], {}
+    words = [f"--case {case.name}"]
     if options.values is not None:
         try:
             values[field] = tuple(parse(word) for word in options.values.split(","))
         except ValueError:
             like = ",".join(str(value).strip("()").replace(", ", ":") for value in getattr(case, field)[:2])
             raise SystemExit(f"--values must be like {like}, got {options.values!r}") from None
-    words = [f"--case {case.name}", *([f"--values {options.values}"] if values else [])]
+        words.append(f"--values {options.values}")
     return measure([(replace(case, **values), task)], options, words, values)
 
 
@@ -105,10 +101,9 @@ def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], 
     `values` are settings that the cases do not have; figures measured with some are stored, but not reported.
     """
     machine.set_threads(options.threads)
-    from .. import kernel
-    from ..engines import LIBRARIES
+    from ..engines import LIBRARIES, build_kernel
 
-    native = kernel.prepare()
+    native = build_kernel()
     asked = options.engines or (QUICK_ENGINES if options.quick else tuple(LIBRARIES))
     skipped = {}
     for name in asked:

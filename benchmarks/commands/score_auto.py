@@ -104,8 +104,8 @@ def _cells(task: results.TaskRun, threads: int) -> Iterator[Cell]:
     """What was measured, with the arguments of the cost model there; nothing where it is not called."""
     from torch_ivf_module.functional import cost, search
 
-    from .. import kernel
     from ..context import Context
+    from ..engines import kernel_disabled
     from ..measure import QUICK
     from ..tasks.params import FIXED, HOPELESS
 
@@ -117,7 +117,7 @@ def _cells(task: results.TaskRun, threads: int) -> Iterator[Cell]:
         for nq in task.values("nq"):
             found = {row["engine"]: row["seconds"] for row in task.pick(nprobe=nprobe, nq=nq)}
             measured = [found[name] for name in FIXED if name in found]
-            with patch.object(search, "cheapest", wraps=cost.cheapest) as model, kernel.disabled():
+            with patch.object(search, "cheapest", wraps=cost.cheapest) as model, kernel_disabled():
                 engine.search(engine.convert(context.data.queries[:nq]), case.k)
             if model.called and measured:  # a mode that was hopelessly slow was not timed
                 times = {name.removeprefix("ours-"): found.get(name, HOPELESS * min(measured)) for name in FIXED}

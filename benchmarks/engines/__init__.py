@@ -1,13 +1,15 @@
 """The engines by the names they have in the tables. Variants of one adapter share one index."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .. import kernel
+from torch_ivf_module import native
+
 from . import adapters
 from .adapters import Engine, Spec
 
@@ -52,16 +54,37 @@ class Variant:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.owner, name)
 
-    def without_kernel(self) -> AbstractContextManager[None]:
-        """The context that keeps the kernel from an engine of PyTorch operations; nothing for the others."""
-        return nullcontext() if self.entry.kernel else kernel.disabled()
-
     def search(self, x: Any, k: int) -> Any:
         for name, value in self.entry.settings.items():
             if getattr(self.owner.index, name) != value:
                 setattr(self.owner.index, name, value)
-        with self.without_kernel():
+        if self.entry.kernel:
             return self.owner.search(x, k)
+        with kernel_disabled():
+            return self.owner.search(x, k)
+
+
+@contextmanager
+def kernel_disabled() -> Iterator[None]:
+    """Searches inside use PyTorch operations only. For the whole process, not for one thread."""
+    before = os.environ.get("TORCH_IVF_NATIVE", "1")
+    os.environ["TORCH_IVF_NATIVE"] = "0"
+    try:
+        yield
+    finally:
+        os.environ["TORCH_IVF_NATIVE"] = before
+
+
+def build_kernel() -> bool:
+    """Build the kernel before anything is timed, or else disable it for good: whether there is one."""
+    if native.enabled() and not native.available():
+        try:
+            print("building the native kernel, once")
+            native.build()
+        except RuntimeError as error:
+            print(f"without the native kernel: {error}")
+            os.environ["TORCH_IVF_NATIVE"] = "0"
+    return bool(native.available())
 
 
 def make(names: Iterable[str], table: Mapping[str, Entry], spec: Spec) -> dict[str, Variant]:
@@ -71,15 +94,14 @@ def make(names: Iterable[str], table: Mapping[str, Entry], spec: Spec) -> dict[s
     return {name: Variant(made[table[name].adapter], table[name]) for name in known}
 
 
-def owners(engines: Mapping[str, Variant]) -> dict[str, Engine]:
-    """Each index once, under the first name that searches it."""
-    first = {id(variant.owner): name for name, variant in reversed(engines.items())}
-    return {name: engines[name].owner for name in engines if name in first.values()}
+def owners(engines: Mapping[str, Variant]) -> list[Engine]:
+    """Each index once."""
+    return list({id(variant.owner): variant.owner for variant in engines.values()}.values())
 
 
 def build_paired(engines: Mapping[str, Variant], train: Any, base: np.ndarray, centroids: np.ndarray | None) -> None:
     """Build list-based engines on the same centroids: those given, or those that the first engine trains."""
-    for engine in owners(engines).values():
+    for engine in owners(engines):
         if centroids is None:
             engine.train(train)
             centroids = np.array(engine.centroids())

@@ -22,11 +22,6 @@ class Spec:
     seed: int = 1234
     threads: int = 2
 
-    @property
-    def name(self) -> str:
-        """The metric of libraries without "cosine"."""
-        return "l2" if self.metric == "l2" else "ip"
-
 
 class Engine:
     """The contract of an adapter; `index` is the library's own object."""
@@ -111,7 +106,8 @@ class OursGraph(OursIVF):
 
 class TorchIVF(TorchEngine):
     def make(self, spec: Spec) -> Any:
-        return importlib.import_module("torch_ivf.index").IndexIVFFlat(spec.d, nlist=spec.nlist, metric=spec.name)
+        metric = "l2" if spec.metric == "l2" else "ip"
+        return importlib.import_module("torch_ivf.index").IndexIVFFlat(spec.d, nlist=spec.nlist, metric=metric)
 
     def train(self, x: np.ndarray, niter: int | None = None) -> None:
         iterations = {} if niter is None else {"max_iter": niter}
@@ -180,7 +176,7 @@ class Hnswlib(Engine):
     parameter = "ef"
 
     def make(self, spec: Spec) -> Any:
-        return importlib.import_module("hnswlib").Index(space=spec.name, dim=spec.d)
+        return importlib.import_module("hnswlib").Index(space="l2" if spec.metric == "l2" else "ip", dim=spec.d)
 
     def add(self, x: np.ndarray) -> None:
         self.index.init_index(len(x), M=16, ef_construction=200, random_seed=self.spec.seed)

@@ -20,7 +20,7 @@ _SLOWEST = 2.0  # seconds for all the checked queries; an engine that needs long
 def run(ctx: Context) -> None:
     engines = {**ctx.make(IVF, *_LISTS), **ctx.make(GRAPH), **ctx.make(FLAT, *_EXHAUSTIVE)}
     ctx.note("building")
-    built = {id(engine): timed(_build, ctx, engine)[0] for engine in owners(engines).values()}
+    built = {id(engine): timed(_build, ctx, engine)[0] for engine in owners(engines)}
     rows = {name: engine.convert(ctx.checked) for name, engine in engines.items()}
     values = {"nprobe": ctx.case.nprobes, "ef": ctx.case.efs, None: (0,)}
     for step in zip_longest(*(values[engine.parameter] for engine in engines.values())):

@@ -5,6 +5,7 @@ With the lists comes the floor: the time of the matrix products alone on this ma
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate, cycle, takewhile
 from typing import Any
@@ -16,7 +17,7 @@ from torch_ivf_module import SearchParams
 
 from .. import answers, machine, rss
 from ..context import Context
-from ..engines import FLAT, Variant
+from ..engines import FLAT, Variant, kernel_disabled
 from ..measure import interleave, timed
 
 _CHECKED = 256  # at least so many queries are checked at every batch size
@@ -115,11 +116,11 @@ def threads(ctx: Context) -> None:
     for name in (name for name in ctx.names if name in _THREADED):
         engine = ctx.build_paired(name)[name]
         ctx.note(f"{name}, {_THREADS} threads")
-        with engine.without_kernel():
-            _concurrent(ctx, name, engine)
+        with nullcontext() if engine.entry.kernel else kernel_disabled():  # for all threads together
+            ctx.row(name, nprobe=ctx.case.nprobe, concurrent=_THREADS, **_concurrent(ctx, engine))
 
 
-def _concurrent(ctx: Context, name: str, engine: Variant) -> None:
+def _concurrent(ctx: Context, engine: Variant) -> dict[str, float]:
     cuts = takewhile(lambda end: end < len(ctx.checked), accumulate(cycle(_SIZES)))
     parts = [engine.convert(part) for part in np.split(ctx.checked, list(cuts))]
     engine.search(parts[0], ctx.case.k)
@@ -135,5 +136,5 @@ def _concurrent(ctx: Context, name: str, engine: Variant) -> None:
     with ThreadPoolExecutor(_THREADS) as pool:
         together, found = timed(lambda: list(pool.map(search, orders)))
     agree = min(answers.agreement(ctx.data.base, ctx.checked, ids, single, ctx.case.metric) for ids in found)
-    speeds = {"qps_alone": len(ctx.checked) / alone, "qps": _THREADS * len(ctx.checked) / together}
-    ctx.row(name, nprobe=ctx.case.nprobe, concurrent=_THREADS, agreement=agree, **speeds)
+    total = len(ctx.checked)
+    return {"agreement": agree, "qps_alone": total / alone, "qps": _THREADS * total / together}
