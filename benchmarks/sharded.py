@@ -11,8 +11,10 @@ import struct
 import tempfile
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,6 @@ import torch.distributed.checkpoint
 import torch.distributed.tensor  # so that the memory of the first save does not include that of its imports
 
 from torch_ivf_module import IndexIVFFlat, ShardedIndex
-from torch_ivf_module.commands.common import shown_bytes
 
 from . import rss
 from .formatting import grid
@@ -57,10 +58,11 @@ def sent() -> int:
     return total
 
 
-def _process(rank: int, s: Setting, folder: str, results: Any) -> None:
+def _process(rank: int, s: Setting, folder: str) -> dict[str, float]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=s.processes)
+    members = {"rank": rank, "world_size": s.processes, "timeout": timedelta(minutes=10)}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", **members)
     generator = torch.Generator().manual_seed(rank)
     x = torch.randn(s.vectors // s.processes, s.d, generator=generator)
     queries = torch.randn(s.queries, s.d, generator=generator)
@@ -85,22 +87,15 @@ def _process(rank: int, s: Setting, folder: str, results: Any) -> None:
     counted("search", lambda: index.search(queries, s.k))
     rss.trim()
     counted("save", lambda: used.update(peak=rss.growth(index.save, f"{folder}/saved")[0]))
-    results.put(used)
     dist.destroy_process_group()
+    return used
 
 
-def measure(s: Setting, timeout: float = 600) -> dict[str, float]:
+def measure(s: Setting) -> dict[str, float]:
     """What a process sends in each of STEPS, its memory, and what it needs to save: bytes, averaged over processes."""
     context = multiprocessing.get_context("forkserver")
-    results = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        processes = [context.Process(target=_process, args=(r, s, folder, results)) for r in range(s.processes)]
-        try:
-            list(map(context.Process.start, processes))
-            found = [results.get(timeout=timeout) for _ in processes]
-            list(map(partial(context.Process.join, timeout=timeout), processes))
-        finally:
-            list(map(context.Process.kill, processes))
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(s.processes, context) as pool:
+        found = list(pool.map(partial(_process, s=s, folder=folder), range(s.processes)))
     return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
 
@@ -118,6 +113,6 @@ def run(options: argparse.Namespace) -> int:
         for shard in ("rows", "lists"):
             s = Setting(processes, options.vectors, nlist=options.nlist, queries=options.queries, shard=shard)
             found = measure(s)
-            rows.append([str(processes), shard, *(shown_bytes(found[name]) for name in ("memory", "peak", *STEPS))])
+            rows.append([str(processes), shard, *(f"{found[name] / 1e6:.3g} MB" for name in ("memory", "peak", *STEPS))])
     print(grid(["W", "shard", "memory", "to save", *STEPS], rows))
     return 0

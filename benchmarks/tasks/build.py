@@ -1,7 +1,6 @@
 """Training, adding, and an index that changes: many small adds, adding and searching in turn, many small removals."""
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +58,6 @@ def add_in_batches(ctx: Context, name: str, centroids: np.ndarray, batch: int) -
     engine.set(1)
     rows, query = engine.convert(ctx.data.base), engine.convert(ctx.data.queries[:1])
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-
     start = time.perf_counter()
     for part in parts:
         engine.add(part)
@@ -95,17 +93,13 @@ def _alternate(ctx: Context, engines: dict[str, Engine]) -> None:
         for name, engine in engines.items():
             if spent[name] < _LIMIT:
                 numbers = range(first, min(first + _STRETCH, ctx.case.pairs))
-                spent[name] += timed(_pairs, engine, *rows[name], numbers, ctx.case.k)[0]
-                done[name] += len(numbers)
+                (base, queries), start = rows[name], time.perf_counter()
+                for row, query in ((i % len(base), i % len(queries)) for i in numbers):
+                    engine.add(base[row : row + 1])
+                    engine.search(queries[query : query + 1], ctx.case.k)
+                spent[name], done[name] = spent[name] + time.perf_counter() - start, done[name] + len(numbers)
     for name in engines:
         ctx.row(name, what="turns", pairs=done[name], seconds=spent[name] / done[name], total=spent[name])
-
-
-def _pairs(engine: Engine, base: Any, queries: Any, numbers: range, k: int) -> None:
-    for i in numbers:
-        row, query = i % len(base), i % len(queries)
-        engine.add(base[row : row + 1])
-        engine.search(queries[query : query + 1], k)
 
 
 def _remove(ctx: Context, engines: dict[str, Engine]) -> None:
