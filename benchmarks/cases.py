@@ -5,6 +5,7 @@ Q queries, N base rows, L lists, P probed lists, d dim, k results.
 
 from dataclasses import dataclass, replace
 
+_LISTS = ((128, 4), (512, 8), (2_048, 16))  # nlist and the smallest of its three values of nprobe
 BATCHES = (1, 8, 32, 128, 512, 2_048, 19_600)
 
 
@@ -38,18 +39,16 @@ class Case:
     profile_nqs: tuple[int, ...] = (1, 32, 2_048)
     budgets: tuple[int, ...] = (16_384, 32_768, 65_536, 131_072)  # rows per query, of sorted lists
     codes: tuple[int, ...] = (4_096, 8_192, 16_384, 32_768, 65_536)  # rows per query, in whole lists
-    ivf: tuple[tuple[int, int], ...] = (  # nlist, nprobe
-        *((128, 4), (128, 8), (128, 16), (512, 8), (512, 16), (512, 32)),
-        *((2_048, 16), (2_048, 32), (2_048, 64)),
-    )
+    ivf: tuple[tuple[int, int], ...] = tuple((n, p * f) for n, p in _LISTS for f in (1, 2, 4))
 
 
 _HEADLINE = Case(
     "headline", "Gaussian, 262,144 × 128, nlist 512 trained on the first 20,480 rows, nprobe 32, L2",
     "gaussian", 262_144, 128, 512, 32, train_rows=20_480,
 )  # fmt: skip
-_PHOTOGRAPHS = "8×8×3 patches of two photographs, 262,144 × 192, nlist 512, nprobe 8, L2"
+_PATCHES = "8×8×3 patches of two photographs, 262,144 × 192, nlist 512, nprobe 8, L2"
 _TOKENS = "MiniLM token embeddings, 30,522 × 384, nlist 256, nprobe 16, cosine; queries are base rows"
+_EVEN = "512 clusters of 512 rows, one list each, 262,144 × 128"
 _UNEVEN = "512 clusters, sizes as 1/rank (the longest 38,000), 262,144 × 128"
 _ONE_LIST = "262,144 × 128 rows, all of them in one list of 512: the worst case for the workspace"
 _GROWTH = [  # L is close to 4·√N and P is fixed, so the candidates grow as √N
@@ -61,11 +60,10 @@ _GROWTH = [  # L is close to 4·√N and P is fixed, so the candidates grow as �
 ]  # fmt: skip
 _CASES = (
     _HEADLINE,
-    Case("photographs", _PHOTOGRAPHS, "photographs", 262_144, 192, 512, 8),
+    Case("photographs", _PATCHES, "photographs", 262_144, 192, 512, 8),
     Case("tokens", _TOKENS, "tokens", 30_522, 384, 256, 16, "cosine", total_queries=2_048, nqs=BATCHES[:-1]),
     *_GROWTH,
-    Case("even-lists", "512 clusters of 512 rows, one list each, 262,144 × 128", "clusters-even", 262_144, 128, 512, 32,
-         total_queries=8_192),
+    Case("even-lists", _EVEN, "clusters-even", 262_144, 128, 512, 32, total_queries=8_192),
     Case("uneven-lists", _UNEVEN, "clusters-uneven", 262_144, 128, 512, 32, total_queries=8_192),
     Case("one-list", _ONE_LIST, "one-list", 262_144, 128, 512, 32, total_queries=2_048),
     Case(

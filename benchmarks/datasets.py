@@ -5,7 +5,7 @@ N base rows, Q queries, L lists, d dim.
 
 import importlib.metadata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -29,8 +29,7 @@ def load(case: Case) -> Data:
     data = MAKERS[case.data](case)
     if case.metric != "cosine":
         return data
-    base, queries = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (data.base, data.queries))
-    return Data(base, queries, data.centroids)
+    return Data(*(x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (data.base, data.queries)))
 
 
 def _gaussian(case: Case) -> Data:
@@ -67,10 +66,9 @@ def _clusters(case: Case, power: float) -> Data:
 
 
 def _one_list(case: Case) -> Data:
-    centroids = np.random.default_rng(case.seed).standard_normal((case.nlist, case.d), dtype=np.float32)
-    centroids *= 1_000  # far from every row …
-    centroids[0] = 0  # … except this one
-    return Data(_gaussian(case).base, _gaussian(case).queries, centroids)
+    centroids = 1_000 * np.random.default_rng(case.seed).standard_normal((case.nlist, case.d), dtype=np.float32)
+    centroids[0] = 0  # the others are far from every row
+    return replace(_gaussian(case), centroids=centroids)
 
 
 MAKERS: dict[str, Callable[[Case], Data]] = {

@@ -69,11 +69,10 @@ def commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
+    with suppress(FileNotFoundError, subprocess.CalledProcessError):
+        command = ["git", "-C", str(_ROOT), *arguments]
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
+    return ""
 
 
 def _cpuinfo(field: str) -> str:

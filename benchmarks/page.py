@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .cases import CASES, PLAN
-from .formatting import speed
 from .results import TaskRun
-from .tables import GROWTH, TABLES, floor_of, pivot, tabulate
+from .tables import GROWTH, TABLES, floor_of, pivot, speed, tabulate
 
 Tasks = Mapping[tuple[str, str], TaskRun]
 
@@ -77,13 +76,10 @@ def compared(tasks: Tasks) -> list[TaskRun]:
 
 
 def caption(task: TaskRun) -> str:
-    facts = task.facts
-    changed = " with uncommitted changes" if facts["changed"] else ""
-    kernel = ", native kernel" if facts.get("native") else ""
-    return (
-        f"*{facts['cpu']}, {facts['threads']} threads{kernel}; {facts['date'][:10]}, "
-        f"commit {facts['commit'][:7]}{changed}; `{facts['command']}`; run {facts['run']}*"
-    )
+    facts, kernel = task.facts, ", native kernel" if task.facts.get("native") else ""
+    commit = facts["commit"][:7] + (" with uncommitted changes" if facts["changed"] else "")
+    where = f"{facts['cpu']}, {facts['threads']} threads{kernel}; {facts['date'][:10]}, commit {commit}"
+    return f"*{where}; `{facts['command']}`; run {facts['run']}*"
 
 
 def _left_out(task: TaskRun) -> list[str]:

@@ -26,7 +26,7 @@ import torch.distributed.tensor  # so that the memory of the first save does not
 from torch_ivf_module import IndexIVFFlat, ShardedIndex
 
 from . import rss
-from .formatting import grid
+from .tables import grid
 
 NITER = 10
 STEPS = ("train", "add", "search", "save")
@@ -113,6 +113,7 @@ def run(options: argparse.Namespace) -> int:
         for shard in ("rows", "lists"):
             s = Setting(processes, options.vectors, nlist=options.nlist, queries=options.queries, shard=shard)
             found = measure(s)
-            rows.append([str(processes), shard, *(f"{found[name] / 1e6:.3g} MB" for name in ("memory", "peak", *STEPS))])
+            sizes = [f"{found[name] / 1e6:.3g} MB" for name in ("memory", "peak", *STEPS)]
+            rows.append([str(processes), shard, *sizes])
     print(grid(["W", "shard", "memory", "to save", *STEPS], rows))
     return 0

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from .formatting import NONE, count, grid, number, speed, times
 from .results import Row, TaskRun
 
+NONE = "–"
 LEVELS = (0.8, 0.9, 0.95, 0.99)  # of recall
 _MIB = 2**20
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is aligned to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float) -> str:
+    return f"{value:,.3g}"
+
+
+def count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def times(value: float) -> str:
+    """A ratio."""
+    if value >= 10:
+        return f"{value:.0f}×" if value >= 100 else f"{value:.3g}×"
+    return f"{value:.2f}×" if value >= 0.1 else f"{value:.2g}×"
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,12 @@ _BUSY = 0.5  # processes running besides this one
 Job = tuple[Case, str]
 
 
-def _pair(text: str) -> tuple[int, int]:
-    nlist, _, nprobe = text.partition(":")
-    return int(nlist), int(nprobe)
-
-
-SWEEPS: dict[str, tuple[str, str, Callable[[str], Any]]] = {  # the task, the field of the case, how a value is read
-    "sweep-nq": ("search", "nqs", int),
-    "sweep-ivf": ("pairs", "ivf", _pair),
-    "sweep-codes": ("codes", "codes", int),
-    "sweep-budgets": ("budgets", "budgets", int),
-    "profile": ("profile", "profile_nqs", int),
+SWEEPS: dict[str, tuple[str, str]] = {  # the task, the field of the case
+    "sweep-nq": ("search", "nqs"),
+    "sweep-ivf": ("pairs", "ivf"),
+    "sweep-codes": ("codes", "codes"),
+    "sweep-budgets": ("budgets", "budgets"),
+    "profile": ("profile", "profile_nqs"),
 }
 
 
@@ -83,14 +78,15 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    (task, field, parse), case, values = SWEEPS[options.command], CASES[options.case], {}
+    (task, field), case, values = SWEEPS[options.command], CASES[options.case], {}
     words = [f"--case {case.name}"]
     if options.values is not None:
-        try:
-            values[field] = tuple(parse(word) for word in options.values.split(","))
-        except ValueError:
-            like = ",".join(str(value).strip("()").replace(", ", ":") for value in getattr(case, field)[:2])
-            raise SystemExit(f"--values must be like {like}, got {options.values!r}") from None
+        like = ",".join(str(value).strip("()").replace(", ", ":") for value in getattr(case, field)[:2])
+        pattern = r"\d+:\d+" if ":" in like else r"\d+"
+        if not re.fullmatch(f"{pattern}(,{pattern})*", options.values):
+            raise SystemExit(f"--values must be like {like}, got {options.values!r}")
+        given = [tuple(map(int, word.split(":"))) for word in options.values.split(",")]
+        values[field] = tuple(given) if ":" in like else tuple(value for (value,) in given)
         words.append(f"--values {options.values}")
     return measure([(replace(case, **values), task)], options, words, values)
 

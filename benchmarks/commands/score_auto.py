@@ -14,9 +14,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from torch_ivf_module.functional import cost
+from torch_ivf_module.functional import search as search_module
+
 from .. import machine, results
 from ..cases import CASES, PLAN
-from ..formatting import grid
+from ..context import Context
+from ..engines import kernel_disabled
+from ..measure import QUICK
+from ..tables import grid
+from ..tasks.params import FIXED, HOPELESS
 
 # The weight of a batch size: four times the queries count half, or twice, as much.
 PRESETS = {"latency": lambda nq: nq**-0.5, "throughput": lambda nq: nq**0.5, "even": lambda nq: 1.0}
@@ -43,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("--case", action="append", choices=sorted(CASES), help=f"default: {', '.join(_PLANNED)}")
     option("--preset", choices=PRESETS, default="even", help="which batch sizes count (default: even)")
-    weights = re.compile(r"(\d+)=([\d.]+)").findall
-    help = "or the weight of each batch size: 1=4,64=1"
-    option("--weights", type=lambda text: {int(nq): float(w) for nq, w in weights(text)}, help=help)
+    option("--weights", type=re.compile(r"(\d+)=([\d.]+)").findall, help="or that of each batch size: 1=4,64=1")
     option("--top", type=int, default=10, help="rules to show, best first (default: 10)")
     option("--file", type=Path, default=results.DEFAULT, help="default: benchmarks/benchmarks.jsonl")
     machine.add_arguments(parser)
@@ -59,7 +64,8 @@ def run(options: argparse.Namespace) -> int:
             cells += _cells(stored[name, "auto"], options.threads)
         else:
             print(f"{name} has not been measured: python -m benchmarks run --case {name} --task auto")
-    weigh = PRESETS[options.preset] if options.weights is None else lambda nq: options.weights.get(nq, 0.0)
+    given = {int(nq): float(weight) for nq, weight in options.weights or ()}
+    weigh = (lambda nq: given.get(nq, 0.0)) if given else PRESETS[options.preset]
     if not any(weigh(cell.nq) for cell in cells):
         print("nothing to score")
         return 1
@@ -85,7 +91,6 @@ def score(cells: list[Cell], chosen: list[str], weigh: Callable[[int], float]) -
 
 def _rules() -> Iterator[tuple[str, Callable[[Cell], str]]]:
     """The cost model as it is and with each constant changed, thresholds, and each mode always."""
-    from torch_ivf_module.functional import cost
 
     def choose(cell: Cell, **changed: float) -> str:
         with patch.object(cost, "_CPU", cost._CPU._replace(**changed)):
@@ -102,13 +107,6 @@ def _rules() -> Iterator[tuple[str, Callable[[Cell], str]]]:
 
 def _cells(task: results.TaskRun, threads: int) -> Iterator[Cell]:
     """What was measured, with the arguments of the cost model there; nothing where it is not called."""
-    from torch_ivf_module.functional import cost, search
-
-    from ..context import Context
-    from ..engines import kernel_disabled
-    from ..measure import QUICK
-    from ..tasks.params import FIXED, HOPELESS
-
     case = CASES[task.case]
     context = Context(case, "auto", ("ours",), QUICK, threads, lambda line: None, lambda note: None)
     engine = context.build_paired("ours")["ours"]
@@ -117,7 +115,7 @@ def _cells(task: results.TaskRun, threads: int) -> Iterator[Cell]:
         for nq in task.values("nq"):
             found = {row["engine"]: row["seconds"] for row in task.pick(nprobe=nprobe, nq=nq)}
             measured = [found[name] for name in FIXED if name in found]
-            with patch.object(search, "cheapest", wraps=cost.cheapest) as model, kernel_disabled():
+            with patch.object(search_module, "cheapest", wraps=cost.cheapest) as model, kernel_disabled():
                 engine.search(engine.convert(context.data.queries[:nq]), case.k)
             if model.called and measured:  # a mode that was hopelessly slow was not timed
                 times = {name.removeprefix("ours-"): found.get(name, HOPELESS * min(measured)) for name in FIXED}

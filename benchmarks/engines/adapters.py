@@ -160,8 +160,6 @@ class Sklearn(Engine):
     parameter = None
 
     def make(self, spec: Spec) -> Any:
-        if spec.metric == "ip":
-            raise ValueError("scikit-learn's brute force has no inner product")
         metric = "sqeuclidean" if spec.metric == "l2" else "cosine"
         return importlib.import_module("sklearn.neighbors").NearestNeighbors(algorithm="brute", metric=metric)
 

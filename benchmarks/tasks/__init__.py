@@ -3,23 +3,15 @@
 from collections.abc import Callable
 
 from ..context import Context
-from . import build, formats, memory, params, profile, recall, search
+from .build import add, maintenance, train
+from .formats import formats
+from .memory import memory
+from .params import auto, budgets, codes, filters
+from .profile import profile
+from .recall import pairs, recall
+from .search import flat, lists, search, threads
 
+_FUNCTIONS = (lists, search, flat, train, add, recall, pairs, auto, budgets, codes, filters, maintenance, threads)
 TASKS: dict[str, Callable[[Context], None]] = {
-    "lists": search.lists,
-    "search": search.run,
-    "flat": search.flat,
-    "train": build.train,
-    "add": build.add,
-    "recall": recall.run,
-    "pairs": recall.pairs,
-    "auto": params.auto,
-    "budgets": params.budgets,
-    "codes": params.codes,
-    "filters": params.filters,
-    "maintenance": build.maintenance,
-    "threads": search.threads,
-    "memory": memory.run,
-    "formats": formats.run,
-    "profile": profile.run,
+    task.__name__: task for task in (*_FUNCTIONS, memory, formats, profile)
 }

@@ -30,7 +30,7 @@ _VARIANTS: dict[str, tuple[str | None, str, dict[str, Any], tuple[int, ...]]] = 
 
 
 @torch.no_grad()
-def run(ctx: Context) -> None:
+def formats(ctx: Context) -> None:
     engines = ctx.build_paired("ours", "faiss")
     if "ours" not in engines:
         return

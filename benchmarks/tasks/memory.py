@@ -17,10 +17,10 @@ _ENGINES = ("ours", "ours-csr", "ours-matrix", "faiss")
 _ROOT = Path(__file__).resolve().parents[2]
 _MATRIX_LIMIT = 100_000_000  # (query, row) pairs on average; beyond it the query-major mode would take minutes
 _TIMEOUT = 300.0  # seconds
-_PROCESS = "import json, sys; from benchmarks.tasks import memory; print(json.dumps(memory.measure(*sys.argv[1:])))"
+_PROCESS = "import json, sys; from benchmarks.tasks.memory import measure; print(json.dumps(measure(*sys.argv[1:])))"
 
 
-def run(ctx: Context) -> None:
+def memory(ctx: Context) -> None:
     nlist, nprobe, total = ctx.case.nlist, ctx.case.nprobe, len(ctx.data.queries)
     # One query, a large batch, all the queries there are, and every list probed.
     shapes = [(1, nprobe), (min(2_048, total), nprobe), (total, nprobe), (min(512, total), nlist)]

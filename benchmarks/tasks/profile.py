@@ -2,18 +2,19 @@
 
 from typing import Any
 
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch import profiler
 
 from ..context import Context
 from ..measure import timed
 
 _ENGINES = ("ours", "ours-csr", "ours-matrix")
+_CPU = [profiler.ProfilerActivity.CPU]
 _SEARCH = "search"  # the whole
 _OPERATORS = 12  # the rest is summed up as "other"
 _SLOWEST = 20.0  # seconds: a longer search has too many events
 
 
-def run(ctx: Context) -> None:
+def profile(ctx: Context) -> None:
     for name, engine in ctx.build_paired(*_ENGINES).items():
         for nq in (nq for nq in ctx.case.profile_nqs if nq <= len(ctx.data.queries)):
             ctx.note(f"{name}, nq {nq:,}")
@@ -24,7 +25,7 @@ def run(ctx: Context) -> None:
                 ctx.skip(name, f"one call takes {alone:.0f} s", nq=nq)
                 break
             for _ in range(2):  # the first profile of a process also initialises the profiler
-                with profile(activities=[ProfilerActivity.CPU]) as recorded, record_function(_SEARCH):
+                with profiler.profile(activities=_CPU) as recorded, profiler.record_function(_SEARCH):
                     engine.search(x, ctx.case.k)
             for phase, seconds in operators(recorded.key_averages()).items():
                 ctx.row(name, nq=nq, k=ctx.case.k, nprobe=ctx.case.nprobe, phase=phase, seconds=seconds, alone=alone)

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import answers
 from ..context import Context
-from ..engines import FLAT, GRAPH, IVF, Engine, Variant, owners
+from ..engines import FLAT, GRAPH, IVF, Variant, owners
 from ..measure import timed
 
 # A mode that only differs in speed from another one of the same library adds nothing to this curve.
@@ -17,10 +17,13 @@ _EFFORT = {"cell_seconds": 4.0, "fewest_rounds": 2}  # there are many figures, a
 _SLOWEST = 2.0  # seconds for all the checked queries; an engine that needs longer gets no larger values
 
 
-def run(ctx: Context) -> None:
+def recall(ctx: Context) -> None:
     engines = {**ctx.make(IVF, *_LISTS), **ctx.make(GRAPH), **ctx.make(FLAT, *_EXHAUSTIVE)}
     ctx.note("building")
-    built = {id(engine): timed(_build, ctx, engine)[0] for engine in owners(engines)}
+    built = {
+        id(engine): timed(engine.train, ctx.train_rows)[0] + timed(engine.add, engine.convert(ctx.data.base))[0]
+        for engine in owners(engines)
+    }
     rows = {name: engine.convert(ctx.checked) for name, engine in engines.items()}
     values = {"nprobe": ctx.case.nprobes, "ef": ctx.case.efs, None: (0,)}
     for step in zip_longest(*(values[engine.parameter] for engine in engines.values())):
@@ -43,11 +46,6 @@ def pairs(ctx: Context) -> None:
                 engine.set(nprobe)
             facts = {name: {"nlist": nlist, "nprobe": nprobe} for name in rows}
             _curve_point(ctx, {name: engines[name] for name in facts}, rows, facts)
-
-
-def _build(ctx: Context, engine: Engine) -> None:
-    engine.train(ctx.train_rows)
-    engine.add(engine.convert(ctx.data.base))
 
 
 def _curve_point(ctx: Context, engines: dict[str, Variant], rows: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def lists(ctx: Context) -> None:
         ctx.row(name, sizes=engine.index.list_sizes().tolist(), imbalance=engine.index.imbalance_factor())
 
 
-def run(ctx: Context) -> None:
+def search(ctx: Context) -> None:
     engines = ctx.build_paired()
     if "ours" in engines:
         _floor(ctx, engines["ours"])
@@ -65,28 +65,22 @@ def _batches(ctx: Context, engines: Mapping[str, Variant], nqs: Iterable[int], *
             except (RuntimeError, MemoryError, ValueError) as error:
                 ctx.skip(name, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", nq=nq)
         calls = {name: ctx.caller(engines[name], rows[name], nq) for name in first}
-        ids = {name: _ids(ctx, engines[name], rows[name], nq, answer) for name, (_, answer) in first.items()}
-        facts = {name: {**checked, "peak_growth_bytes": first[name][0]} for name, checked in _check(ctx, ids).items()}
-        timings = ctx.time(calls, nq, facts=facts, **fields)
+        timings = ctx.time(calls, nq, _check(ctx, engines, rows, nq, first), **fields)
         per_query = {name: timing["seconds"] / nq for name, timing in timings.items()}
 
 
-def _ids(ctx: Context, engine: Variant, rows: Any, nq: int, answer: Any) -> np.ndarray:
-    """The ids of the first queries, in batches of this very size; `answer` is that to the first batch."""
-    checked = min(len(ctx.checked), max(nq, _CHECKED))
-    rest = [engine.ids(engine.search(rows[start : start + nq], ctx.case.k)) for start in range(nq, checked, nq)]
-    return np.concatenate([engine.ids(answer), *rest])[:checked]
-
-
-def _check(ctx: Context, ids: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Recall, and agreement with faiss (or the first engine)."""
-    reference = "faiss" if "faiss" in ids else next(iter(ids), None)
-    facts: dict[str, dict[str, float]] = {}
-    for name, found in ids.items():
-        checked = len(found)
-        given = (ctx.data.base, ctx.checked[:checked], found)
-        facts[name] = {"recall": answers.recall(*given, ctx.truth[:checked], ctx.case.metric), "checked": checked}
-        if reference is not None and name != reference:
+def _check(ctx: Context, engines: Any, rows: Any, nq: int, first: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Recall, and agreement with faiss (or the first engine), of the first queries in batches of this very size."""
+    checked, ids, facts = min(len(ctx.checked), max(nq, _CHECKED)), {}, {}
+    reference = "faiss" if "faiss" in first else next(iter(first), None)
+    for name in sorted(first, key=lambda name: name != reference):
+        batches = (rows[name][start : start + nq] for start in range(nq, checked, nq))
+        found = [first[name][1], *(engines[name].search(batch, ctx.case.k) for batch in batches)]
+        ids[name] = np.concatenate([engines[name].ids(answer) for answer in found])[:checked]
+        given = (ctx.data.base, ctx.checked[:checked], ids[name])
+        share = answers.recall(*given, ctx.truth[:checked], ctx.case.metric)
+        facts[name] = {"recall": share, "checked": checked, "peak_growth_bytes": first[name][0]}
+        if name != reference:
             facts[name]["agreement"] = answers.agreement(*given, ids[reference], ctx.case.metric)
     return facts
 
@@ -125,16 +119,16 @@ def _concurrent(ctx: Context, engine: Variant) -> dict[str, float]:
     parts = [engine.convert(part) for part in np.split(ctx.checked, list(cuts))]
     engine.search(parts[0], ctx.case.k)
 
-    def search(order: Iterable[int]) -> np.ndarray:
+    def answer(order: Iterable[int]) -> np.ndarray:
         """The ids for all queries, their parts searched in the given order."""
         found = {i: engine.ids(engine.search(parts[i], ctx.case.k)) for i in order}
         return np.concatenate([found[i] for i in range(len(parts))])
 
-    alone, single = timed(search, range(len(parts)))
+    alone, single = timed(answer, range(len(parts)))
     # Every thread searches all the queries, each starting at another part.
     orders = [np.roll(np.arange(len(parts)), -i * len(parts) // _THREADS) for i in range(_THREADS)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        together, found = timed(lambda: list(pool.map(search, orders)))
+        together, found = timed(lambda: list(pool.map(answer, orders)))
     agree = min(answers.agreement(ctx.data.base, ctx.checked, ids, single, ctx.case.metric) for ids in found)
     total = len(ctx.checked)
     return {"agreement": agree, "qps_alone": total / alone, "qps": _THREADS * total / together}
