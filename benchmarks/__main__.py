@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep-ivf": ("commands.run", "recall and queries/s over pairs of nlist and nprobe"),
     "sweep-codes": ("commands.run", "recall and queries/s over max_codes"),
     "sweep-budgets": ("commands.run", "recall and queries/s over candidate budgets"),
-    "profile": ("commands.run", "searches of some batch sizes under torch.profiler, as a table of their phases"),
+    "profile": ("commands.run", "searches of some batch sizes under torch.profiler, as a table of their operators"),
     "score-auto": ("commands.score_auto", "score the choices of search_mode='auto' and the constants behind them"),
     "sharded": ("sharded", "measure what an index over several processes holds and sends"),
 }

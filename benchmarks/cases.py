@@ -74,7 +74,6 @@ _CASES = (
     ),
 )  # fmt: skip
 CASES: dict[str, Case] = {case.name: case for case in _CASES}
-
 # The full run, in order: the tasks of each case. Any other pair can be asked for by name.
 PLAN: dict[str, tuple[str, ...]] = {
     "headline": (

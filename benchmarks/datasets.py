@@ -51,8 +51,7 @@ def _tokens(case: Case) -> Data:
 
 def _clusters(case: Case, power: float) -> Data:
     """Rows around L distant centres; the r-th largest cluster holds a share proportional to 1/r**power."""
-    random = np.random.default_rng(case.seed)
-    shares = 1.0 / np.arange(1, case.nlist + 1) ** power
+    random, shares = np.random.default_rng(case.seed), 1.0 / np.arange(1, case.nlist + 1) ** power
     centres = 4 * random.standard_normal((case.nlist, case.d), dtype=np.float32)
     order = random.permutation(case.nlist)  # so that the number of a list does not tell its size
 

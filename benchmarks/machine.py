@@ -18,8 +18,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = int(os.environ.get("OMP_NUM_THREADS", "2"))
-    help = "threads for every library (default: OMP_NUM_THREADS, or else 2)"
+    default, help = os.environ.get("OMP_NUM_THREADS", "2"), "of every library (default: OMP_NUM_THREADS, or else 2)"
     parser.add_argument("--threads", type=int, default=default, help=help)
 
 

@@ -40,8 +40,8 @@ def interleave(calls: Mapping[str, Callable[[int], Any]], effort: Effort) -> dic
     # The first call fills caches and compiles; a second says what a call costs.
     cost = {name: first if (first := timed(call, 0)[0]) > 5 else timed(call, 1)[0] for name, call in calls.items()}
     total, fastest = max(sum(cost.values()), 1e-9), max(min(cost.values(), default=1.0), 1e-9)
-    wanted = min(effort.most_calls, math.ceil(effort.turn_seconds / fastest))
-    turn = max(1, min(wanted, int(effort.cell_seconds / effort.fewest_rounds / total)))
+    wanted, most = math.ceil(effort.turn_seconds / fastest), int(effort.cell_seconds / effort.fewest_rounds / total)
+    turn = max(1, min(wanted, most, effort.most_calls))
     rounds = max(effort.fewest_rounds, min(effort.rounds, int(effort.cell_seconds / (total * (turn + 1)))))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
@@ -52,8 +52,8 @@ def interleave(calls: Mapping[str, Callable[[int], Any]], effort: Effort) -> dic
                 call(first)  # not timed: wakes the threads and fills the caches
             samples[name] += [timed(call, i)[0] for i in range(first, first + turn)]
     quartiles = {name: np.percentile(values, (50, 25, 75)).tolist() for name, values in samples.items()}
-    names, count = ("seconds", "seconds_low", "seconds_high"), rounds * turn
-    return {name: {**dict(zip(names, values, strict=True)), "calls": count} for name, values in quartiles.items()}
+    names = ("seconds", "seconds_low", "seconds_high", "calls")
+    return {name: dict(zip(names, [*values, rounds * turn], strict=True)) for name, values in quartiles.items()}
 
 
 def rotation(rows: Any, nq: int, most: int = 256) -> list[Any]:

@@ -32,8 +32,7 @@ def page(tasks: Tasks) -> str:
     if found:
         parts += [f"## {GROWTH.title}", "nlist is close to 4·√nb and nprobe is 32: the rows a query reads grow as √nb."]
         image = "![Time per query against the number of base rows](img/growth.svg)"
-        captions = dict.fromkeys(caption(task) for task in found)
-        parts += [pivot(GROWTH, [row for task in found for row in task.rows]), image, *captions]
+        parts += [pivot(GROWTH, [r for task in found for r in task.rows]), image, *dict.fromkeys(map(caption, found))]
     if compared(tasks):
         parts += ["## auto, all cases", "![Time of auto over that of the best fixed mode](img/auto.svg)"]
     runs = {task.facts["run"]: task.facts for task in tasks.values()}

@@ -21,7 +21,7 @@ from .tables import TABLES, auto_ratios
 # Reproducible element ids, text as text, a white background also on a dark page.
 _SVG = {"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "savefig.facecolor": "white"}
 _STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
-matplotlib.rcParams.update(_SVG | _STYLE)
+matplotlib.rcParams.update(_SVG | _STYLE | {"axes.grid": True, "grid.alpha": 0.3})
 # Okabe and Ito's colours, which colour-blind people can tell apart; the engines of a library have one colour and
 # differ in line and marker, so that grey prints are read too.
 _STYLES: dict[str, tuple[str, str, str]] = {
@@ -49,8 +49,6 @@ def _style(engine: str) -> dict[str, Any]:
 
 def _panels(count: int, width: float, height: float, **more: Any) -> tuple[Any, Sequence[Any]]:
     figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False, **more)
-    for one in axes[0]:
-        one.grid(alpha=0.3)
     return figure, axes[0]
 
 
@@ -62,8 +60,7 @@ def _svg(figure: Any, named: Any = None, by_height: bool = True) -> str:
         lines.sort(key=lambda pair: -pair[0].get_ydata()[-1] if by_height else 0)
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8, "frameon": False, "handlelength": 3}
         figure.legend(*zip(*lines, strict=True), **place)
-    file = io.StringIO()
-    figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    figure.savefig(file := io.StringIO(), format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
@@ -146,7 +143,6 @@ def auto(tasks: Sequence[TaskRun]) -> str:
 
 
 def lists(task: TaskRun, title: str) -> str:
-    """The list sizes."""
     figure, axes = plt.subplots(figsize=(6.4, 3.2))
     plot_list_sizes(torch.tensor(task.rows[0]["sizes"]), axes).set_title(title)
     return _svg(figure)
@@ -160,8 +156,8 @@ def plots(tasks: Tasks) -> dict[str, Callable[[], str]]:
             drawn[plot_file(task)] = partial(kinds[TABLES[name].plot], task, f"{case}, {name}")
     if ("headline", "search") in tasks:
         task = tasks["headline", "search"]
-        row, threads = task.rows[0], task.facts["threads"]
-        title = f"{row['nb']:,} vectors, {row['nlist']} lists, nprobe {row['nprobe']}, {threads} threads"
+        sizes = "{nb:,} vectors, {nlist} lists, nprobe {nprobe}".format(**task.rows[0])
+        title = f"{sizes}, {task.facts['threads']} threads"
         drawn["headline.svg"] = partial(speed, task, title, SHOWN)
     together = {"growth.svg": (growth, grown(tasks)), "auto.svg": (auto, compared(tasks))}
     return drawn | {name: partial(draw, found) for name, (draw, found) in together.items() if found}

@@ -8,8 +8,7 @@ from typing import Any
 
 DEFAULT = Path(__file__).resolve().parent / "benchmarks.jsonl"
 QUICK = DEFAULT.with_name("quick.jsonl")
-# A search mode that "auto" has replaced: its rows repeat those of "ours" in the same run.
-_REPLACED = "ours-native"
+_REPLACED = "ours-native"  # a search mode that "auto" has replaced: its rows repeat those of "ours" in the same run
 
 Row = dict[str, Any]
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -38,12 +39,12 @@ class Setting:
 
     processes: int
     vectors: int
-    d: int = 128
     nlist: int = 1_024
-    nprobe: int = 16
-    k: int = 10
     queries: int = 1_000
     shard: str = "rows"
+    d: int = 128
+    nprobe: int = 16
+    k: int = 10
 
 
 def sent() -> int:
@@ -61,8 +62,7 @@ def sent() -> int:
 def _process(rank: int, s: Setting, folder: str) -> dict[str, float]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    members = {"rank": rank, "world_size": s.processes, "timeout": timedelta(minutes=10)}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", **members)
+    dist.init_process_group("gloo", f"file://{folder}/store", timedelta(minutes=10), s.processes, rank)
     generator = torch.Generator().manual_seed(rank)
     x = torch.randn(s.vectors // s.processes, s.d, generator=generator)
     queries = torch.randn(s.queries, s.d, generator=generator)
@@ -109,11 +109,8 @@ def run(options: argparse.Namespace) -> int:
     data = f"{options.vectors:,} vectors, d 128, float32, {options.nlist:,} lists, nprobe 16, k 10"
     print(f"{data}, {options.queries:,} queries of each process; for one process\n")
     rows = []
-    for processes in options.processes:
-        for shard in ("rows", "lists"):
-            s = Setting(processes, options.vectors, nlist=options.nlist, queries=options.queries, shard=shard)
-            found = measure(s)
-            sizes = [f"{found[name] / 1e6:.3g} MB" for name in ("memory", "peak", *STEPS)]
-            rows.append([str(processes), shard, *sizes])
+    for processes, shard in product(options.processes, ("rows", "lists")):
+        found = measure(Setting(processes, options.vectors, options.nlist, options.queries, shard))
+        rows.append([str(processes), shard, *(f"{found[name] / 1e6:.3g} MB" for name in ("memory", "peak", *STEPS))])
     print(grid(["W", "shard", "memory", "to save", *STEPS], rows))
     return 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from statistics import median
 from typing import Any
 
 from .results import Row, TaskRun
 
-NONE = "–"
+NONE, last = "–", itemgetter(-1)
+number, count = "{:,.3g}".format, "{:,.0f}".format
 LEVELS = (0.8, 0.9, 0.95, 0.99)  # of recall
 _MIB = 2**20
 
@@ -18,14 +20,6 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; every column but the first is aligned to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def number(value: float) -> str:
-    return f"{value:,.3g}"
-
-
-def count(value: float) -> str:
-    return f"{value:,.0f}"
 
 
 def speed(value: float) -> str:
@@ -128,7 +122,7 @@ def floor_of(task: TaskRun, dtype: str = "float32") -> float | None:
 
 def _with_floor(task: TaskRun) -> list[Row]:
     floor = floor_of(task)
-    return [{**row, "floor": None if floor is None else row["qps"] / floor} for row in task.rows]
+    return [{**row, "floor": floor and row["qps"] / floor} for row in task.rows]
 
 
 def _levels(task: TaskRun) -> list[Row]:
@@ -155,26 +149,17 @@ def auto_ratios(task: TaskRun) -> list[Row]:
 
 
 def _phase_rows(task: TaskRun) -> list[Row]:
-    """Each phase with its share of the search, and the search with its time without the profiler."""
-    rows = []
-    for row in task.rows:
-        (whole,) = task.pick(phase="search", engine=row["engine"], nq=row["nq"])
-        note = f"unprofiled {1e3 * row['alone']:.3g}" if row is whole else f"{row['seconds'] / whole['seconds']:.0%}"
-        rows.append({**row, "note": note})
-    return rows
+    """Each phase, and the search also without the profiler."""
+    whole = task.pick(phase="search")
+    return task.rows + [{**row, "phase": "search, unprofiled", "seconds": row["alone"]} for row in whole]
 
 
-def last(values: list[Any]) -> Any:
-    return values[-1]
+def _package(row: Row) -> str | None:
+    return None if row["engine"] == "faiss" else "no" if row.get("bytes") else "yes"  # exported files do not need it
 
 
 def scaled(name: str, factor: float) -> Callable[[Row], float | None]:
     return lambda row: None if row.get(name) is None else row[name] * factor
-
-
-def _needs(row: Row) -> str | None:
-    """Whether a format needs this package; exported files do not."""
-    return None if row["engine"] == "faiss" else "no" if row.get("bytes") else "yes"
 
 
 def _step(head: str, step: str, form: Callable[[Any], str] = number, factor: float = 1, **over: str) -> Figure:
@@ -194,8 +179,8 @@ _OBJECTIVE = (
 _RECALL = Figure("recall", "recall", "{:.4f}".format, last)
 _SAME_IDS = Figure("same ids", "agreement", "{:.5f}".format, min)
 _GROWTH = Figure("growth, MiB", scaled("peak_growth_bytes", 1 / _MIB), count, max)
-_CHECKED = (Figure("of the floor", "floor", "{:.0%}".format, max), _RECALL, _SAME_IDS, _GROWTH)
-_BATCHES = ("queries/s", ("engine",), ("nq",), QPS, _CHECKED)
+_FLOOR = Figure("of the floor", "floor", "{:.0%}".format, max)
+_BATCHES = ("queries/s", ("engine",), ("nq",), QPS, (_FLOOR, _RECALL, _SAME_IDS, _GROWTH))
 _LIMITS = (
     Figure("recall against unlimited", "recall", "{:.4f}".format),
     Figure("rows read per query", "rows_read", count),
@@ -204,10 +189,11 @@ _LIMITS = (
 )
 _SELECTED = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "no selector"}))
 _SETTING = Figure("", lambda row: f"{row['knob']} {row['value']}" if row.get("knob") else None, str, last)
+_PART = Figure("", "seconds", "{:.0%}".format, over={"phase": "search"})
 _OPERATORS = Figure("most of it in", lambda row: ", ".join(row.get("operators", ())) or None, str, last)
 _SHAPE = {"lists": len, "empty": lambda sizes: sizes.count(0), "shortest": min, "median": median, "longest": max}
-_US = Figure("", lambda row: 1e6 * row["seconds"] / row["nq"])
-GROWTH = Table("How cost grows", "µs per query", ("nb", "nlist"), ("engine",), _US, block="nq")
+_PER_QUERY = Figure("", lambda row: 1e6 * row["seconds"] / row["nq"])
+GROWTH = Table("How cost grows", "µs per query", ("nb", "nlist"), ("engine",), _PER_QUERY, block="nq")
 TABLES: dict[str, Table] = {
     "lists": Table("List sizes", "sizes", ("engine",), plot="lists", figures=(
         *(Figure(name, lambda row, of=of: of(row["sizes"]), count) for name, of in _SHAPE.items()),
@@ -258,12 +244,12 @@ TABLES: dict[str, Table] = {
         Figure("", _MS, "{:.3g}".format, note=TO_FAISS), figures=(
             Figure("files, MiB", lambda row: row["bytes"] / _MIB if row.get("bytes") else None, count),
             Figure("made in, s", lambda row: row["make_seconds"] if row.get("bytes") else None),
-            Figure("needs the package", _needs, str, last),
+            Figure("needs the package", _package, str, last),
             _SAME_IDS,
         ),
     ),
     "profile": Table(
         "Time in each phase, by `torch.profiler`", "ms", ("engine", "phase"), ("nq",),
-        Figure("", _MS, "{:.3g}".format, note=Figure("", "note", str, last)), (_OPERATORS,), rows=_phase_rows,
+        Figure("", _MS, "{:.3g}".format, note=_PART), (_OPERATORS,), rows=_phase_rows,
     ),
 }  # fmt: skip

@@ -17,7 +17,6 @@ from typing import Any
 from .. import machine, results
 from ..cases import CASES, PLAN, QUICK_CASE, QUICK_ENGINES, Case
 
-_BUSY = 0.5  # processes running besides this one
 Job = tuple[Case, str]
 
 
@@ -117,7 +116,7 @@ def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], 
     words += ["--engines " + ",".join(options.engines)] if options.engines else []
     command = " ".join([options.command, *words, f"--threads {options.threads}"])
     facts = machine.describe(options.threads, command) | {"native": native, "skipped": skipped, "values": values}
-    if facts["load"] > _BUSY:
+    if facts["load"] > 0.5:
         print(f"the machine is busy (load {facts['load']:.1f}): these figures mean little")
     out = options.out or (results.QUICK if options.quick else results.DEFAULT)
     run = f"{re.sub('[^0-9]', '', facts['date'])[:14]}-{facts['commit'][:7]}-{os.getpid()}"
@@ -137,17 +136,16 @@ def _do(jobs: Sequence[Job], names: tuple[str, ...], options: argparse.Namespace
 
     effort = QUICK if options.quick else Effort()
     failures = 0
-    with tqdm(jobs, unit="task", disable=options.quiet) as bar:
-        for case, task in bar:
-            bar.set_description(f"{case.name}, {task}")
-            start, job = time.perf_counter(), {"case": case.name, "task": task}
-            try:
-                TASKS[task](Context(case, task, names, effort, options.threads, write, bar.set_postfix_str))
-                write({"kind": "done", **job, "seconds": time.perf_counter() - start})
-            except Exception as error:
-                failures += 1
-                traceback.print_exc()
-                write({"kind": "failed", **job, "reason": repr(error)[:500]})
+    for case, task in (bar := tqdm(jobs, unit="task", disable=options.quiet)):
+        bar.set_description(f"{case.name}, {task}")
+        start, job = time.perf_counter(), {"case": case.name, "task": task}
+        try:
+            TASKS[task](Context(case, task, names, effort, options.threads, write, bar.set_postfix_str))
+            write({"kind": "done", **job, "seconds": time.perf_counter() - start})
+        except Exception as error:
+            failures += 1
+            traceback.print_exc()
+            write({"kind": "failed", **job, "reason": repr(error)[:500]})
     return failures
 
 

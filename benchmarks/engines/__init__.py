@@ -78,8 +78,8 @@ def kernel_disabled() -> Iterator[None]:
 def build_kernel() -> bool:
     """Build the kernel before anything is timed, or else disable it for good: whether there is one."""
     if native.enabled() and not native.available():
+        print("building the native kernel, once")
         try:
-            print("building the native kernel, once")
             native.build()
         except RuntimeError as error:
             print(f"without the native kernel: {error}")
@@ -95,8 +95,7 @@ def make(names: Iterable[str], table: Mapping[str, Entry], spec: Spec) -> dict[s
 
 
 def owners(engines: Mapping[str, Variant]) -> list[Engine]:
-    """Each index once."""
-    return list({id(variant.owner): variant.owner for variant in engines.values()}.values())
+    return list(dict.fromkeys(variant.owner for variant in engines.values()))
 
 
 def build_paired(engines: Mapping[str, Variant], train: Any, base: np.ndarray, centroids: np.ndarray | None) -> None:

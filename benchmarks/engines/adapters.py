@@ -1,7 +1,6 @@
 """One adapter per library: it takes float32 numpy rows and gives numpy ids.
 
 `convert` turns rows into what the library takes, outside the timing; `search` is the library's own call alone.
-A library is imported when its adapter is made.
 """
 
 import importlib
@@ -54,11 +53,9 @@ class Engine:
         self.index.add(x)
 
     def remove(self, ids: Any) -> None:
-        """Remove vectors by converted ids."""
         self.index.remove_ids(ids)
 
     def set(self, value: int) -> None:
-        """Set the parameter."""
         self.index.nprobe = value
 
     def search(self, x: Any, k: int) -> Any:

@@ -12,6 +12,5 @@ from .recall import pairs, recall
 from .search import flat, lists, search, threads
 
 _FUNCTIONS = (lists, search, flat, train, add, recall, pairs, auto, budgets, codes, filters, maintenance, threads)
-TASKS: dict[str, Callable[[Context], None]] = {
-    task.__name__: task for task in (*_FUNCTIONS, memory, formats, profile)
-}
+_MORE = (memory, formats, profile)
+TASKS: dict[str, Callable[[Context], None]] = {task.__name__: task for task in (*_FUNCTIONS, *_MORE)}

@@ -9,8 +9,7 @@ from ..context import Context
 from ..engines import IVF, Engine
 from ..measure import timed
 
-_REPEATS = 5
-_ROUNDS = 3  # of maintenance
+_REPEATS, _ROUNDS = 5, 3  # of training and adding, of maintenance
 _STRETCH = 100  # pairs an engine does before the next engine's stretch
 _LIMIT = 120.0  # seconds an engine may spend on its pairs; fewer pairs are then reported, not guessed
 _CHANGING = ("ours", "faiss")
@@ -20,8 +19,7 @@ _ENGINES = ("ours", "faiss", "torch-ivf")
 
 def train(ctx: Context) -> None:
     """Seconds, and the objective the centroids reach on all training rows, over several seeds."""
-    rows = ctx.train_rows
-    names = [name for name in ctx.names if name in _ENGINES]
+    rows, names = ctx.train_rows, [name for name in ctx.names if name in _ENGINES]
     for name in names:  # not measured: wakes the threads and loads what is loaded on first use
         IVF[name].adapter(ctx.spec()).train(rows[: ctx.case.nlist * 39], niter=1)
     for seed in range(ctx.case.seed, ctx.case.seed + _REPEATS):

@@ -14,11 +14,10 @@ from ..measure import rotation, timed
 FIXED = ("ours-csr", "ours-matrix")
 HOPELESS = 8.0  # a mode this many times slower than the other one is not timed any further
 _LARGEST = 2  # batch sizes of the case that limits are measured at, from its largest down
-_SHARES = (1.0, 0.5, 0.01, 0.0001)  # of the ids
 
 
 def budgets(ctx: Context) -> None:
-    """Recall and speed of each budget, with sorted lists, and of two other limits of the first budget's size."""
+    """Each budget, with sorted lists, and two other limits of the first budget's size."""
     first = ctx.case.budgets[0]
     limits = {f"budget {n:,}": {"candidate_budget": n, "use_per_list_sizes": True} for n in ctx.case.budgets}
     limits[f"uniform {first:,}"] = {"candidate_budget": first, "budget_strategy": "uniform"}
@@ -26,7 +25,6 @@ def budgets(ctx: Context) -> None:
 
 
 def codes(ctx: Context) -> None:
-    """Recall and speed of each `max_codes`, with the lists as they are."""
     _limits(ctx, {f"max_codes {rows:,}": {"max_codes": rows} for rows in ctx.case.codes}, sort=False)
 
 
@@ -51,7 +49,7 @@ def filters(ctx: Context) -> None:
         total = engine.index.ntotal
         order = torch.randperm(total, generator=torch.Generator().manual_seed(ctx.case.seed))
         settings = {"no selector": SearchParams()}
-        for share in _SHARES:
+        for share in (1.0, 0.5, 0.01, 0.0001):
             chosen = order[: max(1, round(share * total))]
             mask = torch.zeros(total, dtype=torch.bool).index_fill_(0, chosen, True)
             settings[f"{share:.2%} as ids"] = SearchParams(selector=chosen)

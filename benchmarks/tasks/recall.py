@@ -11,26 +11,22 @@ from ..measure import timed
 
 # A mode that only differs in speed from another one of the same library adds nothing to this curve.
 _LISTS = ("ours", "faiss", "torch-ivf")
-_EXHAUSTIVE = ("sklearn",)
-_PAIRED = ("ours", "faiss")
 _EFFORT = {"cell_seconds": 4.0, "fewest_rounds": 2}  # there are many figures, and a curve shows what one would not
 _SLOWEST = 2.0  # seconds for all the checked queries; an engine that needs longer gets no larger values
 
 
 def recall(ctx: Context) -> None:
-    engines = {**ctx.make(IVF, *_LISTS), **ctx.make(GRAPH), **ctx.make(FLAT, *_EXHAUSTIVE)}
+    engines = {**ctx.make(IVF, *_LISTS), **ctx.make(GRAPH), **ctx.make(FLAT, "sklearn")}
     ctx.note("building")
-    built = {
-        id(engine): timed(engine.train, ctx.train_rows)[0] + timed(engine.add, engine.convert(ctx.data.base))[0]
-        for engine in owners(engines)
-    }
+    steps = {e: ((e.train, ctx.train_rows), (e.add, e.convert(ctx.data.base))) for e in owners(engines)}
+    built = {engine: sum(timed(*step)[0] for step in both) for engine, both in steps.items()}
     rows = {name: engine.convert(ctx.checked) for name, engine in engines.items()}
     values = {"nprobe": ctx.case.nprobes, "ef": ctx.case.efs, None: (0,)}
     for step in zip_longest(*(values[engine.parameter] for engine in engines.values())):
         facts: dict[str, dict[str, Any]] = {}
         for (name, engine), value in zip(engines.items(), step, strict=True):
             if name in rows and value is not None:
-                facts[name] = {"knob": engine.parameter, "value": value, "build_seconds": built[id(engine.owner)]}
+                facts[name] = {"knob": engine.parameter, "value": value, "build_seconds": built[engine.owner]}
                 if engine.parameter is not None:
                     engine.set(value)
         _curve_point(ctx, {name: engines[name] for name in facts}, rows, facts)
@@ -39,7 +35,7 @@ def recall(ctx: Context) -> None:
 def pairs(ctx: Context) -> None:
     """Recall and speed over pairs of nlist and nprobe, this library and faiss on the same lists."""
     for nlist, wanted in groupby(sorted(ctx.case.ivf), key=lambda pair: pair[0]):
-        engines = replace(ctx, case=replace(ctx.case, nlist=nlist)).build_paired(*_PAIRED)
+        engines = replace(ctx, case=replace(ctx.case, nlist=nlist)).build_paired("ours", "faiss")
         rows = {name: engine.convert(ctx.checked) for name, engine in engines.items()}
         for _, nprobe in wanted:
             for engine in engines.values():

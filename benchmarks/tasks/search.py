@@ -6,7 +6,6 @@ With the lists comes the floor: the time of the matrix products alone on this ma
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
 from itertools import accumulate, cycle, takewhile
 from typing import Any
 
@@ -42,7 +41,6 @@ def search(ctx: Context) -> None:
 
 def flat(ctx: Context) -> None:
     engines = ctx.make(FLAT)
-    ctx.note("building")
     for engine in engines.values():
         engine.add(engine.convert(ctx.data.base))
     _batches(ctx, engines, ctx.case.flat_nqs, nb=len(ctx.data.base))
@@ -95,13 +93,9 @@ def _floor(ctx: Context, engine: Variant) -> None:
     fast = {"avx512_bf16", "amx_bf16", "bf16"} & set(machine.simd())  # units that multiply bfloat16; the last is Arm's
     for dtype in (torch.float32, torch.bfloat16) if fast else (torch.float32,):
         queries, rows, scores = (torch.rand(*shape, dtype=dtype) for shape in ((m, d), (_LISTS, n, d), (m, n)))
-        name, call = str(dtype).removeprefix("torch."), partial(_product, queries, rows, scores)
-        seconds = interleave({name: call}, ctx.effort)[name]["seconds"]
+        calls = {"": lambda i, q=queries, r=rows, out=scores: torch.mm(q, r[i % _LISTS].t(), out=out)}
+        name, seconds = str(dtype).removeprefix("torch."), interleave(calls, ctx.effort)[""]["seconds"]
         ctx.line("floor", dtype=name, gflops=2 * m * n * d / seconds / 1e9, tile=(m, d, n), rows_read=rows_read)
-
-
-def _product(queries: torch.Tensor, rows: torch.Tensor, scores: torch.Tensor, i: int) -> None:
-    torch.mm(queries, rows[i % _LISTS].t(), out=scores)
 
 
 def threads(ctx: Context) -> None:
