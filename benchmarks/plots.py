@@ -39,7 +39,7 @@ _STYLES: dict[str, tuple[str, str, str]] = {
     "usearch": ("#56B4E9", "-", "X"),
 }
 _STEPS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of lines that are not engines
-_MISSED = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4)  # ticks of recall: 1 minus these
+_MISSED = (0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)  # ticks of recall: 1 minus these
 
 
 def _style(engine: str) -> dict[str, Any]:
