@@ -284,16 +284,6 @@ def test_the_mode_that_auto_replaced_is_not_reported(tmp_path: Path) -> None:
     assert results.history([tmp_path / "old.jsonl"])[0].engines() == ["ours"]
 
 
-def test_the_kernel_is_disabled_inside_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_IVF_NATIVE", "1")
-    with engines.kernel_disabled():
-        assert not engines.native.enabled()
-        with engines.kernel_disabled():
-            pass
-        assert not engines.native.enabled()
-    assert engines.native.enabled()
-
-
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 def test_brute_force_orders_by_the_exact_score(metric: str) -> None:
     random = np.random.default_rng(0)

@@ -396,7 +396,7 @@ def test_an_ordering_of_another_metric_is_refused():
         ({"max_codes_cap_per_list": "all"}, TypeError, "max_codes_cap_per_list"),
         ({"safe_pruning": 1}, TypeError, "safe_pruning"),
         ({"debug_stats": "yes"}, TypeError, "debug_stats"),
-        ({"selector": [1, 2]}, TypeError, "selector.*list"),
+        ({"selector": {1, 2}}, TypeError, "selector.*set"),
         ({"use_per_list_sizes": True}, ValueError, "use_per_list_sizes.*candidate_budget"),
         ({"strict_budget": True}, ValueError, "strict_budget.*candidate_budget"),
         ({"dynamic_nprobe": True, "profile": "approx"}, ValueError, "dynamic_nprobe.*candidate_budget"),

@@ -28,7 +28,8 @@ def distances(base: Tensor, queries: Tensor, ids: Tensor, metric: str) -> Tensor
 
 def brute_force(index: IndexIVFFlat, base: Tensor, queries: Tensor, lists: Tensor, k: int) -> Tensor:
     """ids (Q, k) of an exhaustive search of the probed lists (Q, P), in float64."""
-    list_of, list_ids = torch.arange(index.nlist, device="cpu").repeat_interleave(index.list_sizes().cpu()), index.list_ids.cpu()
+    sizes, list_ids = index.list_sizes().cpu(), index.list_ids.cpu()
+    list_of = torch.arange(index.nlist, device="cpu").repeat_interleave(sizes)
     found = torch.full((len(queries), k), -1)
     for row, query, probed in zip(found, queries, lists, strict=True):
         ids = list_ids[torch.isin(list_of, probed)]

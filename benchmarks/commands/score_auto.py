@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from torch_ivf_module import native
 from torch_ivf_module.functional import cost
 from torch_ivf_module.functional import search as search_module
 
 from .. import machine, results
 from ..cases import CASES, PLAN
 from ..context import Context
-from ..engines import kernel_disabled
 from ..measure import QUICK
 from ..tables import grid
 from ..tasks.params import FIXED, HOPELESS
@@ -115,7 +115,7 @@ def _cells(task: results.TaskRun, threads: int) -> Iterator[Cell]:
         for nq in task.values("nq"):
             found = {row["engine"]: row["seconds"] for row in task.pick(nprobe=nprobe, nq=nq)}
             measured = [found[name] for name in FIXED if name in found]
-            with patch.object(search_module, "cheapest", wraps=cost.cheapest) as model, kernel_disabled():
+            with patch.object(search_module, "cheapest", wraps=cost.cheapest) as model, native.disabled():
                 engine.search(engine.convert(context.data.queries[:nq]), case.k)
             if model.called and measured:  # a mode that was hopelessly slow was not timed
                 times = {name.removeprefix("ours-"): found.get(name, HOPELESS * min(measured)) for name in FIXED}

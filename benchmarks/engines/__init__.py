@@ -1,8 +1,7 @@
 """The engines by the names they have in the tables. Variants of one adapter share one index."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +40,10 @@ FLAT: dict[str, Entry] = {
     "torch-ivf": Entry(adapters.TorchIVFFlat, "torch_ivf", {"search_mode": "auto"}),
     "sklearn": Entry(adapters.Sklearn, "sklearn"),
 }
-GRAPH: dict[str, Entry] = {"hnswlib": Entry(adapters.Hnswlib, "hnswlib")}
+GRAPH: dict[str, Entry] = {
+    "hnswlib": Entry(adapters.Hnswlib, "hnswlib"),
+    "usearch": Entry(adapters.Usearch, "usearch"),
+}
 LIBRARIES: dict[str, str] = {name: entry.library for name, entry in {**IVF, **FLAT, **GRAPH}.items()}
 
 
@@ -60,19 +62,8 @@ class Variant:
                 setattr(self.owner.index, name, value)
         if self.entry.kernel:
             return self.owner.search(x, k)
-        with kernel_disabled():
+        with native.disabled():  # for the whole process
             return self.owner.search(x, k)
-
-
-@contextmanager
-def kernel_disabled() -> Iterator[None]:
-    """Searches inside use PyTorch operations only. For the whole process, not for one thread."""
-    before = os.environ.get("TORCH_IVF_NATIVE", "1")
-    os.environ["TORCH_IVF_NATIVE"] = "0"
-    try:
-        yield
-    finally:
-        os.environ["TORCH_IVF_NATIVE"] = before
 
 
 def build_kernel() -> bool:

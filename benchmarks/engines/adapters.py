@@ -186,3 +186,27 @@ class Hnswlib(Engine):
 
     def ids(self, answer: Any) -> np.ndarray:
         return answer[0].astype(np.int64)
+
+
+class Usearch(Engine):
+    parameter = "ef"
+
+    def make(self, spec: Spec) -> Any:
+        metric = "l2sq" if spec.metric == "l2" else "ip"
+        index = importlib.import_module("usearch.index").Index
+        return index(ndim=spec.d, metric=metric, dtype="f32", connectivity=16, expansion_add=200)
+
+    def add(self, x: np.ndarray) -> None:
+        self.index.add(np.arange(len(x)), x, threads=self.spec.threads)
+
+    def set(self, value: int) -> None:
+        self.index.expansion_search = value
+
+    def search(self, x: np.ndarray, k: int) -> Any:
+        return self.index.search(x, k, threads=self.spec.threads)
+
+    def ids(self, answer: Any) -> np.ndarray:
+        # One query comes without its first axis; unused places are beyond `counts`.
+        keys = np.atleast_2d(answer.keys).astype(np.int64)
+        counts = np.full(len(keys), getattr(answer, "counts", keys.shape[1]))
+        return np.where(np.arange(keys.shape[1]) < counts[:, None], keys, -1)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_ivf_module import SearchParams
+from torch_ivf_module import SearchParams, native
 
 from .. import answers, machine, rss
 from ..context import Context
-from ..engines import FLAT, Variant, kernel_disabled
+from ..engines import FLAT, Variant
 from ..measure import interleave, timed
 
 _CHECKED = 256  # at least so many queries are checked at every batch size
@@ -104,7 +104,7 @@ def threads(ctx: Context) -> None:
     for name in (name for name in ctx.names if name in _THREADED):
         engine = ctx.build_paired(name)[name]
         ctx.note(f"{name}, {_THREADS} threads")
-        with nullcontext() if engine.entry.kernel else kernel_disabled():  # for all threads together
+        with nullcontext() if engine.entry.kernel else native.disabled():  # for all threads together
             ctx.row(name, nprobe=ctx.case.nprobe, concurrent=_THREADS, **_concurrent(ctx, engine))
 
 
