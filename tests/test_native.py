@@ -132,10 +132,14 @@ def test_no_exact_score_exceeds_its_bound(name, d, metric):
     kept = rows.clamp(min=0)
     real = rows >= 0
     assert real[said].all() or (name in ("mixed scales", "an enormous vector"))
-    for exact in (
-        scores_of(queries, base, metric).gather(1, kept),
-        torch.ops.torch_ivf_module.exact_scores(queries.contiguous(), base.contiguous(), kept, metric == "l2").double(),
-    ):
+    # The kernel's own exact scores of all rows, of which those that overflow are left out.
+    whole = torch.zeros(0), torch.tensor([0, n]), torch.tensor([n, 0]), torch.zeros(nq, 1, dtype=torch.int64), None
+    origin, by_differences = torch.zeros(d), metrics.by_differences(metric)
+    search = torch.ops.torch_ivf_module.search_lists
+    flags = by_differences, False, 1 << 28
+    scores, at, _ = search(queries.contiguous(), origin, base.contiguous(), *whole, n, n, *flags)
+    own = torch.full((nq, n + 1), -math.inf).scatter_(1, torch.where(at < 0, n, at), scores)[:, :n]
+    for exact in (scores_of(queries, base, metric).gather(1, kept), own.gather(1, kept).double()):
         over = (exact > bounds.double()) & real & said[:, None]
         assert not over.any(), f"by {(exact - bounds)[over].amax():.3g}"
     if name == "gaussian":
@@ -252,12 +256,10 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
     ops = torch.ops.torch_ivf_module
     torch.library.opcheck(ops.scan.default, arguments)
     torch.library.opcheck(ops.scan_bounds.default, (*arguments, True))
-    queries, packed = arguments[:2]
+    queries = arguments[0]
     search = (queries, torch.ones(queries.shape[1]), *arguments[1:8], 8)
     torch.library.opcheck(ops.search_lists.default, (*search, True, False, 1 << 20))
     torch.library.opcheck(ops.scan_above.default, (*arguments[:6], torch.zeros(len(queries))))
-    rows = torch.tensor([[0, 3, -1]]).repeat(len(queries), 1)
-    torch.library.opcheck(ops.exact_scores.default, (queries, packed, rows, True))
 
 
 def test_wrong_arguments_are_named_and_so_is_what_lies_out_of_bounds():
@@ -288,13 +290,6 @@ def test_wrong_arguments_are_named_and_so_is_what_lies_out_of_bounds():
     for kept, start, said in ((k - 1, origin, "kept"), (k, origin[1:], "origin"), (k, origin.double(), "origin")):
         with pytest.raises(RuntimeError, match=f"{said} must"):
             search(queries, start, packed, bias, offsets, sizes, probes, None, k, kept, True, False, most)
-
-
-def test_rows_that_are_not_there_are_refused():
-    queries, packed, *_ = _arguments()
-    rows = torch.full((len(queries), 1), len(packed))
-    with pytest.raises(RuntimeError, match="rows must be below"):
-        torch.ops.torch_ivf_module.exact_scores(queries, packed, rows, True)
 
 
 def test_lists_that_are_not_there_are_not_visited():

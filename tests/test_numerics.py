@@ -159,6 +159,57 @@ def test_the_kernel_ranks_within_its_allowance(d, queries):
     assert ((scores - exact).abs() <= rounding(d) * asked.norm(dim=1, keepdim=True) * rows.norm(dim=1).amax()).all()
 
 
+def _with_centroids(index, centroids):
+    """Train an empty index to these centroids."""
+    offsets = torch.zeros(len(centroids) + 1, dtype=torch.int64)
+    index.load_state_dict({**index.state_dict(), "centroids": centroids, "list_offsets": offsets})
+
+
+def _equal_numbers(n, d, offset, step):
+    """Rows of one number each: every term of a product has the same sign, and every addition may round the same way."""
+    places = torch.randperm(n, generator=torch.Generator().manual_seed(6)).float() * step
+    return (offset + places)[:, None].expand(-1, d).contiguous()
+
+
+@pytest.mark.parametrize(("offset", "step"), [(1.0, 2.0**-17), (10.0, 2.0**-14), (1000.0, 2.0**-13)])
+@pytest.mark.parametrize("d", [64, 192, 256, 512])
+def test_rows_of_equal_numbers(d, offset, step, mode):
+    rows = _equal_numbers(2000, d, offset, step)
+    index = IndexFlatL2(d, search_mode=mode)
+    index.add(rows)
+    assert finds_itself(index, rows[:100]) == 100
+    lims, D, _ = index.range_search(rows[:100], 1e-12)
+    assert torch.equal(lims.diff(), torch.ones(100, dtype=torch.int64))
+    assert (D == 0).all()
+
+
+def test_lists_whose_centroids_are_of_equal_numbers(mode):
+    centroids = 1000 + (torch.arange(256) * 2.0**-9)[:, None].expand(-1, 256).contiguous()
+    index = IndexIVFFlat(256, nlist=256, nprobe=1, search_mode=mode)
+    _with_centroids(index, centroids)
+    index.add(centroids)
+    assert torch.equal(index.list_offsets, torch.arange(257))
+    assert finds_itself(index, centroids) == 256
+
+
+@pytest.mark.parametrize(("offset", "spread"), [(1e21, 1e17), (3e20, 5e17)])
+def test_rows_far_from_zero_whose_products_overflow(offset, spread, mode):
+    rows = offset + spread * normal(300, 8, seed=8)
+    index = IndexFlatL2(8, search_mode=mode)
+    index.add(rows)
+    found = index.search(rows[:50], 1)
+    assert (found[0] == 0).all()
+    assert torch.equal(rows[found[1][:, 0]], rows[:50])
+
+
+def test_a_list_whose_product_overflows_is_the_nearest(mode):
+    centroids = torch.tensor([[0.7071, 0.7071], [1.0, 0.0], [0.0, 1.0]])
+    index = IndexIVFFlat(2, nlist=3, nprobe=1, metric="ip", search_mode=mode)
+    _with_centroids(index, centroids)
+    index.add(centroids * 1e-5)
+    assert index.search(torch.full((1, 2), 3e38), 1)[1].item() == 0
+
+
 # --- many equal rows ----------------------------------------------------------------------------------------
 
 
@@ -199,6 +250,25 @@ def test_a_second_pass_reads_what_the_first_may_read(fields, mode):
     torch.testing.assert_close(found[0], exact[0], rtol=1e-6, atol=0.0)
     if "selector" in fields:
         assert (found[1] % 3 == 0).all()
+
+
+def test_a_query_in_doubt_among_packed_and_pending_rows_is_counted_once():
+    rows = _crowded(2000, 16)
+    index = IndexFlatL2(16)
+    index.add(rows)
+    index.search(rows[:1], 1)
+    index.add(rows[:100])  # pending
+    index.search(rows[:7], 10, params=SearchParams(debug_stats=True))
+    stats = index.last_search_stats
+    assert stats["searched_again"] + stats["certified"] == 7
+    assert stats["searched_again"] == 7
+
+
+@each_metric
+def test_queries_are_counted_alike_in_every_mode(metric, mode):
+    index, _, queries = shared(problem("wide"), metric, search_mode=mode)
+    index.search(queries, 5, params=SearchParams(debug_stats=True))
+    assert index.last_search_stats["certified"] == len(queries)
 
 
 def test_without_doubt_nothing_is_searched_again(mode):

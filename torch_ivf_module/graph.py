@@ -43,8 +43,9 @@ class SearchGraph(nn.Module):
     changed raises RuntimeError instead of answering (an exported file cannot know, and no one notices what is written
     into the buffers in place).
 
-    Answers are those of `search`, but for queries whose k-th and next neighbours lie within float32 rounding of one
-    another: there `search` looks a second time, and a graph of static shapes cannot.
+    Answers are those of `search`, but for queries whose k-th and next neighbours, or nearest lists, lie within float32
+    rounding of one another: there `search` takes a second pass, which a graph of static shapes cannot. Nor does it find
+    rows whose scores overflow.
 
     >>> from torch_ivf_module import IndexFlatL2
     >>> index = IndexFlatL2(2)

@@ -167,7 +167,7 @@ class _Finish(nn.Module):
     ) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         graph, lists = self.graph, self.graph.lists()
         kept = kept_for(graph.k)
-        rows = survivors(lists, probed, before, rank, (coarse, fine), kept, self.width)
+        rows, _ = survivors(lists, probed, before, rank, (coarse, fine), kept, self.width)
         rows = best_rows(shifted, lists, rows, kept)[1]
         scores, rows = rescore(x, lists.packed, rows, graph.k, graph.metric)
         return metrics.to_distance(scores, graph.metric), lookup([lists.ids], rows)

@@ -39,11 +39,14 @@ class Kernel(Protocol):
         metric: str,
         max_bytes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The k best rows of the probed lists by exact score: scores and rows (Q, k), and how many queries took a
-        second pass. x is *not* relative to the origin; exact scores are taken of `kept` candidates a query."""
+        """The k best rows of the probed lists by exact score: scores and rows (Q, k), and which queries (Q,) took a
+        second pass or, for ip and cosine, have products that overflow. x is *not* relative to the origin; exact scores
+        are taken of `kept` candidates a query."""
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,)."""
+        """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,).
+
+        x (Q, d) is relative to the origin."""
 
     def nearest(self, x: Tensor, vectors: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k vectors (N, d) of highest ranking score: scores and rows (Q, k), best first."""

@@ -20,8 +20,6 @@ from torch import Tensor
 
 METRICS = ("l2", "ip", "cosine")
 ORDERING = {"l2": "residual_norm_asc", "ip": "proj_desc", "cosine": "proj_desc"}  # see `centrality`
-# Beyond this distance of a query from the origin a product may overflow float32: every row is then scored exactly.
-_LARGEST_NORM = 2.0**60
 _SAMPLE = 256  # rows that decide the origin; a median of so many is within a tenth of a spread
 
 
@@ -111,12 +109,12 @@ def differentiable_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
 
 
 def rounding(d: int) -> float:
-    """The error allowed to a float32 sum of d products, relative to the product of the norms.
+    """No less than the error of a float32 sum of d products, relative to the product of the norms.
 
-    Two units in the last place up to 128 dimensions, growing with the square root of d. An allowance, not a proof:
-    errors of random signs stay well below it.
+    Half a unit in the last place for each addition of a chain: libraries of matrix products sum at most about 512
+    dimensions in one chain, and then such parts. Some more for the roundings of the factors and the bias.
     """
-    return 2 * torch.finfo(torch.float32).eps * math.sqrt(max(1.0, d / 128))
+    return 2.0**-24 * (min(d, 512) + d // 512 + 24)
 
 
 def needed_ranking(x: Tensor, origin: Tensor, score: Tensor) -> Tensor:
@@ -129,23 +127,27 @@ def needed_ranking(x: Tensor, origin: Tensor, score: Tensor) -> Tensor:
     size = square.sqrt()
     # Such a row lies within `reach` of the origin, and its norm is at most reach + |o|.
     reach = size + distance.sqrt()
-    error = rounding(x.shape[1]) * (size * (reach + torch.linalg.vector_norm(o)) + reach.square() / 2)
-    # Three times: once for the row left out, and twice for the kept ones, which another kernel may have scored.
-    needed = ((square - distance) / 2 + y @ o - 3 * error).float()
-    known = (size < _LARGEST_NORM) & distance.isfinite()
-    return torch.nextafter(needed, needed.new_tensor(-math.inf)).masked_fill(~known, -math.inf)
+    error = rounding(x.shape[1]) * (size * (reach + torch.linalg.vector_norm(o)) + reach.square())
+    needed = ((square - distance) / 2 + y @ o - error).float()
+    unknown = overflowing(x, origin) | distance.isinf()
+    return torch.nextafter(needed, needed.new_tensor(-math.inf)).masked_fill(unknown, -math.inf)
 
 
 def overflowing(x: Tensor, origin: Tensor) -> Tensor:
-    """Queries x (Q, d) so far from the origin that a ranking score may overflow float32: bool (Q,)."""
-    return ~(torch.linalg.vector_norm((x - origin).double(), dim=1) < _LARGEST_NORM)
+    """Queries x (Q, d) whose ranking scores may overflow float32: bool (Q,).
+
+    A row whose squared distance is finite lies within 2^64 of the query.
+    """
+    size = torch.linalg.vector_norm((x - origin).double(), dim=1)
+    return ~(size * (size + 2.0**64 + torch.linalg.vector_norm(origin.double())) < 2.0**126)
 
 
 def doubtful(x: Tensor, origin: Tensor, lowest: Tensor, kth: Tensor) -> Tensor:
     """Queries x (Q, d) for which, by l2, a row that a scan left out may be nearer than the k-th kept: bool (Q,).
 
-    `lowest` (Q,) is the lowest ranking score kept, -inf where all rows were kept, and `kth` (Q,) the exact score of the
-    k-th result. (For ip and cosine the ranking score is the exact score, so that there is no doubt.)
+    `lowest` (Q,) is what no ranking score left out exceeds, -inf where all rows were kept, and `kth` (Q,) the exact
+    score of the k-th result. (For ip and cosine the exact score is the same product in another order of summation: it
+    tells no more than the ranking score, and nothing is settled.)
     """
     reached = (lowest > -math.inf) & (lowest >= needed_ranking(x, origin, kth))
     return reached | overflowing(x, origin)
@@ -181,7 +183,7 @@ def range_threshold(x: Tensor, origin: Tensor, score: Tensor, vectors: Tensor, m
         return needed_ranking(x, origin, score)
     norms = [torch.linalg.vector_norm(part.double(), dim=1).amax() for part in vectors.split(1 << 14) if part.shape[0]]
     largest = torch.stack(norms).amax() if norms else origin.new_zeros((), dtype=torch.float64)
-    slack = 8 * rounding(x.shape[1]) * largest * torch.linalg.vector_norm(x.double(), dim=1)
+    slack = 2 * rounding(x.shape[1]) * largest * torch.linalg.vector_norm(x.double(), dim=1)
     return (score.double() - slack).float()
 
 

@@ -33,7 +33,7 @@ class Coarse(NamedTuple):
     sizes: Tensor  # (2,) int64
 
     def as_list(self) -> InvertedLists:
-        """The centroids as one inverted list, whose rows are the numbers of the lists."""
+        """The centroids as one inverted list, whose rows are the numbers of the lists. Its `ids` are of no meaning."""
         return InvertedLists(self.centroids, self.offsets, self.offsets, self.sizes, self.bias)
 
 
@@ -60,10 +60,12 @@ def probe(
         return x.new_zeros(x.shape[0], 1), one
     kept = nprobe + 1 + nprobe // 4
     if kernel is not None and nprobe and kernel.serves(coarse.centroids):
-        scores, found, _ = kernel.search(
+        scores, found, overflowed = kernel.search(
             x, coarse.origin, coarse.as_list(), one, None, nprobe, kept, metric, _WORKSPACE
         )
         unclear = (found < 0).any(1)  # distances that overflow
+        if not metrics.by_differences(metric):
+            unclear |= overflowed
     else:
         scores, found, unclear = _certified(x, coarse, nprobe, kept, metric)
     if bool(unclear.any()):
@@ -86,7 +88,7 @@ def nearest_by_ranking(x: Tensor, coarse: Coarse) -> tuple[Tensor, Tensor]:
     kernel = kernel_for(x)
     if kernel is not None and kernel.serves(coarse.relative):
         scores, found = kernel.nearest(x, coarse.relative, coarse.bias, 1)
-        if bool((found >= 0).all()):  # not where a score overflows
+        if bool(((found >= 0) & scores.isfinite()).all()):  # not where a score overflows
             return scores[:, 0], found[:, 0]
     memory = Scratch(x.device)
 

@@ -27,18 +27,18 @@ def scan_above(
     x (Q, d) relative to the origin; limits (Q, P) the rows to read of each list, None for all (a kernel reads all). For
     a query whose threshold is -inf these are all rows that no filter excludes, those of overflowing score included.
     """
-    if kernel is not None and limits is None:
-        lims, rows = kernel.above(x, lists, probed, threshold)
-    else:
-        lims, rows = _by_tiles(x, lists, probed, limits, threshold)
     every = torch.isneginf(threshold)
+    bounded = threshold.masked_fill(every, torch.inf)
+    if kernel is not None and limits is None:
+        lims, rows = kernel.above(x, lists, probed, bounded)
+    else:
+        lims, rows = _by_tiles(x, lists, probed, limits, bounded)
     if not bool(every.any()):
         return lims, rows
     queries = torch.repeat_interleave(torch.arange(x.shape[0], device=x.device), lims.diff())
-    bounded = ~every[queries]
     at = torch.nonzero(every)[:, 0]
     other, whole = _every_row(lists, probed[at], None if limits is None else limits[at])
-    return _grouped(torch.cat([queries[bounded], at[other]]), torch.cat([rows[bounded], whole]), x.shape[0])
+    return _grouped(torch.cat([queries, at[other]]), torch.cat([rows, whole]), x.shape[0])
 
 
 def by_query(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -74,19 +74,18 @@ def _by_tiles(
 
 def _every_row(lists: InvertedLists, probed: Tensor, limits: Tensor | None) -> tuple[Tensor, Tensor]:
     """Queries and rows (H,) of the probed lists, those aside that a filter excludes."""
-    rows = every_candidate(lists, probed, limits)
+    sizes = lists.sizes[probed] if limits is None else limits
+    rows = every_candidate(lists, probed, sizes, 0, int(sizes.sum(1).max()) if sizes.numel() else 0)
     query, place = torch.nonzero(rows >= 0, as_tuple=True)
     return query, rows[query, place]
 
 
-def every_candidate(lists: InvertedLists, probed: Tensor, limits: Tensor | None) -> Tensor:
-    """The rows (Q, W) of the probed lists of each query, -1 for padding and for rows that a filter excludes.
+def every_candidate(lists: InvertedLists, probed: Tensor, sizes: Tensor, start: int, width: int) -> Tensor:
+    """Rows ``start : start + width`` of each query's lists, laid end to end: (Q, width).
 
-    Waits for the device.
+    probed, sizes (Q, P): the lists and how many rows are read of each. -1 is padding, or a row that a filter excludes.
     """
-    sizes = lists.sizes[probed] if limits is None else limits
-    width = int(sizes.sum(1).max()) if sizes.numel() else 0
-    rows = candidate_rows(lists.offsets[probed], sizes, 0, width)
+    rows = candidate_rows(lists.offsets[probed], sizes, start, width)
     if lists.bias.shape[0]:
         rows = rows.masked_fill(torch.isneginf(lists.bias[rows.clamp(min=0)]), -1)
     return rows.clamp(min=-1)

@@ -87,8 +87,11 @@ def _select(
     for start in range(0, x.shape[0], step):
         part = slice(start, start + step)
         most = None if limits is None else limits[part]
-        rows = survivors(lists, probed[part], tasks.before, tasks.rank[part], maxima, k, width, most)
-        found.append(best_rows(x[part], lists, rows, k))
+        rows, least = survivors(lists, probed[part], tasks.before, tasks.rank[part], maxima, k, width, most)
+        scores, best = best_rows(x[part], lists, rows, k)
+        if scores.shape[1] == k:  # rows of groups that were not chosen are scored by another product than those kept
+            scores[:, -1] = torch.maximum(scores[:, -1], least)
+        found.append((scores, best))
     return found
 
 
@@ -106,17 +109,18 @@ def survivors(
     k: int,
     width: int,
     limits: Tensor | None = None,
-) -> Tensor:
-    """The rows (Q, k * GROUP) of each query's k best groups, negative for padding; `width` bounds its blocks.
+) -> tuple[Tensor, Tensor]:
+    """The rows (Q, k * GROUP) of each query's k best groups, negative for padding, and the least maximum of these (Q,),
+    -inf for fewer groups. `width` bounds the blocks of a query.
 
     before (L + 1,) and rank (Q, P) are those of `Tasks`; limits (Q, P) are the rows that count of each list.
     """
     blocks = blocks_of(lists.sizes)[probed]
     address = before[probed] + rank * blocks
-    if width == 0:
-        return probed.new_empty(probed.shape[0], 0)
-    position, probe = ranges_to_positions(address, blocks, width)
     coarse, fine = maxima
+    if width == 0:
+        return probed.new_empty(probed.shape[0], 0), coarse.new_full((probed.shape[0],), NEVER)
+    position, probe = ranges_to_positions(address, blocks, width)
     if width > _COARSE_PAYS * k:
         best = coarse.take(position.clamp(min=0)).masked_fill_(position < 0, NEVER)
         chosen = best_positions(best, k)[1]
@@ -133,4 +137,5 @@ def survivors(
     step = torch.arange(GROUP, device=position.device) * at.apart[:, :, None]
     held = at.held.masked_fill_(best == NEVER, 0)
     rows = at.first[:, :, None] + step
-    return rows.masked_fill_(at.along[:, :, None] + step >= held[:, :, None], -1).flatten(1)
+    least = best[:, k - 1] if best.shape[1] >= k else best.new_full((best.shape[0],), NEVER)
+    return rows.masked_fill_(at.along[:, :, None] + step >= held[:, :, None], -1).flatten(1), least

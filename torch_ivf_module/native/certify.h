@@ -15,14 +15,11 @@
 
 namespace torch_ivf_module {
 
-// Beyond this distance of a query from the origin products may overflow float32: every row is then scored exactly.
-constexpr double kLargestNorm = 0x1p60;
-
-// The error that a float32 sum of d products, as the microkernels take it, is allowed, relative to the product of norms:
-// two units in the last place up to 128 dimensions, growing with the square root of d. An allowance, not a proof: errors
-// of random signs in a sum of chunks stay well below it.
+// No less than the error of a float32 sum of d products as the microkernels take it, relative to the product of the norms:
+// half a unit in the last place for each addition of a chain (at most kPanelChunk of them, kRowChunk / kLanes along a
+// row), each chunk and each addition across a register, and some for the roundings of the factors and the bias.
 inline double rounding(int64_t d) {
-  return 2 * 0x1p-23 * std::max(1.0, std::sqrt(static_cast<double>(d) / 128));
+  return 0x1p-24 * static_cast<double>(std::min(d, kPanelChunk) + d / kPanelChunk + 24);
 }
 
 inline double norm(const float* values, int64_t d) {
@@ -31,6 +28,12 @@ inline double norm(const float* values, int64_t d) {
     squares += static_cast<double>(values[i]) * values[i];
   }
   return std::sqrt(squares);
+}
+
+// Whether ranking scores may overflow float32 for a query at distance `size` from the origin: a row whose squared distance
+// is finite lies within 2^64 of it.
+inline bool overflows(double size, double origin_norm) {
+  return !(size * (size + 0x1p64 + origin_norm) < 0x1p126);
 }
 
 // The ranking score that a row reaches if its exact score, a negated squared distance, exceeds `kth`. `y` (d) is the
@@ -42,15 +45,13 @@ inline float needed_ranking(const float* y, const float* origin, double origin_n
     offset += static_cast<double>(y[i]) * origin[i];
   }
   const double size = std::sqrt(square), distance = -kth;
-  if (!(size < kLargestNorm) || !std::isfinite(distance)) {
+  if (overflows(size, origin_norm) || !std::isfinite(distance)) {
     return kNever;
   }
   // Such a row lies within `reach` of the origin, and its norm is at most reach + |o|.
   const double reach = size + std::sqrt(distance);
-  const double error = rounding(d) * (size * (reach + origin_norm) + reach * reach / 2);
-  // Three times: once for the row that was not kept, and twice for the kept ones, which another kernel may have scored.
-  const double needed = (square - distance) / 2 + offset - 3 * error;
-  return std::nextafter(static_cast<float>(needed), kNever);
+  const double error = rounding(d) * (size * (reach + origin_norm) + reach * reach);
+  return std::nextafter(static_cast<float>((square - distance) / 2 + offset - error), kNever);
 }
 
 // The k best rows by exact score among those offered with a ranking score above the threshold of their query.
@@ -60,17 +61,16 @@ class ExactTopK {
   static constexpr bool kExact = true;
 
   ExactTopK(
-      int64_t first_query,
       int64_t queries,
       int64_t k,
-      const float* x, // (Q, d) as exact scores take them
-      const float* thresholds, // (Q,)
+      const float* x, // (queries, d) as exact scores take them
+      const float* thresholds, // (queries,) -inf unless exact scores are of differences
       const T* packed,
       int64_t d,
       bool differences)
-      : best_(first_query, queries, k),
-        x_(x + first_query * d),
-        thresholds_(thresholds + first_query),
+      : best_(queries, k),
+        x_(x),
+        thresholds_(thresholds),
         packed_(packed),
         d_(d),
         differences_(differences),
@@ -86,7 +86,7 @@ class ExactTopK {
     }
   }
 
-  // The exact scores of the rows of a panel (d, kPanel), many of which are wanted where rows are equal.
+  // The exact scores, of differences, of the rows of a panel (d, kPanel), many of which are wanted where rows are equal.
   void score_panel(int64_t query, const float* panel, float* scores) const {
     const float* x = x_ + query * d_;
     Vec total[2] = {Vec(0.0f), Vec(0.0f)};

@@ -5,7 +5,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sub.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
@@ -101,7 +100,7 @@ std::tuple<at::Tensor, at::Tensor> empty_results(const Problem& p, const at::Ten
 // Rank rows in float32, or by upper bounds of their exact scores: the k best.
 template <typename T>
 void rank(const Problem& p, const T* packed, bool coded, bool differences, int64_t max_bytes, float* scores, int64_t* rows) {
-  const auto best = [&](int64_t first, int64_t count) { return TopK(first, count, p.k); };
+  const auto best = [&](int64_t, int64_t count) { return TopK(count, p.k); };
   if (coded) {
     scan_all(p, [&] { return CodeScanner(p, packed, differences); }, best, max_bytes, scores, rows);
   } else {
@@ -151,7 +150,7 @@ void retry(
   std::vector<int64_t> found_rows(bounded.size() * p.k);
   const auto exact = [&](int64_t first, int64_t count) {
     return ExactTopK<T>(
-        first, count, p.k, some.plain.data(), some.thresholds.data(), packed, p.d, differences);
+        count, p.k, some.plain.data() + first * p.d, some.thresholds.data() + first, packed, p.d, differences);
   };
   const auto scanner = [&] { return FloatScanner(some.problem, packed); };
   scan_all(some.problem, scanner, exact, max_bytes, found_scores.data(), found_rows.data());
@@ -161,14 +160,15 @@ void retry(
   }
   on_threads(static_cast<int64_t>(unbounded.size()), [&](int64_t i) {
     const int64_t q = unbounded[i];
-    ExactTopK<T> best(0, 1, p.k, x + q * p.d, &needed[q], packed, p.d, differences);
+    ExactTopK<T> best(1, p.k, x + q * p.d, &needed[q], packed, p.d, differences);
     score_every_row(p, q, best);
     best.write(0, scores + q * p.k, rows + q * p.k);
   });
 }
 
 // The k best rows of the probed lists by exact score, which do not depend on rounding in the scan: scores and rows
-// (Q, k), and how many queries took a second pass. `kept` candidates are ranked, by upper bounds if `coded`.
+// (Q, k), and which queries (Q,) took a second pass, or have products that overflow. `kept` candidates are ranked, by
+// upper bounds if `coded`.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> search_lists(
     const at::Tensor& x,
     const at::Tensor& origin,
@@ -195,9 +195,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> search_lists(
   auto [scores, rows] = empty_results(p, x);
   p.k = kept;
   const double origin_norm = norm(origin.const_data_ptr<float>(), p.d);
-  std::vector<float> needed(p.queries, 0.0f);
-  std::vector<uint8_t> doubtful(p.queries, false);
-  std::vector<int64_t> again;
+  std::vector<float> needed(p.queries, kNever);
+  at::Tensor again = at::zeros({p.queries}, x.options().dtype(at::kBool));
+  bool* doubtful = again.mutable_data_ptr<bool>();
+  std::vector<int64_t> second;
   with_rows(packed, [&](const auto* vectors) {
     float* best = scores.template mutable_data_ptr<float>();
     int64_t* found = rows.template mutable_data_ptr<int64_t>();
@@ -213,25 +214,30 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> search_lists(
             of_x.x + q * p.d, vectors, candidates.template const_data_ptr<int64_t>() + q * kept, kept, p.d, differences,
             k, scratch, keys, best + q * k, found + q * k);
         const float lowest = ranks[q * kept + kept - 1], kth = best[q * k + k - 1];
-        needed[q] = differences
-            ? needed_ranking(p.x + q * p.d, origin.const_data_ptr<float>(), origin_norm, kth, p.d)
-            : kNever;
-        const bool overflows =
-            differences && !(norm(p.x + q * p.d, p.d) < kLargestNorm) && std::isfinite(norm(of_x.x + q * p.d, p.d));
-        doubtful[q] = overflows || (lowest > kNever && (coded ? !(lowest < kth) : differences && lowest >= needed[q]));
+        if (differences) {
+          needed[q] = needed_ranking(p.x + q * p.d, origin.const_data_ptr<float>(), origin_norm, kth, p.d);
+        }
+        const bool left_out = lowest > kNever; // rows that the scan ranked and did not keep
+        if (coded) {
+          doubtful[q] = left_out && !(lowest < kth);
+        } else if (differences) {
+          doubtful[q] = (left_out && lowest >= needed[q]) || overflows(norm(p.x + q * p.d, p.d), origin_norm);
+        } else {
+          doubtful[q] = std::isinf(lowest) && left_out;
+        }
       }
     });
     for (int64_t q = 0; q < p.queries; ++q) {
-      if (doubtful[q]) {
-        again.push_back(q);
+      if (doubtful[q] && (coded || differences)) {
+        second.push_back(q);
       }
     }
-    if (!again.empty()) {
+    if (!second.empty()) {
       p.k = k;
-      retry(p, of_x.x, vectors, differences, again, needed, max_bytes, best, found);
+      retry(p, of_x.x, vectors, differences, second, needed, max_bytes, best, found);
     }
   });
-  return {scores, rows, at::scalar_tensor(static_cast<int64_t>(again.size()), probed.options())};
+  return {scores, rows, again};
 }
 
 // The k best rows of the probed lists by ranking score: scores and rows (Q, k).
@@ -255,7 +261,8 @@ std::tuple<at::Tensor, at::Tensor> scan(
   return {scores, rows};
 }
 
-// The same by upper bounds of exact scores; the last is +inf for a query that the bounds do not serve.
+// The same by upper bounds of exact scores; the last is +inf for a query that the bounds do not serve. Searches call it
+// through search_lists; it is an operator of its own so that tests can hold the bounds against exact scores.
 std::tuple<at::Tensor, at::Tensor> scan_bounds(
     const at::Tensor& x,
     const at::Tensor& packed,
@@ -319,44 +326,6 @@ std::tuple<at::Tensor, at::Tensor> scan_above(
   return {lims, rows};
 }
 
-at::Tensor exact_scores(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& rows, bool differences) {
-  check(x, "x", 2, at::kFloat);
-  check(packed, "packed", 2, packed.scalar_type());
-  check(rows, "rows", 2, at::kLong);
-  TORCH_CHECK(x.size(1) == packed.size(1), "x has ", x.size(1), " columns, packed has ", packed.size(1));
-  TORCH_CHECK(rows.size(0) == x.size(0), "rows must have a row for each query");
-  const int64_t* wanted = rows.const_data_ptr<int64_t>();
-  const bool there = std::all_of(wanted, wanted + rows.numel(), [&](int64_t row) { return row < packed.size(0); });
-  TORCH_CHECK(there, "rows must be below ", packed.size(0));
-  const int64_t d = x.size(1), count = rows.size(1);
-  at::Tensor scores = at::empty(rows.sizes(), x.options());
-  const float* queries = x.const_data_ptr<float>();
-  const int64_t* row = rows.const_data_ptr<int64_t>();
-  float* out = scores.mutable_data_ptr<float>();
-  with_rows(packed, [&](const auto* from) {
-    constexpr int64_t kLine = 64 / sizeof(*from);
-    at::parallel_for(0, x.size(0), 16, [&](int64_t first, int64_t last) {
-      std::vector<float> scratch(d);
-      for (int64_t i = first * count; i < last * count; ++i) {
-        // The rows lie anywhere: request the second next one while this one is scored.
-        if (i + 2 < last * count && row[i + 2] >= 0) {
-          for (int64_t j = 0; j < d; j += kLine) {
-            __builtin_prefetch(from + row[i + 2] * d + j);
-          }
-        }
-        if (row[i] < 0) {
-          out[i] = kNever;
-          continue;
-        }
-        const float* query = queries + i / count * d;
-        const float* vector = as_float(from + row[i] * d, d, scratch.data());
-        out[i] = exact_score(differences, query, vector, d);
-      }
-    });
-  });
-  return scores;
-}
-
 TORCH_LIBRARY(torch_ivf_module, library) {
   library.def(
       "scan(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor? limits, "
@@ -371,7 +340,6 @@ TORCH_LIBRARY(torch_ivf_module, library) {
       "search_lists(Tensor x, Tensor origin, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, "
       "Tensor? limits, int k, int kept, bool differences, bool coded, int max_bytes) -> (Tensor, Tensor, Tensor)");
   library.def("has_bfloat16_units() -> bool", [] { return at::native::cpublas::could_pack(at::kBFloat16); });
-  library.def("exact_scores(Tensor x, Tensor packed, Tensor rows, bool differences) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(torch_ivf_module, CPU, library) {
@@ -379,7 +347,6 @@ TORCH_LIBRARY_IMPL(torch_ivf_module, CPU, library) {
   library.impl("scan", &scan);
   library.impl("scan_bounds", &scan_bounds);
   library.impl("scan_above", &scan_above);
-  library.impl("exact_scores", &exact_scores);
 }
 
 } // namespace

@@ -20,11 +20,7 @@ def register_meta_kernels() -> None:
     def _search_lists(  # type: ignore[no-untyped-def]
         x, origin, packed, bias, offsets, sizes, probed, limits, k, kept, differences, coded, max_bytes
     ):
-        return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k), probed.new_empty(())
-
-    @torch.library.register_fake("torch_ivf_module::exact_scores")
-    def _exact_scores(x, packed, rows, differences):  # type: ignore[no-untyped-def]
-        return x.new_empty(rows.shape)
+        return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k), x.new_empty(x.shape[0], dtype=torch.bool)
 
     @torch.library.register_fake("torch_ivf_module::scan_above")
     def _scan_above(x, packed, bias, offsets, sizes, probed, threshold):  # type: ignore[no-untyped-def]

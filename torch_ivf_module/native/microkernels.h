@@ -21,10 +21,10 @@ namespace torch_ivf_module {
 // Rows and queries of one product along d: again twelve sums.
 constexpr int kRows = 4;
 constexpr int kFew = 3;
-// Dimensions of a chunk: one chain of additions a register lane across rows, kLanes of them along a row. At d = 1,536
-// chunks of 128 take 1% longer than one chain; up to two chunks are left in one chain.
-constexpr int64_t kPanelChunk = 128;
-constexpr int64_t kRowChunk = 128 * kLanes;
+// Dimensions of a chunk: one chain of additions a register lane across rows, kLanes of them along a row. certify.h derives
+// the rounding allowance from these: shorter chunks leave fewer queries in doubt, and take longer.
+constexpr int64_t kPanelChunk = 64;
+constexpr int64_t kRowChunk = 32 * kLanes;
 
 // Rows as float32: where they lie, or converted into `scratch`.
 inline const float* as_float(const float* rows, int64_t, float*) {
@@ -118,7 +118,7 @@ inline void panel_product(
     sum[m][0] = Vec::loadu(bias);
     sum[m][1] = Vec::loadu(bias + kLanes);
   }
-  if (d <= 2 * kPanelChunk) {
+  if (d <= kPanelChunk) {
     panel_sums<M>(queries, panel, 0, d, sum);
   } else {
     float totals[M * kPanel] = {};

@@ -46,7 +46,7 @@ class NativeKernel:
         metric: str,
         max_bytes: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The k best rows of the probed lists by exact score, and how many queries took a second pass."""
+        """The k best rows of the probed lists by exact score, and which queries took a second pass."""
         kept = max(k, min(kept, lists.packed.shape[0] + 1))
         visits = probed.numel() / (lists.sizes.shape[0] - 1)
         coded = kept <= lists.packed.shape[0] and visits >= _CODES_PAY and has_bfloat16_units()

@@ -46,19 +46,13 @@ class TopK {
     return 2 * k + std::min<int64_t>(64, 8 * k);
   }
 
-  TopK(int64_t first_query, int64_t queries, int64_t k)
-      : first_(first_query),
-        k_(k),
+  TopK(int64_t queries, int64_t k)
+      : k_(k),
         room_(room(k)),
         keys_(queries * room_),
         counts_(queries, 0),
         thresholds_(queries, kNever),
         uncertified_(queries, false) {}
-
-  // The number of query 0 of this block in the batch.
-  int64_t first_query() const {
-    return first_;
-  }
 
   // Record that rows of the query may have been scored too low to be compared.
   void mark_uncertified(int64_t query) {
@@ -75,7 +69,11 @@ class TopK {
   }
 
   void offer(int64_t query, float score, uint32_t row) {
-    if (!(score > thresholds_[query]) || std::isinf(score)) {
+    if (!(score > thresholds_[query])) {
+      return;
+    }
+    if (std::isinf(score)) { // a product that overflows says nothing about the row
+      mark_uncertified(query);
       return;
     }
     uint64_t* keys = &keys_[query * room_];
@@ -119,7 +117,7 @@ class TopK {
     counts_[query] = static_cast<int32_t>(k_);
   }
 
-  int64_t first_, k_, room_;
+  int64_t k_, room_;
   std::vector<uint64_t> keys_;
   std::vector<int32_t> counts_;
   std::vector<float> thresholds_;
