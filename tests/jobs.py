@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.distributed.fsdp import fully_shard
 
 from tests.problems import METRICS, agree, check_range, few_training_rows, held, normal, probed
-from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, ShardedIndex, ignore_in_ddp
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, ShardedIndex, check_ddp, ignore_in_ddp
 from torch_ivf_module.dcp import IndexLoadPlanner
 from torch_ivf_module.sharded import newest
 from torch_ivf_module.sharded.exchange import Exchange
@@ -437,28 +437,42 @@ def restores(rank: int, size: int, folder: str) -> None:
     assert sorted(part.name for part in Path(folder).iterdir()) == sorted([*foreign, "index-000003", "newest"])
 
 
-def wrapped_with_different_rows(rank: int, size: int) -> None:
-    """DDP compares the shapes of parameters only; of indexes it is the library that refuses, on every rank."""
+def _model_of(rows: int) -> nn.Sequential:
+    index = IndexFlatL2(D)
+    index.add(BASE[:rows])
+    return nn.Sequential(nn.Linear(D, D), index)
 
-    def model(rows: int) -> nn.Sequential:
-        index = IndexFlatL2(D)
-        index.add(BASE[:rows])
-        return nn.Sequential(nn.Linear(D, D), index)
 
+def checked_with_different_rows(rank: int, size: int) -> None:
+    """DDP compares the shapes of parameters only; of indexes it is `check_ddp` that refuses, on every rank."""
     wrap = nn.parallel.DistributedDataParallel
     for rows in ((10, 20), (20, 10), (0, 5)):
         shapes = rf"\({rows[0]}, {D}\) on rank 0 and \({rows[1]}, {D}\) on rank 1"
-        told = rf"1\.packed_embeddings has shape {shapes}.*ignore_in_ddp"
-        with pytest.raises(RuntimeError, match=told):
-            wrap(model(rows[rank]))
-        with pytest.raises(RuntimeError, match=told):
-            wrap(model(rows[rank]), forward_sync_buffers=False)  # which sends them once
-        kept = model(rows[rank])
-        assert "1.packed_embeddings" in ignore_in_ddp(kept)
-        assert wrap(kept).module[1].ntotal == rows[rank]
-        assert wrap(model(rows[rank]), forward_sync_buffers=False, init_sync=False).module[1].ntotal == rows[rank]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the older argument is deprecated
-            assert wrap(model(rows[rank]), broadcast_buffers=False).module[1].ntotal == rows[rank]
-    equal = model(50)
+        model = _model_of(rows[rank])
+        with pytest.raises(RuntimeError, match=rf"1\.packed_embeddings has shape {shapes}.*ignore_in_ddp"):
+            check_ddp(model)
+        assert model[1].ntotal == rows[rank]
+        assert "1.packed_embeddings" in ignore_in_ddp(model)
+        check_ddp(model)
+        assert wrap(model).module[1].ntotal == rows[rank]
+        check_ddp(model, [dist.new_group([other]) for other in range(size)][rank])
+    with pytest.raises(RuntimeError, match=r"2\.centroids has shape None on rank 0 and \(0, 12\) on rank 1"):
+        check_ddp(nn.Sequential(*_model_of(5), *_model_of(5)[1:] if rank else ()))
+    equal = _model_of(50)
+    check_ddp(equal)
     agree(wrap(equal)(QUERIES), equal(QUERIES))
+    # An index alone, and no index at all.
+    check_ddp(equal[1])
+    check_ddp(equal[0])
+
+
+def growing_apart_after_wrapping(rank: int, size: int) -> None:
+    """What rank 0 sends fits a part of a longer buffer, which is then no longer sound."""
+    model = _model_of(50)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    model[1].add(BASE[: 1 + rank])
+    if rank:
+        with pytest.raises(RuntimeError, match=r"(?s)DistributedDataParallel.*ignore_in_ddp"):
+            wrapped(QUERIES)
+    else:
+        wrapped(QUERIES)

@@ -17,7 +17,7 @@ from .checkpoint import load
 from .faiss_bridge import from_faiss, to_faiss
 from .graph import SearchGraph
 from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
-from .parallel import ignore_in_ddp
+from .parallel import check_ddp, ignore_in_ddp
 from .params import SearchParams
 from .sharded import ShardedIndex
 from .tune import tune
@@ -40,6 +40,7 @@ __all__ = [
     "SearchGraph",
     "SearchParams",
     "ShardedIndex",
+    "check_ddp",
     "from_faiss",
     "ignore_in_ddp",
     "load",

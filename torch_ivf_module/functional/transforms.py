@@ -44,9 +44,17 @@ def refuse_transform(action: str) -> None:
 
 def differentiable(x: Tensor) -> bool:
     """Whether derivatives with respect to `x` may be asked for: in reverse or forward mode, or by a transform."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return True
-    return transforming() or forward_ad.unpack_dual(x).tangent is not None
+    return tracked(x) or transforming()
+
+
+def tracked(x: Tensor) -> bool:
+    """Whether autograd follows `x`, in reverse or forward mode."""
+    return (x.requires_grad and torch.is_grad_enabled()) or is_dual(x)
+
+
+def is_dual(x: Tensor) -> bool:
+    """Whether `x` has a tangent, as forward mode gives it."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 def outside(find: Find, x: Tensor) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from ..functional.lists import InvertedLists, restricted, vectors_at
 from ..functional.probe import Coarse, probe
 from ..functional.range_scan import range_search
 from ..functional.search import MODES, SearchOptions, capped_lists, finite_queries, lookup, search
-from ..functional.transforms import differentiable, outside, scored
+from ..functional.transforms import differentiable, is_dual, outside, scored
 from ..params import DEFAULTS, SearchParams, positive
 from . import check
 from .building import Builds
@@ -214,10 +214,13 @@ class IndexBase(TorchIvfNames, Saves, Builds):
 
         `radius` is a number, or a tensor (nq,) of one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
         I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params` it takes `nprobe`
-        and `selector`: lists are read whole, `max_codes` and budgets are ignored, as in faiss. Raises as `search`.
+        and `selector`: lists are read whole, `max_codes` and budgets are ignored, as in faiss. D has no derivative:
+        it does not require grad, whether x does or not. Raises as `search`, and RuntimeError for a dual tensor x.
         """
         refuse_recording("range_search")
         x = check.vectors(x, "x", self.d, self.device)
+        if is_dual(x):
+            raise RuntimeError("range_search has no derivative, but x is a dual tensor of forward mode: detach it")
         radii = check.radii(radius, "radius", x.shape[0], self.device)
         params = self._params(params)
         self._require_trained("range_search")

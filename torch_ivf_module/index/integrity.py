@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from . import state
 
@@ -25,7 +26,9 @@ _FACTOR = -7046029254386353131  # odd, 2^64 over the golden ratio as a signed nu
 
 _REMEDY = (
     "Something else wrote into the buffers of the index. Averaging weights does so with use_buffers=True (the default "
-    "of Lightning's WeightAveraging): use torch_ivf_module.AveragedModel, or use_buffers=False. After to_empty() call "
+    "of Lightning's WeightAveraging): use torch_ivf_module.AveragedModel, or use_buffers=False. "
+    "DistributedDataParallel does so where the ranks hold different numbers of vectors: call "
+    "torch_ivf_module.ignore_in_ddp(model) before wrapping it. After to_empty() call "
     "reset_parameters(); after reading a checkpoint into the buffers call load_state_dict(). Either of these makes the "
     "index usable again"
 )
@@ -47,6 +50,15 @@ def unchanged(sources: Sources, buffers: Mapping[str, Tensor]) -> bool:
         if now is not tensor or (version >= 0 and now._version != version):
             return False
     return bool(sources)
+
+
+def without_values(buffers: Mapping[str, Tensor]) -> str | None:
+    """The name of an integer buffer on the meta device, or of one that FakeTensorMode made; None if there is none."""
+    return next((name for name in state.INTEGERS if _has_no_values(buffers[name])), None)
+
+
+def _has_no_values(tensor: Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def checksums(buffers: Mapping[str, Tensor]) -> Tensor:
@@ -75,11 +87,16 @@ class Integrity:
 
     def put(self, buffers: Mapping[str, Tensor]) -> None:
         """The index itself has put all integer buffers there."""
-        self._sources, self._handed_out, self._sums = sources_of(buffers, state.INTEGERS), False, None
+        self._know(buffers, handed_out=False)
 
     def moved(self, buffers: Mapping[str, Tensor]) -> None:
         """The index has had all buffers converted or moved, by a function that may have changed their values."""
-        self._sources, self._handed_out, self._sums = sources_of(buffers, state.INTEGERS), True, None
+        self._know(buffers, handed_out=True)
+
+    def _know(self, buffers: Mapping[str, Tensor], *, handed_out: bool) -> None:
+        # Without values there is nothing to know, so that every `check` looks again, and refuses.
+        self._sources = {} if without_values(buffers) else sources_of(buffers, state.INTEGERS)
+        self._handed_out, self._sums = handed_out, None
 
     def hand_out(self, buffers: dict[str, Tensor]) -> None:
         """Somebody else is given the buffers: note their checksums while they are known to be right."""
@@ -91,12 +108,18 @@ class Integrity:
         self._handed_out = True
 
     def check(self, buffers: Mapping[str, Tensor], d: int, *, flat: bool) -> bool:
-        """Whether the buffers hold another sound state than the index last knew; RuntimeError if it is not sound."""
+        """Whether the buffers hold another sound state than the index last knew; RuntimeError if it is not sound, or
+        if they have no values."""
         if not self._handed_out and unchanged(self._sources, buffers):
             return False
         now, changed = sources_of(buffers, state.INTEGERS), False
-        # A fake tensor has no values, a tensor on the meta device neither.
-        if all(type(tensor) is Tensor and not tensor.is_meta for tensor, _ in now.values()):
+        if name := without_values(buffers):
+            where = "on the meta device" if buffers[name].is_meta else "a FakeTensor"
+            raise RuntimeError(
+                f"the index has no values, {name} being {where}: call load_state_dict(state, assign=True), or "
+                "to_empty(device=...) and reset_parameters()"
+            )
+        if all(type(tensor) is Tensor for tensor, _ in now.values()):
             _refuse(state.misfit_shapes(buffers, d, flat))
             changed = self._compare(buffers, d, flat)
         self._sources, self._handed_out = now, False
@@ -105,19 +128,24 @@ class Integrity:
     def _compare(self, buffers: Mapping[str, Tensor], d: int, flat: bool) -> bool:
         """`check` for buffers of the right shapes."""
         found = checksums(buffers)
-        stored = buffers[CHECKSUMS].to(found.device)
         as_known = self._sums is not None and torch.equal(found, self._sums)
-        fits = stored.dtype == found.dtype and torch.equal(found, stored)
+        fits = _equal(found, buffers[CHECKSUMS])
         if as_known or fits:
             changed = not as_known and self._sums is not None
         else:
             wrong: str | None = "the values of list_offsets, list_ids or next_id were changed in place"
-            if any(buffers[name] is not tensor for name, (tensor, _) in self._sources.items()):
+            if any(buffers[name] is not tensor for name, (tensor, _) in self._sources.items()) or not self._sources:
                 wrong = state.misfit(buffers, d, flat=flat)  # tensors that the caller chose: as a state to be loaded
             _refuse(wrong)
             changed = True
         self._sums = found if fits else None
         return changed
+
+
+def _equal(found: Tensor, stored: Tensor) -> bool:
+    """Whether a stored checksum, which somebody may have moved, cast or left on the meta device, is the one found."""
+    alike = stored.dtype == found.dtype and not _has_no_values(stored)
+    return alike and torch.equal(found, stored.to(found.device))
 
 
 def _refuse(wrong: str | None) -> None:

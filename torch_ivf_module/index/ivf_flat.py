@@ -155,6 +155,15 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
             super()._stage(rows, *rest, **settings)
             self._unordered += rows.shape[0]
 
+    def _exchange(self, tensors: dict[str, Tensor]) -> None:
+        super()._exchange(tensors)
+        self._unordered = 0
+
+    def _start_empty(self, *, keep_centroids: bool) -> None:
+        super()._start_empty(keep_centroids=keep_centroids)
+        if not keep_centroids:
+            self._list_ordering = "none"
+
     def _take(self, given: Mapping[str, Tensor], *, assign: bool) -> None:
         # An empty index is told by whoever makes it how the rows to come lie; one that was in order no longer is.
         self._list_ordering = "none" if self.ntotal else self._list_ordering

@@ -19,7 +19,7 @@ from ..functional import lists as ragged
 from ..functional import metric as metrics
 from ..functional.lists import InvertedLists, inverted_lists
 from ..functional.probe import Coarse
-from ..functional.transforms import run_outside, transforming, wrapped
+from ..functional.transforms import run_outside, tracked, transforming, wrapped
 from ..params import positive
 from . import check, state
 from .integrity import CHECKSUMS, Integrity, Sources, sources_of, unchanged
@@ -111,14 +111,22 @@ class IndexModule(nn.Module):
         return max(0, self._raw("list_offsets").shape[0] - 1)
 
     def _check_plain(self) -> None:
-        """Raise RuntimeError if a torch.func transform was given a buffer, which has no derivative and no batch."""
+        """Raise RuntimeError if a buffer is one that a derivative or a batch was asked for, of which there is none."""
         if transforming():
             for name in state.NAMES:
                 if wrapped(self._raw(name)):
                     raise RuntimeError(
-                        f"{name} is transformed by torch.func: pass the buffers of an index to functional_call as they "
-                        "are, outside of the arguments that grad, jvp or vmap transform"
+                        f"{name} belongs to a torch.func transform, and a search has derivatives and batches of x "
+                        "alone: leave the buffers of an index out of the arguments that grad, jvp or vmap transform; "
+                        "state_dict() inside of the function makes such tensors too, so take it outside, or use "
+                        "dict(model.named_buffers())"
                     )
+        for name in state.FLOATS:
+            if tracked(self._raw(name)):
+                raise RuntimeError(
+                    f"{name} requires grad or is a dual tensor, but a search has derivatives with respect to x alone: "
+                    f"detach it"
+                )
 
     # -- what is computed from the buffers -----------------------------------------------------------------
 
@@ -319,6 +327,7 @@ class IndexModule(nn.Module):
     def __setstate__(self, held: dict[str, Any]) -> None:
         super().__setstate__({"_contents": Contents(), **held})
         self._start_caches()
+        self._integrity.moved(self.__dict__["_buffers"])  # so that a tensor put there later is told from a write
 
     def _load_from_state_dict(
         self,

@@ -32,16 +32,17 @@ class _Library:
         self.looked = False  # for a finished build
         self.build: subprocess.Popen[str] | None = None
         self.given_up = False
-        self.disabled = 0  # how many `disabled()` contexts are open
+        self.disabled: list[int] = []  # for each open `disabled()` context the thread that opened it
 
 
 _library = _Library()
 
 
 def _after_fork() -> None:
-    """In a child: its parent's threads, which may have held the lock, and builds are not its own."""
+    """In a child: its parent's builds are not its own, nor what other threads of the parent held or had opened."""
     _library.lock = threading.Lock()
     _library.build = None
+    _library.disabled = [thread for thread in _library.disabled if thread == threading.get_ident()]
 
 
 if hasattr(os, "register_at_fork"):
@@ -55,20 +56,21 @@ def enabled() -> bool:
 
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
-    """A context in which this process searches by PyTorch operations.
+    """A context in which this process searches by PyTorch operations: all of its threads, not the caller's alone.
 
     >>> from torch_ivf_module import native
     >>> with native.disabled():
     ...     native.available()
     False
     """
+    thread = threading.get_ident()
     with _library.lock:
-        _library.disabled += 1
+        _library.disabled.append(thread)
     try:
         yield
     finally:
         with _library.lock:
-            _library.disabled -= 1
+            _library.disabled.remove(thread)
 
 
 def available() -> bool:
