@@ -154,6 +154,63 @@ def test_functional_call_with_rows_that_wait():
     assert index.search(X[:5] + 19, 1)[1][:, 0].tolist() == list(range(405, 410))
 
 
+def swapped(module, name, tensor, x=Q):
+    """D of a search in which a buffer of the index is another tensor."""
+    return functional_call(module, {name: tensor}, (x,))[0]
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+@pytest.mark.parametrize("name", ["centroids", "packed_embeddings"])
+def test_a_derivative_with_respect_to_a_buffer_is_refused(kind, name):
+    index, _ = made(kind, "l2")
+    buffer = getattr(index, name).clone()
+    told = pytest.raises(RuntimeError, match=rf"{name} requires grad or is a dual tensor, .* x alone: detach it")
+    for x in (Q, Q.clone().requires_grad_()):
+        with told:
+            swapped(index, name, buffer.clone().requires_grad_(), x)
+        with forward_ad.dual_level(), told:
+            swapped(index, name, forward_ad.make_dual(buffer, buffer), x)
+    with pytest.raises(RuntimeError, match=rf"{name} belongs to a torch.func transform"):
+        grad(lambda buffer: swapped(index, name, buffer).sum())(buffer)
+    with torch.no_grad():
+        torch.testing.assert_close(swapped(index, name, buffer.clone().requires_grad_()), index(Q)[0])
+    torch.testing.assert_close(swapped(index, name, buffer), index(Q)[0])
+
+
+def test_derivatives_of_a_graph_with_respect_to_its_buffers_are_right_or_refused():
+    graph = made("flat", "l2")[0].graph(k=K)
+    buffer = graph.packed_embeddings.clone().requires_grad_()
+    swapped(graph, "packed_embeddings", buffer).sum().backward()
+    rows = X.clone().requires_grad_()
+    (Q[:, None, :] - rows).square().sum(-1).topk(K, largest=False)[0].sum().backward()
+    torch.testing.assert_close(buffer.grad, rows.grad, rtol=1e-4, atol=1e-4)
+    told = pytest.raises(RuntimeError, match=r"packed_embeddings requires grad or is a dual tensor, .*detach it")
+    with told:
+        swapped(graph, "packed_embeddings", buffer, Q.clone().requires_grad_())
+    with told:
+        grad(lambda buffer: swapped(graph, "packed_embeddings", buffer).sum())(X)
+    with told:
+        jvp(lambda buffer: swapped(graph, "packed_embeddings", buffer), (X,), (X,))
+
+
+def test_the_state_of_an_index_inside_a_transform():
+    index, _ = made("ivf", "l2")
+    state, expected = dict(index.state_dict()), grad(lambda x: index(x)[0].sum())(Q)
+    for given in (lambda: state, lambda: dict(index.named_buffers())):
+        found = grad(lambda x, given=given: functional_call(index, given(), (x,))[0].sum())(Q)
+        torch.testing.assert_close(found, expected)
+    with pytest.raises(RuntimeError, match=r"state_dict\(\) inside .* take it outside, or use dict\(model.named_buf"):
+        grad(lambda x: functional_call(index, dict(index.state_dict()), (x,))[0].sum())(Q)
+
+
+def test_range_search_has_no_derivative():
+    index, _ = made("ivf", "l2")
+    x = Q.clone().requires_grad_()
+    assert not index.range_search(x, 9.0)[1].requires_grad
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="range_search has no derivative"):
+        index.range_search(forward_ad.make_dual(Q, V), 9.0)
+
+
 REFUSED = {
     "add": lambda index: vmap(index.add)(Q[None]),
     "remove_ids": lambda index: grad(lambda x: index.remove_ids(torch.arange(3)) * x.sum())(Q),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
 from copy import deepcopy
@@ -9,15 +10,18 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import swa_utils
 
 from tests.problems import PLAIN, agree, flat, ivf, normal, same_state, snapshot
-from torch_ivf_module import AveragedModel, IndexFlatL2, to_faiss
+from torch_ivf_module import AveragedModel, IndexFlatL2, IndexIVFFlat, to_faiss
 from torch_ivf_module.index.integrity import checksums
 
 KINDS = {"ivf": ivf, "flat": flat}
 each_kind = pytest.mark.parametrize("kind", KINDS)
-refused = pytest.raises(RuntimeError, match=r"(?s)[Aa]verag.*AveragedModel.*use_buffers=False.*load_state_dict")
+refused = pytest.raises(
+    RuntimeError, match=r"(?s)[Aa]verag.*AveragedModel.*use_buffers=False.*Distributed.*ignore_in_ddp.*load_state_dict"
+)
 READS = {
     "search": lambda index: index.search(normal(2, PLAIN.d), 3),
     "range_search": lambda index: index.range_search(normal(2, PLAIN.d), 1.0),
@@ -64,9 +68,9 @@ def test_what_was_written_over_is_refused_until_a_state_is_loaded(kind, name, wr
     for _ in range(2):
         with refused:
             index.search(queries, 5)
-    for copy in (deepcopy, lambda index: pickle.loads(pickle.dumps(index)), lambda index: deepcopy(index).half()):
+    for copied in (deepcopy, lambda index: pickle.loads(pickle.dumps(index)), lambda index: deepcopy(index).half()):
         with refused:
-            copy(index).search(queries, 5)
+            copied(index).search(queries, 5)
     index.load_state_dict(state)
     agree(index.search(queries, 5), expected, rtol=1e-6, atol=1e-6)
 
@@ -151,6 +155,109 @@ def test_tensors_that_the_caller_puts_there_are_held_to_what_a_state_is_held_to(
     index.list_offsets = index.list_offsets + 1
     with pytest.raises(RuntimeError, match="list_offsets must run"):
         index.search(queries, 5)
+
+
+COPIES = {
+    "deepcopy": deepcopy,
+    "copy": copy.copy,
+    "pickle": lambda index: pickle.loads(pickle.dumps(index)),
+    "deepcopy of a model": lambda index: deepcopy(nn.Sequential(index))[0],
+    "copy_subset": lambda index: index.copy_subset(index.list_ids),
+    "to": lambda index: deepcopy(index).to(torch.float64),
+}
+
+
+@each_kind
+@pytest.mark.parametrize("copied", COPIES)
+def test_a_copy_takes_other_tensors_as_the_index_does(kind, copied):
+    index, _, queries = KINDS[kind]()
+    D, I = index(queries)
+    other = COPIES[copied](index)
+    with torch.no_grad():
+        swapped = torch.func.functional_call(other, {"list_ids": index.list_ids + 7}, (queries,))
+    agree(swapped, (D, I + 7), rtol=1e-6, atol=1e-6)
+    agree(other(queries), (D, I), rtol=1e-6, atol=1e-6)
+    other = COPIES[copied](index)  # none has looked at its buffers yet
+    other.list_ids = other.list_ids + 100
+    agree(other(queries), (D, I + 100), rtol=1e-6, atol=1e-6)
+    other.list_offsets = other.list_offsets + 1
+    with pytest.raises(RuntimeError, match="list_offsets must run"):
+        other.search(queries, 5)
+
+
+@each_kind
+@pytest.mark.parametrize("assign", [True, False])
+def test_saved_buffers_put_one_by_one_into_an_index_of_shapes(kind, assign):
+    """As loaders do that know modules only: the buffer that is not saved stays on the meta device."""
+    index, base, queries = KINDS[kind]()
+    with torch.device("meta"):
+        other = IndexFlatL2(PLAIN.d)
+        if kind == "ivf":
+            other = IndexIVFFlat(PLAIN.d, nlist=index.nlist, nprobe=index.nprobe)
+    for name, tensor in index.state_dict().items():
+        if assign:
+            setattr(other, name, tensor.clone())
+        else:
+            other._buffers[name] = tensor.clone()
+    agree(other.search(queries, 5), index.search(queries, 5), rtol=1e-6, atol=1e-6)
+    other.add(base[:3])
+    assert not any(buffer.is_meta for buffer in other.buffers())
+    agree(deepcopy(other).search(queries, 5), other.search(queries, 5), rtol=1e-6, atol=1e-6)
+    other.list_ids.data.sub_(1)
+    with refused:
+        other.search(queries, 5)
+
+
+def test_buffers_that_do_not_fit_are_refused_in_an_index_of_shapes():
+    index, _, queries = flat()
+    with torch.device("meta"):
+        other = IndexFlatL2(PLAIN.d)
+    for name, tensor in index.state_dict().items():
+        setattr(other, name, tensor.clone() + (name == "list_offsets"))
+    with pytest.raises(RuntimeError, match="list_offsets must run"):
+        other.search(queries, 5)
+
+
+@each_kind
+@pytest.mark.parametrize("mode", ["meta", "fake"])
+def test_an_index_without_values_says_so(kind, mode, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index, _, queries = KINDS[kind]()
+    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in index.state_dict().items()}
+    index.to("meta").load_state_dict(shapes, assign=True)
+    with FakeTensorMode() if mode == "fake" else torch.device("meta"):
+        if mode == "fake":
+            index = IndexFlatL2(PLAIN.d)
+            index.centroids, index.packed_embeddings = index.centroids.clone(), index.packed_embeddings.clone()
+        x, ids = torch.zeros(2, PLAIN.d), torch.zeros(2, dtype=torch.int64)
+        reads = {
+            "search": lambda: index.search(x, 3),
+            "with vectors": lambda: index.search_and_reconstruct(x, 3),
+            "forward": lambda: index(x),
+            "range_search": lambda: index.range_search(x, 1.0),
+            "add": lambda: index.add(x),
+            "add_with_ids": lambda: index.add_with_ids(x, ids),
+            "remove_ids": lambda: index.remove_ids(ids),
+            "update": lambda: index.update(ids, x),
+            "reconstruct": lambda: index.reconstruct(5),
+            "copy_subset": lambda: index.copy_subset(ids),
+            "graph": lambda: index.graph(),
+            "list_stats": lambda: index.list_stats(),
+            "save": lambda: index.save("never-written.pt"),
+        }
+        for name, read in reads.items():
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match=r"the index has no values, .*assign=True.*reset_parameters"):
+                    pytest.fail(f"{name} gave {read()}")
+        assert index.memory_bytes() > 0
+    index.to_empty(device="cpu").load_state_dict(KINDS["flat" if mode == "fake" else kind]()[0].state_dict())
+    assert index.search(queries, 3)[1].min() >= 0
+
+
+def test_a_graph_without_values_says_so():
+    index, _, _ = flat()
+    with pytest.raises(RuntimeError, match="the graph has no values"):
+        index.graph().to("meta")(torch.zeros(2, PLAIN.d, device="meta"))
 
 
 @each_kind

@@ -6,12 +6,14 @@ Without that one, as on a machine without a compiler, the tests that need it are
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -153,6 +155,36 @@ def test_a_child_of_a_fork_waits_for_no_lock_of_its_parent(cache):
         if not child:
             os._exit(0 if library._library.lock.acquire(blocking=False) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_a_child_of_a_fork_keeps_only_the_contexts_of_its_own_thread(cache, own, monkeypatch):
+    monkeypatch.setenv("TORCH_IVF_NATIVE", "1")
+    inside, over = threading.Event(), threading.Event()
+
+    def other():
+        with native.disabled(), native.disabled():
+            inside.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    inside.wait(60)
+    assert not native.enabled()
+    with contextlib.ExitStack() as opened, warnings.catch_warnings():
+        for _ in range(own):
+            opened.enter_context(native.disabled())
+        warnings.simplefilter("ignore", DeprecationWarning)  # that other threads are running
+        child = os.fork()
+        if not child:
+            within = native.enabled()
+            opened.close()
+            os._exit(0 if (within, native.enabled()) == (own == 0, True) else 1)
+    over.set()
+    thread.join(60)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert native.enabled()
 
 
 @needs_ninja

@@ -24,6 +24,7 @@ from tests.problems import (
     normal,
     problem,
     shared,
+    snapshot,
 )
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, native
 from torch_ivf_module.functional import scan_lists
@@ -369,6 +370,33 @@ def test_the_order_is_gone_after_new_centroids_or_another_state():
     index.load_state_dict(other.state_dict())
     assert index.list_ordering == "none"
     assert torch.equal(held(index).ids, held(other).ids)
+
+
+@pytest.mark.parametrize("emptied", ["by reset", "by a state", "by reset_parameters"])
+def test_rows_that_are_gone_no_longer_count_as_added(emptied):
+    index, base, queries = shared(LONG)
+    kept = SearchParams(rebuild_policy="auto_threshold", rebuild_threshold_adds=100)
+    index.rebuild_lists()
+    state = snapshot(index)
+    index.add(base[:300])
+    if emptied == "by a state":
+        index.remove_ids(index.list_ids)
+        index.load_state_dict(state)
+    elif emptied == "by reset":
+        index.reset()
+    else:
+        index.reset_parameters()
+        assert index.list_ordering == "none"
+        with few_training_rows():
+            index.train(base)
+        index.rebuild_lists()
+    assert index.list_ordering == "residual_norm_asc"
+    index.add(base[:99] * 0.5)
+    index.search(queries, 1, params=kept)
+    assert not _is_ordered(index)
+    index.add(base[:1] * 0.5)
+    index.search(queries, 1, params=kept)
+    assert _is_ordered(index)
 
 
 def test_an_ordering_of_another_metric_is_refused():

@@ -20,7 +20,7 @@ from .functional.scan_queries import scan_queries
 from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
 from .functional.scan_tiles import only as only_tiles
 from .functional.search import capped_lists, finite_queries, kept_for, lookup, shifted_queries
-from .functional.transforms import differentiable, outside, scored
+from .functional.transforms import differentiable, outside, scored, tracked
 from .index import check
 from .index.base import IndexBase
 from .index.eager import recorded_by_fx
@@ -145,6 +145,8 @@ class SearchGraph(nn.Module):
 
     def _layer(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         self.check_current()
+        if self.list_ids.is_meta:
+            raise RuntimeError("the graph has no values, being on the meta device: make it of an index that has")
         x = check.floats(x, "x", self.list_ids.device)
         if x.dim() == 0 or x.shape[-1] != self.d:
             raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
@@ -172,6 +174,13 @@ class SearchGraph(nn.Module):
         if tracing() or not differentiable(queries):
             scores, rows = rescore(queries, lists.packed, self._candidates(queries, mask), self.k, self.metric)
             return metrics.to_distance(scores, self.metric), lookup([lists.ids], rows)
+
+        for name, buffer in self._buffers.items():
+            if buffer is not None and tracked(buffer):
+                raise RuntimeError(
+                    f"{name} requires grad or is a dual tensor, but with such x a graph has derivatives with respect "
+                    "to x alone: detach it"
+                )
 
         def find(plain: Tensor) -> tuple[Tensor, ...]:
             rows = rescore(plain, lists.packed, self._candidates(plain, mask), self.k, self.metric)[1]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from ..functional.transforms import refuse_transform
+from .integrity import refuse_without_values
 
 _UNCHANGED = nullcontext()
 P = ParamSpec("P")
@@ -45,11 +46,13 @@ def opaque(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def eager(method: Callable[P, R]) -> Callable[P, R]:
-    """`opaque`, and refused inside a torch.func transform: for what changes an index, or reads it without a query."""
+    """`opaque`, and refused inside a torch.func transform, or of an index without values: for what changes an index,
+    or reads it without a query."""
 
     @functools.wraps(method)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         refuse_transform(method.__name__)
+        refuse_without_values(vars(args[0])["_buffers"])
         return method(*args, **kwargs)
 
     return opaque(checked)

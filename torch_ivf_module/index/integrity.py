@@ -52,9 +52,15 @@ def unchanged(sources: Sources, buffers: Mapping[str, Tensor]) -> bool:
     return bool(sources)
 
 
-def without_values(buffers: Mapping[str, Tensor]) -> str | None:
-    """The name of an integer buffer on the meta device, or of one that FakeTensorMode made; None if there is none."""
-    return next((name for name in state.INTEGERS if _has_no_values(buffers[name])), None)
+def refuse_without_values(buffers: Mapping[str, Tensor]) -> None:
+    """RuntimeError if the integer buffers have no values: on the meta device, or made under FakeTensorMode."""
+    for name in state.INTEGERS:
+        if _has_no_values(buffers[name]):
+            where = "on the meta device" if buffers[name].is_meta else "a FakeTensor"
+            raise RuntimeError(
+                f"the index has no values, {name} being {where}: call load_state_dict(state, assign=True), or "
+                "to_empty(device=...) and reset_parameters()"
+            )
 
 
 def _has_no_values(tensor: Tensor) -> bool:
@@ -95,7 +101,8 @@ class Integrity:
 
     def _know(self, buffers: Mapping[str, Tensor], *, handed_out: bool) -> None:
         # Without values there is nothing to know, so that every `check` looks again, and refuses.
-        self._sources = {} if without_values(buffers) else sources_of(buffers, state.INTEGERS)
+        known = not any(_has_no_values(buffers[name]) for name in state.INTEGERS)
+        self._sources = sources_of(buffers, state.INTEGERS) if known else {}
         self._handed_out, self._sums = handed_out, None
 
     def hand_out(self, buffers: dict[str, Tensor]) -> None:
@@ -113,12 +120,7 @@ class Integrity:
         if not self._handed_out and unchanged(self._sources, buffers):
             return False
         now, changed = sources_of(buffers, state.INTEGERS), False
-        if name := without_values(buffers):
-            where = "on the meta device" if buffers[name].is_meta else "a FakeTensor"
-            raise RuntimeError(
-                f"the index has no values, {name} being {where}: call load_state_dict(state, assign=True), or "
-                "to_empty(device=...) and reset_parameters()"
-            )
+        refuse_without_values(buffers)
         if all(type(tensor) is Tensor for tensor, _ in now.values()):
             _refuse(state.misfit_shapes(buffers, d, flat))
             changed = self._compare(buffers, d, flat)

@@ -125,7 +125,7 @@ class IndexModule(nn.Module):
             if tracked(self._raw(name)):
                 raise RuntimeError(
                     f"{name} requires grad or is a dual tensor, but a search has derivatives with respect to x alone: "
-                    f"detach it"
+                    "detach it"
                 )
 
     # -- what is computed from the buffers -----------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..functional import lists as ragged
 from ..functional.by_id import last_of, rows_with
 from . import check
-from .eager import eager
+from .eager import eager, opaque
 from .module import IndexModule
 
 
@@ -92,7 +92,7 @@ class Reads(IndexModule):
             imbalance=self.imbalance_factor(),
         )
 
-    @eager
+    @opaque
     def memory_bytes(self) -> int:
         """Bytes of the buffers and of what was derived from them so far; graphs made of the index are left out."""
         with self._lock:

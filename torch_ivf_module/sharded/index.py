@@ -16,6 +16,7 @@ from .._optional import require
 from ..functional import metric as metrics
 from ..functional.kmeans import Share
 from ..functional.search import lookup
+from ..functional.transforms import is_dual, wrapped
 from ..index import IndexIVFFlat, check, state
 from ..index.eager import without_autocast
 from ..params import SearchParams, positive
@@ -255,6 +256,8 @@ class ShardedIndex(ShardedModule):
     def _queries(self, x: Tensor, params: SearchParams | None, action: str) -> tuple[Tensor, SearchParams]:
         self.index._require_trained(action)
         given = check.vectors(x, "x", self.d, self.index.device)
+        if wrapped(given) or is_dual(given):
+            raise RuntimeError(f"{action} of a ShardedIndex has no derivative and no torch.func transform: detach x")
         settings = self.index._params(params)
         if settings.selector is not None:
             check.selector(settings.selector, "selector", self.index.device)
