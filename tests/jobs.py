@@ -164,6 +164,19 @@ def edges(rank: int, size: int, shard: str) -> None:
     fresh.load_state_dict(ShardedIndex(empty(), shard=shard).state_dict())
     assert fresh.ntotal == 0
     assert not fresh.is_trained
+    _has_no_derivative(index)
+
+
+def _has_no_derivative(index: ShardedIndex) -> None:
+    """D does not require grad, and forward mode and transforms, which would go on with zeros, are refused."""
+    x = QUERIES[:2]
+    assert not index.search(x.clone().requires_grad_(), K)[0].requires_grad
+    for name, search in (("search", lambda x: index(x)[0]), ("range_search", lambda x: index.range_search(x, 1.0)[1])):
+        told = pytest.raises(RuntimeError, match=rf"{name} of a ShardedIndex has no derivative.*detach x")
+        with torch.autograd.forward_ad.dual_level(), told:
+            search(torch.autograd.forward_ad.make_dual(x, x))
+        with told:
+            torch.func.grad(lambda x, search=search: search(x).sum())(x)
 
 
 def in_a_group(rank: int, size: int, folder: str) -> None:

@@ -49,12 +49,12 @@ def differentiable(x: Tensor) -> bool:
 
 def tracked(x: Tensor) -> bool:
     """Whether autograd follows `x`, in reverse or forward mode."""
-    return (x.requires_grad and torch.is_grad_enabled()) or is_dual(x)
+    return (x.requires_grad and torch.is_grad_enabled()) or (forward_ad._current_level >= 0 and is_dual(x))
 
 
 def is_dual(x: Tensor) -> bool:
     """Whether `x` has a tangent, as forward mode gives it."""
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def outside(find: Find, x: Tensor) -> tuple[Tensor, ...]:

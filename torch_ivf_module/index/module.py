@@ -121,8 +121,9 @@ class IndexModule(nn.Module):
                         "state_dict() inside of the function makes such tensors too, so take it outside, or use "
                         "dict(model.named_buffers())"
                     )
+        buffers = self.__dict__["_buffers"]
         for name in state.FLOATS:
-            if tracked(self._raw(name)):
+            if tracked(buffers[name]):
                 raise RuntimeError(
                     f"{name} requires grad or is a dual tensor, but a search has derivatives with respect to x alone: "
                     "detach it"
