@@ -130,7 +130,7 @@ def needed_ranking(x: Tensor, origin: Tensor, score: Tensor) -> Tensor:
     error = rounding(x.shape[1]) * (size * (reach + torch.linalg.vector_norm(o)) + reach.square())
     needed = ((square - distance) / 2 + y @ o - error).float()
     unknown = overflowing(x, origin) | distance.isinf()
-    return torch.nextafter(needed, needed.new_tensor(-math.inf)).masked_fill(unknown, -math.inf)
+    return torch.nextafter(needed, torch.full_like(needed, -math.inf)).masked_fill(unknown, -math.inf)
 
 
 def overflowing(x: Tensor, origin: Tensor) -> Tensor:
