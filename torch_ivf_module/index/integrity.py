@@ -100,7 +100,7 @@ class Integrity:
         self._know(buffers, handed_out=True)
 
     def _know(self, buffers: Mapping[str, Tensor], *, handed_out: bool) -> None:
-        # Without values there is nothing to know, so that every `check` looks again, and refuses.
+        # Without values there are no checksums, so nothing is known of what comes in the place of these tensors.
         known = not any(_has_no_values(buffers[name]) for name in state.INTEGERS)
         self._sources = sources_of(buffers, state.INTEGERS) if known else {}
         self._handed_out, self._sums = handed_out, None
@@ -115,13 +115,13 @@ class Integrity:
         self._handed_out = True
 
     def check(self, buffers: Mapping[str, Tensor], d: int, *, flat: bool) -> bool:
-        """Whether the buffers hold another sound state than the index last knew; RuntimeError if it is not sound, or
-        if they have no values."""
+        """Whether the buffers hold another sound state than the index last knew; RuntimeError if it is not sound.
+
+        Buffers without values are passed over."""
         if not self._handed_out and unchanged(self._sources, buffers):
             return False
         now, changed = sources_of(buffers, state.INTEGERS), False
-        refuse_without_values(buffers)
-        if all(type(tensor) is Tensor for tensor, _ in now.values()):
+        if all(type(tensor) is Tensor and not tensor.is_meta for tensor, _ in now.values()):
             _refuse(state.misfit_shapes(buffers, d, flat))
             changed = self._compare(buffers, d, flat)
         self._sources, self._handed_out = now, False

@@ -22,7 +22,7 @@ from ..functional.probe import Coarse
 from ..functional.transforms import run_outside, tracked, transforming, wrapped
 from ..params import positive
 from . import check, state
-from .integrity import CHECKSUMS, Integrity, Sources, sources_of, unchanged
+from .integrity import CHECKSUMS, Integrity, Sources, refuse_without_values, sources_of, unchanged
 from .staging import Staging, few
 
 Self = TypeVar("Self", bound="IndexModule")
@@ -111,7 +111,7 @@ class IndexModule(nn.Module):
         return max(0, self._raw("list_offsets").shape[0] - 1)
 
     def _check_plain(self) -> None:
-        """Raise RuntimeError if a buffer is one that a derivative or a batch was asked for, of which there is none."""
+        """Raise RuntimeError if a buffer has no values, or if a derivative or a batch of it was asked for."""
         if transforming():
             for name in state.NAMES:
                 if wrapped(self._raw(name)):
@@ -122,6 +122,8 @@ class IndexModule(nn.Module):
                         "dict(model.named_buffers())"
                     )
         buffers = self.__dict__["_buffers"]
+        if type(ids := buffers["list_ids"]) is not Tensor or ids.is_meta:
+            refuse_without_values(buffers)
         for name in state.FLOATS:
             if tracked(buffers[name]):
                 raise RuntimeError(
@@ -148,17 +150,22 @@ class IndexModule(nn.Module):
             return derived.coarse, segments
 
     def check_buffers(self) -> None:
-        """Raise RuntimeError if ids or offsets were overwritten by something else, as averaging weights does.
+        """Raise RuntimeError if ids or offsets were overwritten by something else, as averaging weights does, or if
+        they have no values, being on the meta device or made under FakeTensorMode.
 
         Whatever reads them calls this; it costs nothing unless somebody could have written to them since the last call.
         """
+        refuse_without_values(self.__dict__["_buffers"])
+        self._check_integers()
+
+    def _check_integers(self) -> None:
         with self._lock:
             if self._integrity.check(self.__dict__["_buffers"], self.d, flat=self._flat):
                 self._derived, self._sorted, self._latest = None, None, {}
                 self._put()
 
     def _derive(self) -> Derived:
-        self.check_buffers()
+        self._check_integers()
         buffers, held = self.__dict__["_buffers"], self._derived
         if held is not None and unchanged(held.sources, buffers):
             return held
