@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import normal
+from tests.problems import METRICS, normal
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, IndexPreTransform
+from torch_ivf_module.graph import LAYOUTS
 
 D, K = 8, 5
 X = normal(600, D)
@@ -195,3 +196,25 @@ def test_a_traced_graph_serves_every_batch():
             x = X[: 3 * n].view(-1, *shape[1:])
             for part, expected in zip(traced(x), index(x), strict=True):
                 torch.testing.assert_close(part, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_trace_does_not_depend_on_who_wanted_gradients(metric, layout):
+    encoder, graph = nn.Linear(D, D), ivf(metric).graph(layout=layout)
+    model = nn.Sequential(encoder, graph)
+    traced = torch.jit.trace(model, X[:2])  # which compares a recording with gradients with one without
+    with torch.no_grad():
+        plain = torch.jit.trace(model, X[:2])
+    gradients = []
+    for called in (model, traced, plain):
+        encoder.zero_grad()
+        found, ids = called(X[:30])
+        found.sum().backward()
+        gradients.append(encoder.weight.grad)
+        with torch.no_grad():
+            for part, expected in zip(called(X[:30]), (found, ids), strict=True):
+                torch.testing.assert_close(part, expected)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-4, atol=1e-4)
