@@ -18,8 +18,6 @@ import math
 import torch
 from torch import Tensor
 
-from .parts import tracing
-
 METRICS = ("l2", "ip", "cosine")
 ORDERING = {"l2": "residual_norm_asc", "ip": "proj_desc", "cosine": "proj_desc"}  # see `centrality`
 _SAMPLE = 256  # rows that decide the origin; a median of so many is within a tenth of a spread
@@ -98,8 +96,7 @@ def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
     >>> exact_scores(torch.zeros(1, 2), torch.tensor([[[3.0, 4.0]]]), "l2")
     tensor([[-25.]])
     """
-    # A recording serves calls with and without gradients, so it must not depend on which of them recorded it.
-    if metric != "l2" or tracing() or (torch.is_grad_enabled() and x.requires_grad):
+    if metric != "l2" or (torch.is_grad_enabled() and x.requires_grad):
         return differentiable_scores(x, vectors, metric)
     return vectors.sub_(x[:, None]).square_().sum(-1).neg_()
 
