@@ -8,13 +8,15 @@ import numpy
 import torch
 from torch import Tensor
 
+from ._torch_internals import MKLDNN_LAYOUT
+
 _LAYOUTS = {
     torch.sparse_coo: "sparse",
     torch.sparse_csr: "sparse",
     torch.sparse_csc: "sparse",
     torch.sparse_bsr: "sparse",
     torch.sparse_bsc: "sparse",
-    torch._mkldnn: "in oneDNN's layout",  # type: ignore[attr-defined]
+    MKLDNN_LAYOUT: "in oneDNN's layout",
 }
 
 

@@ -14,8 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 
+from .._torch_internals import dispatch_recorder, not_compiled
 from ..functional.transforms import refuse_transform
 
 _UNCHANGED = nullcontext()
@@ -33,9 +33,7 @@ def opaque(method: Callable[P, R]) -> Callable[P, R]:
     torch.compiler.disable would import the compiler, which takes longer than most searches. Until somebody else has
     imported it, nothing can be compiled.
     """
-    # What torch.compiler.disable sets, so that the compiler names the reason.
-    method._torchdynamo_disable, method._torchdynamo_disable_msg = True, _REASON  # type: ignore[attr-defined]
-    disabled: Callable[P, R] = _disable_dynamo(method)
+    disabled = not_compiled(method, _REASON)
 
     @functools.wraps(method)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -64,8 +62,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def refuse_recording(action: str) -> None:
     """RuntimeError while torch.jit.trace, torch.export, torch.onnx.export or make_fx records what one batch takes."""
-    recorder = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
-    if recorder is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+    if dispatch_recorder() is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
         raise RuntimeError(
             f"{action} of an index cannot be recorded, because what it does depends on the queries: put "
             "index.graph(...) in its place, and see torch_ivf_module.export for writing files"
