@@ -21,7 +21,7 @@ from ..functional.transforms import differentiable, outside, scored
 from ..params import DEFAULTS, SearchParams, positive
 from . import check
 from .building import Builds
-from .eager import eager, opaque, recorded_by_fx, refuse_recording, without_autocast
+from .eager import eager, opaque, recorded_by_fx, refuse_recording, refuse_scripting, without_autocast
 from .module import Self
 from .peers import TorchIvfNames
 from .saves import Saves
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 class IndexBase(TorchIvfNames, Saves, Builds):
     """A vector index whose state is buffers of a torch.nn.Module. Use one of its subclasses."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -216,7 +218,6 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params` it takes `nprobe`
         and `selector`: lists are read whole, `max_codes` and budgets are ignored, as in faiss. Raises as `search`.
         """
-        refuse_recording("range_search")
         x = check.vectors(x, "x", self.d, self.device)
         radii = check.radii(radius, "radius", x.shape[0], self.device)
         params = self._params(params)

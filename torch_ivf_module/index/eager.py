@@ -10,7 +10,7 @@ import functools
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,12 @@ def opaque(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def eager(method: Callable[P, R]) -> Callable[P, R]:
-    """`opaque`, and refused inside a torch.func transform: for what changes an index, or reads it without a query."""
+    """`opaque`, and refused inside a torch.func transform or a recording: for what changes an index, or reads it."""
 
     @functools.wraps(method)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         refuse_transform(method.__name__)
+        refuse_recording(method.__name__)
         return method(*args, **kwargs)
 
     return opaque(checked)
@@ -61,12 +62,24 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def refuse_recording(action: str) -> None:
-    """RuntimeError while torch.jit.trace, torch.export, torch.onnx.export or make_fx records what one batch takes."""
+    """RuntimeError while torch.jit.trace, torch.export, torch.onnx.export or make_fx records what one batch takes.
+
+    They run a model several times, of which the recording keeps neither what it changes nor what it reads by itself.
+    """
     if dispatch_recorder() is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
         raise RuntimeError(
-            f"{action} of an index cannot be recorded, because what it does depends on the queries: put "
-            "index.graph(...) in its place, and see torch_ivf_module.export for writing files"
+            f"{action} of an index cannot be recorded by torch.jit.trace, torch.export and the like: call it outside of "
+            "the model that is recorded, in which a search is the module that index.graph(...) returns; see "
+            "torch_ivf_module.export for writing files"
         )
+
+
+def refuse_scripting(index: nn.Module) -> NoReturn:
+    """What torch.jit.script calls for its `__prepare_scriptable__`: RuntimeError."""
+    raise RuntimeError(
+        f"torch.jit.script cannot compile {type(index).__name__}: put the module that index.graph(...) returns in its "
+        "place, and see torch_ivf_module.export.to_torchscript for writing files"
+    )
 
 
 def recorded_by_fx(module: nn.Module, x: Any) -> tuple[Tensor, Tensor] | None:
