@@ -68,8 +68,8 @@ def refuse_recording(action: str) -> None:
     """
     if dispatch_recorder() is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
         raise RuntimeError(
-            f"{action} of an index cannot be recorded by torch.jit.trace, torch.export and the like: call it outside of "
-            "the model that is recorded, in which a search is the module that index.graph(...) returns; see "
+            f"{action} of an index cannot be recorded by torch.jit.trace, torch.export and the like: call it outside "
+            "of the model that is recorded, in which a search is the module that index.graph(...) returns; see "
             "torch_ivf_module.export for writing files"
         )
 
