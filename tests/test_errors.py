@@ -243,7 +243,7 @@ BAD_IDS = {
         (ValueError, RuntimeError),
         ("ids", "meta", "cpu"),
     ),
-    "a list": (lambda: [1, 2, 3, 4, 5], TypeError, ("ids", "list")),
+    "words": (lambda: ["a", "b", "c", "d", "e"], TypeError, ("ids", "list")),
     "minus one": (lambda: torch.tensor([0, 1, 2, -1, 4]), ValueError, ("ids", "-1", "3")),
 }
 
@@ -260,7 +260,7 @@ def test_ids_of_the_wrong_kind(kind, call, bad):
 
 
 @each_kind
-@pytest.mark.parametrize("bad", ["two dimensions", "floats", "int16", "another device", "a list"])
+@pytest.mark.parametrize("bad", ["two dimensions", "floats", "int16", "another device", "words"])
 def test_removing_ids_of_the_wrong_kind(kind, bad):
     make, error, words = BAD_IDS[bad]
     index = KINDS[kind]()
@@ -348,6 +348,10 @@ def test_kmeans_arguments():
         kmeans(normal(3, 2), 4)
     with refuses(ValueError, "nlist", "0"):
         kmeans(normal(3, 2), 0)
+    with refuses(ValueError, "metric", "cosinus"):
+        kmeans(normal(9, 2), 2, metric="cosinus")
+    with refuses(ValueError, "start", "(2, 4)", "(2, 3)"):
+        kmeans(normal(9, 4), 2, start=normal(2, 3))
 
 
 # --- the rest of the constructor ----------------------------------------------------------------------------
