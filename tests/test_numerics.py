@@ -13,7 +13,9 @@ import torch
 
 from tests.problems import DTYPES, METRICS, flat, normal, problem, shared
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, SearchParams, native
+from torch_ivf_module.functional.kernels import kernel_for
 from torch_ivf_module.functional.metric import rounding
+from torch_ivf_module.functional.probe import coarse_of, probe
 
 each_metric = pytest.mark.parametrize("metric", METRICS)
 
@@ -69,6 +71,20 @@ def test_rows_go_to_the_lists_that_queries_visit_whatever_the_order_of_adding(of
         turned.search(part, 1)
     assert torch.equal(ordered.list_offsets, turned.list_offsets)
     assert finds_itself(ordered, rows) == len(rows)
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1e5])
+@pytest.mark.parametrize("d", [8, 200])
+def test_the_nearest_lists_are_those_of_float64(d, offset, mode):
+    centroids = offset + 0.01 * normal(128, d, seed=1)
+    queries = offset + 0.012 * normal(300, d, seed=2)
+    kernel = kernel_for(queries)
+    assert (kernel is None) == (mode != "auto" or not native.available())
+    scores, lists = probe(queries, coarse_of(centroids, "l2"), 5, "l2", kernel)
+    exact = squares(queries, centroids)
+    best = exact.sort(1).values[:, :5]
+    torch.testing.assert_close(exact.gather(1, lists), best, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(-scores.double(), best, rtol=1e-5, atol=0.0)
 
 
 def _mixed(n, d, top, sign):

@@ -117,12 +117,14 @@ def rounding(d: int) -> float:
     return 2.0**-24 * (min(d, 512) + d // 512 + 24)
 
 
-def needed_ranking(x: Tensor, origin: Tensor, score: Tensor) -> Tensor:
+def needed_ranking(x: Tensor, origin: Tensor, score: Tensor, *, relative: bool = False) -> Tensor:
     """The ranking score (Q,) float32 that a row reaches if its exact l2 score exceeds `score` (Q,), with rounding.
 
-    x (Q, d) are the queries before the origin is subtracted. -inf where nothing can be said, so that every row counts.
+    x (Q, d) are the queries before the origin is subtracted; `relative` says that the vectors were multiplied relative
+    to the origin too. -inf where nothing can be said, so that every row counts.
     """
-    y, o = shift(x, origin, "l2").double(), origin.double()
+    y, o = shift(x, origin, "l2").double(), torch.zeros_like(origin) if relative else origin
+    o = o.double()
     square, distance = y.square().sum(1), -score.double()
     size = square.sqrt()
     # Such a row lies within `reach` of the origin, and its norm is at most reach + |o|.
@@ -130,7 +132,7 @@ def needed_ranking(x: Tensor, origin: Tensor, score: Tensor) -> Tensor:
     error = rounding(x.shape[1]) * (size * (reach + torch.linalg.vector_norm(o)) + reach.square())
     needed = ((square - distance) / 2 + y @ o - error).float()
     unknown = overflowing(x, origin) | distance.isinf()
-    return torch.nextafter(needed, needed.new_tensor(-math.inf)).masked_fill(unknown, -math.inf)
+    return torch.nextafter(needed, torch.full_like(needed, -math.inf)).masked_fill(unknown, -math.inf)
 
 
 def overflowing(x: Tensor, origin: Tensor) -> Tensor:
@@ -142,14 +144,14 @@ def overflowing(x: Tensor, origin: Tensor) -> Tensor:
     return ~(size * (size + 2.0**64 + torch.linalg.vector_norm(origin.double())) < 2.0**126)
 
 
-def doubtful(x: Tensor, origin: Tensor, lowest: Tensor, kth: Tensor) -> Tensor:
+def doubtful(x: Tensor, origin: Tensor, lowest: Tensor, kth: Tensor, *, relative: bool = False) -> Tensor:
     """Queries x (Q, d) for which, by l2, a row that a scan left out may be nearer than the k-th kept: bool (Q,).
 
     `lowest` (Q,) is what no ranking score left out exceeds, -inf where all rows were kept, and `kth` (Q,) the exact
     score of the k-th result. (For ip and cosine the exact score is the same product in another order of summation: it
     tells no more than the ranking score, and nothing is settled.)
     """
-    reached = (lowest > -math.inf) & (lowest >= needed_ranking(x, origin, kth))
+    reached = (lowest > -math.inf) & (lowest >= needed_ranking(x, origin, kth, relative=relative))
     return reached | overflowing(x, origin)
 
 

@@ -115,7 +115,7 @@ def _certified(
     scores, lists = rescore(x, coarse.centroids, found, nprobe, metric)
     unclear = (lists < 0).any(1)
     if kept < coarse.centroids.shape[0] and nprobe:
-        unclear |= metrics.doubtful(x, coarse.origin, ranking[:, -1], scores[:, -1])
+        unclear |= metrics.doubtful(x, coarse.origin, ranking[:, -1], scores[:, -1], relative=True)
     return scores, lists, unclear
 
 

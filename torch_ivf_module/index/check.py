@@ -126,7 +126,7 @@ def selector(value: object, name: str, device: torch.device) -> Tensor:
 def radii(value: object, name: str, queries: int, device: torch.device) -> Tensor:
     """`value`, a number or a tensor of one for each query, as float32 (queries,) on `device`, none of them NaN."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    given = torch.tensor(float(value), device=device) if number else as_tensor(value, name)  # type: ignore[arg-type]
+    given = torch.tensor(value, dtype=torch.float64, device="cpu") if number else as_tensor(value, name)
     if given.dim() and given.shape != (queries,):
         raise ValueError(f"{name} must be a number or have shape ({queries},), got {tuple(given.shape)}")
     if given.dim():

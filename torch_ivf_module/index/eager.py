@@ -56,7 +56,7 @@ def eager(method: Callable[P, R]) -> Callable[P, R]:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which scores are float32 whatever autocast says."""
-    if torch.is_autocast_enabled(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return _UNCHANGED
 

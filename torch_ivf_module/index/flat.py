@@ -21,6 +21,7 @@ class IndexFlat(TorchIvfFlatModes, IndexBase):
     search_mode, max_bytes : see the properties.
     device, dtype : where and in which dtype (float32, float16, bfloat16) vectors are stored.
 
+    >>> import torch
     >>> index = IndexFlat(4)
     >>> index.add(torch.eye(4))
     >>> index.search(torch.eye(4)[:1], 1)[1]
@@ -42,6 +43,7 @@ class IndexFlat(TorchIvfFlatModes, IndexBase):
 class IndexFlatL2(IndexFlat):
     """Exact search by squared L2 distance; see `IndexFlat` for the settings.
 
+    >>> import torch
     >>> index = IndexFlatL2(2)
     >>> index.add(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
     >>> index.search(torch.zeros(1, 2), 2)
@@ -55,6 +57,7 @@ class IndexFlatL2(IndexFlat):
 class IndexFlatIP(IndexFlat):
     """Exact search by inner product; see `IndexFlat` for the settings.
 
+    >>> import torch
     >>> index = IndexFlatIP(2)
     >>> index.add(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
     >>> index.search(torch.ones(1, 2), 2)
