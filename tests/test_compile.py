@@ -11,9 +11,12 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.problems import normal
+from tests.problems import METRICS, normal
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, IndexPreTransform
+from torch_ivf_module.export import to_torchscript
+from torch_ivf_module.graph import LAYOUTS
 
 D, K = 8, 5
 X = normal(600, D)
@@ -195,3 +198,77 @@ def test_a_traced_graph_serves_every_batch():
             x = X[: 3 * n].view(-1, *shape[1:])
             for part, expected in zip(traced(x), index(x), strict=True):
                 torch.testing.assert_close(part, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_trace_does_not_depend_on_who_wanted_gradients(metric, layout):
+    encoder, graph = nn.Linear(D, D), ivf(metric).graph(layout=layout)
+    model = nn.Sequential(encoder, graph)
+    traced = torch.jit.trace(model, X[:2])  # which compares a recording with gradients with one without
+    with torch.no_grad():
+        plain = torch.jit.trace(model, X[:2])
+    gradients = []
+    for called in (model, traced, plain):
+        encoder.zero_grad()
+        found, ids = called(X[:30])
+        found.sum().backward()
+        gradients.append(encoder.weight.grad)
+        with torch.no_grad():
+            for part, expected in zip(called(X[:30]), (found, ids), strict=True):
+                torch.testing.assert_close(part, expected)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-4, atol=1e-4)
+
+
+CHANGES = {
+    "add": lambda index, x: index.add(x),
+    "add_with_ids": lambda index, x: index.add_with_ids(x, torch.arange(len(x))),
+    "update": lambda index, x: index.update(torch.arange(len(x)), x),
+    "remove_ids": lambda index, x: index.remove_ids(torch.arange(len(x))),
+    "merge_from": lambda index, x: index.merge_from(IndexFlatL2(D)),
+    "reset": lambda index, x: index.reset(),
+    "fit": lambda index, x: index.train(x),
+    "reconstruct": lambda index, x: index.reconstruct(0),
+    "graph": lambda index, x: index.graph(),
+    "rebuild_lists": lambda index, x: index.rebuild_lists(),
+    "retrain": lambda index, x: index.retrain(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CHANGES)
+def test_recording_a_change_is_refused(name):
+    index = ivf("l2") if name.startswith("re") else flat("l2")
+    if name == "fit":
+        index = IndexIVFFlat(D, nlist=2)
+    before = {key: value.clone() for key, value in index.state_dict().items()}
+
+    def changes(x):
+        CHANGES[name](index, x)
+        return x + 1
+
+    for record in (lambda: torch.jit.trace(changes, X[:4]), lambda: make_fx(changes)(X[:4])):
+        with pytest.raises(RuntimeError, match=rf"{name} of an index cannot be recorded .*index\.graph\("):
+            record()
+    for key, value in index.state_dict().items():
+        assert value.equal(before[key])
+
+
+SCRIPTED = {
+    "index": lambda: ivf("l2"),
+    "flat": lambda: flat("ip"),
+    "encoder": lambda: nn.Sequential(nn.Linear(D, D), flat("l2")),
+    "transform": MODELS["transform"],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_scripting_names_the_graph(name, tmp_path):
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile Index\w+: .*index\.graph\("):
+        torch.jit.script(SCRIPTED[name]())
+    with pytest.raises(RuntimeError, match=r"index\.graph\("):
+        to_torchscript(SCRIPTED[name](), tmp_path / "model.ts")
+    assert not list(tmp_path.iterdir())

@@ -36,6 +36,7 @@ def test_code_blocks_run(name, tmp_path, monkeypatch):
     if name.endswith("troubleshooting.md"):
         monkeypatch.setitem(sys.modules, "tqdm", None)  # it tells what happens where tqdm is missing
         warnings.simplefilter("error", UserWarning)  # and what is warned of
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # by the compiler
     blocks = BLOCK.findall(ENGLISH[name].read_text(encoding="utf-8"))
     names: dict[str, object] = {}
     for (kind, code), (next_kind, said) in zip(blocks, [*blocks[1:], ("", "")], strict=True):

@@ -348,6 +348,10 @@ def test_kmeans_arguments():
         kmeans(normal(3, 2), 4)
     with refuses(ValueError, "nlist", "0"):
         kmeans(normal(3, 2), 0)
+    with refuses(ValueError, "metric", "cosinus"):
+        kmeans(normal(9, 2), 2, metric="cosinus")
+    with refuses(ValueError, "start", "(2, 4)", "(2, 3)"):
+        kmeans(normal(9, 4), 2, start=normal(2, 3))
 
 
 # --- the rest of the constructor ----------------------------------------------------------------------------

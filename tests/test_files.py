@@ -168,6 +168,38 @@ def test_a_folder_that_a_writer_was_killed_in_before_its_lock_goes_too(tmp_path)
     assert parts(tmp_path) == [beside]
 
 
+LONGEST = 255  # bytes of a name, on most file systems
+LONG_NAMES = {
+    "stem": ("a" * (LONGEST - 3), ".pt"),
+    "suffix": ("a", ".pt" + "b" * (LONGEST - 4)),
+    "of several bytes each": ("a" + "\N{GREEK SMALL LETTER PHI}" * ((LONGEST - 4) // 2), ".pt"),
+    "no text": ("a" + "\udcff" * (LONGEST - 16), ".safetensors"),  # bytes that are not UTF-8
+}
+
+
+@pytest.mark.parametrize("kind", LONG_NAMES)
+def test_the_longest_names(kind, tmp_path):
+    stem, suffix = LONG_NAMES[kind]
+    path, other = tmp_path / (stem + suffix), tmp_path / (stem[:-1] + "b" + suffix)
+    assert len(os.fsencode(path.name)) > LONGEST - 6
+    _files.replace(path, lambda part: Path(part).write_text("first"))
+    for name in (path.name, other.name):
+        (tmp_path / f".{_files.short_name(name)}.{_files._machine()}.abcd_123.part").mkdir()
+    assert len(parts(tmp_path)) == 2
+    _files.replace(path, lambda part: Path(part).write_text("second"))
+    assert path.read_text() == "second"
+    assert len(parts(tmp_path)) == 1, "what was left of another name that begins alike is not this writer's"
+    _files.replace(other, lambda part: Path(part).write_text("third"))
+    assert parts(tmp_path) == []
+
+
+def test_an_index_under_the_longest_name(tmp_path):
+    for suffix in (".pt", ".safetensors"):
+        path = tmp_path / ("a" * (LONGEST - len(suffix)) + suffix)
+        trained().save(path)
+        assert load(path).ntotal == 200
+
+
 def test_a_folder_removed_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
     """Another writer may look at any moment: once before the lock is there, once before it is taken."""
     made, lock = tempfile.mkdtemp, _files._lock

@@ -123,6 +123,12 @@ def test_a_row_in_a_wrong_list_is_found(state):
         state.state()
 
 
+def test_a_short_run_finds_nothing(capsys):
+    """`.ci/run` has a longer one."""
+    assert main(["--cases", "10"]) == 0
+    assert re.search(r"^10 cases, \d+ operations and \d+ comparisons in \d+ s: no mismatch$", capsys.readouterr().out)
+
+
 def test_a_report_can_be_replayed(monkeypatch, tmp_path, capsys):
     right = IndexBase.remove_ids
     monkeypatch.setattr(IndexBase, "remove_ids", lambda self, ids: right(self, ids) + 1)

@@ -441,7 +441,8 @@ def test_onnx_with_half_vectors_in_one_file_and_in_two(tmp_path):
     names = sorted(file.name for file in tmp_path.iterdir())
     assert [re.sub("[0-9a-f]{8}", "#", name) for name in names] == ["one.onnx", "two.onnx", "two.onnx.#.data"]
     assert two.stat().st_size < one.stat().st_size
-    for path in (one, two):
+    three = export.to_onnx(graph, tmp_path / ("3" * 250 + ".onnx"), most_bytes=1000)
+    for path in (one, two, three):
         same(export.runner(path, "onnx")(queries()), graph(queries()))
 
 

@@ -166,6 +166,12 @@ def test_sparse_arguments_beside_vectors():
         (None, r"got NoneType"),
         ([2**63] * 4, r"ids must be below 2\^63, got 9223372036854775808"),
         ([-1] * 4, r"ids\[0\] is -1"),
+        ([0, 2**70, 1, 2], r"ids holds an integer beyond the 64 bits of int64: -2\^63 to 2\^63 - 1"),
+        ([2**63, -2, 1, 2], r"ids holds an integer beyond the 64 bits"),  # floats, as numpy has them
+        (numpy.array([-(2**64)] * 4), r"ids holds an integer beyond the 64 bits"),
+        (numpy.array([1, 2, 3, 4], object), r"ids must be .*, got an array of dtype object"),
+        (numpy.array(["a"] * 4), r"got an array of dtype <U1"),
+        (torch.ones(4, dtype=torch.complex64), r"ids must be int64 or int32, got complex64$"),
     ],
 )
 def test_ids_of_another_kind(ids, hint):
@@ -175,7 +181,38 @@ def test_ids_of_another_kind(ids, hint):
     assert index.ntotal == 0
 
 
-@pytest.mark.parametrize("mode", ["x", None, 1, 1.5, numpy.bool_(True)])
+@pytest.mark.parametrize(
+    ("x", "error", "hint"),
+    [
+        ([], ValueError, rf"shape \(n, {D}\), got \(0,\); pass torch\.empty\(0, {D}\) for no rows"),
+        ((), ValueError, r"got \(0,\)"),
+        ([[]], ValueError, r"got \(1, 0\)"),
+        (X.to(torch.complex64), TypeError, r"complex vectors are not supported, but torch\.view_as_real\(x\)"),
+        (X.numpy().astype("c16"), TypeError, r"complex128; complex vectors are not supported"),
+        (X.numpy().astype(object), TypeError, r"list of numbers, got an array of dtype object"),
+        (numpy.full((2, D), "a"), TypeError, r"got an array of dtype <U1"),
+        ([[2**70] * D], ValueError, r"x holds an integer beyond the 64 bits"),
+    ],
+)
+def test_vectors_of_another_kind(x, error, hint):
+    index = IndexFlatL2(D)
+    index.add(X)
+    for call in (CALLS["search"], CALLS["add"], CALLS["update"], CALLS["range_search"]):
+        with pytest.raises(error, match=hint):
+            call(index, x)
+    assert index.ntotal == 200
+    assert index.search(torch.empty(0, D), 1)[1].shape == (0, 1)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_train_takes_the_flags_of_numpy(flag):
+    index = IndexPreTransform(D, nn.Identity(), IndexFlatL2(D))
+    for part in (index, index.index):
+        assert part.train(numpy.bool_(flag)) is part
+        assert part.training is flag
+
+
+@pytest.mark.parametrize("mode", ["x", None, 1, 1.5, numpy.float32(1)])
 def test_train_of_what_is_neither_a_flag_nor_vectors(mode):
     index = IndexIVFFlat(D, nlist=2)
     with pytest.raises(TypeError, match=rf"train takes a bool or float vectors \(n, {D}\), got {type(mode).__name__}"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -209,6 +211,38 @@ def test_rows_of_any_floating_type_and_stride():
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert kmeans(x.half(), 12)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.numpy, torch.Tensor.tolist, lambda x: list(x.numpy())])
+def test_rows_in_arrays_and_lists(make):
+    x = blobs()
+    found, objective = kmeans(make(x), 12, start=make(x[:12]))
+    expected, same = kmeans(x, 12, start=x[:12])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(objective, same)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "says"),
+    [
+        (blobs().to_sparse(), TypeError, r"x must be a dense tensor.*x\.to_dense\(\)"),
+        (blobs().long(), TypeError, r"x must be float16.*got int64; cast it with x\.float\(\)"),
+        (blobs().to(torch.complex64), TypeError, r"complex vectors are not supported"),
+        (blobs()[0], ValueError, r"x must have shape \(n, d\), got \(8,\)"),
+        ([], ValueError, r"x must have shape \(n, d\), got \(0,\)"),
+        (blobs()[:, :0], ValueError, r"x must have shape \(n, d\), got \(600, 0\)"),
+        (blobs().index_fill(0, torch.tensor([7]), torch.nan), ValueError, "x must be finite, but row 7 holds NaN"),
+        (blobs().index_fill(0, torch.tensor([5]), -torch.inf), ValueError, "x must be finite, but row 5 holds"),
+        (blobs().double() * 1e300, ValueError, r"beyond 3\.403e\+38, the largest that float32 holds"),
+        (blobs().numpy().astype(object), TypeError, "got an array of dtype object"),
+    ],
+)
+def test_rows_that_are_refused(x, error, says):
+    with pytest.raises(error, match=says):
+        kmeans(x, 4)
+    with pytest.raises(error, match=re.sub(r"\bx\b", "start", says)):
+        kmeans(blobs(), 4, start=x)
 
 
 def test_the_rows_are_left_alone():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -146,6 +148,13 @@ def test_text_is_refused_with_the_conversion(name, separator, x, tmp_path, monke
     assert torch.equal(open_vectors("x.npy").read(0, ROWS), x)
 
 
+@pytest.mark.parametrize("name", ["x.npy", "alone.pt", "x.fvecs", "x.fbin"])
+def test_a_file_of_one_array_has_no_names(name, x, tmp_path):
+    {**WRITERS, "alone.pt": lambda path, x: torch.save(x, path)}[name](tmp_path / name, x)
+    with pytest.raises(ValueError, match="holds no 'foo', but one array without a name: leave --key out"):
+        open_vectors(tmp_path / name, "foo")
+
+
 # --- Parquet and HDF5 ---------------------------------------------------------------------------------------
 
 
@@ -204,6 +213,28 @@ def test_parquet_is_read_after_a_refusal(tmp_path):
         with pytest.raises(ValueError, match="row 2 holds null"):
             vectors.read(0, 5)
         assert vectors.read(start, end).flatten().tolist() == [[1.0, 2.0], [5.0]][start // 4]
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (["a"] * ROWS, "string"),
+        ([Decimal("1.50")] * ROWS, r"decimal128\(3, 2\)"),
+        ([["a", "b"]] * ROWS, "list<.*string>"),
+        ([[Decimal("1.50")]] * ROWS, r"list<.*decimal128\(3, 2\)>"),
+        ([{"x": 1.0}] * ROWS, "struct<x: double>"),
+        ([True] * ROWS, "bool"),
+    ],
+)
+def test_a_column_of_no_numbers_is_called_what_it_is(column, kind, x, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parquet("x.parquet", x, other=column)
+    says = rf"x\.parquet, 'other' holds values of type {kind}, not floats or integers"
+    with pytest.raises(ValueError, match=says):
+        open_vectors("x.parquet", "other")
+    assert open_vectors("x.parquet").name == "x.parquet, 'vectors'"
+    assert run("build", "x.parquet", "index.pt", "--flat", "--ids-from", "other") == 1
+    assert re.search(says, capsys.readouterr().err)
 
 
 def test_a_damaged_parquet_file_is_refused(x, tmp_path):
@@ -315,7 +346,7 @@ def test_recall_against_a_file_of_neighbours(x, tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["recall"] == 1
     np.save("float.npy", truth.double().numpy())
     for words, says in {
-        ("t.ivecs", "-k", 21): "holds 20 neighbours of each query, but k is 21",
+        ("t.ivecs", "-k", 21): "holds 20 neighbours of each query, but k is 21: search with -k 20 or fewer",
         ("t.hdf5",): "'neighbors' holds the neighbours of 20 queries, but there are 30",
         ("float.npy",): "must hold integers of shape (queries, neighbours), got floats of shape (30, 20)",
         ("none.ivecs",): "no such file",
@@ -323,3 +354,18 @@ def test_recall_against_a_file_of_neighbours(x, tmp_path, capsys, monkeypatch):
     }.items():
         assert run("search", "index.pt", "q.npy", "--truth", *words) == 1
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("queries", [1, 30])
+@pytest.mark.parametrize("k", [1, 5])
+def test_neighbours_in_text_are_refused_with_the_conversion(queries, k, x, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index = IndexFlatL2(D)
+    index.add(x)
+    index.save("index.pt")
+    np.save("q.npy", x[:queries].numpy())
+    np.savetxt("t.csv", index.search(x[:queries], k)[1].numpy(), fmt="%d", delimiter=",")
+    assert run("search", "index.pt", "q.npy", "-k", k, "--truth", "t.csv") == 1
+    exec(capsys.readouterr().err.partition("once: ")[2], {})
+    assert run("search", "index.pt", "q.npy", "-k", k, "--truth", "t.npy", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["recall"] == 1

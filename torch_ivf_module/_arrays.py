@@ -1,4 +1,7 @@
-"""What callers pass for a tensor: arrays, memory maps, lists and ranges are taken, other layouts are refused."""
+"""What callers pass for a tensor: arrays, memory maps, lists and ranges are taken, other layouts are refused.
+
+N rows, d dim.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,17 @@ import numpy
 import torch
 from torch import Tensor
 
+from ._torch_internals import MKLDNN_LAYOUT
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+RANGE = "-2^63 to 2^63 - 1"
 _LAYOUTS = {
     torch.sparse_coo: "sparse",
     torch.sparse_csr: "sparse",
     torch.sparse_csc: "sparse",
     torch.sparse_bsr: "sparse",
     torch.sparse_bsc: "sparse",
-    torch._mkldnn: "in oneDNN's layout",  # type: ignore[attr-defined]
+    MKLDNN_LAYOUT: "in oneDNN's layout",
 }
 
 
@@ -44,6 +51,52 @@ def as_tensor(value: object, name: str) -> Tensor:
     return _from_array(value, name)
 
 
+def floats(value: object, name: str) -> Tensor:
+    """`value` as a tensor of floats, as `as_tensor` makes it; of an empty list float32.
+
+    >>> floats([], "x").dtype
+    torch.float32
+    """
+    tensor = as_tensor(value, name)
+    if tensor.dtype in FLOATS:
+        return tensor
+    if isinstance(value, (list, tuple)) and not tensor.numel():
+        return tensor.float()
+    cast = f"{name}.float()" if isinstance(value, Tensor) else f"torch.as_tensor({name}).float()"
+    what = f"cast it with {cast}"
+    if tensor.is_complex():
+        what = f"complex vectors are not supported, but torch.view_as_real({name}).flatten(-2) is twice as many floats"
+    raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {word(tensor.dtype)}; {what}")
+
+
+def finite(x: Tensor, name: str, what: str = "NaN or inf") -> None:
+    """Refuse rows of x (N, d) with NaN or inf, naming the first."""
+    # A sum is non-finite whenever an entry is, and a single fast pass; a finite sum settles it.
+    if x.is_meta or bool(torch.isfinite(x.sum())):
+        return
+    bad = torch.nonzero(~torch.isfinite(x).all(1))
+    if bad.shape[0]:
+        row = int(bad[0])
+        raise ValueError(f"{name} must be finite, but row {row} holds {what} ({bad.shape[0]} such rows in all)")
+
+
+def finite_in_dtype(x: Tensor, name: str) -> None:
+    """Refuse rows that were not finite, or are not since they were cast to the dtype they are in."""
+    finite(x, name, f"NaN, inf or values beyond {torch.finfo(x.dtype).max:.4g}, the largest that {word(x.dtype)} holds")
+
+
+def beyond_int64(value: object) -> bool:
+    """Whether an int within these lists is none that int64 holds."""
+    if isinstance(value, (list, tuple)):
+        return any(map(beyond_int64, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
+def word(dtype: torch.dtype) -> str:
+    """A dtype as messages call it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _refuse_layouts(x: Tensor, name: str) -> None:
     """TypeError for a tensor whose numbers do not lie in strided memory as they are."""
     if x.is_nested:
@@ -65,7 +118,9 @@ def _from_array(value: object, name: str) -> Tensor:
     except ValueError as error:
         raise ValueError(f"{name} must have rows of one length: {error}") from None
     if array.dtype.kind not in "biufc" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
-        came = type(value).__name__ if array.dtype.kind in "OUS" else f"an array of {array.dtype}"
+        if beyond_int64(array.tolist()):
+            raise ValueError(f"{name} holds an integer beyond the 64 bits of int64: {RANGE}")
+        came = f"an array of dtype {array.dtype}" if isinstance(value, numpy.ndarray) else type(value).__name__
         raise TypeError(f"{name} must be a torch.Tensor, a numpy array or a list of numbers, got {came}")
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = array.astype(array.dtype.newbyteorder("="), order="C")

@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["beside", "replace"]
+__all__ = ["beside", "replace", "short_name"]
 
 # Where there are no such locks nobody can tell whether a writer runs, and nothing of others is removed.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 _LOCK = "lock"  # a file that the writer holds locked: the kernel unlocks it when the process ends, however it ends
+_SHORT = 100  # bytes; file systems hold names of 143 (eCryptfs) or 255
 _SILENT = 24 * 3600  # seconds without a write, from which a writer on another machine is taken for dead
 
 
@@ -34,7 +35,7 @@ def replace(path: Path, write: Callable[[str], None], suffix: str = "") -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
     with beside(path) as folder:
-        part = folder / f"part{suffix or path.suffix}"
+        part = folder / f"_{suffix or path.suffix}"  # no longer than the name of `path`
         part.touch()
         write(str(part))
         os.chmod(part, _mode_for(path))
@@ -70,7 +71,8 @@ def beside(path: Path) -> Iterator[Path]:
 def _locked_folder(path: Path) -> tuple[Path, int]:
     """A new folder, and the file in it that is locked while this process has it open."""
     while True:
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.{_machine()}.", suffix=".part"))
+        prefix = f".{short_name(path.name)}.{_machine()}."
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=".part"))
         try:
             handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except FileNotFoundError:  # another writer removed the folder while it was empty
@@ -81,9 +83,22 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
         os.close(handle)  # another writer removed the folder while it was not locked
 
 
+def short_name(name: str) -> str:
+    """A name to build longer ones of, which a file system must hold that holds `name` itself: a long one is cut and
+    ends in a digest of the whole.
+
+    >>> short_name("index.pt")
+    'index.pt'
+    """
+    whole = os.fsencode(name)
+    if len(whole) <= _SHORT:
+        return name
+    return f"{whole[: _SHORT - 17].decode(errors='ignore')}.{hashlib.sha256(whole).hexdigest()[:16]}"
+
+
 def _sweep(path: Path) -> None:
     """Remove what the killed writers of `path` left; whatever prevents that is no reason not to write."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})\.[a-z0-9_]{{8}}\.part")
+    name = re.compile(rf"\.{re.escape(short_name(path.name))}\.([0-9a-f]{{8}})\.[a-z0-9_]{{8}}\.part")
     with contextlib.suppress(OSError):
         found = [(Path(entry.path), name.fullmatch(entry.name)) for entry in os.scandir(path.parent)]
         for folder, match in found:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from . import faiss_bridge, torch_ivf_bridge
+from ._arrays import finite_in_dtype
 from ._files import replace
 from ._optional import require
-from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform, check
+from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from .index.base import IndexBase
 from .index.pre_transform import Normalize
 
@@ -175,7 +176,7 @@ def _checked(path: Path, about: Mapping[str, Any], tensors: object, unread: str 
     index = rebuilt(about)
     index.load_state_dict(tensors, assign=True)
     if unread is None:
-        check.held(_plain(index).packed_embeddings, "packed_embeddings")
+        finite_in_dtype(_plain(index).packed_embeddings, "packed_embeddings")
     return index
 
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._files import beside, replace
+from ._files import beside, replace, short_name
 from ._optional import require
 from .graph import SearchGraph
 from .params import positive
@@ -145,10 +145,11 @@ def to_onnx(
     assert program is not None
     weights = sum(tensor.nbytes for tensor in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
     path = Path(path)
-    written = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.data")
+    short = short_name(path.name)
+    written = re.compile(re.escape(short) + r"\.[0-9a-f]{8}\.data")
     stale = [file for file in path.parent.iterdir() if written.fullmatch(file.name)]
     # A model names its second file. That one is new each time, and is there before the model that names it.
-    name = f"{path.name}.{secrets.token_hex(4)}"
+    name = f"{short}.{secrets.token_hex(4)}"
     with beside(path) as folder:
         part = folder / name
         program.save(part, external_data=weights > most_bytes)

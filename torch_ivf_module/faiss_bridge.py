@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ._arrays import finite
 from ._optional import require
 from .functional.lists import lengths
-from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform, check
+from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from .index.base import IndexBase
 from .index.pre_transform import Normalize
 
@@ -121,7 +122,7 @@ def _ivf(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase:
     quantizer = faiss.downcast_index(index.quantizer)
     centroids = torch.from_numpy(_plain(quantizer.reconstruct_n(0, index.nlist)))
     rows, offsets, labels = _lists(faiss, index, centroids, decode, dtype)
-    check.finite(rows, "index")
+    finite(rows, "index")
     if ids is not None:
         if labels.shape[0] and not 0 <= int(labels.min()) <= int(labels.max()) < ids.shape[0]:
             raise ValueError("index maps fewer ids than it holds, as IndexIDMap does over an IVF after remove_ids")

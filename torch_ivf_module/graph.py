@@ -171,8 +171,11 @@ class SearchGraph(nn.Module):
 
     def _search(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         queries, lists = metrics.prepare(x.float(), self.metric), self.lists()
-        if tracing() or not differentiable(queries):
-            scores, rows = rescore(queries, lists.packed, self._candidates(queries, mask), self.k, self.metric)
+        recorded = tracing()
+        if recorded or not differentiable(queries):
+            scores_of = metrics.differentiable_scores if recorded else metrics.exact_scores
+            candidates = self._candidates(queries, mask)
+            scores, rows = rescore(queries, lists.packed, candidates, self.k, self.metric, scores_of)
             return metrics.to_distance(scores, self.metric), lookup([lists.ids], rows)
 
         for name, buffer in self._buffers.items():

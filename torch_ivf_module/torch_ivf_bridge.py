@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .index import IndexIVFFlat, check
+from ._arrays import finite_in_dtype
+from .index import IndexIVFFlat
 from .index import state as states
 
 _MARK = {"d", "metric", "nlist", "packed_norms", *states.NAMES}
@@ -41,5 +42,5 @@ def from_state(about: Mapping[str, Any]) -> IndexIVFFlat:
         device="meta",
     )
     index.load_state_dict(given, assign=True)
-    check.held(index.packed_embeddings, "packed_embeddings")
+    finite_in_dtype(index.packed_embeddings, "packed_embeddings")
     return index

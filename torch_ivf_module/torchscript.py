@@ -169,7 +169,7 @@ class _Finish(nn.Module):
         kept = kept_for(graph.k)
         rows, _ = survivors(lists, probed, before, rank, (coarse, fine), kept, self.width)
         rows = best_rows(shifted, lists, rows, kept)[1]
-        scores, rows = rescore(x, lists.packed, rows, graph.k, graph.metric)
+        scores, rows = rescore(x, lists.packed, rows, graph.k, graph.metric, metrics.differentiable_scores)
         return metrics.to_distance(scores, graph.metric), lookup([lists.ids], rows)
 
 
@@ -187,11 +187,10 @@ def quietly() -> Iterator[None]:
 
 
 def _record(module: nn.Module, graph: SearchGraph, *methods: str) -> Any:
-    # Two queries that want a gradient: so the recording is differentiable in them.
-    x = torch.zeros(2, graph.d, dtype=torch.float32, device=graph.list_ids.device).requires_grad_()
+    x = torch.zeros(2, graph.d, dtype=torch.float32, device=graph.list_ids.device)
     mask = torch.ones(1, dtype=torch.bool, device=x.device)
     inputs = {name: (x, mask) if name == "masked" else x for name in methods}
-    with quietly(), torch.inference_mode(False), torch.enable_grad():
+    with quietly(), torch.inference_mode(False):
         return torch.jit.trace_module(module, inputs, check_trace=False)
 
 
@@ -200,9 +199,7 @@ def _record_finish(module: nn.Module, graph: SearchGraph, begin: Any) -> Any:
     prepared, shifted, probed, _, visits, before, rank = begin(x)
     blocks = blocks_of(graph.lists().sizes)
     fine = torch.zeros(max(1, int((visits * blocks).sum())), BLOCK, dtype=torch.float32, device=prepared.device)
-    with quietly(), torch.inference_mode(False), torch.enable_grad():
+    with quietly(), torch.inference_mode(False):
         return torch.jit.trace(
-            module,
-            (prepared.detach().requires_grad_(), shifted, probed, rank, before, fine.amax(1), fine),
-            check_trace=False,
+            module, (prepared, shifted, probed, rank, before, fine.amax(1), fine), check_trace=False
         )

@@ -20,7 +20,7 @@ from tests.problems import DTYPES, METRICS, MODES, few_training_rows
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
 from torch_ivf_module.index import IndexFlat
 
-DIMS = (1, 2, 3, 4, 5, 8, 13, 16, 33, 64, 100, 1536, 4096, 8192)
+DIMS = (1, 2, 3, 4, 5, 8, 13, 16, 33, 64, 100, 256, 512, 1536, 4096, 8192)
 KS = st.one_of(st.integers(1, 12), st.sampled_from([1, 50, 400, 3000]))
 COUNTS = st.integers(0, 9)
 NPROBES = st.integers(1, 14)

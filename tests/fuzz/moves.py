@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
+from hypothesis.stateful import precondition, rule
 from torch import nn
 
-from tests.fuzz.changes import Changes, raises
+from tests.fuzz.answers import check_state
+from tests.fuzz.changes import SEEDS, Changes, raises
 from torch_ivf_module import from_faiss, load, to_faiss
 
 DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32}
@@ -28,9 +29,17 @@ class Moves(Changes):
         call = (lambda: module.to(dtype)) if by_to else getattr(module, name)
         if not self.model.stored.to(dtype).isfinite().all():
             raises(ValueError, call)
+            assert self.index.dtype == self.model.dtype
             return
         call()
         self.model.convert(dtype)
+
+    @precondition(lambda self: self.model.dtype == torch.bfloat16)
+    @rule(size=st.integers(1, 20), seed=SEEDS, by_to=st.booleans(), nested=st.booleans())
+    def half_of_what_float16_does_not_hold(self, size: int, seed: int, by_to: bool, nested: bool) -> None:
+        self.add("beyond_float16", size, seed)
+        self.convert("half", by_to, nested)
+        check_state(self.index, self.model)
 
     @rule(how=st.sampled_from(["deepcopy", "pickle", "to"]))
     def copy(self, how: str) -> None:

@@ -63,6 +63,22 @@ def _translated(generator: torch.Generator, n: int, d: int, largest: float) -> T
     return _plain(generator, n, d, largest) + 1000
 
 
+def _equal_entries(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    """Every entry of a row the same number, in small steps from 1 or from 1000: rounding errors of a product all have
+    one sign and add up, and whole rows lie within them of one another."""
+    offset = (1.0, 1000.0)[int(torch.randint(0, 2, (1,), generator=generator))]
+    steps = torch.randint(-8, 9, (n, 1), generator=generator) / 1024
+    return (offset * (1 + steps)).repeat(1, d)
+
+
+def _beyond_float16(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
+    """Some rows with a number that float16 does not hold, where the dtype does."""
+    x = _plain(generator, n, d, largest)
+    if largest > 1e5:
+        x[::3, 0] = 65_536 * (1 + 9 * torch.rand(len(x[::3]), generator=generator))
+    return x
+
+
 def _first_rows_far(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
     x = _plain(generator, n, d, largest)
     x[:2] += min(1e6, largest / math.sqrt(d) / 2)
@@ -86,6 +102,8 @@ KINDS: dict[str, Kind] = {
     "one_enormous": _one_enormous,
     "mixed": _mixed,
     "translated": _translated,
+    "equal_entries": _equal_entries,
+    "beyond_float16": _beyond_float16,
     "first_rows_far": _first_rows_far,
     "overflowing": _overflowing,
 }

@@ -35,14 +35,15 @@ def read_ids(source: str, vectors: Path, rows: int) -> Tensor:
         if not path.is_file() and "" not in contents.arrays:
             names = ", ".join(map(repr, contents.arrays)) or "none"
             raise FileNotFoundError(f"--ids-from {source}: no such file, and no such array in {vectors}: {names}")
-        contents = open_file(path, "int64")
+        contents = open_file(path, "int64", ndmin=1)
         name = contents.choose(path, _ids, _only(contents), ["ids", "id"], "integers of shape (n,)")
-    title, array = titled(path, name), contents.arrays[name]
+    title = titled(path, name)
+    array = checked(title, contents.arrays[name])
     if not _whole(array):
         raise BadData(f"{title} must hold integers, got {_told(array)}")
     if not _ids(array) or max(array.shape) != rows:
         raise BadData(f"{title} must hold one id for each of the {rows:,} rows, got shape {array.shape}")
-    return _checked(title, _numbers(title, array).reshape(-1))
+    return _checked(title, _numbers(array).reshape(-1))
 
 
 def read_truth(path: Path, queries: int, k: int) -> tuple[Tensor, str | None]:
@@ -53,19 +54,22 @@ def read_truth(path: Path, queries: int, k: int) -> tuple[Tensor, str | None]:
     contents = open_file(path, "int64")
     what = "integers of shape (queries, neighbours)"
     name = contents.choose(path, _neighbours, _only(contents), ["neighbors", "neighbours", "ids"], what)
-    title, array = titled(path, name), contents.arrays[name]
+    title = titled(path, name)
+    array = checked(title, contents.arrays[name])
     if not _neighbours(array):
         raise BadData(f"{title} must hold {what}, got {_told(array)}")
     if array.shape[0] != queries:
         raise BadData(f"{title} holds the neighbours of {array.shape[0]:,} queries, but there are {queries:,}")
     if array.shape[1] < k:
-        raise BadData(f"{title} holds {array.shape[1]} neighbours of each query, but k is {k}: search with -k or fewer")
-    return torch.from_numpy(_numbers(title, array)[:, :k].astype(np.int64)), contents.metric
+        held = array.shape[1]
+        raise BadData(f"{title} holds {held} neighbours of each query, but k is {k}: search with -k {held} or fewer")
+    return torch.from_numpy(_numbers(array)[:, :k].astype(np.int64)), contents.metric
 
 
 def _only(contents: Contents) -> str | None:
-    """The name of the array of a file of one, whatever its shape."""
-    return next(iter(contents.arrays)) if len(contents.arrays) == 1 else None
+    """The name of the array of a file of one, whatever its shape; columns of text beside it do not count."""
+    numbers = [name for name, array in contents.arrays.items() if array.kind != "?"] or list(contents.arrays)
+    return numbers[0] if len(numbers) == 1 else None
 
 
 def _whole(array: Array) -> bool:
@@ -86,8 +90,8 @@ def _told(array: Array) -> str:
     return f"{kinds.get(array.kind, 'other values')} of shape {array.shape}"
 
 
-def _numbers(title: str, array: Array) -> Any:
-    return np.asarray(checked(title, array).read(0, array.shape[0]))
+def _numbers(array: Array) -> Any:
+    return np.asarray(array.read(0, array.shape[0]))
 
 
 def _checked(title: str, ids: Any) -> Tensor:

@@ -76,12 +76,12 @@ def open_vectors(path: str | os.PathLike[str], key: str | None = None, *, role: 
     if key is None and "" in contents.arrays:
         key = ""
     name = contents.choose(path, _plane, key, [role], "an array of shape (n, d), alone or by a name")
-    title, array = titled(path, name), contents.arrays[name]
-    if not _plane(array) or array.shape[1] < 1:
-        raise BadData(f"{title} must have shape (n, d), got {array.shape}")
+    title = titled(path, name)
+    array = checked(title, contents.arrays[name])
     if array.kind not in "fiu":
         raise BadData(f"{title} must hold floats or integers")
-    array = checked(title, array)
+    if not _plane(array) or array.shape[1] < 1:
+        raise BadData(f"{title} must have shape (n, d), got {array.shape}")
     read = checked(title, array._replace(read=lambda start, end: _floats(array.read(start, end)))).read
     rows, d = array.shape
     return Vectors(title, rows, d, read, _truth(contents, name), contents.metric)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._arrays import finite_in_dtype, floats
 from . import metric as metrics
 from .probe import coarse_of, nearest_by_ranking
 
@@ -58,6 +59,8 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Fit `nlist` centroids to rows `x` (N, d): Lloyd (1982), random start, empty clusters split as faiss does.
 
+    x may be a tensor of any float dtype, an array, or a list of rows.
+
     At most ``max_points_per_centroid * nlist`` sampled rows are used. For ip and cosine the centroids are kept at
     unit length. The global random state is not touched; a `generator` (a CPU one) goes before `seed`. `start`, where
     given, are centroids (nlist, d) to begin with instead of random rows.
@@ -68,7 +71,8 @@ def kmeans(
     With a `share`, x are the rows of one of several processes, all of which call this alike. Sample and start are then
     those of one process that has all rows; what differs is the order in which rows are summed, and so the rounding.
 
-    Raises ValueError when there are fewer rows than centroids.
+    Raises ValueError for fewer rows than centroids, rows that float32 does not hold as finite numbers, another shape
+    or an unknown metric; TypeError for rows that are not floats or not dense.
 
     >>> centroids, objective = kmeans(torch.rand(200, 8), 4)
     >>> centroids.shape
@@ -76,12 +80,17 @@ def kmeans(
     """
     if nlist < 1:
         raise ValueError(f"nlist must be >= 1, got {nlist}")
+    metrics.check_metric(metric)
+    x = _checked(x, "x").detach()
     share = Share.alone(x) if share is None else share
     if share.total < nlist:
         raise ValueError(f"x has {share.total} rows, but {nlist} centroids need at least {nlist}")
+    if start is not None:
+        start = _checked(start, "start").detach()
+        if start.shape != (nlist, x.shape[1]):
+            raise ValueError(f"start must have shape ({nlist}, {x.shape[1]}), got {tuple(start.shape)}")
     if generator is None:
         generator = torch.Generator(device="cpu").manual_seed(seed)
-    x = x.detach()
     sample, rows = _sampled(x, share, max_points_per_centroid * nlist, generator)
     if start is None:
         first = torch.randperm(sample.shape[0], generator=generator, device="cpu")[:nlist].to(x.device)
@@ -96,6 +105,16 @@ def kmeans(
         objective.append(metrics.clustering_objective(shifted, best, metric))
         centroids = _improved(rows, assigned, centroids, metric, generator, share.add)
     return centroids, share.add(torch.stack(objective)) if objective else rows.new_zeros(0)
+
+
+def _checked(x: object, name: str) -> Tensor:
+    """Rows (N, d) of finite floats: float64 as the float32 that they are compared in."""
+    tensor = floats(x, name)
+    if tensor.dim() != 2 or tensor.shape[1] == 0:
+        raise ValueError(f"{name} must have shape (n, d), got {tuple(tensor.shape)}")
+    tensor = tensor.float() if tensor.dtype == torch.float64 else tensor
+    finite_in_dtype(tensor, name)
+    return tensor
 
 
 def _sampled(x: Tensor, share: Share, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

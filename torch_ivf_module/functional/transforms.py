@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._torch_internals import is_transformed, transforms_active
 from . import metric as metrics
 from .select import select_topk
 
@@ -25,12 +26,12 @@ def transforming() -> bool:
     Tensors computed in one are wrappers that are good for nothing once it has ended, even those computed from plain
     tensors: whatever is kept must be computed by `outside`.
     """
-    return torch._C._are_functorch_transforms_active()
+    return transforms_active()
 
 
 def wrapped(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a running transform."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not torch.compiler.is_compiling() and is_transformed(tensor)
 
 
 def refuse_transform(action: str) -> None:

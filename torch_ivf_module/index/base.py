@@ -21,7 +21,7 @@ from ..functional.transforms import differentiable, is_dual, outside, scored
 from ..params import DEFAULTS, SearchParams, positive
 from . import check
 from .building import Builds
-from .eager import eager, opaque, recorded_by_fx, refuse_recording, without_autocast
+from .eager import eager, opaque, recorded_by_fx, refuse_recording, refuse_scripting, without_autocast
 from .module import Self
 from .peers import TorchIvfNames
 from .saves import Saves
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 class IndexBase(TorchIvfNames, Saves, Builds):
     """A vector index whose state is buffers of a torch.nn.Module. Use one of its subclasses."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(
         self,
@@ -217,7 +219,6 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         and `selector`: lists are read whole, `max_codes` and budgets are ignored, as in faiss. D has no derivative:
         it does not require grad, whether x does or not. Raises as `search`, and RuntimeError for a dual tensor x.
         """
-        refuse_recording("range_search")
         x = check.vectors(x, "x", self.d, self.device)
         if is_dual(x):
             raise RuntimeError("range_search has no derivative, but x is a dual tensor of forward mode: detach it")

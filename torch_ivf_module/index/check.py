@@ -10,12 +10,12 @@ import operator
 import torch
 from torch import Tensor
 
-from .._arrays import as_tensor
+from .. import _arrays
+from .._arrays import RANGE, as_tensor, beyond_int64, finite, finite_in_dtype, word
 from ..functional.transforms import wrapped
 from .state import LAST_ID
 
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)
-_FLOATS = (*STORAGE, torch.float64)
 _IDS = (torch.int64, torch.int32, torch.uint32, torch.uint64)
 
 
@@ -23,7 +23,8 @@ def vectors(x: object, name: str, d: int, device: torch.device) -> Tensor:
     """`x` as a float tensor (N, d) on `device`, whatever its strides and its float dtype."""
     tensor = floats(x, name, device)
     if tensor.dim() == 1:
-        raise ValueError(f"{name} must have shape (n, {d}), got {tuple(tensor.shape)}; pass {name}[None] for one row")
+        what = f"{name}[None] for one row" if tensor.numel() else f"torch.empty(0, {d}) for no rows"
+        raise ValueError(f"{name} must have shape (n, {d}), got {tuple(tensor.shape)}; pass {what}")
     if tensor.dim() != 2 or tensor.shape[1] != d:
         raise ValueError(f"{name} must have shape (n, {d}), got {tuple(tensor.shape)}")
     return tensor
@@ -39,13 +40,7 @@ def layer_input(x: object, name: str, d: int, device: torch.device) -> Tensor:
 
 def floats(x: object, name: str, device: torch.device) -> Tensor:
     """`x` as a tensor of floats on `device`."""
-    tensor = as_tensor(x, name)
-    if tensor.dtype not in _FLOATS:
-        cast = f"{name}.float()" if isinstance(x, Tensor) else f"torch.as_tensor({name}).float()"
-        raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {_word(tensor.dtype)}; cast it with {cast}"
-        )
-    return _placed(tensor, x, name, device)
+    return _placed(_arrays.floats(x, name), x, name, device)
 
 
 def _placed(tensor: Tensor, given: object, name: str, device: torch.device) -> Tensor:
@@ -80,8 +75,11 @@ def id_list(value: object, name: str, device: torch.device) -> Tensor:
     """`value` as a list of int64 ids on `device`, of any length."""
     tensor = as_tensor(value, name)
     if tensor.dtype not in _IDS:
+        if beyond_int64(value):
+            raise ValueError(f"{name} holds an integer beyond the 64 bits of int64: {RANGE}")
         cast = f"{name}.long()" if isinstance(value, Tensor) else f"torch.as_tensor({name}).long()"
-        raise TypeError(f"{name} must be int64 or int32, got {_word(tensor.dtype)}; cast it with {cast}")
+        what = "" if tensor.is_complex() else f"; cast it with {cast}"
+        raise TypeError(f"{name} must be int64 or int32, got {word(tensor.dtype)}{what}")
     if tensor.dim() != 1:
         raise ValueError(f"{name} must have shape (n,), got {tuple(tensor.shape)}")
     found = _plain(_placed(tensor, value, name, device), name).detach().long()
@@ -112,7 +110,7 @@ def mask(value: object, name: str, device: torch.device) -> Tensor:
     """`value` as a bool mask over ids on `device`, of any length."""
     tensor = as_tensor(value, name)
     if tensor.dtype != torch.bool:
-        raise TypeError(f"{name} must be a bool mask, entry i for id i, got {_word(tensor.dtype)}")
+        raise TypeError(f"{name} must be a bool mask, entry i for id i, got {word(tensor.dtype)}")
     if tensor.dim() != 1:
         raise ValueError(f"{name} as a mask must have shape (n,), got {tuple(tensor.shape)}")
     return _plain(_placed(tensor, value, name, device), name)
@@ -140,31 +138,10 @@ def radii(value: object, name: str, queries: int, device: torch.device) -> Tenso
     return found
 
 
-def finite(x: Tensor, name: str, what: str = "NaN or inf") -> None:
-    """Refuse rows with NaN or inf, naming the first."""
-    # A sum is non-finite whenever an entry is, and a single fast pass; a finite sum settles it.
-    if x.is_meta or bool(torch.isfinite(x.sum())):
-        return
-    bad = torch.nonzero(~torch.isfinite(x).all(1))
-    if bad.shape[0]:
-        row = int(bad[0])
-        raise ValueError(f"{name} must be finite, but row {row} holds {what} ({bad.shape[0]} such rows in all)")
-
-
 def stored(x: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     """A detached copy of finite rows in the storage dtype; rows that it cannot hold are refused."""
     finite(x, name)
     kept = x.detach().to(dtype, copy=True)
     if kept.dtype != x.dtype:
-        held(kept, name)
+        finite_in_dtype(kept, name)
     return kept.contiguous()
-
-
-def held(x: Tensor, name: str) -> None:
-    """Refuse rows that were not finite, or are not since they were cast to the storage dtype they are in."""
-    most = f"{torch.finfo(x.dtype).max:.4g}, the largest that {_word(x.dtype)} holds"
-    finite(x, name, f"NaN, inf or values beyond {most}")
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

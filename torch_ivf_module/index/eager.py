@@ -10,12 +10,12 @@ import functools
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 
+from .._torch_internals import dispatch_recorder, not_compiled
 from ..functional.transforms import refuse_transform
 from .integrity import refuse_without_values
 
@@ -34,9 +34,7 @@ def opaque(method: Callable[P, R]) -> Callable[P, R]:
     torch.compiler.disable would import the compiler, which takes longer than most searches. Until somebody else has
     imported it, nothing can be compiled.
     """
-    # What torch.compiler.disable sets, so that the compiler names the reason.
-    method._torchdynamo_disable, method._torchdynamo_disable_msg = True, _REASON  # type: ignore[attr-defined]
-    disabled: Callable[P, R] = _disable_dynamo(method)
+    disabled = not_compiled(method, _REASON)
 
     @functools.wraps(method)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -46,13 +44,14 @@ def opaque(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def eager(method: Callable[P, R]) -> Callable[P, R]:
-    """`opaque`, and refused inside a torch.func transform, or of an index without values: for what changes an index,
-    or reads it without a query."""
+    """`opaque`, and refused inside a torch.func transform, in a recording, or of an index without values: for what
+    changes an index, or reads it without a query."""
 
     @functools.wraps(method)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         refuse_transform(method.__name__)
         refuse_without_values(vars(args[0])["_buffers"])
+        refuse_recording(method.__name__)
         return method(*args, **kwargs)
 
     return opaque(checked)
@@ -66,13 +65,24 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def refuse_recording(action: str) -> None:
-    """RuntimeError while torch.jit.trace, torch.export, torch.onnx.export or make_fx records what one batch takes."""
-    recorder = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
-    if recorder is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+    """RuntimeError while torch.jit.trace, torch.export, torch.onnx.export or make_fx records what one batch takes.
+
+    They run a model several times, of which the recording keeps neither what it changes nor what it reads by itself.
+    """
+    if dispatch_recorder() is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
         raise RuntimeError(
-            f"{action} of an index cannot be recorded, because what it does depends on the queries: put "
-            "index.graph(...) in its place, and see torch_ivf_module.export for writing files"
+            f"{action} of an index cannot be recorded by torch.jit.trace, torch.export and the like: call it outside "
+            "of the model that is recorded, in which a search is the module that index.graph(...) returns; see "
+            "torch_ivf_module.export for writing files"
         )
+
+
+def refuse_scripting(index: nn.Module) -> NoReturn:
+    """What torch.jit.script calls for its `__prepare_scriptable__`: RuntimeError."""
+    raise RuntimeError(
+        f"torch.jit.script cannot compile {type(index).__name__}: put the module that index.graph(...) returns in its "
+        "place, and see torch_ivf_module.export.to_torchscript for writing files"
+    )
 
 
 def recorded_by_fx(module: nn.Module, x: Any) -> tuple[Tensor, Tensor] | None:

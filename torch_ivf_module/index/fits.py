@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import numpy
 from torch import Tensor, nn
 
 Self = TypeVar("Self", bound="Fits")
@@ -22,11 +23,11 @@ class Fits(nn.Module):
         given: object = mode
         if isinstance(given, Tensor) or (hasattr(given, "__len__") and not isinstance(given, (str, bytes))):
             return self.fit(given, **settings)
-        if not isinstance(mode, bool):
+        if not isinstance(mode, (bool, numpy.bool_)):
             raise TypeError(f"train takes a bool or float vectors (n, {self.d}), got {type(mode).__name__}")
         if settings:
             raise TypeError(f"train(mode) takes no {', '.join(settings)}: pass a tensor to fit the index")
-        return super().train(mode)
+        return super().train(bool(mode))
 
     def fit(self: Self, *args: Any, **settings: Any) -> Self:
         """Fit to a tensor (n, d)."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._arrays import finite
 from .._optional import require
 from ..functional import lists as ragged
 from ..functional import metric as metrics
@@ -217,7 +218,7 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
     def _training_rows(self, x: Tensor) -> Tensor:
         """Rows (n, d) that can be trained on, as they are compared."""
         x = check.vectors(x, "x", self.d, self.device).detach()
-        check.finite(x, "x")
+        finite(x, "x")
         return self._prepared(x)
 
     def _clustered(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .._arrays import finite_in_dtype
 from ..functional import lists as ragged
 from ..functional import metric as metrics
 from ..functional.lists import InvertedLists, inverted_lists
@@ -322,7 +323,7 @@ class IndexModule(nn.Module):
         cast = held["packed_embeddings"]
         if cast.dtype not in (before["packed_embeddings"].dtype, torch.float32):
             try:
-                check.held(cast, "packed_embeddings")
+                finite_in_dtype(cast, "packed_embeddings")
             except ValueError:
                 held["packed_embeddings"] = before["packed_embeddings"].to(cast.device)
                 raise
@@ -417,7 +418,7 @@ class IndexModule(nn.Module):
                 old = self._raw(name)
                 fresh[name] = tensor if assign else tensor.detach().to(old.device, old.dtype, copy=True)
             if not assign:
-                check.held(fresh["packed_embeddings"], "packed_embeddings")
+                finite_in_dtype(fresh["packed_embeddings"], "packed_embeddings")
             fresh["centroids"] = fresh["centroids"].float()
             if fresh["packed_embeddings"].dtype not in check.STORAGE:
                 fresh["packed_embeddings"] = fresh["packed_embeddings"].float()

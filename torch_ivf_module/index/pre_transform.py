@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..params import SearchParams, positive
 from . import check
 from .base import IndexBase
-from .eager import recorded_by_fx
+from .eager import recorded_by_fx, refuse_scripting
 from .fits import Fits
 from .saves import Saves
 
@@ -47,6 +47,8 @@ class IndexPreTransform(Fits, Saves):
     >>> index.search(torch.eye(4)[1:2], 1)[1]
     tensor([[1]])
     """
+
+    __prepare_scriptable__ = refuse_scripting
 
     def __init__(self, d: int, transform: nn.Module, index: IndexBase) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..functional import lists as ragged
 from ..index import IndexIVFFlat, state
 from ..index.base import IndexBase
+from ..index.eager import refuse_recording, refuse_scripting
 from ..index.fits import Fits
 from ..index.module import OWN_BUFFERS, own_loading
 from . import deal, whole
@@ -35,6 +36,8 @@ class _Misfit(Exception):
 
 class ShardedModule(Fits):
     """A part of an index on each process; see `ShardedIndex`."""
+
+    __prepare_scriptable__ = refuse_scripting
 
     index: IndexBase
 
@@ -96,6 +99,7 @@ class ShardedModule(Fits):
         prepare: Callable[[], tuple[T, list[int]]],
         settings: Callable[[], object] = lambda: None,
     ) -> tuple[T, Tensor]:
+        refuse_recording(step)  # alone, because nothing can be gathered while it is recorded
         return self._exchange.agree(step, self.index.device, prepare, settings)
 
     # -- dealing -------------------------------------------------------------------------------------------

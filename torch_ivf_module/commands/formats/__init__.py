@@ -31,16 +31,17 @@ KINDS: dict[str, Callable[[Path], Contents]] = {
 _TEXT = {".csv": ", delimiter=','", ".tsv": ", delimiter='\\t'", ".txt": ""}  # as np.loadtxt is told of them
 
 
-def open_file(path: Path, dtype: str = "float32") -> Contents:
+def open_file(path: Path, dtype: str = "float32", ndmin: int = 2) -> Contents:
     """The arrays in a file, of the kind that its suffix says (one of KINDS); nothing in it is executed.
 
     Raises FileNotFoundError, BadData (a ValueError) for a file of another kind or one that cannot be read, ImportError
-    naming a missing extra. `dtype` is that of the numbers that are wanted, for the conversion of a text file.
+    naming a missing extra. `dtype` and `ndmin` are those of the numbers that are wanted, for the conversion of a text
+    file.
     """
     check_source(path)
     kind = path.suffix.lower()
     if kind in _TEXT:
-        numbers = f"np.loadtxt({str(path)!r}{_TEXT[kind]}, dtype=np.{dtype}, ndmin={2 if dtype == 'float32' else 1})"
+        numbers = f"np.loadtxt({str(path)!r}{_TEXT[kind]}, dtype=np.{dtype}, ndmin={ndmin})"
         written = f"np.save({str(path.with_suffix('.npy'))!r}, {numbers})"
         raise BadData(f"{path} is text, which is not read; convert it once: import numpy as np; {written}")
     if kind not in KINDS:

@@ -40,7 +40,8 @@ class Contents(NamedTuple):
         """
         if key is not None:
             if key not in self.arrays:
-                raise BadData(f"{path} holds no {key!r}, but {listed(self.arrays)}")
+                hint = ": leave --key out" if "" in self.arrays else ""
+                raise BadData(f"{path} holds no {key!r}, but {listed(self.arrays)}{hint}")
             return key
         fitting = [name for name, array in self.arrays.items() if fits(array)]
         for role in roles:
@@ -73,4 +74,4 @@ def reading(name: str, read: Callable[[], Found]) -> Found:
 
 def listed(names: Iterable[str]) -> str:
     """Names for an error."""
-    return ", ".join(map(repr, names)) or "no array"
+    return ", ".join(repr(name) if name else "one array without a name" for name in names) or "no array"

@@ -20,11 +20,11 @@ _BATCH = 4096  # rows that are decoded at a time
 
 
 def parquet(path: Path) -> Contents:
-    """The columns of numbers (n,) and of lists of numbers (n, d) of a file (extra `parquet`)."""
+    """The columns of numbers (n,) and of lists of numbers (n, d) of a file (extra `parquet`); others say their type."""
     arrow = require("pyarrow", "parquet")
     library = require("pyarrow.parquet", "parquet")
     file = library.ParquetFile(path, memory_map=True, page_checksum_verification=True)
-    arrays = {}
+    arrays, rows = {}, file.metadata.num_rows
     for field in file.schema_arrow:
         kind = field.type.storage_type if isinstance(field.type, arrow.BaseExtensionType) else field.type
         types = arrow.types
@@ -34,7 +34,13 @@ def parquet(path: Path) -> Contents:
             d = kind.list_size if types.is_fixed_size_list(kind) else None
             column = _Column(path, file, field.name, np.dtype(value.to_pandas_dtype()), is_list, d)
             arrays[field.name] = Array(column.shape, column.dtype.kind, column.read)
+        else:
+            arrays[field.name] = _no_numbers(f"holds values of type {field.type}, not floats or integers", rows)
     return Contents(arrays)
+
+
+def _no_numbers(problem: str, rows: int) -> Array:
+    return Array((rows,), "?", lambda start, end: None, problem)
 
 
 class _Column:
