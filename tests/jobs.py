@@ -25,7 +25,7 @@ from tests.problems import METRICS, agree, check_range, few_training_rows, held,
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, ShardedIndex, check_ddp, ignore_in_ddp
 from torch_ivf_module.dcp import IndexLoadPlanner
 from torch_ivf_module.sharded import newest
-from torch_ivf_module.sharded.exchange import Exchange
+from torch_ivf_module.sharded.collectives import Exchange
 
 N, D, L, K = 500, 12, 16, 10
 ROUNDING = 1e-5  # of an inner product of such vectors

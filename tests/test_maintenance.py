@@ -33,8 +33,8 @@ from tests.problems import (
 from tests.test_properties import IDS, SEEDS, SIZES, STEPS, D, Flat, InvertedFile
 from tests.test_threads import together
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, SearchParams
-from torch_ivf_module.functional.by_id import last_of, matches, rows_with
-from torch_ivf_module.index.staging import Staging
+from torch_ivf_module.functional.id_lookup import last_of, matches, rows_with
+from torch_ivf_module.index.pending import PendingUpdates
 
 KINDS = {"ivf": shared, "flat": flat}
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -44,14 +44,14 @@ each_metric = pytest.mark.parametrize("metric", METRICS)
 
 def waits(index) -> bool:
     """Whether removed rows are marked and not yet taken out."""
-    return index._staging.gone_rows > 0
+    return index._updates.gone_rows > 0
 
 
 def deepcopied(index):
     """A copy in which removed rows wait as they do in `index`; deepcopy alone would take them out of both."""
-    staging, index._staging = index._staging, Staging()
-    other, index._staging = deepcopy(index), staging
-    other._staging = deepcopy(staging)
+    staging, index._updates = index._updates, PendingUpdates()
+    other, index._updates = deepcopy(index), staging
+    other._updates = deepcopy(staging)
     return other
 
 
@@ -222,7 +222,7 @@ def test_updating_the_same_ids_again_and_again_keeps_nothing_old():
     ids = torch.arange(40)
     for step in range(60):
         index.update(ids, normal(40, PLAIN.d, seed=step))
-    assert index._staging._held < 1000
+    assert index._updates._held < 1000
     assert index.ntotal == len(base)
     found = index.search(queries, 7)
     check(found, queries, held(deepcopy(index)), "l2", 7)

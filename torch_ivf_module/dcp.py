@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from .index import state
+from .index import schema
 
 
 class IndexLoadPlanner(DefaultLoadPlanner):
@@ -57,10 +57,10 @@ def _resize(held: Any, metadata: Metadata, prefix: str) -> None:
     if not isinstance(held, dict):
         return
     held_names = [key for key in held if isinstance(key, str)]
-    parents = [key.removesuffix(state.NAMES[0]) for key in held_names if key.rpartition(".")[2] == state.NAMES[0]]
-    parents = [parent for parent in parents if all(parent + name in held for name in state.NAMES)]
+    parents = [key.removesuffix(schema.NAMES[0]) for key in held_names if key.rpartition(".")[2] == schema.NAMES[0]]
+    parents = [parent for parent in parents if all(parent + name in held for name in schema.NAMES)]
     for parent in parents:
-        for name in state.NAMES:
+        for name in schema.NAMES:
             saved = metadata.state_dict_metadata.get(prefix + parent + name)
             old = held.get(parent + name)
             if isinstance(saved, TensorStorageMetadata) and old is not None and old.shape != saved.size:

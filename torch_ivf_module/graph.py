@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .functional import metric as metrics
+from .functional.chunking import tracing
 from .functional.lists import InvertedLists, marked, only, vectors_at
-from .functional.parts import tracing
 from .functional.probe import Coarse, probe_by_ranking
 from .functional.rescore import rescore
 from .functional.scan_queries import scan_queries
@@ -21,7 +21,7 @@ from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
 from .functional.scan_tiles import only as only_tiles
 from .functional.search import capped_lists, finite_queries, kept_for, lookup, shifted_queries
 from .functional.transforms import differentiable, outside, scored, tracked
-from .index import check
+from .index import validation
 from .index.base import IndexBase
 from .index.eager import recorded_by_fx
 from .params import positive
@@ -71,7 +71,7 @@ class SearchGraph(nn.Module):
         index._require_trained("graph")
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
-        if storage is not None and storage not in check.STORAGE:
+        if storage is not None and storage not in validation.STORAGE:
             raise ValueError(f"storage must be torch.float32, torch.float16 or torch.bfloat16, got {storage}")
         self.d, self.metric = index.d, index.metric
         self.k = index.k if k is None else positive(k, "k")
@@ -83,7 +83,7 @@ class SearchGraph(nn.Module):
         self.max_codes = own.max_codes if max_codes is None else positive(max_codes, "max_codes")
         with index._lock:
             index._pack()
-            self._contents = index._contents
+            self._version_token = index._version_token
             coarse, (lists,) = index._segments()
         self._width = int(torch.sort(lists.sizes, descending=True).values[: self.nprobe].sum())
         self._tiles = 0
@@ -147,11 +147,11 @@ class SearchGraph(nn.Module):
         self.check_current()
         if self.list_ids.is_meta:
             raise RuntimeError("the graph has no values, being on the meta device: make it of an index that has")
-        x = check.floats(x, "x", self.list_ids.device)
+        x = validation.floats(x, "x", self.list_ids.device)
         if x.dim() == 0 or x.shape[-1] != self.d:
             raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
         if mask is not None:
-            mask = check.mask(mask, "mask", self.list_ids.device)
+            mask = validation.mask(mask, "mask", self.list_ids.device)
         if x.dim() == 2:
             return self.rows(x, mask)
         found, ids = self.rows(x.reshape(-1, self.d), mask)
@@ -159,7 +159,7 @@ class SearchGraph(nn.Module):
 
     def check_current(self) -> None:
         """Raise RuntimeError if the index has changed since this graph was made of it."""
-        if self._contents.changed:
+        if self._version_token.changed:
             raise RuntimeError("the index has changed since this graph was made of it: call index.graph(...) again")
 
     def rows(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

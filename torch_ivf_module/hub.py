@@ -55,7 +55,7 @@ def _shelf() -> Any:
     """A class that gives an index huggingface_hub's methods; made here, where that package is certain to be wanted."""
     library = require("huggingface_hub", "hub")
 
-    class Shelf(library.PyTorchModelHubMixin, **_CARD):  # type: ignore
+    class HubAdapter(library.PyTorchModelHubMixin, **_CARD):  # type: ignore
         def __init__(self, index: AnyIndex) -> None:
             self.index = index
 
@@ -65,7 +65,9 @@ def _shelf() -> Any:
             replace(folder / CONFIG, functools.partial(_write, words))
 
         @classmethod
-        def _from_pretrained(cls, *, model_id: str, device: Any, mmap: bool, config: Any = None, **where: Any) -> Shelf:
+        def _from_pretrained(
+            cls, *, model_id: str, device: Any, mmap: bool, config: Any = None, **where: Any
+        ) -> HubAdapter:
             path = Path(model_id, WEIGHTS)
             if not path.parent.is_dir():
                 path = Path(library.hf_hub_download(repo_id=model_id, filename=WEIGHTS, **where))
@@ -75,7 +77,7 @@ def _shelf() -> Any:
             _agree(index, config, path)
             return cls(index)
 
-    return Shelf
+    return HubAdapter
 
 
 def _write(words: str, path: str) -> None:

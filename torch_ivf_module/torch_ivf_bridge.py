@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._arrays import finite_in_dtype
 from .index import IndexIVFFlat
-from .index import state as states
+from .index import schema as states
 
 _MARK = {"d", "metric", "nlist", "packed_norms", *states.NAMES}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .functional import metric as metrics
-from .functional.maxima import BLOCK, GROUP, SECTION, SPAN, TILE_SCORES, blocks_of, tasks_of
+from .functional.block_maxima import BLOCK, GROUP, SECTION, SPAN, TILE_SCORES, blocks_of, tasks_of
 from .functional.probe import probe_by_ranking
 from .functional.rescore import rescore
 from .functional.scan_lists import BLOCK_BYTES, selected_at_a_time, survivors
@@ -58,7 +58,7 @@ class _Search(nn.Module):
 class ScriptedLists(nn.Module):
     """The list-major search of a SearchGraph for torch.jit.script: for large batches, x (Q, d) only.
 
-    As in functional/maxima.py, each list is multiplied once with the queries that visit it.
+    As in functional/block_maxima.py, each list is multiplied once with the queries that visit it.
     """
 
     packed: Tensor

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._optional import require
-from .index import IndexIVFFlat, SearchParams, check
+from .index import IndexIVFFlat, SearchParams, validation
 from .params import positive
 
 _CLOCKED = 3  # times a setting is timed; the fastest counts, as the rest is what the machine did besides
@@ -85,7 +85,7 @@ def tune(
     """
     if not isinstance(index, IndexIVFFlat):
         raise TypeError(f"index must be an IndexIVFFlat, got {type(index).__name__}: there is nothing else to tune")
-    queries, k = check.vectors(queries, "queries", index.d, index.device).detach(), positive(k, "k")
+    queries, k = validation.vectors(queries, "queries", index.d, index.device).detach(), positive(k, "k")
     if not queries.shape[0]:
         raise ValueError("queries must have at least one row, got none")
     if not 0 < target_recall <= 1:

@@ -17,7 +17,7 @@ from ..index.base import IndexBase
 from .common import (
     INDEX_FILES,
     VECTOR_FILES,
-    Talk,
+    Reporter,
     add_json,
     check_target,
     index_writer,
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @torch.no_grad()
 def run(args: argparse.Namespace) -> int:
     """Build, save, and say what was built."""
-    talk = Talk(args)
+    talk = Reporter(args)
     check_target(args.index, args.vectors, ids_file(args.ids_from, args.vectors))
     write = index_writer(args.index)
     _check_flat(args)
@@ -111,7 +111,7 @@ def _empty(args: argparse.Namespace, d: int, metric: str, nlist: int) -> IndexBa
     return IndexIVFFlat(d, nlist=nlist, nprobe=args.nprobe, metric=metric, **where)
 
 
-def _train(args: argparse.Namespace, talk: Talk, index: IndexIVFFlat, vectors: Vectors, fits: Plan) -> float:
+def _train(args: argparse.Namespace, talk: Reporter, index: IndexIVFFlat, vectors: Vectors, fits: Plan) -> float:
     began = time.perf_counter()
     sample = vectors.sample(fits.sample, fits.rows, fits.batch, args.seed, lambda parts: talk.progress(parts, "sample"))
     index.fit(sample.to(args.device), niter=args.niter, seed=args.seed, verbose=True)
@@ -121,7 +121,7 @@ def _train(args: argparse.Namespace, talk: Talk, index: IndexIVFFlat, vectors: V
 
 
 def _add(
-    args: argparse.Namespace, talk: Talk, index: IndexBase, vectors: Vectors, fits: Plan, ids: Tensor | None
+    args: argparse.Namespace, talk: Reporter, index: IndexBase, vectors: Vectors, fits: Plan, ids: Tensor | None
 ) -> float:
     began = time.perf_counter()
     start = 0

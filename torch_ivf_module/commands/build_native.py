@@ -6,7 +6,7 @@ import argparse
 import time
 
 from .. import native
-from .common import Talk, add_json
+from .common import Reporter, add_json
 
 __all__ = ["add_arguments", "run"]
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build, load, and say where it is."""
-    talk = Talk(args)
+    talk = Reporter(args)
     talk.say("build", "the kernel for this CPU; where it is not built yet this takes about half a minute")
     began = time.perf_counter()
     try:

@@ -20,7 +20,7 @@ from ..checkpoint import AnyIndex, load
 __all__ = [
     "INDEX_FILES",
     "VECTOR_FILES",
-    "Talk",
+    "Reporter",
     "add_json",
     "check_source",
     "check_target",
@@ -40,7 +40,7 @@ INDEX_FILES = f".pt, .pth or .safetensors, or for faiss {', '.join(FAISS[:-1])} 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-class Talk:
+class Reporter:
     """Lines for a person, or with --json one object for a program; progress goes to stderr either way."""
 
     def __init__(self, args: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import load
-from .common import INDEX_FILES, Talk, add_json, check_target, index_writer, shown_bytes
+from .common import INDEX_FILES, Reporter, add_json, check_target, index_writer, shown_bytes
 
 __all__ = ["add_arguments", "run"]
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @torch.no_grad()
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what was written."""
-    talk = Talk(args)
+    talk = Reporter(args)
     check_target(args.target, args.source)
     write = index_writer(args.target)
     index = load(args.source)

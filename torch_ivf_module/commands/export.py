@@ -13,7 +13,7 @@ import torch
 from .. import export
 from ..graph import LAYOUTS, SearchGraph
 from ..index import IndexFlat, IndexPreTransform, SearchParams
-from .common import Talk, add_json, check_target, load_trained, positive, shown_bytes
+from .common import Reporter, add_json, check_target, load_trained, positive, shown_bytes
 
 __all__ = ["add_arguments", "run"]
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, check where asked to, and say what was written; 1 if an answer differs."""
-    talk = Talk(args)
+    talk = Reporter(args)
     out = args.out or args.index.with_suffix(SUFFIXES[args.format])
     check_target(out, args.index)
     index = load_trained(args.index)
@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(found["ok"] for found in facts.get("check", [])) else 1
 
 
-def _check(talk: Talk, graph: SearchGraph, expect: Callable[..., Any], path: Path, format: str) -> list[dict[str, Any]]:
+def _check(
+    talk: Reporter, graph: SearchGraph, expect: Callable[..., Any], path: Path, format: str
+) -> list[dict[str, Any]]:
     """Run the file on stored vectors with noise, and compare."""
     run = export.runner(path, format)
     generator = torch.Generator(device="cpu").manual_seed(0)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checkpoint import AnyIndex, load
 from ..index import IndexIVFFlat, IndexPreTransform
 from .advice import nlist_for, nlist_range
-from .common import Talk, add_json, shown_bytes
+from .common import Reporter, add_json, shown_bytes
 
 __all__ = ["add_arguments", "run"]
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     index = load(args.index, mmap=True)
     facts = facts_of(index)
     facts = {"path": str(args.index), "file_bytes": args.index.stat().st_size, **facts}
-    Talk(args).result(facts, _told(facts))
+    Reporter(args).result(facts, _told(facts))
     return 0
 
 

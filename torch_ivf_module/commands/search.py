@@ -20,7 +20,7 @@ from .._files import replace
 from ..checkpoint import AnyIndex
 from ..index import IndexFlat
 from ..params import SearchParams
-from .common import VECTOR_FILES, Talk, add_json, check_target, load_trained, positive, usable_device
+from .common import VECTOR_FILES, Reporter, add_json, check_target, load_trained, positive, usable_device
 from .ids import read_truth
 from .vectors import Vectors, open_vectors
 
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @torch.no_grad()
 def run(args: argparse.Namespace) -> int:
     """Search, and print or write what was found."""
-    talk = Talk(args)
+    talk = Reporter(args)
     _check_targets(args)
     queries = open_vectors(args.queries, args.key, role="test")
     index = load_trained(args.index, device=args.device, mmap=args.mmap)

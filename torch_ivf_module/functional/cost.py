@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .block_maxima import GROUP, PRODUCT_PAYS, SPAN
 from .lists import InvertedLists
-from .maxima import GROUP, PRODUCT_PAYS, SPAN
-from .sampled import has_sampled_product
+from .sampled_addmm import has_sampled_product
 
 
 class Costs(NamedTuple):

@@ -20,7 +20,7 @@ _ROUNDING = 4 * torch.finfo(torch.float32).eps  # how far equal rows may seem to
 _PART = 1 << 14  # rows that are held in float64 at a time
 
 
-class Share(NamedTuple):
+class RowShard(NamedTuple):
     """Which rows of all there are one process has, where several train together: those from `first` on."""
 
     first: int
@@ -28,7 +28,7 @@ class Share(NamedTuple):
     add: Callable[[Tensor], Tensor]  # the sum of a tensor of every process
 
     @classmethod
-    def alone(cls, x: Tensor) -> Share:
+    def alone(cls, x: Tensor) -> RowShard:
         """The share of a process that has all rows."""
         return cls(0, x.shape[0], lambda tensor: tensor)
 
@@ -55,7 +55,7 @@ def kmeans(
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-    share: Share | None = None,
+    share: RowShard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Fit `nlist` centroids to rows `x` (N, d): Lloyd (1982), random start, empty clusters split as faiss does.
 
@@ -82,7 +82,7 @@ def kmeans(
         raise ValueError(f"nlist must be >= 1, got {nlist}")
     metrics.check_metric(metric)
     x = _checked(x, "x").detach()
-    share = Share.alone(x) if share is None else share
+    share = RowShard.alone(x) if share is None else share
     if share.total < nlist:
         raise ValueError(f"x has {share.total} rows, but {nlist} centroids need at least {nlist}")
     if start is not None:
@@ -117,7 +117,7 @@ def _checked(x: object, name: str) -> Tensor:
     return tensor
 
 
-def _sampled(x: Tensor, share: Share, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _sampled(x: Tensor, share: RowShard, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Which of all rows are used (S,), at most so many, and those of them that x has (n, d) float32."""
     order = torch.randperm(share.total, generator=generator, device="cpu")
     if share.total <= most:

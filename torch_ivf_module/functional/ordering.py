@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
+from .chunking import in_chunks
 from .lists import lengths, narrow
-from .parts import in_parts
 
 _ROWS = 1 << 14  # vectors at a time: with their centroids 16 MiB of temporaries at d = 128
 
@@ -22,7 +22,7 @@ def order_within_lists(packed: Tensor, offsets: Tensor, ids: Tensor, centroids: 
     """
     nlist = centroids.shape[0]
     number = torch.repeat_interleave(torch.arange(nlist, device=packed.device), lengths(offsets))
-    worth = in_parts(
+    worth = in_chunks(
         lambda rows, home: metrics.centrality(rows.float(), centroids[home], metric), _ROWS, packed, number
     )
     order = torch.sort(worth, descending=True, stable=True).indices

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
+from .chunking import in_chunks
 from .kernels import Kernel, kernel_for
 from .lists import InvertedLists
-from .parts import in_parts
 from .rescore import rescore
-from .scratch import Scratch
 from .select import best_positions
+from .workspace import Workspace
 
 _CHUNK_SCORES = 1 << 20  # scores held at a time: 4 MiB stays in cache, where a second pass over it is cheap
 _WORKSPACE = 64 << 20  # bytes that a kernel may use
@@ -90,26 +90,26 @@ def nearest_by_ranking(x: Tensor, coarse: Coarse) -> tuple[Tensor, Tensor]:
         scores, found = kernel.nearest(x, coarse.relative, coarse.bias, 1)
         if bool(((found >= 0) & scores.isfinite()).all()):  # not where a score overflows
             return scores[:, 0], found[:, 0]
-    memory = Scratch(x.device)
+    memory = Workspace(x.device)
 
     def best(part: Tensor) -> tuple[Tensor, Tensor]:
         return _ranking(part, coarse, memory).max(1)
 
-    return in_parts(best, _step(coarse), x)
+    return in_chunks(best, _step(coarse), x)
 
 
 def _certified(
     x: Tensor, coarse: Coarse, nprobe: int, kept: int, metric: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`probe` by PyTorch operations, and the queries (Q,) whose lists are not certain."""
-    memory = Scratch(x.device)
+    memory = Workspace(x.device)
     kept = min(kept, coarse.centroids.shape[0])
 
     def candidates(part: Tensor) -> tuple[Tensor, Tensor]:
         ranking = _ranking(metrics.shift(part, coarse.origin, metric), coarse, memory)
         return best_positions(ranking.nan_to_num_(nan=-torch.inf), kept)
 
-    ranking, found = in_parts(candidates, _step(coarse), x)
+    ranking, found = in_chunks(candidates, _step(coarse), x)
     if metric != "l2":
         return ranking[:, :nprobe], found[:, :nprobe], ~ranking[:, :nprobe].isfinite().all(1)
     scores, lists = rescore(x, coarse.centroids, found, nprobe, metric)
@@ -124,7 +124,7 @@ def _step(coarse: Coarse) -> int:
     return max(1, _CHUNK_SCORES // max(1, coarse.centroids.shape[0]))
 
 
-def _ranking(y: Tensor, coarse: Coarse, memory: Scratch | None) -> Tensor:
+def _ranking(y: Tensor, coarse: Coarse, memory: Workspace | None) -> Tensor:
     """Ranking scores (Q, L) of the centroids for queries relative to the origin.
 
     Written to reused memory where it is given: fresh memory for each part fragments the heap (fitting 1,600 lists to
@@ -149,4 +149,4 @@ def _in_float64(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Te
         found, at = scores.topk(nprobe, dim=1)
         return found.float(), at
 
-    return in_parts(best, _step(coarse), x)
+    return in_chunks(best, _step(coarse), x)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from . import metric as metrics
+from .chunking import in_chunks
 from .kernels import Kernel, kernel_for
 from .lists import InvertedLists
-from .parts import in_parts
 from .probe import Coarse, probe
 from .scan_above import by_query, scan_above
 from .search import capped_lists, finite_queries
@@ -75,6 +75,6 @@ def _segment(
     def exact(query: Tensor, row: Tensor) -> Tensor:
         return metrics.exact_scores(x[query], lists.packed[row][:, None].float(), metric)[:, 0]
 
-    scores = in_parts(exact, _RESCORE_ROWS, queries, rows)
+    scores = in_chunks(exact, _RESCORE_ROWS, queries, rows)
     inside = (scores > score[queries]) & torch.isfinite(scores)
     return queries[inside], scores[inside], rows[inside]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from . import metric as metrics
-from .parts import in_parts
+from .chunking import in_chunks
 from .select import merge, select_topk
 
 Scores = Callable[[Tensor, Tensor, str], Tensor]
@@ -35,4 +35,4 @@ def rescore(
         vectors = packed.index_select(0, part.clamp(min=0).flatten()).view(*part.shape, packed.shape[1])
         return select_topk(scores_of(query, vectors.float(), metric), part, k)
 
-    return in_parts(score, max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1])), x, rows)
+    return in_chunks(score, max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1])), x, rows)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .block_maxima import tasks_of, tiles
 from .kernels import Kernel
 from .lists import InvertedLists, narrow, offsets_of, ranges_to_positions
-from .maxima import tasks_of, tiles
 from .scan_queries import candidate_rows
 
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .block_maxima import BLOCK, GROUP, Tasks, blocks_of, group_maxima, strands, tasks_of
+from .chunking import joined
 from .lists import InvertedLists, prefixes, ranges_to_positions
-from .maxima import BLOCK, GROUP, Tasks, blocks_of, group_maxima, strands, tasks_of
-from .parts import joined
 from .scan_queries import best_rows
-from .scratch import Scratch
 from .select import NEVER, best_positions
+from .workspace import Workspace
 
 _SELECTED = 1 << 17  # maxima selected among at a time: 5 MiB of temporaries, more cost page faults
 BLOCK_BYTES = 4 * (BLOCK + 1)  # of its maxima
@@ -34,7 +34,7 @@ def scan_lists(
 
     `width` plays no part.
     """
-    memory = Scratch(x.device)
+    memory = Workspace(x.device)
     found = []
     for piece in _pieces(lists, probed, k, max_bytes):
         part, some, most = x[piece], probed[piece], None if limits is None else limits[piece]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .chunking import in_chunks
 from .lists import InvertedLists, ranges_to_positions
-from .parts import in_parts
-from .sampled import has_sampled_product, sampled_product
+from .sampled_addmm import has_sampled_product, sampled_product
 from .select import NEVER, best_positions, merge
 
 SLICE = 1 << 18  # candidates of a query held at a time
@@ -30,7 +30,7 @@ def scan_queries(
     """
     sizes = lists.sizes[probed] if limits is None else limits
     step = max(1, max_bytes // (72 * min(width, SLICE) + 32 * probed.shape[1]))
-    return in_parts(
+    return in_chunks(
         lambda part, first, some: _scan(part, lists, first, some, k, width), step, x, lists.offsets[probed], sizes
     )
 
@@ -81,7 +81,7 @@ def _gathered_product(x: Tensor, packed: Tensor, rows: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # as the compiler can fuse it: then no vector is gathered anywhere
         return (packed[rows].float() * x[:, None]).sum(2)
     step = max(1, _GATHER_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1]))
-    return in_parts(lambda query, at: torch.bmm(packed[at].float(), query[:, :, None])[:, :, 0], step, x, rows)
+    return in_chunks(lambda query, at: torch.bmm(packed[at].float(), query[:, :, None])[:, :, 0], step, x, rows)
 
 
 def _split_product(x: Tensor, packed: Tensor, rows: Tensor, start: Tensor) -> Tensor:

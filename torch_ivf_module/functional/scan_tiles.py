@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .chunking import in_chunks
 from .lists import InvertedLists, ranges_to_positions
-from .parts import in_parts
 from .select import NEVER, best_positions
 
 TILE = 16  # rows: two AVX2 registers of float32, one AVX-512 register
@@ -74,7 +74,7 @@ def scan_tiles(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int, max_
     """
     # A query's tiles are there twice: gathered, and multiplied.
     step = max(1, min(_GATHER_BYTES, max_bytes) // max(1, 8 * TILE * width * x.shape[1]))
-    return in_parts(lambda part, some: _scan(part, tiles, some, k, width), step, x, probed)
+    return in_chunks(lambda part, some: _scan(part, tiles, some, k, width), step, x, probed)
 
 
 def _scan(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,10 @@ from torch import Tensor
 from . import budget as budgets
 from . import metric as metrics
 from .budget import Budget
+from .chunking import in_chunks
 from .cost import cheapest
 from .kernels import Kernel, Scan, kernel_for
 from .lists import InvertedLists
-from .parts import in_parts
 from .probe import Coarse, probe
 from .rescore import rescore
 from .scan_above import as_rectangle, every_candidate, scan_above
@@ -88,7 +88,7 @@ def search(
     if x.shape[0] <= step:
         return _search_batch(coarse, segments, options, kernel, stats, x, probed)
     given = (x,) if probed is None else (x, probed)
-    return in_parts(lambda *part: _search_batch(coarse, segments, options, kernel, stats, *part), step, *given)
+    return in_chunks(lambda *part: _search_batch(coarse, segments, options, kernel, stats, *part), step, *given)
 
 
 def kept_for(k: int) -> int:
@@ -255,7 +255,7 @@ def _score_every_row(
             parts.append(rescore(x, lists.packed, rows, options.k, options.metric))
         return parts[0] if len(parts) == 1 else merge(parts, options.k)
 
-    scores, rows = in_parts(best, max(1, options.max_bytes // (_HIT_BYTES * width)), probes.x, probes.lists, sizes)
+    scores, rows = in_chunks(best, max(1, options.max_bytes // (_HIT_BYTES * width)), probes.x, probes.lists, sizes)
     return scores, rows, torch.zeros_like(rows[:, 0], dtype=torch.bool)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .parts import tracing
+from .chunking import tracing
 
 NEVER = -math.inf  # the score of padding
 # torch.topk costs 3-5 ns an element on a CPU and a maximum 0.15 ns, so selecting among group maxima first pays

@@ -19,12 +19,12 @@ from ..functional.range_scan import range_search
 from ..functional.search import MODES, SearchOptions, capped_lists, finite_queries, lookup, search
 from ..functional.transforms import differentiable, is_dual, outside, scored
 from ..params import DEFAULTS, SearchParams, positive
-from . import check
+from . import validation
 from .building import Builds
 from .eager import eager, opaque, recorded_by_fx, refuse_recording, refuse_scripting, without_autocast
 from .module import Self
-from .peers import TorchIvfNames
 from .saves import Saves
+from .torch_ivf_compat import TorchIvfNames
 
 if TYPE_CHECKING:
     from ..graph import SearchGraph
@@ -79,7 +79,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
 
     @property
     def max_bytes(self) -> int:
-        """Scratch memory that a search may use, in bytes."""
+        """Workspace memory that a search may use, in bytes."""
         return self._max_bytes
 
     @max_bytes.setter
@@ -100,7 +100,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         verbose: bool = False,
     ) -> Self:
         """Nothing to fit in a flat index: it is always trained, and takes the settings of `IndexIVFFlat.fit`."""
-        check.vectors(x, "x", self.d, self.device)
+        validation.vectors(x, "x", self.d, self.device)
         return self
 
     # -- searching -----------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (nq, k), differentiable in x, best first, ids (nq, k), and vectors (nq, k, d) if asked for."""
         refuse_recording(action)
-        x = check.vectors(x, "x", self.d, self.device)
+        x = validation.vectors(x, "x", self.d, self.device)
         k = positive(k, "k")
         self._require_trained(action)
         self._check_plain()
@@ -219,10 +219,10 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         and `selector`: lists are read whole, `max_codes` and budgets are ignored, as in faiss. D has no derivative:
         it does not require grad, whether x does or not. Raises as `search`, and RuntimeError for a dual tensor x.
         """
-        x = check.vectors(x, "x", self.d, self.device)
+        x = validation.vectors(x, "x", self.d, self.device)
         if is_dual(x):
             raise RuntimeError("range_search has no derivative, but x is a dual tensor of forward mode: detach it")
-        radii = check.radii(radius, "radius", x.shape[0], self.device)
+        radii = validation.radii(radius, "radius", x.shape[0], self.device)
         params = self._params(params)
         self._require_trained("range_search")
         return self._range_search(self._prepared(x), radii, params)
@@ -261,7 +261,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
     @opaque
     def _layer(self, x: Tensor) -> tuple[Tensor, Tensor]:
         refuse_recording("forward")
-        x = check.layer_input(x, "x", self.d, self.device)
+        x = validation.layer_input(x, "x", self.d, self.device)
         found, ids = self.search(x.reshape(-1, self.d), self.k)
         return found.view(*x.shape[:-1], self.k), ids.view(*x.shape[:-1], self.k)
 
@@ -305,7 +305,7 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         coarse, segments = self._segments(counted=counted)
         if params.selector is None:
             return coarse, segments
-        chosen = check.selector(params.selector, "selector", self.device)
+        chosen = validation.selector(params.selector, "selector", self.device)
         each = None if counted else visits / max(1, coarse.centroids.shape[0])
         return coarse, [restricted(lists, chosen, each) for lists in segments]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..functional import lists as ragged
 from ..functional import metric as metrics
-from . import check, state
+from . import schema, validation
 from .eager import eager
 from .module import Self
 from .reading import Reads
@@ -33,22 +33,22 @@ class Builds(Reads):
         ValueError for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and
         RuntimeError before training or when the ids would pass 2^63 - 2; the index is then as it was.
         """
-        x = check.vectors(x, "x", self.d, self.device)
+        x = validation.vectors(x, "x", self.d, self.device)
         first = self._next_id()
-        end = check.numbering(first, x.shape[0])
+        end = validation.numbering(first, x.shape[0])
         self._add(x, torch.arange(first, end, device=self.device), end, custom_ids=False)
 
     @eager
     def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
         """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
-        x = check.vectors(x, "x", self.d, self.device)
-        ids = check.ids(ids, "ids", x.shape[0], self.device).clone()
-        self._add(x, ids, max(self._next_id(), state.next_id_after(ids)), custom_ids=True)
+        x = validation.vectors(x, "x", self.d, self.device)
+        ids = validation.ids(ids, "ids", x.shape[0], self.device).clone()
+        self._add(x, ids, max(self._next_id(), schema.next_id_after(ids)), custom_ids=True)
 
     def _next_id(self) -> int:
         """The id that `add` gives next."""
         self.check_buffers()
-        return int(self._raw(state.NEXT_ID))
+        return int(self._raw(schema.NEXT_ID))
 
     def _add(self, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
         self._require_trained("add")
@@ -57,18 +57,18 @@ class Builds(Reads):
 
     def _stage(self, rows: Tensor, ids: Tensor, assigned: Tensor, next_id: int, *, custom_ids: bool) -> None:
         with self._lock:
-            if not rows.shape[0] and next_id == int(self._raw(state.NEXT_ID)):
+            if not rows.shape[0] and next_id == int(self._raw(schema.NEXT_ID)):
                 return
-            self._put(next_id=torch.full_like(self._raw(state.NEXT_ID), next_id))
-            self._staging.push(rows, ids, assigned, custom_ids=custom_ids)
+            self._put(next_id=torch.full_like(self._raw(schema.NEXT_ID), next_id))
+            self._updates.push(rows, ids, assigned, custom_ids=custom_ids)
             # Packing whenever the index has doubled keeps bulk loading linear without holding rows twice.
-            if self._staging.rows >= max(self._raw("packed_embeddings").shape[0], 1):
+            if self._updates.rows >= max(self._raw("packed_embeddings").shape[0], 1):
                 self._pack()
 
     def _place(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Rows as they are stored, prepared and no longer the caller's, and the list of each."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            rows = check.stored(metrics.prepare(x, self.metric), "x", self.dtype)
+            rows = validation.stored(metrics.prepare(x, self.metric), "x", self.dtype)
             return rows, self._assign(rows)
 
     def _assign(self, rows: Tensor) -> Tensor:
@@ -87,36 +87,36 @@ class Builds(Reads):
         """
         wanted = self._selected(ids)
         with self._lock:
-            return self._drop(self._rows_with(wanted)[0], self._staging.find(wanted)[0])
+            return self._drop(self._rows_with(wanted)[0], self._updates.find(wanted)[0])
 
     def _drop(self, rows: Tensor, waiting: Tensor) -> int:
         """Take out packed rows and waiting ones, given by their positions; how many they are."""
         count, held = rows.shape[0] + waiting.shape[0], self._raw("packed_embeddings").shape[0]
         if count:
-            self._staging.remove(waiting)
-            self._staging.drop(rows, held)
+            self._updates.remove(waiting)
+            self._updates.drop(rows, held)
             self._put()
-        if self._staging.gone_rows * _GONE_SHARE > held:
+        if self._updates.gone_rows * _GONE_SHARE > held:
             self._pack()
         return count
 
     def _selected(self, ids: Tensor) -> Tensor:
         """Distinct ids, ascending, given as numbers or as a bool mask over ids."""
-        chosen = check.selector(ids, "ids", self.device)
+        chosen = validation.selector(ids, "ids", self.device)
         return torch.nonzero(chosen)[:, 0] if chosen.dtype == torch.bool else chosen.unique()
 
     @eager
     def update(self, ids: Tensor, x: Tensor) -> None:
         """Replace the vectors of ids (n,) by x (n, d). Raises KeyError for an unknown id, ValueError for one given
         twice; the index is then as it was."""
-        x = check.vectors(x, "x", self.d, self.device)
-        ids = check.ids(ids, "ids", x.shape[0], self.device).clone()
+        x = validation.vectors(x, "x", self.d, self.device)
+        ids = validation.ids(ids, "ids", x.shape[0], self.device).clone()
         self._require_trained("update")
         wanted = ids.unique()
         if wanted.shape[0] != ids.shape[0]:
             raise ValueError("ids must be distinct in update, got one twice")
         with self._lock:
-            (held, of_held), (waiting, of_waiting) = self._rows_with(wanted), self._staging.find(wanted)
+            (held, of_held), (waiting, of_waiting) = self._rows_with(wanted), self._updates.find(wanted)
             known = torch.zeros_like(wanted, dtype=torch.bool)
             known[of_held] = known[of_waiting] = True
             if not bool(known.all()):
@@ -150,10 +150,10 @@ class Builds(Reads):
         with first._lock, second._lock, torch.no_grad():
             self._check_mergeable(other)
             x, ids, assigned, _ = other._oldest_first()
-            ids = _raised(ids, check.whole(add_id, "add_id"))
-            rows = check.stored(x, "other", self.dtype)
-            after = min(other._next_id() + add_id, state.LAST_ID)
-            number = max(self._next_id(), state.next_id_after(ids), after)
+            ids = _raised(ids, validation.whole(add_id, "add_id"))
+            rows = validation.stored(x, "other", self.dtype)
+            after = min(other._next_id() + add_id, schema.LAST_ID)
+            number = max(self._next_id(), schema.next_id_after(ids), after)
             self._stage(rows, ids, assigned, number, custom_ids=True)
             other.reset()
 
@@ -192,7 +192,7 @@ class Builds(Reads):
             # What is known as copied already is not copied: all but the vectors.
             known = {id(old): new for old, new in zip((packed, offsets, held), part, strict=True)}
             twin = copy.deepcopy(self, known)
-            twin._put(list_offsets=part[1], list_ids=part[2], next_id=twin._raw(state.NEXT_ID))
+            twin._put(list_offsets=part[1], list_ids=part[2], next_id=twin._raw(schema.NEXT_ID))
             return twin
 
     @eager
@@ -218,7 +218,7 @@ class Builds(Reads):
 
     def _start_empty(self, *, keep_centroids: bool) -> None:
         with self._lock, torch.no_grad():
-            fresh = state.empty(self.d, flat=self._flat, device=self.device, dtype=self.dtype)
+            fresh = schema.empty(self.d, flat=self._flat, device=self.device, dtype=self.dtype)
             if keep_centroids:
                 fresh["centroids"] = centroids = self._raw("centroids")
                 offsets = fresh["list_offsets"]

@@ -7,7 +7,7 @@ from typing import Any
 from ..functional import metric as metrics
 from ..functional.probe import Coarse, coarse_of
 from .base import IndexBase
-from .peers import TorchIvfFlatModes
+from .torch_ivf_compat import TorchIvfFlatModes
 
 
 class IndexFlat(TorchIvfFlatModes, IndexBase):

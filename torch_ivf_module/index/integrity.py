@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import state
+from . import schema
 
 CHECKSUMS = "checksums"
 _PART = 1 << 16  # entries that a checksum reads at a time, so that its temporaries stay in the cache
@@ -54,7 +54,7 @@ def unchanged(sources: Sources, buffers: Mapping[str, Tensor]) -> bool:
 
 def refuse_without_values(buffers: Mapping[str, Tensor]) -> None:
     """RuntimeError if the integer buffers have no values: on the meta device, or made under FakeTensorMode."""
-    for name in state.INTEGERS:
+    for name in schema.INTEGERS:
         if _has_no_values(buffers[name]):
             where = "on the meta device" if buffers[name].is_meta else "a FakeTensor"
             raise RuntimeError(
@@ -69,7 +69,7 @@ def _has_no_values(tensor: Tensor) -> bool:
 
 def checksums(buffers: Mapping[str, Tensor]) -> Tensor:
     """Checksums (3,) int64 of the integer buffers, which depend on the order of their entries."""
-    return torch.stack([_checksum(buffers[name].flatten()) for name in state.INTEGERS])
+    return torch.stack([_checksum(buffers[name].flatten()) for name in schema.INTEGERS])
 
 
 def _checksum(values: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ class Integrity:
 
     def _know(self, buffers: Mapping[str, Tensor], *, handed_out: bool) -> None:
         # Without values there are no checksums, so nothing is known of what comes in the place of these tensors.
-        known = not any(_has_no_values(buffers[name]) for name in state.INTEGERS)
-        self._sources = sources_of(buffers, state.INTEGERS) if known else {}
+        known = not any(_has_no_values(buffers[name]) for name in schema.INTEGERS)
+        self._sources = sources_of(buffers, schema.INTEGERS) if known else {}
         self._handed_out, self._sums = handed_out, None
 
     def hand_out(self, buffers: dict[str, Tensor]) -> None:
@@ -120,9 +120,9 @@ class Integrity:
         Buffers without values are passed over."""
         if not self._handed_out and unchanged(self._sources, buffers):
             return False
-        now, changed = sources_of(buffers, state.INTEGERS), False
+        now, changed = sources_of(buffers, schema.INTEGERS), False
         if all(type(tensor) is Tensor and not tensor.is_meta for tensor, _ in now.values()):
-            _refuse(state.misfit_shapes(buffers, d, flat))
+            _refuse(schema.misfit_shapes(buffers, d, flat))
             changed = self._compare(buffers, d, flat)
         self._sources, self._handed_out = now, False
         return changed
@@ -137,7 +137,7 @@ class Integrity:
         else:
             wrong: str | None = "the values of list_offsets, list_ids or next_id were changed in place"
             if any(buffers[name] is not tensor for name, (tensor, _) in self._sources.items()) or not self._sources:
-                wrong = state.misfit(buffers, d, flat=flat)  # tensors that the caller chose: as a state to be loaded
+                wrong = schema.misfit(buffers, d, flat=flat)  # tensors that the caller chose: as a state to be loaded
             _refuse(wrong)
             changed = True
         self._sums = found if fits else None

@@ -15,19 +15,19 @@ from .._optional import require
 from ..functional import lists as ragged
 from ..functional import metric as metrics
 from ..functional.budget import Budget
+from ..functional.chunking import in_chunks
 from ..functional.kernels import kernel_for
-from ..functional.kmeans import Share, kmeans
+from ..functional.kmeans import RowShard, kmeans
 from ..functional.lists import sampled_lists
 from ..functional.ordering import order_within_lists
-from ..functional.parts import in_parts
 from ..functional.probe import Coarse, coarse_of, probe
 from ..functional.search import SearchOptions
 from ..params import DEFAULTS, SearchParams, positive
-from . import check
+from . import validation
 from .base import IndexBase
 from .eager import eager
 from .module import Self
-from .peers import TorchIvfSettings
+from .torch_ivf_compat import TorchIvfSettings
 
 
 class Retrained(NamedTuple):
@@ -190,7 +190,7 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         """
         settings = dict(niter=niter, max_points_per_centroid=max_points_per_centroid, seed=seed, generator=generator)
         x = self._training_rows(x)
-        self._adopt(self._clustered(x, Share.alone(x), verbose=verbose, **settings))
+        self._adopt(self._clustered(x, RowShard.alone(x), verbose=verbose, **settings))
         return self
 
     @eager
@@ -212,19 +212,19 @@ class IndexIVFFlat(TorchIvfSettings, IndexBase):
         before = self.imbalance_factor()
         rows = self._training_rows(self._packed()[0] if x is None else x)
         start = self._raw("centroids")
-        moved = self._adopt(self._clustered(rows, Share.alone(rows), verbose=verbose, start=start, **settings))
+        moved = self._adopt(self._clustered(rows, RowShard.alone(rows), verbose=verbose, start=start, **settings))
         return Retrained(moved, self.ntotal, before, self.imbalance_factor())
 
     def _training_rows(self, x: Tensor) -> Tensor:
         """Rows (n, d) that can be trained on, as they are compared."""
-        x = check.vectors(x, "x", self.d, self.device).detach()
+        x = validation.vectors(x, "x", self.d, self.device).detach()
         finite(x, "x")
         return self._prepared(x)
 
     def _clustered(
         self,
         x: Tensor,
-        share: Share,
+        share: RowShard,
         *,
         niter: int = 10,
         max_points_per_centroid: int = 256,
@@ -324,7 +324,7 @@ def _nearest(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
     """The list (n,) of each row (n, d)."""
 
     kernel = kernel_for(rows.new_empty(0, dtype=torch.float32))
-    return in_parts(lambda part: probe(part.float(), coarse, 1, metric, kernel)[1][:, 0], 1 << 14, rows)
+    return in_chunks(lambda part: probe(part.float(), coarse, 1, metric, kernel)[1][:, 0], 1 << 14, rows)
 
 
 def _warn_few_rows(rows: int, nlist: int) -> None:

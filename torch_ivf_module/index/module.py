@@ -22,13 +22,13 @@ from ..functional.lists import InvertedLists, inverted_lists
 from ..functional.probe import Coarse
 from ..functional.transforms import run_outside, tracked, transforming, wrapped
 from ..params import positive
-from . import check, state
+from . import schema, validation
 from .integrity import CHECKSUMS, Integrity, Sources, refuse_without_values, sources_of, unchanged
-from .staging import Staging, few
+from .pending import PendingUpdates, few
 
 Self = TypeVar("Self", bound="IndexModule")
-_NOT_COPIED = ("_staging", "_integrity", "_derived", "_sorted", "_lock", "_own_graph")
-_OWN = (*state.NAMES, state.NEXT_ID)
+_NOT_COPIED = ("_updates", "_integrity", "_derived", "_sorted", "_lock", "_own_graph")
+_OWN = (*schema.NAMES, schema.NEXT_ID)
 OWN_BUFFERS = (*_OWN, CHECKSUMS)
 
 
@@ -40,10 +40,13 @@ class Derived(NamedTuple):
     lists: InvertedLists
 
 
-class Contents:
+class VersionToken:
     """What an index holds at one time; whoever made something of it learns here that it has changed."""
 
     changed = False
+
+
+Contents = VersionToken  # its name in modules that were pickled before it had this one
 
 
 class IndexModule(nn.Module):
@@ -63,20 +66,20 @@ class IndexModule(nn.Module):
     ) -> None:
         super().__init__()
         dtype = torch.float32 if dtype is None else dtype
-        if dtype not in check.STORAGE:
+        if dtype not in validation.STORAGE:
             raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype}")
         self.d = positive(d, "d")
         self.metric = metrics.check_metric(metric)
-        for name, tensor in state.empty(d, flat=self._flat, device=device, dtype=dtype).items():
+        for name, tensor in schema.empty(d, flat=self._flat, device=device, dtype=dtype).items():
             self.register_buffer(name, tensor)
         self.register_buffer(CHECKSUMS, torch.zeros(3, dtype=torch.int64, device=device), persistent=False)
         self._latest: dict[int, int] = {}
-        self._contents = Contents()
+        self._version_token = VersionToken()
         self._start_caches()
         self._integrity.put(self.__dict__["_buffers"])
 
     def _start_caches(self) -> None:
-        self._staging = Staging()
+        self._updates = PendingUpdates()
         self._integrity = Integrity()
         self._derived: Derived | None = None
         self._sorted: tuple[Sources, Tensor] | None = None
@@ -86,7 +89,7 @@ class IndexModule(nn.Module):
     @property
     def ntotal(self) -> int:
         """Vectors in the index."""
-        return self._raw("packed_embeddings").shape[0] - self._staging.gone_rows + self._staging.rows
+        return self._raw("packed_embeddings").shape[0] - self._updates.gone_rows + self._updates.rows
 
     @property
     def is_trained(self) -> bool:
@@ -114,7 +117,7 @@ class IndexModule(nn.Module):
     def _check_plain(self) -> None:
         """Raise RuntimeError if a buffer has no values, or if a derivative or a batch of it was asked for."""
         if transforming():
-            for name in state.NAMES:
+            for name in schema.NAMES:
                 if wrapped(self._raw(name)):
                     raise RuntimeError(
                         f"{name} belongs to a torch.func transform, and a search has derivatives and batches of x "
@@ -125,7 +128,7 @@ class IndexModule(nn.Module):
         buffers = self.__dict__["_buffers"]
         if type(ids := buffers["list_ids"]) is not Tensor or ids.is_meta:
             refuse_without_values(buffers)
-        for name in state.FLOATS:
+        for name in schema.FLOATS:
             if tracked(buffers[name]):
                 raise RuntimeError(
                     f"{name} requires grad or is a dual tensor, but a search has derivatives with respect to x alone: "
@@ -141,13 +144,13 @@ class IndexModule(nn.Module):
         that are never found.
         """
         with self._lock:
-            if counted and self._staging.gone_rows:
+            if counted and self._updates.gone_rows:
                 self._pack()
             self._pack_many()
             derived = self._derive()
-            segments = [self._staging.left(derived.lists)]
-            if self._staging.rows:
-                segments.append(self._staging.lists(self._nlist, derived.coarse.origin, self.metric))
+            segments = [self._updates.left(derived.lists)]
+            if self._updates.rows:
+                segments.append(self._updates.lists(self._nlist, derived.coarse.origin, self.metric))
             return derived.coarse, segments
 
     def check_buffers(self) -> None:
@@ -171,8 +174,8 @@ class IndexModule(nn.Module):
         if held is not None and unchanged(held.sources, buffers):
             return held
         with torch.no_grad():
-            sources = sources_of(buffers, state.NAMES)
-            packed, offsets, ids = (buffers[name] for name in state.NAMES[1:])
+            sources = sources_of(buffers, schema.NAMES)
+            packed, offsets, ids = (buffers[name] for name in schema.NAMES[1:])
             coarse = self._coarse()
             bias = metrics.row_bias(packed, coarse.origin, self.metric)
             self._derived = Derived(sources, coarse, inverted_lists(packed, offsets, ids, bias))
@@ -198,20 +201,20 @@ class IndexModule(nn.Module):
 
     def _put(self, **tensors: Tensor) -> None:
         """Exchange buffers; whoever made something of the old ones is told."""
-        written = [name for name in state.INTEGERS if name in tensors]
+        written = [name for name in schema.INTEGERS if name in tensors]
         with self._lock:
-            if 0 < len(written) < len(state.INTEGERS):
+            if 0 < len(written) < len(schema.INTEGERS):
                 self.check_buffers()  # those that stay
             held = self.__dict__["_buffers"]
             held.update(tensors)
             if written:
                 self._integrity.put(held)
-            self._contents.changed = True
-            self._contents, self._own_graph = Contents(), None
+            self._version_token.changed = True
+            self._version_token, self._own_graph = VersionToken(), None
 
     def _exchange(self, tensors: dict[str, Tensor]) -> None:
         """Put all buffers there anew and forget what was pending, or known of the old ones."""
-        self._staging, self._latest = Staging(), {}
+        self._updates, self._latest = PendingUpdates(), {}
         self._derived, self._sorted = None, None
         self._put(**tensors)
 
@@ -229,7 +232,7 @@ class IndexModule(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in state.NAMES:
+        if name in schema.NAMES:
             self._put()
 
     def __getattr__(self, name: str) -> Any:
@@ -263,33 +266,33 @@ class IndexModule(nn.Module):
         with self._lock:
             self._pack()
             self.check_buffers()
-            packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+            packed, offsets, ids = (self._raw(name) for name in schema.NAMES[1:])
             return packed, offsets, ids
 
     def _pack(self) -> None:
         """Take the removed rows out of the buffers and the waiting ones in."""
-        staging = self.__dict__.get("_staging")
+        staging = self.__dict__.get("_updates")
         if staging is not None and staging.pending:
             run_outside(self._pack_pending)
 
     def _pack_pending(self) -> None:
         with self._lock, torch.no_grad():
-            staging = self._staging
+            staging = self._updates
             if not staging.pending:  # another thread was first
                 return
             self.check_buffers()
-            packed, offsets, ids = (self._raw(name) for name in state.NAMES[1:])
+            packed, offsets, ids = (self._raw(name) for name in schema.NAMES[1:])
             if staging.gone is not None:
                 packed, offsets, ids = ragged.keep_rows(packed, offsets, ids, ~staging.gone)
             if staging.rows:
                 self._note_latest(ids)
                 packed, offsets, ids = ragged.append(packed, offsets, ids, *staging.joined())
             self._replace(packed, offsets, ids)
-            self._staging = Staging()
+            self._updates = PendingUpdates()
 
     def _pack_many(self) -> None:
         """Pack if more rows wait than are cheap to read apart."""
-        if not few(self._staging.rows, self._raw("packed_embeddings").shape[0]):
+        if not few(self._updates.rows, self._raw("packed_embeddings").shape[0]):
             self._pack()
 
     def _note_latest(self, held: Tensor) -> None:
@@ -298,8 +301,8 @@ class IndexModule(nn.Module):
         Rows of one list are in the order they came, but those of different lists are not. A file does not keep
         this, so a loaded index takes the last row there is.
         """
-        if self._staging.custom_ids:
-            _, ids, assigned = self._staging.joined()
+        if self._updates.custom_ids:
+            _, ids, assigned = self._updates.joined()
             values, counts = torch.unique(torch.cat([held, ids]), return_counts=True)
             again = torch.isin(ids, values[counts > 1])
             self._latest.update(zip(ids[again].tolist(), assigned[again].tolist(), strict=True))
@@ -316,7 +319,7 @@ class IndexModule(nn.Module):
         super()._apply(fn, recurse)
         held = self.__dict__["_buffers"]
         for name, tensor in before.items():
-            stays = tensor.dtype if name != "packed_embeddings" or held[name].dtype not in check.STORAGE else None
+            stays = tensor.dtype if name != "packed_embeddings" or held[name].dtype not in validation.STORAGE else None
             if stays is not None and held[name].dtype != stays:
                 held[name] = tensor.to(held[name].device)
         self._integrity.moved(held)
@@ -334,7 +337,7 @@ class IndexModule(nn.Module):
         return {k: v for k, v in self.__dict__.items() if k not in _NOT_COPIED}
 
     def __setstate__(self, held: dict[str, Any]) -> None:
-        super().__setstate__({"_contents": Contents(), **held})
+        super().__setstate__({"_version_token": VersionToken(), **held})
         self._start_caches()
         self._integrity.moved(self.__dict__["_buffers"])  # so that a tensor put there later is told from a write
 
@@ -370,13 +373,13 @@ class IndexModule(nn.Module):
     ) -> None:
         """The part of `_load_from_state_dict` that loads the buffers of the index."""
         given = {name: state_dict[prefix + name] for name in _OWN if prefix + name in state_dict}
-        lost = [name for name in state.NAMES if name not in given]
+        lost = [name for name in schema.NAMES if name not in given]
         if strict:
             missing_keys += [prefix + name for name in lost]
         wrong = None
         if not lost:
             wrong = self._refuses(given, local_metadata)
-        elif len(lost) < len(state.NAMES):
+        elif len(lost) < len(schema.NAMES):
             wrong = f"the state lacks {', '.join(lost)}, and an index loads whole or not at all"
         if not lost and wrong is None:
             assign = bool(local_metadata.get("assign_to_params_buffers", False))
@@ -397,7 +400,7 @@ class IndexModule(nn.Module):
         for name, tensor in given.items():
             if not isinstance(tensor, Tensor):
                 return f"{name} must be a tensor, got {type(tensor).__name__}"
-        return state.misfit(given, self.d, flat=self._flat)
+        return schema.misfit(given, self.d, flat=self._flat)
 
     def _take(self, given: Mapping[str, Tensor], *, assign: bool) -> None:
         """Make a checked state this index's own: as it is with `assign`, else as copies where this index is.
@@ -405,22 +408,22 @@ class IndexModule(nn.Module):
         Vectors that are copied are read anyway, and so looked at: ValueError for one that is not finite or does not
         fit the storage dtype. Those that are assigned may be larger than memory, in a mapped file.
         """
-        ids, number = given["list_ids"], given.get(state.NEXT_ID)
+        ids, number = given["list_ids"], given.get(schema.NEXT_ID)
         if number is None:
             number = torch.zeros((), dtype=torch.int64, device=ids.device)
-        if not ids.is_meta and int(number) < (least := state.next_id_after(ids)):
+        if not ids.is_meta and int(number) < (least := schema.next_id_after(ids)):
             number = torch.full_like(number, least)
         if not assign and self.device.type != "meta" and any(tensor.is_meta for tensor in given.values()):
             raise ValueError("the state is on the meta device and has no values to copy")
         with self._lock, torch.no_grad():
             fresh = {}
-            for name, tensor in {**given, state.NEXT_ID: number}.items():
+            for name, tensor in {**given, schema.NEXT_ID: number}.items():
                 old = self._raw(name)
                 fresh[name] = tensor if assign else tensor.detach().to(old.device, old.dtype, copy=True)
             if not assign:
                 finite_in_dtype(fresh["packed_embeddings"], "packed_embeddings")
             fresh["centroids"] = fresh["centroids"].float()
-            if fresh["packed_embeddings"].dtype not in check.STORAGE:
+            if fresh["packed_embeddings"].dtype not in validation.STORAGE:
                 fresh["packed_embeddings"] = fresh["packed_embeddings"].float()
             self._exchange(fresh)
             if assign:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..params import SearchParams, positive
-from . import check
+from . import validation
 from .base import IndexBase
 from .eager import recorded_by_fx, refuse_scripting
 from .fits import Fits
@@ -75,7 +75,7 @@ class IndexPreTransform(Fits, Saves):
 
     def apply_transform(self, x: Tensor, name: str = "x") -> Tensor:
         """What the index is given of vectors x (n, d): (n, index.d), float32."""
-        return self._through(check.vectors(x, name, self.d, self.index.device))
+        return self._through(validation.vectors(x, name, self.d, self.index.device))
 
     def _through(self, x: Tensor) -> Tensor:
         """The transform of x (..., d), in the dtype of its own parameters, whatever autocast says."""
@@ -119,7 +119,7 @@ class IndexPreTransform(Fits, Saves):
         """``search(x, index.k)`` for x (..., d): D and I of shape (..., k)."""
         if (node := recorded_by_fx(self, x)) is not None:
             return node
-        x = check.layer_input(x, "x", self.d, self.index.device)
+        x = validation.layer_input(x, "x", self.d, self.index.device)
         found: tuple[Tensor, Tensor] = self.index(self._through(x))
         return found
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..functional import lists as ragged
-from ..functional.by_id import last_of, rows_with
-from . import check
+from ..functional.id_lookup import last_of, rows_with
+from . import validation
 from .eager import eager, opaque
 from .module import IndexModule
 
@@ -34,24 +34,24 @@ class Reads(IndexModule):
     @eager
     def reconstruct(self, id: int) -> Tensor:
         """The stored vector (d,) of an id, in the storage dtype; of a duplicate id the last. KeyError if unknown."""
-        return self.reconstruct_batch(torch.tensor([check.whole(id, "id")], device="cpu").to(self.device))[0]
+        return self.reconstruct_batch(torch.tensor([validation.whole(id, "id")], device="cpu").to(self.device))[0]
 
     @eager
     def reconstruct_n(self, start: int, n: int) -> Tensor:
         """The stored vectors (n, d) of ids ``start : start + n``, each as `reconstruct`. KeyError if one is unknown."""
-        if check.whole(n, "n") < 0:
+        if validation.whole(n, "n") < 0:
             raise ValueError(f"n must be >= 0, got {n}")
-        return self.reconstruct_batch(check.whole(start, "start") + torch.arange(n, device=self.device))
+        return self.reconstruct_batch(validation.whole(start, "start") + torch.arange(n, device=self.device))
 
     @eager
     def reconstruct_batch(self, ids: Tensor) -> Tensor:
         """The stored vectors (n, d) of ids (n,) int64, each as `reconstruct`. KeyError if one is unknown."""
-        wanted, back = check.id_list(ids, "ids", self.device).unique(return_inverse=True)
+        wanted, back = validation.id_list(ids, "ids", self.device).unique(return_inverse=True)
         with self._lock:
             self._pack_many()
-            waiting = self._staging.joined()[0] if self._staging.rows else None
+            waiting = self._updates.joined()[0] if self._updates.rows else None
             rows = self._last_rows(wanted)
-            at = last_of(*self._staging.find(wanted), wanted.shape[0])
+            at = last_of(*self._updates.find(wanted), wanted.shape[0])
             unknown = wanted[(rows < 0) & (at < 0)]
             if unknown.shape[0]:
                 raise KeyError(f"id {int(unknown[0])} is not in the index")
@@ -101,16 +101,16 @@ class Reads(IndexModule):
                 tensors += [*self._derived.coarse, self._derived.lists.sizes, self._derived.lists.bias]
             if self._sorted is not None:
                 tensors.append(self._sorted[1])
-            return sum(tensor.nbytes for tensor in tensors) + self._staging.bytes
+            return sum(tensor.nbytes for tensor in tensors) + self._updates.bytes
 
     # -- rows and ids --------------------------------------------------------------------------------------
 
     def _rows_with(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """The packed rows (H,) that carry a wanted id and are not gone, and the place in `wanted` of each."""
         rows, which = rows_with(self._raw("list_ids"), self._id_order(), wanted)
-        if self._staging.gone is None:
+        if self._updates.gone is None:
             return rows, which
-        kept = ~self._staging.gone[rows]
+        kept = ~self._updates.gone[rows]
         return rows[kept], which[kept]
 
     def _last_rows(self, wanted: Tensor) -> Tensor:

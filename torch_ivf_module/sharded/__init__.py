@@ -1,6 +1,6 @@
 """One index over the processes of a torch.distributed group."""
 
-from .folder import newest
+from .checkpoint_files import newest
 from .index import ShardedIndex
 
 __all__ = ["ShardedIndex", "newest"]

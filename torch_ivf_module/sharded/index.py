@@ -14,13 +14,13 @@ from torch import Tensor
 
 from .._optional import require
 from ..functional import metric as metrics
-from ..functional.kmeans import Share
+from ..functional.kmeans import RowShard
 from ..functional.search import lookup
 from ..functional.transforms import is_dual, wrapped
-from ..index import IndexIVFFlat, check, state
+from ..index import IndexIVFFlat, schema, validation
 from ..index.eager import without_autocast
 from ..params import SearchParams, positive
-from . import asking, folder, whole
+from . import checkpoint_files, global_state, routing
 from .module import ShardedModule, digest_of
 
 Self = TypeVar("Self", bound="ShardedIndex")
@@ -105,7 +105,7 @@ class ShardedIndex(ShardedModule):
 
         rows, said = self._agree("train", prepare, alike)
         first, total = int(said[: self._exchange.rank, 0].sum()), int(said[:, 0].sum())
-        share = Share(first, total, lambda tensor: self._exchange.sum("train", tensor))
+        share = RowShard(first, total, lambda tensor: self._exchange.sum("train", tensor))
         centroids = index._clustered(
             rows, share, generator=generator, verbose=verbose and self._exchange.rank == 0, **settings
         )
@@ -134,21 +134,21 @@ class ShardedIndex(ShardedModule):
         def prepare() -> tuple[tuple[Tensor, Tensor, Tensor | None], list[int]]:
             index._require_trained("add")
             index.check_buffers()
-            given = check.vectors(x, "x", self.d, index.device)
-            own = None if ids is None else check.ids(ids, "ids", given.shape[0], index.device)
+            given = validation.vectors(x, "x", self.d, index.device)
+            own = None if ids is None else validation.ids(ids, "ids", given.shape[0], index.device)
             rows, assigned = index._place(given)
-            return (rows, assigned, own), [rows.shape[0], 0 if own is None else state.next_id_after(own)]
+            return (rows, assigned, own), [rows.shape[0], 0 if own is None else schema.next_id_after(own)]
 
         (rows, assigned, own), said = self._agree(step, prepare)
         total, before, number = int(said[:, 0].sum()), int(said[: self._exchange.rank, 0].sum()), index._next_id()
         if own is None:
-            next_id = check.numbering(number, total)
+            next_id = validation.numbering(number, total)
             own = torch.arange(number + before, number + before + rows.shape[0], device=rows.device)
         else:
             next_id = max(number, int(said[:, 1].max()))
         owners = self._owners_after(step, assigned)
         places = torch.arange(self._ntotal + before, self._ntotal + before + rows.shape[0], device=rows.device)
-        rows, own, assigned = self._send(step, whole.Run(rows, own, assigned, places), owners)
+        rows, own, assigned = self._send(step, global_state.Run(rows, own, assigned, places), owners)
         index._stage(rows, own, assigned, next_id, custom_ids=ids is not None)
         self._owners, self._sizes, self._ntotal = owners, None, self._ntotal + total
 
@@ -163,7 +163,7 @@ class ShardedIndex(ShardedModule):
 
         def held() -> tuple[tuple[Tensor, Tensor], list[int]]:
             wanted = gone.unique()
-            rows, waiting = index._rows_with(wanted)[0], index._staging.find(wanted)[0]
+            rows, waiting = index._rows_with(wanted)[0], index._updates.find(wanted)[0]
             return (rows, waiting), [rows.shape[0] + waiting.shape[0]]
 
         own, said = self._agree("remove_ids", named)
@@ -216,11 +216,11 @@ class ShardedIndex(ShardedModule):
             (queries, settings), _ = self._agree("search", prepare, lambda: (int(k), self._settings(params)))
             sizes = None if self.index.search_options(k, settings).max_codes is None else self._list_sizes("search")
             probed = self.index._probed(queries, settings, sizes)
-            asked, theirs, lists = asking.ask(self._exchange, "search", queries, probed, self._asked_owners())
+            asked, theirs, lists = routing.ask(self._exchange, "search", queries, probed, self._asked_owners())
             with without_autocast(theirs.device):
                 scores, rows, segments = self.index._search(theirs, k, settings, lists)
             ids = lookup([part.ids for part in segments], rows)
-            scores, ids = asking.best(self._exchange, "search", asked, scores, ids)
+            scores, ids = routing.best(self._exchange, "search", asked, scores, ids)
             return metrics.to_distance(scores, self.metric), ids
 
     def range_search(
@@ -233,17 +233,17 @@ class ShardedIndex(ShardedModule):
 
         def prepare() -> tuple[tuple[Tensor, Tensor, SearchParams], list[int]]:
             queries, settings = self._queries(x, params, "range_search")
-            return (queries, check.radii(radius, "radius", queries.shape[0], self.index.device), settings), []
+            return (queries, validation.radii(radius, "radius", queries.shape[0], self.index.device), settings), []
 
         with torch.no_grad():
             step = "range_search"
             (queries, radii, settings), _ = self._agree(step, prepare, lambda: self._settings(params))
             probed = self.index._probed(queries, settings)
-            asked, theirs, lists, around = asking.ask(
+            asked, theirs, lists, around = routing.ask(
                 self._exchange, step, queries, probed, self._asked_owners(), radii
             )
             found = self.index._range_search(theirs, around, settings, lists)
-            return asking.within(self._exchange, step, asked, *found)
+            return routing.within(self._exchange, step, asked, *found)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``search(x, index.k)`` for x (..., d): D and I of shape (..., k)."""
@@ -255,12 +255,12 @@ class ShardedIndex(ShardedModule):
 
     def _queries(self, x: Tensor, params: SearchParams | None, action: str) -> tuple[Tensor, SearchParams]:
         self.index._require_trained(action)
-        given = check.vectors(x, "x", self.d, self.index.device)
+        given = validation.vectors(x, "x", self.d, self.index.device)
         if wrapped(given) or is_dual(given):
             raise RuntimeError(f"{action} of a ShardedIndex has no derivative and no torch.func transform: detach x")
         settings = self.index._params(params)
         if settings.selector is not None:
-            check.selector(settings.selector, "selector", self.index.device)
+            validation.selector(settings.selector, "selector", self.index.device)
         if self.index.search_options(1, settings).budget is not None:
             raise ValueError("params has a budget of rows, but no process has whole lists; max_codes counts whole ones")
         return self.index._prepared(given), settings
@@ -282,12 +282,13 @@ class ShardedIndex(ShardedModule):
         It is written beside the last one, which goes when the new one is complete: whatever is interrupted, the folder
         holds a complete checkpoint. `newest` says which, for `torch.distributed.checkpoint`; the key is "index".
         """
-        folder.save(self._exchange, self._whole("save"), path)
+        checkpoint_files.save(self._exchange, self._whole("save"), path)
 
     def restore(self: Self, path: str | os.PathLike[str]) -> Self:
         """Take over the newest checkpoint in a folder, of `save` with any number of processes, or one that
         ``torch.distributed.checkpoint.save({"index": index}, ...)`` made of a plain or sharded index. Returns self."""
-        self.load_state_dict(folder.restore(self._exchange, whole.blank(self._exchange, self.index), path))
+        blank = global_state.blank(self._exchange, self.index)
+        self.load_state_dict(checkpoint_files.restore(self._exchange, blank, path))
         return self
 
     def extra_repr(self) -> str:

@@ -16,13 +16,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..functional import lists as ragged
-from ..index import IndexIVFFlat, state
+from ..index import IndexIVFFlat, schema
 from ..index.base import IndexBase
 from ..index.eager import refuse_recording, refuse_scripting
 from ..index.fits import Fits
 from ..index.module import OWN_BUFFERS, own_loading
-from . import deal, whole
-from .exchange import Exchange, Refused
+from . import global_state, placement
+from .collectives import Exchange, Refused
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="ShardedModule")
@@ -48,7 +48,7 @@ class ShardedModule(Fits):
 
         def prepare() -> tuple[None, list[int]]:
             _check_shard(index, shard)
-            full.update({name: getattr(index, name) for name in state.NAMES})
+            full.update({name: getattr(index, name) for name in schema.NAMES})
             return None, []
 
         device = index.device if isinstance(index, IndexBase) else self._exchange.device
@@ -57,11 +57,11 @@ class ShardedModule(Fits):
         self.__dict__["index"] = index  # not a submodule: its buffers are not the model's
         self._forget()
         if index.is_trained:
-            self._keep(*whole.run_of(self._exchange, full), full["list_offsets"], "ShardedIndex")
+            self._keep(*global_state.run_of(self._exchange, full), full["list_offsets"], "ShardedIndex")
 
     def _forget(self) -> None:
         self._ntotal = 0
-        self._owners = torch.full((self.index._nlist,), deal.NOBODY, dtype=torch.int64, device="cpu")
+        self._owners = torch.full((self.index._nlist,), placement.NOBODY, dtype=torch.int64, device="cpu")
         self._sizes: Tensor | None = None  # rows of all in each list (L + 1,), while known
 
     @property
@@ -110,13 +110,13 @@ class ShardedModule(Fits):
             return self._owners
         coming = self._exchange.sum(step, torch.bincount(assigned, minlength=self.index._nlist))
         sizes = self._list_sizes(step)[:-1] + coming
-        return deal.by_size(sizes, self._owners, self._exchange.size)
+        return placement.by_size(sizes, self._owners, self._exchange.size)
 
-    def _holders(self, run: whole.Run, owners: Tensor) -> Tensor:
+    def _holders(self, run: global_state.Run, owners: Tensor) -> Tensor:
         """The process that holds each row of a run."""
         return run.positions % self._exchange.size if self.shard == "rows" else owners.to(run.ids.device)[run.assigned]
 
-    def _send(self, step: str, run: whole.Run, owners: Tensor) -> list[Tensor]:
+    def _send(self, step: str, run: global_state.Run, owners: Tensor) -> list[Tensor]:
         """Vectors, ids and lists of the rows that are dealt to this process, rank by rank."""
         holders = self._holders(run, owners)
         order = torch.sort(holders, stable=True).indices
@@ -144,24 +144,24 @@ class ShardedModule(Fits):
 
     def _deal_again(self, step: str) -> None:
         """Send every vector to the process that should hold it."""
-        run, sizes = whole.held(self._exchange, step, self.index)
+        run, sizes = global_state.held(self._exchange, step, self.index)
         offsets = ragged.offsets_of(run.assigned[:0], sizes.shape[1])
         offsets[1:] = sizes.sum(0).cumsum(0)
         self._keep(run, False, offsets, step)
 
-    def _keep(self, run: whole.Run, full: bool, offsets: Tensor, step: str) -> None:
+    def _keep(self, run: global_state.Run, full: bool, offsets: Tensor, step: str) -> None:
         """Hold what is dealt to this process of an index with these offsets (L + 1,): of a full run without sending."""
         part, owners = self._part(run, full, offsets, step)
         self.index._latest = {}
         self.index._replace(*part)
         self._settle(offsets, owners)
 
-    def _part(self, run: whole.Run, full: bool, offsets: Tensor, step: str) -> tuple[list[Tensor], Tensor]:
+    def _part(self, run: global_state.Run, full: bool, offsets: Tensor, step: str) -> tuple[list[Tensor], Tensor]:
         """The packed vectors, offsets and ids that this process should hold, and the owners of all lists."""
         sizes = offsets.diff()
-        owners = torch.full(sizes.shape, deal.NOBODY, dtype=torch.int64, device="cpu")
+        owners = torch.full(sizes.shape, placement.NOBODY, dtype=torch.int64, device="cpu")
         if self.shard == "lists":
-            owners = deal.by_size(sizes, owners, self._exchange.size)
+            owners = placement.by_size(sizes, owners, self._exchange.size)
         sent = [] if full else self._send(step, run, owners)
 
         def packed() -> tuple[list[Tensor], list[int]]:
@@ -185,7 +185,7 @@ class ShardedModule(Fits):
 
     def _whole(self, step: str) -> dict[str, Tensor]:
         self._agree(step, lambda: (None, []))
-        return whole.whole(self._exchange, step, self.index)
+        return global_state.whole(self._exchange, step, self.index)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -203,7 +203,7 @@ class ShardedModule(Fits):
     ) -> None:
         """Take this process's part of a whole state; whatever else the module holds loads as in any module."""
         args = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        names = (*state.NAMES, state.NEXT_ID)
+        names = (*schema.NAMES, schema.NEXT_ID)
         with own_loading(self, state_dict, prefix, *args, names=names) as rest:
             self._load_part(state_dict, prefix, local_metadata, strict, missing_keys, error_msgs)
             super()._load_from_state_dict(rest, prefix, *args)
@@ -226,7 +226,7 @@ class ShardedModule(Fits):
             self.index._load_own(mine, prefix, local_metadata, strict, missing_keys, error_msgs)
             return None, []
 
-        names = (*state.NAMES, state.NEXT_ID)
+        names = (*schema.NAMES, schema.NEXT_ID)
         given = {name: state_dict[prefix + name] for name in names if isinstance(state_dict.get(prefix + name), Tensor)}
         try:
             (run, full), said = self._agree(
@@ -242,7 +242,7 @@ class ShardedModule(Fits):
         if offsets.shape[0]:
             part, owners = self._part(run, full, offsets, step)
             own.update(zip(names[1:4], part, strict=True))
-        own[state.NEXT_ID] = torch.tensor(int(said[:, 0].max()), device=run.ids.device)
+        own[schema.NEXT_ID] = torch.tensor(int(said[:, 0].max()), device=run.ids.device)
         with self._as_before_on_error(step):
             self._agree(step, load)
         self._forget()
@@ -251,23 +251,23 @@ class ShardedModule(Fits):
 
     def _fitting(
         self, given: dict[str, Tensor], own: dict[str, Tensor], metadata: Mapping[str, Any]
-    ) -> tuple[tuple[whole.Run, bool], list[int]]:
+    ) -> tuple[tuple[global_state.Run, bool], list[int]]:
         """The rows that this process was given of a state that fits, and the number that `add` goes on from.
 
         As a state they go into `own`. Raises _Misfit for any other state, with what is wrong in `own` or in `given`.
         """
-        if any(name not in given for name in state.NAMES) or state.misfit_shapes(given, self.d, self.index._flat):
+        if any(name not in given for name in schema.NAMES) or schema.misfit_shapes(given, self.d, self.index._flat):
             raise _Misfit
         offsets = given["list_offsets"]
-        if state.misfit_offsets(offsets, given["packed_embeddings"].shape[0]):
+        if schema.misfit_offsets(offsets, given["packed_embeddings"].shape[0]):
             raise _Misfit
-        run, full = whole.run_of(self._exchange, given)
+        run, full = global_state.run_of(self._exchange, given)
         own.update({**given, "packed_embeddings": run.packed, "list_ids": run.ids})
         if offsets.shape[0]:
             own["list_offsets"] = ragged.offsets_of(run.assigned, offsets.shape[0] - 1)
         if self.index._refuses(own, metadata):
             raise _Misfit
-        return (run, full), [max(int(given.get(state.NEXT_ID, 0)), state.next_id_after(run.ids))]
+        return (run, full), [max(int(given.get(schema.NEXT_ID, 0)), schema.next_id_after(run.ids))]
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.index._apply(fn, recurse)
@@ -276,7 +276,7 @@ class ShardedModule(Fits):
 
     def __getattr__(self, name: str) -> Any:
         # torch.distributed.checkpoint.state_dict looks for what stands in a state_dict.
-        if name in (*state.NAMES, state.NEXT_ID, *_SETTINGS):
+        if name in (*schema.NAMES, schema.NEXT_ID, *_SETTINGS):
             return getattr(self.index, name)
         return super().__getattr__(name)
 

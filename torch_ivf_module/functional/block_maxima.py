@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from .lists import InvertedLists, narrow
-from .sampled import has_sampled_product, sampled_product
-from .scratch import Scratch
+from .sampled_addmm import has_sampled_product, sampled_product
 from .select import NEVER
+from .workspace import Workspace
 
 GROUP = 8  # rows a maximum stands for: 4 stores twice the maxima, 16 scores twice the rows again
 BLOCK = 16  # groups a coarse maximum stands for
@@ -102,7 +102,7 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
     starts, ends = lists.offsets.tolist(), (lists.offsets + lists.sizes).tolist()
     counts, skipped = tasks.visits.tolist(), tasks.sampled.tolist()
     firsts = [0, *itertools.accumulate(counts)]
-    scratch = Scratch(x.device)
+    scratch = Workspace(x.device)
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         count = counts[number]
         if not count or skipped[number]:
@@ -142,7 +142,7 @@ def _hide(scores: Tensor, limits: Tensor) -> None:
         scores[:, everyone:].masked_fill_(along >= limits[:, None], NEVER)
 
 
-def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Scratch) -> tuple[Tensor, Tensor]:
+def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Workspace) -> tuple[Tensor, Tensor]:
     """The maxima of every task's blocks (B,) and groups (B, BLOCK), for queries x (Q, d) relative to the origin.
 
     The latter lie in `memory`.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..functional.scan_above import by_query
 from ..functional.select import NEVER, select_topk
-from .deal import before
-from .exchange import Exchange
+from .collectives import Exchange
+from .placement import before
 
 
 class Asked(NamedTuple):

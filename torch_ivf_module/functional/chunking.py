@@ -19,10 +19,10 @@ def tracing() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
-def in_parts(compute: Callable[..., Result], rows: int, *tensors: Tensor) -> Result:
+def in_chunks(compute: Callable[..., Result], rows: int, *tensors: Tensor) -> Result:
     """``compute(*tensors)``, at most `rows` rows of each tensor at a time; the whole in a graph.
 
-    >>> in_parts(lambda x, y: x + y, 2, torch.arange(3), torch.ones(3))
+    >>> in_chunks(lambda x, y: x + y, 2, torch.arange(3), torch.ones(3))
     tensor([1., 2., 3.])
     """
     if tracing() or tensors[0].shape[0] <= rows:

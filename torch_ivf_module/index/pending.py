@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
-from ..functional.by_id import matches
+from ..functional.id_lookup import matches
 from ..functional.lists import InvertedLists, inverted_lists, only, pack
 
 _FEW = 512  # waiting rows that are cheap to sort again at every read, whatever the size of the index
 _NONE = -1  # the id of a waiting row that was removed again; no other row may have it
 
 
-class Staging:
+class PendingUpdates:
     """Rows in the order they were added, each with its id and the list it was assigned to; and which are gone."""
 
     def __init__(self) -> None:

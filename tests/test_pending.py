@@ -51,9 +51,9 @@ def test_a_search_finds_what_it_finds_when_all_is_packed(metric, mode, ordered):
     queries = normal(25, D, seed=9)
     for params in PARAMS:
         index = changed(metric, ordered)
-        assert index._staging.pending
+        assert index._updates.pending
         packed = deepcopy(index)
-        assert not packed._staging.pending
+        assert not packed._updates.pending
         index.search_mode = mode
         agree(index.search(queries, K, params=params), packed.search(queries, K, params=params), atol=1e-5)
         if params is None or params.selector is not None:

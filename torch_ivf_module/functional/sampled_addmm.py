@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from .parts import tracing
+from .chunking import tracing
 
 
 def has_sampled_product(x: Tensor, packed: Tensor, width: int) -> bool:

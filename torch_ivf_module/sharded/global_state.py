@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..index import state
+from ..index import schema
 from ..index.base import IndexBase
-from .deal import block, positions
-from .exchange import Exchange
+from .collectives import Exchange
+from .placement import block, positions
 
 
 class Run(NamedTuple):
@@ -40,7 +40,7 @@ def whole(exchange: Exchange, step: str, index: IndexBase) -> dict[str, Tensor]:
 
     Every process sends its rows to where they belong, so this takes the memory of its share twice more.
     """
-    buffers = {name: index._raw(name) for name in ("centroids", state.NEXT_ID)}
+    buffers = {name: index._raw(name) for name in ("centroids", schema.NEXT_ID)}
     if not index.is_trained:
         return {**buffers, **_cut(exchange, 0, index), "list_offsets": index._raw("list_offsets")}
     run, sizes = held(exchange, step, index)
@@ -57,7 +57,7 @@ def whole(exchange: Exchange, step: str, index: IndexBase) -> dict[str, Tensor]:
 def blank(exchange: Exchange, index: IndexBase) -> dict[str, Tensor]:
     """The buffers of an empty index, cut in the same way: what `IndexLoadPlanner` puts saved ones in the place of."""
     full = {name: torch.empty_like(index._raw(name)[:0]) for name in ("centroids", "list_offsets")}
-    return {**full, **_cut(exchange, 0, index), state.NEXT_ID: torch.zeros_like(index._raw(state.NEXT_ID))}
+    return {**full, **_cut(exchange, 0, index), schema.NEXT_ID: torch.zeros_like(index._raw(schema.NEXT_ID))}
 
 
 def _cut(

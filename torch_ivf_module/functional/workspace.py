@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Scratch:
+class Workspace:
     """One piece of float32 memory, as large as the largest that was ever taken from it."""
 
     def __init__(self, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .._files import replace
-from .exchange import Exchange
+from .collectives import Exchange
 
 _POINTER = "newest"
 _NAME = re.compile(r"index-([0-9]{6,})")  # of a checkpoint; whatever else lies in the folder is not ours to remove
