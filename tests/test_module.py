@@ -1,10 +1,9 @@
-"""The index as a torch.nn.Module: buffers, state_dict, moving, copying, gradients, life inside a parent."""
+"""The index as a module: buffers, moving and copying, train and eval, forward."""
 
 from __future__ import annotations
 
 import io
 import pickle
-import threading
 from collections import OrderedDict
 from copy import deepcopy
 
@@ -15,18 +14,13 @@ from torch import nn
 from tests.problems import (
     DTYPES,
     METRICS,
-    MODES,
     PLAIN,
     agree,
     check,
-    comparable,
-    few_training_rows,
     flat,
     held,
-    ivf,
     normal,
     probed,
-    problem,
     same_state,
     settings_of,
     shared,
@@ -34,16 +28,21 @@ from tests.problems import (
     unchanged,
 )
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
-from torch_ivf_module.functional.metric import exact_scores
 
 BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]
+
+
 KINDS = {
     "l2": lambda: shared(PLAIN, "l2"),
     "cosine": lambda: shared(PLAIN, "cosine"),
     "half": lambda: shared(PLAIN, "ip", torch.float16),
     "flat": lambda: flat(PLAIN, "l2"),
 }
+
+
 each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
 each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
@@ -61,7 +60,7 @@ def same_answers(one, other, queries):
     agree(one.search(queries, 10), other.search(queries, 10), rtol=1e-6, atol=1e-6)
 
 
-# --- buffers ------------------------------------------------------------------------------------------------
+# --- buffers --------------------------------------------------------------------------------------------------
 
 
 @each_kind
@@ -154,7 +153,7 @@ def test_extra_repr_tells_what_the_index_is():
     assert f"{PLAIN.d}" in repr(IndexFlatL2(PLAIN.d))
 
 
-# --- moving and copying -------------------------------------------------------------------------------------
+# --- moving and copying ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", DTYPES, ids=str)
@@ -254,7 +253,7 @@ def test_share_memory():
     agree(index.search(queries, 10), expected, rtol=1e-6)
 
 
-# --- load_state_dict ----------------------------------------------------------------------------------------
+# --- load_state_dict ------------------------------------------------------------------------------------------
 
 
 class Deep(nn.Module):
@@ -270,265 +269,7 @@ class Deep(nn.Module):
         return self.memory["inner"].index
 
 
-NESTINGS = {
-    "alone": (lambda index: index, lambda module: module),
-    "in a sequence": (lambda index: nn.Sequential(nn.Linear(16, 16), index), lambda module: module[1]),
-    "two levels down": (Deep, lambda module: module.index),
-}
-TARGETS = {
-    "fresh": lambda index: fresh(index),
-    "filled otherwise": lambda index: _filled(fresh(index)),
-    "other nlist": lambda index: (
-        _filled(fresh(index, nlist=3, nprobe=3)) if hasattr(index, "nlist") else fresh(index)
-    ),
-}
-
-
-def _filled(index):
-    with few_training_rows():
-        if isinstance(index, IndexIVFFlat):
-            index.train(normal(200, index.d, seed=5))
-    index.add(normal(123, index.d, seed=6))
-    index.search(normal(2, index.d), 1)
-    index.add(normal(3, index.d, seed=7))
-    return index
-
-
-@each_kind
-@pytest.mark.parametrize("nesting", NESTINGS)
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("assign", [True, False])
-def test_load_state_dict(kind, nesting, target, strict, assign):
-    wrap, unwrap = NESTINGS[nesting]
-    index, base, queries = KINDS[kind]()
-    index.remove_ids(torch.arange(10))
-    index.add(base[:2])
-    source, module = wrap(index), wrap(TARGETS[target](index))
-    result = module.load_state_dict(source.state_dict(), strict=strict, assign=assign)
-    assert result.missing_keys == []
-    assert result.unexpected_keys == []
-    loaded = unwrap(module)
-    assert same_state(snapshot(module), snapshot(source))
-    assert loaded.ntotal == index.ntotal
-    if isinstance(index, IndexIVFFlat):
-        assert loaded.nlist == index.nlist
-        loaded.nprobe = index.nprobe
-    same_answers(loaded, index, queries)
-    with unchanged(index):
-        loaded.add(base[:1])
-        loaded.remove_ids(torch.arange(30))
-    assert loaded.ntotal == index.ntotal + 1 - 20
-    assert int(loaded.list_ids.max()) == len(base) + 2
-
-
-@each_kind
-@pytest.mark.parametrize("nesting", NESTINGS)
-def test_load_into_an_index_made_on_the_meta_device(kind, nesting):
-    wrap, unwrap = NESTINGS[nesting]
-    index, base, queries = KINDS[kind]()
-    source = wrap(index)
-    with torch.device("meta"):
-        module = wrap(fresh(index))
-    assert unwrap(module).centroids.is_meta
-    assert f"{index.d}" in repr(unwrap(module))
-    module.load_state_dict(source.state_dict(), assign=True)
-    loaded = unwrap(module)
-    assert not any(value.is_meta for value in module.state_dict().values())
-    same_answers(loaded, index, queries)
-    loaded.add(base[:4])
-    assert loaded.ntotal == index.ntotal + 4
-
-
-@each_kind
-@pytest.mark.parametrize("assign", [True, False])
-def test_load_from_a_mapped_file(kind, assign, tmp_path):
-    index, base, queries = KINDS[kind]()
-    torch.save(index.state_dict(), tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", mmap=True, weights_only=True)
-    loaded = fresh(index)
-    loaded.load_state_dict(state, assign=assign)
-    same_answers(loaded, index, queries)
-    loaded.add(base[:4])
-    loaded.remove_ids(torch.arange(3))
-    assert loaded.ntotal == index.ntotal + 1
-    again = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert same_state(again, snapshot(index))
-
-
-@pytest.mark.parametrize("assign", [True, False])
-def test_loading_converts_to_the_storage_dtype_unless_assigned(assign):
-    index, _, _ = shared(PLAIN, "l2", torch.float32)
-    loaded = fresh(index, dtype=torch.float16)
-    loaded.load_state_dict(index.state_dict(), assign=assign)
-    expected = torch.float32 if assign else torch.float16
-    assert loaded.packed_embeddings.dtype == expected
-    assert torch.equal(loaded.packed_embeddings, index.packed_embeddings.to(expected))
-    loaded.add(normal(1, PLAIN.d))
-    assert loaded.packed_embeddings.dtype == expected
-
-
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("nesting", NESTINGS)
-def test_without_next_id_numbering_goes_on_after_the_largest_id(strict, nesting):
-    wrap, unwrap = NESTINGS[nesting]
-    index, base, _ = shared()
-    index.add_with_ids(base[:2], torch.tensor([7000, -50]))
-    state = wrap(index).state_dict()
-    del state[next(name for name in state if name.endswith("next_id"))]
-    module = wrap(fresh(index))
-    module.load_state_dict(state, strict=strict)
-    loaded = unwrap(module)
-    assert int(loaded.next_id) == 7001
-    loaded.add(base[:1])
-    assert int(loaded.list_ids.max()) == 7001
-
-
-@pytest.mark.parametrize("assign", [True, False])
-@pytest.mark.parametrize("name", ["list_ids", "packed_embeddings", "centroids"])
-def test_nothing_computed_from_an_older_state_is_used(name, assign):
-    """A state of the same sizes that differs in one part, loaded after a search."""
-    index, _, queries = shared()
-    index.search(queries, 10)
-    state = snapshot(index)
-    state[name] = state[name] + 7 if name == "list_ids" else state[name].flip(1)
-    index.load_state_dict(state, assign=assign)
-    check(index.search(queries, 10), queries, held(index), "l2", 10, probed(index, queries))
-    index.get_buffer(name).copy_(state[name].flip(0))
-    if name == "list_ids":  # ids that were written over may be an average, which nobody can tell from ids
-        with pytest.raises(RuntimeError, match=r"list_ids.*AveragedModel"):
-            index.search(queries, 10)
-        return
-    check(index.search(queries, 10), queries, held(index), "l2", 10, probed(index, queries))
-
-
-def test_a_parent_still_hears_of_missing_and_unexpected_keys():
-    index, _, _ = shared()
-    parent = Deep(index)
-    state = parent.state_dict()
-    state["stray"] = torch.zeros(1)
-    del state["encoder.bias"]
-    result = Deep(fresh(index)).load_state_dict(state, strict=False)
-    assert result.missing_keys == ["encoder.bias"]
-    assert result.unexpected_keys == ["stray"]
-    with pytest.raises(RuntimeError, match=r"(?s)stray.*encoder\.bias|encoder\.bias.*stray"):
-        Deep(fresh(index)).load_state_dict(state)
-
-
-@pytest.mark.parametrize("name", BUFFERS[:4])
-def test_a_state_with_a_part_missing_is_not_half_loaded(name):
-    index, _, _ = shared()
-    state = index.state_dict()
-    del state[name]
-    target = _filled(fresh(index, nlist=3, nprobe=3))
-    with unchanged(target), pytest.raises(RuntimeError, match=name):
-        target.load_state_dict(state)
-    # Without strict a part may be kept from before where the whole then fits together; here it does not.
-    with unchanged(target):
-        try:
-            result = target.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            assert name in str(error)  # noqa: PT017
-        else:
-            assert name in result.missing_keys
-
-
-def test_a_state_of_something_else_leaves_a_lenient_index_alone():
-    target = _filled(fresh(shared()[0]))
-    with unchanged(target):
-        result = target.load_state_dict({}, strict=False)
-    assert set(result.missing_keys) >= set(BUFFERS[:4])
-
-
-def _with(**changes):
-    def change(state):
-        for name, function in changes.items():
-            state[name] = function(state[name])
-
-    return change
-
-
-def _set(position, value):
-    def change(tensor):
-        tensor = tensor.clone()
-        tensor[position] = value
-        return tensor
-
-    return change
-
-
-MISFITS = {
-    "offsets fall": (_with(list_offsets=_set(3, 10**6)), "list_offsets"),
-    "offsets are negative": (_with(list_offsets=_set(1, -4)), "list_offsets"),
-    "offsets start late": (_with(list_offsets=_set(0, 1)), "list_offsets"),
-    "offsets end early": (_with(list_offsets=lambda x: torch.cat([x[:-1], x[-1:] - 1])), "list_offsets"),
-    "offsets end late": (_with(list_offsets=lambda x: torch.cat([x[:-1], x[-1:] + 1])), "list_offsets"),
-    "offsets too few": (_with(list_offsets=lambda x: torch.cat([x[:3], x[-1:]])), "list_offsets"),
-    "offsets missing": (_with(list_offsets=lambda x: x[:0]), "list_offsets"),
-    "offsets are floats": (_with(list_offsets=lambda x: x.float()), "list_offsets"),
-    "offsets have two dimensions": (_with(list_offsets=lambda x: x[None]), "list_offsets"),
-    "ids too few": (_with(list_ids=lambda x: x[1:]), "list_ids"),
-    "ids are floats": (_with(list_ids=lambda x: x.float()), "list_ids"),
-    "ids are int32": (_with(list_ids=lambda x: x.int()), "list_ids"),
-    "an id is -1": (_with(list_ids=_set(5, -1)), "list_ids"),
-    "vectors too few": (_with(packed_embeddings=lambda x: x[1:]), "packed_embeddings"),
-    "vectors of another d": (_with(packed_embeddings=lambda x: x[:, 1:]), "packed_embeddings"),
-    "vectors are integers": (_with(packed_embeddings=lambda x: x.int()), "packed_embeddings"),
-    "vectors are flat": (_with(packed_embeddings=lambda x: x.flatten()), "packed_embeddings"),
-    "centroids too few": (_with(centroids=lambda x: x[1:]), "centroids"),
-    "centroids of another d": (_with(centroids=lambda x: x[:, 1:]), "centroids"),
-    "centroids are integers": (_with(centroids=lambda x: x.int()), "centroids"),
-    "centroids of both another d": (
-        _with(centroids=lambda x: x[:, 1:], packed_embeddings=lambda x: x[:, 1:]),
-        "centroids",
-    ),
-    "next_id is a float": (_with(next_id=lambda x: x.double()), "next_id"),
-    "next_id is negative": (_with(next_id=lambda x: x - 10**6), "next_id"),
-    "next_id has a dimension": (_with(next_id=lambda x: x.expand(2)), "next_id"),
-}
-
-
-@pytest.mark.parametrize("misfit", MISFITS)
-@pytest.mark.parametrize("nesting", ["alone", "two levels down"])
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("assign", [True, False])
-def test_state_that_does_not_fit_is_refused(misfit, nesting, strict, assign):
-    change, word = MISFITS[misfit]
-    wrap, _ = NESTINGS[nesting]
-    index, _, queries = shared()
-    state = index.state_dict()
-    change(state)
-    prefix = next(iter(name for name in wrap(index).state_dict() if name.endswith("centroids")))[
-        : -len("centroids")
-    ]
-    target = _filled(fresh(index))
-    module = wrap(target)
-    with unchanged(target), pytest.raises(RuntimeError, match=word):
-        module.load_state_dict(
-            {prefix + name: value for name, value in state.items()}, strict=False, assign=assign
-        )
-    if strict and nesting == "alone":
-        with unchanged(target), pytest.raises(RuntimeError, match=word):
-            module.load_state_dict(state, assign=assign)
-    target.search(queries, 3)
-
-
-def test_next_id_below_the_ids_never_gives_an_id_twice():
-    """A hand-made state may say anything; the numbers that `add` gives out must still be new."""
-    index, base, _ = shared()
-    state = index.state_dict()
-    state["next_id"] = torch.tensor(3)
-    target = fresh(index)
-    try:
-        target.load_state_dict(state)
-    except RuntimeError as error:
-        assert "next_id" in str(error)  # noqa: PT017
-        return
-    target.add(base[:1])
-    assert len(target.list_ids.unique()) == target.ntotal
-
-
-# --- train and eval, and forward ----------------------------------------------------------------------------
+# --- train and eval, and forward ------------------------------------------------------------------------------
 
 
 def test_train_with_a_flag_switches_mode_and_with_a_tensor_fits():
@@ -603,143 +344,3 @@ def test_forward_follows_k():
     assert index(queries)[0].shape == (len(queries), 3)
     index.k = 5
     assert index(queries)[1].shape == (len(queries), 5)
-
-
-# --- gradients ----------------------------------------------------------------------------------------------
-
-
-def _gradient(x, vectors, metric):
-    """The gradient in x (Q, d) of the sum of D over vectors (Q, K, d), in float64."""
-    x, vectors = x.double(), vectors.double()
-    if metric == "l2":
-        return (2 * (x[:, None] - vectors)).sum(1)
-    if metric == "ip":
-        return vectors.sum(1)
-    norm = x.norm(dim=1, keepdim=True)
-    along = x / norm
-    return ((vectors - (vectors @ along[:, :, None]) * along[:, None]) / norm[:, None]).sum(1)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@each_metric
-@pytest.mark.parametrize("staged", [False, True])
-def test_gradient_of_distances(staged, mode, dtype, metric):
-    index, base, queries = shared(PLAIN, metric, dtype, search_mode=mode)
-    if staged:
-        index.add(base[:40] * 1.1)
-    plain = index.search(queries, 6)
-    x = queries.clone().requires_grad_()
-    D, I = index.search(x, 6)
-    assert D.requires_grad
-    assert not I.requires_grad
-    agree((D.detach(), I), plain, rtol=1e-5, atol=1e-5)
-    D.sum().backward()
-    ids, vectors, _ = held(index)
-    rows = torch.stack([(ids == i).nonzero()[0, 0] for i in I.flatten()]).view(I.shape)
-    expected = _gradient(x.detach(), vectors[rows], metric)
-    torch.testing.assert_close(x.grad.double(), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
-def test_gradient_comes_back_in_the_type_of_the_queries(kind):
-    index, _, queries = shared()
-    x = queries.to(kind).requires_grad_()
-    index.search(x, 3)[0].sum().backward()
-    assert x.grad.dtype == kind
-    assert x.grad.isfinite().all()
-    assert x.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "plain",
-        "k above everything",
-        "nothing added",
-        "bad queries",
-        "zero vectors",
-        "duplicates",
-        "no queries",
-        "empty lists",
-    ],
-)
-@pytest.mark.parametrize("mode", MODES)
-@each_metric
-def test_padding_and_coincidence_give_no_bad_gradient(name, mode, metric):
-    case = problem(name)
-    index, _, queries = shared(case, metric, search_mode=mode)
-    x = queries.clone().requires_grad_()
-    D, _ = index.search(x, case.k)
-    D.masked_fill(D.isinf(), 0).sum().backward()
-    good = queries.isfinite().all(1)
-    assert x.grad[good].isfinite().all()
-
-
-def test_no_graph_where_none_is_wanted():
-    index, _, queries = shared()
-    assert not index.search(queries, 3)[0].requires_grad
-    x = queries.clone().requires_grad_()
-    with torch.no_grad():
-        assert not index.search(x, 3)[0].requires_grad
-    with torch.inference_mode():
-        agree(index.search(queries, 3), index.search(queries, 3), rtol=1e-6)
-    agree(index.search(queries, 3), index.search(queries.clone(), 3), rtol=1e-6)
-
-
-def test_built_in_inference_mode_and_used_outside():
-    """Buffers made under inference_mode must still serve searches with gradients, and further adds."""
-    with torch.inference_mode():
-        index, base, queries = ivf()
-        index.search(queries, 3)
-    x = queries.clone().requires_grad_()
-    index.search(x, 3)[0].sum().backward()
-    assert x.grad.isfinite().all()
-    index.add(base.clone())
-    assert index.ntotal == 2 * PLAIN.nb
-
-
-@each_metric
-def test_gradient_reaches_an_encoder(metric):
-    torch.manual_seed(0)
-    encoder = nn.Linear(8, 16)
-    index, _, _ = shared(PLAIN, metric)
-    model = nn.Sequential(encoder, index)
-    x = normal(12, 8)
-    D, I = model(x)
-    D.mean().backward()
-    ids, vectors, _ = held(index)
-    rows = torch.stack([(ids == i).nonzero()[0, 0] for i in I.flatten()]).view(I.shape)
-    outer = _gradient(encoder(x).detach(), vectors[rows], metric) / D.numel()
-    torch.testing.assert_close(encoder.weight.grad.double(), outer.T @ x.double(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(encoder.bias.grad.double(), outer.sum(0), rtol=1e-4, atol=1e-5)
-
-
-@each_metric
-def test_gradcheck_of_exact_scores(metric):
-    x = comparable(normal(3, 4), metric).requires_grad_()
-    vectors = comparable(normal(15, 4, seed=1), metric).view(3, 5, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: exact_scores(a, b, metric), (x, vectors))
-    scores = exact_scores(x, vectors, metric)
-    difference = x[:, None] - vectors
-    expected = -difference.square().sum(2) if metric == "l2" else (x[:, None] * vectors).sum(2)
-    torch.testing.assert_close(scores, expected)
-
-
-def test_gradients_from_several_threads():
-    index, _, queries = shared()
-    grads = {}
-
-    def work(name):
-        x = queries.clone().requires_grad_()
-        index.search(x, 3)[0].sum().backward()
-        grads[name] = x.grad
-
-    threads = [threading.Thread(target=work, args=(name,)) for name in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(grads) == 3
-    torch.testing.assert_close(grads[1], grads[0])
-    torch.testing.assert_close(grads[2], grads[0])

@@ -1,8 +1,7 @@
-"""Training, adding, numbering, removing, updating and reading back."""
+"""Adding vectors: ids, numbering, refusals, what readers see, zero rows."""
 
 from __future__ import annotations
 
-import warnings
 from copy import deepcopy
 
 import pytest
@@ -10,14 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.problems import (
-    DTYPES,
-    METRICS,
     PLAIN,
     agree,
     check,
     check_range,
-    comparable,
-    few_training_rows,
     flat,
     held,
     ivf,
@@ -30,10 +25,15 @@ from tests.problems import (
 )
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, load
 
-each_metric = pytest.mark.parametrize("metric", METRICS)
 LAST = 2**63 - 1
+
+
 TOO_FAR = (ValueError, RuntimeError, OverflowError)
+
+
 KINDS = {"ivf": lambda: shared(PLAIN), "flat": lambda: flat(PLAIN)}
+
+
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -44,102 +44,12 @@ def trained(d=8, nlist=4, **settings):
 
 
 EMPTY = {"ivf": lambda **settings: trained(**settings), "flat": lambda **settings: IndexFlatL2(8, **settings)}
+
+
 each_empty = pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
 
 
-# --- training -----------------------------------------------------------------------------------------------
-
-
-@each_metric
-def test_training_is_deterministic_and_leaves_the_global_generator_alone(metric):
-    x = normal(400, 8)
-    torch.manual_seed(7)
-    state = torch.get_rng_state()
-    indexes = [IndexIVFFlat(8, nlist=8, metric=metric) for _ in range(5)]
-    indexes[0].train(x)
-    indexes[1].train(x, seed=1234, niter=10, max_points_per_centroid=256)
-    indexes[2].train(x, seed=99)
-    indexes[3].train(x, generator=torch.Generator().manual_seed(1234))
-    indexes[4].fit(x)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(indexes[0].centroids, indexes[1].centroids)
-    assert not torch.equal(indexes[0].centroids, indexes[2].centroids)
-    assert torch.equal(indexes[0].centroids, indexes[3].centroids)
-    assert torch.equal(indexes[0].centroids, indexes[4].centroids)
-    assert indexes[0].centroids.shape == (8, 8)
-    assert indexes[0].centroids.dtype == torch.float32
-    if metric != "l2":
-        torch.testing.assert_close(indexes[0].centroids.norm(dim=1), torch.ones(8))
-
-
-def test_training_needs_a_row_for_every_list():
-    index = IndexIVFFlat(8, nlist=10)
-    with unchanged(index), pytest.raises(ValueError, match=r"(?s)(9.*10|10.*9)"):
-        index.train(normal(9, 8))
-    with few_training_rows():
-        index.train(normal(10, 8))
-    assert index.is_trained
-
-
-def test_few_training_rows_are_warned_about_as_in_faiss():
-    with pytest.warns(UserWarning, match=r"(?s)389.*390|390.*389"):
-        IndexIVFFlat(8, nlist=10).train(normal(389, 8))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        IndexIVFFlat(8, nlist=10).train(normal(390, 8))
-
-
-def test_training_can_show_its_progress(capsys):
-    pytest.importorskip("tqdm")
-    index = IndexIVFFlat(8, nlist=4)
-    index.train(normal(200, 8), verbose=True)
-    shown = capsys.readouterr()
-    assert "%" in shown.err + shown.out
-    IndexIVFFlat(8, nlist=4).train(normal(200, 8))
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@each_metric
-def test_training_again_moves_every_vector_and_loses_none(dtype, metric):
-    index, base, queries = shared(PLAIN, metric, dtype)
-    index.remove_ids(torch.arange(5))
-    index.add(base[:3])
-    before = held(index)
-    numbering = int(index.next_id)
-    index.train(normal(480, PLAIN.d, seed=44), seed=5)
-    after = held(index)
-    one, other = before.ids.argsort(), after.ids.argsort()
-    assert torch.equal(before.ids[one], after.ids[other])
-    assert torch.equal(before.vectors[one], after.vectors[other])
-    assert int(index.next_id) == numbering
-    assert (
-        probed(index, after.vectors.float(), nprobe=1).allowed[torch.arange(index.ntotal), after.lists].all()
-    )
-    assert not torch.equal(before.lists[one], after.lists[other])
-    check(index.search(queries, 10), queries, after, metric, 10, probed(index, queries))
-
-
-def test_training_again_after_a_reset():
-    index, base, queries = shared()
-    index.reset()
-    index.train(base + 3)
-    index.add(base + 3)
-    check(index.search(queries, 10), queries, held(index), "l2", 10, probed(index, queries))
-
-
-def test_a_refused_training_keeps_the_centroids():
-    index, base, _ = shared()
-    bad = base.clone()
-    bad[17, 3] = torch.nan
-    bad[40, 0] = torch.inf
-    with unchanged(index), pytest.raises(ValueError, match=r"\b17\b"):
-        index.train(bad)
-    with unchanged(index), pytest.raises(ValueError, match="12"):
-        index.train(base[:11])
-
-
-# --- adding -------------------------------------------------------------------------------------------------
+# --- adding ---------------------------------------------------------------------------------------------------
 
 
 @each_empty
@@ -382,157 +292,7 @@ def test_many_small_adds_copy_little():
     assert written.total < 40 * packed.nbytes
 
 
-# --- removing and updating ----------------------------------------------------------------------------------
-
-
-@each_kind
-@pytest.mark.parametrize("how", ["ids", "mask"])
-def test_remove(kind, how):
-    index, base, queries = KINDS[kind]()
-    gone = torch.zeros(len(base), dtype=torch.bool)
-    gone[::3] = True
-    given = gone if how == "mask" else gone.nonzero()[:, 0].flip(0)
-    count = index.remove_ids(given)
-    assert type(count) is int
-    assert count == int(gone.sum())
-    assert index.ntotal == len(base) - count
-    ids, vectors, _ = held(index)
-    assert torch.equal(ids.sort().values, (~gone).nonzero()[:, 0])
-    assert torch.equal(vectors, base.double()[ids])
-    lists = probed(index, queries) if kind == "ivf" else None
-    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
-    index.add(base[:1])
-    assert int(index.list_ids.max()) == len(base)
-
-
-@each_empty
-def test_remove_ignores_unknown_ids_and_takes_every_duplicate(empty):
-    index = empty()
-    index.add_with_ids(normal(6, 8), torch.tensor([4, 9, 4, -7, 4, LAST]))
-    with unchanged(index):
-        assert index.remove_ids(torch.tensor([5, 1000, -(2**63)])) == 0
-        assert index.remove_ids(torch.tensor([], dtype=torch.int64)) == 0
-    assert index.remove_ids(torch.tensor([4, 4, 77])) == 3
-    assert index.remove_ids(torch.tensor([LAST, -7])) == 2
-    assert index.list_ids.tolist() == [9]
-    assert index.remove_ids(torch.tensor([9])) == 1
-    D, I = index.search(normal(3, 8), 2)
-    assert (I == -1).all()
-    assert (D == torch.inf).all()
-
-
-@each_kind
-def test_reset_forgets_the_vectors_and_keeps_the_centroids(kind):
-    index, base, queries = KINDS[kind]()
-    centroids = index.centroids.clone()
-    index.add(base[:2])
-    index.reset()
-    assert index.ntotal == 0
-    assert torch.equal(index.centroids, centroids)
-    assert index.is_trained
-    assert (index.search(queries, 3)[1] == -1).all()
-    assert index.range_search(queries, 100.0)[0].tolist() == [0] * (len(queries) + 1)
-    index.add(base)
-    assert index.ntotal == len(base)
-    assert index.list_ids.sort().values.tolist() == list(range(len(base))), "numbered from 0 again, as in faiss"
-    lists = probed(index, queries) if kind == "ivf" else None
-    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
-
-
-@each_kind
-def test_update_replaces_vectors_under_their_ids(kind):
-    index, base, queries = KINDS[kind]()
-    ids = torch.tensor([3, 499, 0, 250])
-    new = normal(4, PLAIN.d, seed=77)
-    numbering = int(index.next_id)
-    index.update(ids, new)
-    assert index.ntotal == len(base)
-    assert int(index.next_id) == numbering
-    expected = base.clone()
-    expected[ids] = new
-    now = held(index)
-    assert torch.equal(now.vectors, expected.double()[now.ids])
-    lists = probed(index, queries) if kind == "ivf" else None
-    check(index.search(queries, 10), queries, now, "l2", 10, lists)
-    if kind == "ivf":
-        assert probed(index, now.vectors.float(), nprobe=1).allowed[torch.arange(len(base)), now.lists].all()
-    index.update(ids[:0], new[:0])
-
-
-@each_kind
-def test_update_right_after_an_add(kind):
-    index, base, _ = KINDS[kind]()
-    index.add(base[:3])
-    index.update(torch.tensor([len(base) + 1]), base[7:8])
-    assert torch.equal(index.reconstruct(len(base) + 1), base[7])
-    assert torch.equal(index.reconstruct(len(base) + 2), base[2])
-
-
-# --- reading back -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@each_metric
-def test_reconstruct(dtype, metric):
-    index, base, _ = shared(PLAIN, metric, dtype)
-    expected = comparable(base, metric)
-    step = dict(rtol=torch.finfo(dtype).eps, atol=1e-6)
-    for id in (0, 7, len(base) - 1):
-        row = index.reconstruct(id)
-        assert row.shape == (PLAIN.d,)
-        torch.testing.assert_close(row.double(), expected[id], **step)
-    rows = index.reconstruct_n(10, 25)
-    torch.testing.assert_close(rows.double(), expected[10:35], **step)
-    if metric == "cosine":
-        torch.testing.assert_close(rows.double().norm(dim=1), torch.ones(25).double(), rtol=1e-2, atol=0)
-    assert torch.equal(index.reconstruct(torch.tensor(7)), index.reconstruct(7))
-    assert index.reconstruct_n(0, index.ntotal).shape == (len(base), PLAIN.d)
-
-
-@each_kind
-def test_reconstructed_rows_are_copies(kind):
-    index, _, _ = KINDS[kind]()
-    with unchanged(index):
-        index.reconstruct(3).zero_()
-        index.reconstruct_n(0, 9).zero_()
-
-
-@each_empty
-def test_reconstruct_of_unknown_and_duplicate_ids(empty):
-    index = empty()
-    x = normal(9, 8)
-    with pytest.raises(KeyError, match="0"):
-        index.reconstruct(0)
-    index.add_with_ids(x[:4], torch.tensor([5, -3, 5, 5]))
-    assert torch.equal(index.reconstruct(5), x[3])
-    index.state_dict()
-    index.add_with_ids(x[4:6], torch.tensor([5, 6]))
-    assert torch.equal(index.reconstruct(5), x[4])
-    index.state_dict()
-    assert torch.equal(index.reconstruct(5), x[4])
-    assert torch.equal(index.reconstruct(-3), x[1])
-    for unknown in (4, -1, 7, LAST):
-        with pytest.raises(KeyError, match=f"{unknown}"):
-            index.reconstruct(unknown)
-    with pytest.raises(KeyError):
-        index.reconstruct_n(5, 3)
-
-
-def test_the_last_added_of_a_duplicate_lies_in_any_list():
-    """The row added last may lie in an earlier list than the row added first."""
-    index = trained()
-    near = index.centroids.clone()
-    for first in range(4):
-        for last in range(4):
-            index.reset()
-            index.add_with_ids(near[first : first + 1], torch.tensor([1]))
-            index.add_with_ids(near[last : last + 1], torch.tensor([1]))
-            index.state_dict()
-            assert torch.equal(index.reconstruct(1), near[last])
-            assert torch.equal(index.reconstruct_n(1, 1)[0], near[last])
-
-
-# --- zero rows ----------------------------------------------------------------------------------------------
+# --- zero rows ------------------------------------------------------------------------------------------------
 
 
 @each_empty

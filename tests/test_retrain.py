@@ -1,0 +1,94 @@
+"""Training again on a filled index, and what ids go through."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from tests.problems import (
+    METRICS,
+    PLAIN,
+    agree,
+    check,
+    few_training_rows,
+    held,
+    ivf,
+    normal,
+    probed,
+    unchanged,
+)
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
+
+each_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+@each_metric
+def test_retraining_moves_vectors_and_loses_none(metric):
+    index, _, queries = ivf(PLAIN, metric)
+    drift = normal(300, PLAIN.d, seed=8) * 0.2 + 2
+    index.add(drift)
+    index.remove_ids(torch.arange(20))
+    before, everything = deepcopy(index), SearchParams(nprobe=index.nlist)
+    with few_training_rows():
+        report = index.retrain(niter=3)
+    assert 0 < report.moved <= report.total == index.ntotal == before.ntotal
+    assert report.imbalance_before == before.imbalance_factor()
+    assert report.imbalance == index.imbalance_factor()
+    lists, old = (dict(zip(now.ids.tolist(), now.lists.tolist(), strict=True)) for now in (held(index), held(before)))
+    assert report.moved == sum(lists[id] != old[id] for id in old)
+    agree(index.search(queries, 9, params=everything), before.search(queries, 9, params=everything))
+    check(index.search(queries, 9), queries, held(index), metric, 9, probed(index, queries))
+
+
+def test_retraining_where_nothing_changes_moves_nothing():
+    x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 9.0], [9.0, 8.0]])
+    index = IndexIVFFlat(2, nlist=2)
+    with few_training_rows():
+        index.train(x, niter=10)
+        index.add(x)
+        assert index.retrain()[:2] == (0, 4)
+        assert index.retrain(x[[0, 0, 0, 2]], niter=1)[:2] == (0, 4)
+        far = torch.cat([x, x + 100])  # one centroid goes to the far ones, and leaves its rows to the other
+        assert index.retrain(far).moved == 2
+    with pytest.raises(RuntimeError, match="train"):
+        IndexIVFFlat(2).retrain()
+    with unchanged(index), pytest.raises(ValueError, match="at least 2"):
+        index.retrain(x[:1])
+    with unchanged(index), pytest.raises(TypeError, match="niter"):
+        index.retrain(x, niter=1.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_retraining_lists_that_have_few_rows(seed):
+    """Splitting a cluster for an empty one, again and again, until no row is left to spare."""
+    generator = torch.Generator().manual_seed(seed)
+    index = IndexIVFFlat(8, nlist=16)
+    with few_training_rows():
+        index.train(torch.randn(6, 8, generator=generator).repeat(3, 1))
+        index.train(torch.randn(100, 8, generator=generator))
+        index.add(torch.randn(16, 8, generator=generator) * 0.3)
+        assert index.retrain().total == 16
+    assert torch.isfinite(index.centroids).all()
+
+
+def test_ids_given_out_before_a_merge_are_not_given_again():
+    index, other = IndexFlatL2(2), IndexFlatL2(2)
+    other.add(torch.ones(5, 2))
+    other.remove_ids(torch.tensor([4]))
+    index.merge_from(other, add_id=10)
+    assert int(index.next_id) == 15
+
+
+def test_updating_nothing_before_training_is_refused_as_adding_is():
+    with pytest.raises(RuntimeError, match="train"):
+        IndexIVFFlat(2, nlist=2).update(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2))
+
+
+def test_ids_that_were_exchanged_are_the_ones_that_are_found():
+    index = IndexFlatL2(2)
+    index.add(torch.eye(2))
+    index.search(torch.eye(2), 1)
+    index.list_ids = index.list_ids + 100
+    assert index.search(torch.eye(2), 1)[1].flatten().tolist() == [100, 101]
