@@ -17,6 +17,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -25,6 +26,10 @@ from torch_ivf_module.functional.search import MODES as MODES  # of every search
 
 METRICS = ("l2", "ip", "cosine")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+each_metric = pytest.mark.parametrize("metric", METRICS)
+each_mode = pytest.mark.parametrize("mode", MODES)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 RTOL = 1e-4  # promised for D
 PRODUCT_ROUNDING = 2e-6  # of |x| |v|, what a float32 inner product may lose to cancellation

@@ -23,6 +23,9 @@ from tests.problems import (
     MODES,
     agree,
     check,
+    each_dtype,
+    each_metric,
+    each_mode,
     flat,
     held,
     normal,
@@ -48,9 +51,6 @@ PRESENT = [
     )
     if there
 ]
-each_metric = pytest.mark.parametrize("metric", METRICS)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-each_mode = pytest.mark.parametrize("mode", MODES)
 
 
 # --- an accelerator, where there is one ---------------------------------------------------------------------

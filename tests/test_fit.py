@@ -9,9 +9,9 @@ import torch
 
 from tests.problems import (
     DTYPES,
-    METRICS,
     PLAIN,
     check,
+    each_metric,
     few_training_rows,
     held,
     normal,
@@ -20,8 +20,6 @@ from tests.problems import (
     unchanged,
 )
 from torch_ivf_module import IndexIVFFlat
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 @each_metric

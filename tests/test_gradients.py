@@ -10,11 +10,11 @@ from torch import nn
 
 from tests.problems import (
     DTYPES,
-    METRICS,
     MODES,
     PLAIN,
     agree,
     comparable,
+    each_metric,
     held,
     ivf,
     normal,
@@ -22,8 +22,6 @@ from tests.problems import (
     shared,
 )
 from torch_ivf_module.functional.metric import exact_scores
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 def _gradient(x, vectors, metric):

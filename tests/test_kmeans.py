@@ -7,10 +7,8 @@ import re
 import pytest
 import torch
 
-from tests.problems import METRICS, normal, unit
+from tests.problems import METRICS, each_metric, normal, unit
 from torch_ivf_module.functional import kmeans
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 def blobs(count=12, each=50, d=8, seed=0):

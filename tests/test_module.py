@@ -13,10 +13,10 @@ from torch import nn
 
 from tests.problems import (
     DTYPES,
-    METRICS,
     PLAIN,
     agree,
     check,
+    each_metric,
     flat,
     held,
     normal,
@@ -43,7 +43,6 @@ KINDS = {
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 def fresh(index, **settings):

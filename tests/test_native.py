@@ -15,10 +15,10 @@ import torch
 
 from tests.problems import (
     DTYPES,
-    METRICS,
     PROBLEMS,
     agree,
     check,
+    each_metric,
     flat,
     held,
     normal,
@@ -33,7 +33,6 @@ from torch_ivf_module.functional.search import kept_for
 from torch_ivf_module.native import ops
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no kernel: python -m torch_ivf_module build-native")
-each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 @pytest.fixture

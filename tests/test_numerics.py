@@ -11,13 +11,11 @@ import contextlib
 import pytest
 import torch
 
-from tests.problems import DTYPES, METRICS, flat, normal, problem, shared
+from tests.problems import DTYPES, each_metric, flat, normal, problem, shared
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, SearchParams, native
 from torch_ivf_module.functional.kernels import kernel_for
 from torch_ivf_module.functional.metric import rounding
 from torch_ivf_module.functional.probe import coarse_of, probe
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 @pytest.fixture(params=["kernel", "csr", "matrix"])

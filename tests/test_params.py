@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.problems import (
-    METRICS,
-    MODES,
     Held,
     Probed,
     Problem,
     agree,
     check,
+    each_metric,
+    each_mode,
     few_training_rows,
     held,
     list_scores,
@@ -30,8 +30,6 @@ from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, native
 from torch_ivf_module.functional import scan_lists
 from torch_ivf_module.functional.budget import Budget, row_limits
 
-each_mode = pytest.mark.parametrize("mode", MODES)
-each_metric = pytest.mark.parametrize("metric", METRICS)
 # Lists of some 200 rows: several blocks each, and with 700 queries several beginnings of a list.
 LONG = Problem("long lists", nb=2400, d=8, nq=40, nlist=12, nprobe=6, k=10)
 

@@ -7,9 +7,9 @@ import torch
 
 from tests.problems import (
     DTYPES,
-    METRICS,
     PLAIN,
     comparable,
+    each_metric,
     flat,
     normal,
     shared,
@@ -17,9 +17,6 @@ from tests.problems import (
 )
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat
 from torch_ivf_module.functional.id_lookup import last_of, matches, rows_with
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
-
 
 LAST = 2**63 - 1
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.problems import (
-    METRICS,
-    MODES,
     PLAIN,
     agree,
     check,
     check_range,
+    each_metric,
+    each_mode,
     flat,
     held,
     normal,
@@ -51,10 +51,8 @@ each_empty = pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
 KINDS = {"ivf": shared, "flat": flat}
 
 
-each_mode = pytest.mark.parametrize("mode", MODES)
 
 
-each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 def waits(index) -> bool:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.problems import (
-    METRICS,
     PLAIN,
     agree,
     check,
+    each_metric,
     few_training_rows,
     held,
     ivf,
@@ -20,8 +20,6 @@ from tests.problems import (
     unchanged,
 )
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 @each_metric

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.problems import (
-    DTYPES,
-    METRICS,
-    MODES,
     PLAIN,
     PROBLEMS,
     agree,
     check,
     comparable,
+    each_dtype,
+    each_metric,
+    each_mode,
     flat,
     held,
     probed,
@@ -24,15 +24,6 @@ from tests.problems import (
     unchanged,
 )
 from torch_ivf_module import SearchParams
-
-each_mode = pytest.mark.parametrize("mode", MODES)
-
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
-
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
 
 each_flat_metric = pytest.mark.parametrize("metric", ["l2", "ip"])
 

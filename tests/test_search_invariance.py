@@ -9,14 +9,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.problems import (
-    DTYPES,
-    METRICS,
     MODES,
     PLAIN,
     Problem,
     agree,
     check,
     defaults,
+    each_dtype,
+    each_metric,
+    each_mode,
     flat,
     held,
     ivf,
@@ -30,14 +31,6 @@ from tests.problems import (
     unchanged,
 )
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
-
-each_mode = pytest.mark.parametrize("mode", MODES)
-
-
-each_metric = pytest.mark.parametrize("metric", METRICS)
-
-
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @each_dtype

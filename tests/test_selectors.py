@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from tests.problems import (
-    METRICS,
-    MODES,
     PLAIN,
     PROBLEMS,
     Held,
@@ -15,6 +13,8 @@ from tests.problems import (
     agree,
     check,
     check_range,
+    each_metric,
+    each_mode,
     flat,
     held,
     normal,
@@ -26,9 +26,6 @@ from tests.problems import (
 )
 from torch_ivf_module import IndexPreTransform, SearchParams
 from torch_ivf_module.functional import lists as ragged
-
-each_mode = pytest.mark.parametrize("mode", MODES)
-each_metric = pytest.mark.parametrize("metric", METRICS)
 
 
 def ids_of(name: str, nb: int) -> torch.Tensor:
