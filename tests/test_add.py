@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.kinds import KINDS, each_empty, each_kind, trained
 from tests.problems import (
     PLAIN,
     agree,
     check,
     check_range,
-    flat,
     held,
     ivf,
     normal,
@@ -23,30 +23,12 @@ from tests.problems import (
     snapshot,
     unchanged,
 )
-from torch_ivf_module import IndexFlatL2, IndexIVFFlat, load
+from torch_ivf_module import load
 
 LAST = 2**63 - 1
 
 
 TOO_FAR = (ValueError, RuntimeError, OverflowError)
-
-
-KINDS = {"ivf": lambda: shared(PLAIN), "flat": lambda: flat(PLAIN)}
-
-
-each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def trained(d=8, nlist=4, **settings):
-    index = IndexIVFFlat(d, nlist=nlist, nprobe=nlist, **settings)
-    index.train(normal(40 * nlist, d, seed=1))
-    return index
-
-
-EMPTY = {"ivf": lambda **settings: trained(**settings), "flat": lambda **settings: IndexFlatL2(8, **settings)}
-
-
-each_empty = pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
 
 
 # --- adding ---------------------------------------------------------------------------------------------------

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.kinds import STORED, each_stored, fresh, same_answers
 from tests.problems import (
     PLAIN,
-    agree,
     check,
     few_training_rows,
-    flat,
     held,
     normal,
     probed,
@@ -25,31 +24,6 @@ from tests.problems import (
 from torch_ivf_module import IndexIVFFlat
 
 BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]
-
-
-KINDS = {
-    "l2": lambda: shared(PLAIN, "l2"),
-    "cosine": lambda: shared(PLAIN, "cosine"),
-    "half": lambda: shared(PLAIN, "ip", torch.float16),
-    "flat": lambda: flat(PLAIN, "l2"),
-}
-
-
-each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def fresh(index, **settings):
-    """An empty index of the same kind, by default with another number of lists."""
-    settings = {"dtype": index.packed_embeddings.dtype, **settings}
-    if isinstance(index, IndexIVFFlat):
-        return IndexIVFFlat(
-            index.d, metric=index.metric, **{"nlist": index.nlist, "nprobe": index.nprobe, **settings}
-        )
-    return type(index)(index.d, **settings)
-
-
-def same_answers(one, other, queries):
-    agree(one.search(queries, 10), other.search(queries, 10), rtol=1e-6, atol=1e-6)
 
 
 class Deep(nn.Module):
@@ -91,14 +65,14 @@ def _filled(index):
     return index
 
 
-@each_kind
+@each_stored
 @pytest.mark.parametrize("nesting", NESTINGS)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("assign", [True, False])
 def test_load_state_dict(kind, nesting, target, strict, assign):
     wrap, unwrap = NESTINGS[nesting]
-    index, base, queries = KINDS[kind]()
+    index, base, queries = STORED[kind]()
     index.remove_ids(torch.arange(10))
     index.add(base[:2])
     source, module = wrap(index), wrap(TARGETS[target](index))
@@ -119,11 +93,11 @@ def test_load_state_dict(kind, nesting, target, strict, assign):
     assert int(loaded.list_ids.max()) == len(base) + 2
 
 
-@each_kind
+@each_stored
 @pytest.mark.parametrize("nesting", NESTINGS)
 def test_load_into_an_index_made_on_the_meta_device(kind, nesting):
     wrap, unwrap = NESTINGS[nesting]
-    index, base, queries = KINDS[kind]()
+    index, base, queries = STORED[kind]()
     source = wrap(index)
     with torch.device("meta"):
         module = wrap(fresh(index))
@@ -137,10 +111,10 @@ def test_load_into_an_index_made_on_the_meta_device(kind, nesting):
     assert loaded.ntotal == index.ntotal + 4
 
 
-@each_kind
+@each_stored
 @pytest.mark.parametrize("assign", [True, False])
 def test_load_from_a_mapped_file(kind, assign, tmp_path):
-    index, base, queries = KINDS[kind]()
+    index, base, queries = STORED[kind]()
     torch.save(index.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", mmap=True, weights_only=True)
     loaded = fresh(index)

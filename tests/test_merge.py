@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.kinds import KINDS, each_kind
 from tests.problems import (
     PLAIN,
     agree,
     check,
     few_training_rows,
-    flat,
     held,
     probed,
     same_state,
@@ -22,11 +22,6 @@ from tests.problems import (
     unchanged,
 )
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
-
-KINDS = {"ivf": shared, "flat": flat}
-
-
-each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def test_merging_agrees_with_faiss(faiss):
@@ -46,7 +41,10 @@ def test_merging_agrees_with_faiss(faiss):
     assert (index.ntotal, other.ntotal) == (first.ntotal, second.ntotal) == (len(base), 0)
     wanted = [torch.from_numpy(part) for part in first.search(queries.numpy(), 9)]
     agree(
-        index.search(queries, 9), (wanted[0].masked_fill(wanted[1] == -1, torch.inf), wanted[1]), rtol=1e-4, atol=1e-4
+        index.search(queries, 9),
+        (wanted[0].masked_fill(wanted[1] == -1, torch.inf), wanted[1]),
+        rtol=1e-4,
+        atol=1e-4,
     )
     assert index.imbalance_factor() == pytest.approx(first.invlists.imbalance_factor())
 

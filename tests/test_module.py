@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from tests.kinds import STORED, each_stored, fresh, same_answers
 from tests.problems import (
     DTYPES,
     PLAIN,
     agree,
     check,
     each_metric,
-    flat,
     held,
     normal,
     probed,
@@ -32,39 +32,12 @@ from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
 BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]
 
 
-KINDS = {
-    "l2": lambda: shared(PLAIN, "l2"),
-    "cosine": lambda: shared(PLAIN, "cosine"),
-    "half": lambda: shared(PLAIN, "ip", torch.float16),
-    "flat": lambda: flat(PLAIN, "l2"),
-}
-
-
-each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-
-
-def fresh(index, **settings):
-    """An empty index of the same kind, by default with another number of lists."""
-    settings = {"dtype": index.packed_embeddings.dtype, **settings}
-    if isinstance(index, IndexIVFFlat):
-        return IndexIVFFlat(
-            index.d, metric=index.metric, **{"nlist": index.nlist, "nprobe": index.nprobe, **settings}
-        )
-    return type(index)(index.d, **settings)
-
-
-def same_answers(one, other, queries):
-    agree(one.search(queries, 10), other.search(queries, 10), rtol=1e-6, atol=1e-6)
-
-
 # --- buffers --------------------------------------------------------------------------------------------------
 
 
-@each_kind
+@each_stored
 def test_state_dict_holds_exactly_the_documented_buffers(kind):
-    index, _, queries = KINDS[kind]()
+    index, _, queries = STORED[kind]()
     index.search(queries, 3)
     index.range_search(queries, 1.0)
     assert list(index.state_dict()) == BUFFERS
@@ -214,11 +187,11 @@ def _torch_saved(index):
     return torch.load(file, weights_only=False)
 
 
-@each_kind
+@each_stored
 @pytest.mark.parametrize("copy", [deepcopy, _pickled, _torch_saved], ids=["deepcopy", "pickle", "torch.save"])
 @pytest.mark.parametrize("staged", [False, True])
 def test_copies_are_equal_and_independent(kind, copy, staged):
-    index, base, queries = KINDS[kind]()
+    index, base, queries = STORED[kind]()
     index.k, index.max_bytes = 4, 1 << 20
     if staged:
         index.add(base[:3] + 1)
@@ -237,9 +210,9 @@ def test_copies_are_equal_and_independent(kind, copy, staged):
         index.reset()
 
 
-@each_kind
+@each_stored
 def test_an_untrained_index_can_be_copied(kind):
-    index = fresh(KINDS[kind]()[0])
+    index = fresh(STORED[kind]()[0])
     for copy in (deepcopy, _pickled, _torch_saved):
         assert same_state(snapshot(copy(index)), snapshot(index))
 
@@ -327,10 +300,10 @@ def test_in_a_sequence_with_an_encoder():
     assert index.ntotal == PLAIN.nb
 
 
-@each_kind
+@each_stored
 @pytest.mark.parametrize("shape", [(16,), (1, 16), (7, 16), (2, 3, 16), (2, 0, 16), (2, 1, 2, 16)], ids=str)
 def test_forward_takes_any_leading_shape(kind, shape):
-    index, _, _ = KINDS[kind]()
+    index, _, _ = STORED[kind]()
     x = normal(*shape)
     D, I = index(x)
     assert D.shape == I.shape == (*shape[:-1], index.k)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.kinds import KINDS, each_empty, each_kind, pending_removals, trained
 from tests.problems import (
     DTYPES,
     PLAIN,
@@ -19,29 +20,6 @@ from torch_ivf_module import IndexFlatL2, IndexIVFFlat
 from torch_ivf_module.functional.id_lookup import last_of, matches, rows_with
 
 LAST = 2**63 - 1
-
-
-KINDS = {"ivf": lambda: shared(PLAIN), "flat": lambda: flat(PLAIN)}
-
-
-each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def trained(d=8, nlist=4, **settings):
-    index = IndexIVFFlat(d, nlist=nlist, nprobe=nlist, **settings)
-    index.train(normal(40 * nlist, d, seed=1))
-    return index
-
-
-EMPTY = {"ivf": lambda **settings: trained(**settings), "flat": lambda **settings: IndexFlatL2(8, **settings)}
-
-
-each_empty = pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
-
-
-def waits(index) -> bool:
-    """Whether removed rows are marked and not yet taken out."""
-    return index._updates.gone_rows > 0
 
 
 # --- reading back ---------------------------------------------------------------------------------------------
@@ -144,7 +122,7 @@ def test_reconstructing_does_not_pack():
     assert torch.equal(index.reconstruct(len(base)), base[0])
     assert torch.equal(index.reconstruct_batch(torch.tensor([1, len(base) + 1, 1])), base[[1, 1, 1]])
     assert index.reconstruct_batch(torch.zeros(0, dtype=torch.int64)).shape == (0, PLAIN.d)
-    assert waits(index)
+    assert pending_removals(index)
 
 
 def test_list_statistics():
@@ -194,4 +172,6 @@ def test_rows_of_ids(seed):
     rows, which = matches(ids, wanted)
     assert list(zip(rows.tolist(), which.tolist(), strict=True)) == sorted(expected)
     last = last_of(rows, which, len(wanted)).tolist()
-    assert last == [max([row for row, place in expected if place == at], default=-1) for at in range(len(wanted))]
+    assert last == [
+        max([row for row, place in expected if place == at], default=-1) for at in range(len(wanted))
+    ]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.kinds import KINDS, each_empty, each_kind, pending_removals
 from tests.problems import (
     PLAIN,
     agree,
@@ -15,7 +16,6 @@ from tests.problems import (
     check_range,
     each_metric,
     each_mode,
-    flat,
     held,
     normal,
     probed,
@@ -24,40 +24,10 @@ from tests.problems import (
     unchanged,
 )
 from tests.test_threads import together
-from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
+from torch_ivf_module import SearchParams
 from torch_ivf_module.index.pending import PendingUpdates
 
 LAST = 2**63 - 1
-
-
-KINDS = {"ivf": lambda: shared(PLAIN), "flat": lambda: flat(PLAIN)}
-
-
-each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def trained(d=8, nlist=4, **settings):
-    index = IndexIVFFlat(d, nlist=nlist, nprobe=nlist, **settings)
-    index.train(normal(40 * nlist, d, seed=1))
-    return index
-
-
-EMPTY = {"ivf": lambda **settings: trained(**settings), "flat": lambda **settings: IndexFlatL2(8, **settings)}
-
-
-each_empty = pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
-
-
-KINDS = {"ivf": shared, "flat": flat}
-
-
-
-
-
-
-def waits(index) -> bool:
-    """Whether removed rows are marked and not yet taken out."""
-    return index._updates.gone_rows > 0
 
 
 def deepcopied(index):
@@ -120,7 +90,9 @@ def test_reset_forgets_the_vectors_and_keeps_the_centroids(kind):
     assert index.range_search(queries, 100.0)[0].tolist() == [0] * (len(queries) + 1)
     index.add(base)
     assert index.ntotal == len(base)
-    assert index.list_ids.sort().values.tolist() == list(range(len(base))), "numbered from 0 again, as in faiss"
+    assert index.list_ids.sort().values.tolist() == list(range(len(base))), (
+        "numbered from 0 again, as in faiss"
+    )
     lists = probed(index, queries) if kind == "ivf" else None
     check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
 
@@ -178,7 +150,7 @@ def test_removed_rows_are_not_found_while_they_wait(metric, mode, case, dtype, p
     found = index.search(queries, k, params=params)
     radius = float(found[0][found[1] != -1].median())
     near = index.range_search(queries, radius)
-    assert waits(index)
+    assert pending_removals(index)
     reference = held(deepcopy(index))
     assert len(reference.ids) == index.ntotal == len(base) - len(gone) + 2
     assert not torch.isin(reference.ids, gone).any()
@@ -194,19 +166,22 @@ def test_a_cap_on_rows_does_not_count_removed_ones(mode):
         index.remove_ids(some)
         packed.remove_ids(some)
         packed.list_ids  # noqa: B018 - packs
-        assert waits(index)
+        assert pending_removals(index)
         for cap in (150, 200, 250, 300):
             params = SearchParams(max_codes=cap)
-            agree(deepcopied(index).search(queries, 10, params=params), packed.search(queries, 10, params=params))
+            agree(
+                deepcopied(index).search(queries, 10, params=params),
+                packed.search(queries, 10, params=params),
+            )
 
 
 @each_kind
 def test_many_removed_rows_are_taken_out_at_once(kind):
     index, base, _ = KINDS[kind](PLAIN)
     index.remove_ids(torch.arange(len(base) // 8 - 1))
-    assert waits(index)
+    assert pending_removals(index)
     index.remove_ids(torch.arange(len(base) // 8 + 8))
-    assert not waits(index)
+    assert not pending_removals(index)
     assert index._raw("packed_embeddings").shape[0] == index.ntotal
 
 
@@ -220,7 +195,7 @@ def test_reading_the_buffers_packs_what_was_removed(kind):
     ):
         index, base, _ = KINDS[kind](PLAIN)
         index.remove_ids(torch.arange(5))
-        assert waits(index)
+        assert pending_removals(index)
         assert sorted(read(index).tolist()) == list(range(5, len(base)))
 
 
@@ -238,7 +213,7 @@ def test_removing_twice_and_again_after_adding():
         index.reconstruct_batch(ids)
     with pytest.raises(KeyError, match="3"):
         index.update(ids, x)
-    assert waits(index)
+    assert pending_removals(index)
 
 
 def test_updating_the_same_ids_again_and_again_keeps_nothing_old():
@@ -259,7 +234,7 @@ def test_graphs_notice_a_removal_that_waits():
     index.remove_ids(torch.tensor([10**6]))
     graph(queries)
     index.remove_ids(torch.tensor([1]))
-    assert waits(index)
+    assert pending_removals(index)
     with pytest.raises(RuntimeError, match="changed"):
         graph(queries)
     agree(index.graph()(queries), index.search(queries, index.k))

@@ -34,7 +34,9 @@ def test_retraining_moves_vectors_and_loses_none(metric):
     assert 0 < report.moved <= report.total == index.ntotal == before.ntotal
     assert report.imbalance_before == before.imbalance_factor()
     assert report.imbalance == index.imbalance_factor()
-    lists, old = (dict(zip(now.ids.tolist(), now.lists.tolist(), strict=True)) for now in (held(index), held(before)))
+    lists, old = (
+        dict(zip(now.ids.tolist(), now.lists.tolist(), strict=True)) for now in (held(index), held(before))
+    )
     assert report.moved == sum(lists[id] != old[id] for id in old)
     agree(index.search(queries, 9, params=everything), before.search(queries, 9, params=everything))
     check(index.search(queries, 9), queries, held(index), metric, 9, probed(index, queries))

@@ -171,7 +171,9 @@ CROWDS = {
     "many queries": Problem("many queries", nb=5000, d=8, nq=9000, nlist=16, nprobe=2, k=4),
     "many probes": Problem("many probes", nb=10_000, d=8, nq=150, nlist=256, nprobe=256),
     "one long list": Problem("one long list", nb=20_000, d=8, nq=300, nlist=1, nprobe=1),
-    "one vector many times": Problem("one vector many times", "identical", nb=20_000, d=8, nq=40, nlist=1, nprobe=1),
+    "one vector many times": Problem(
+        "one vector many times", "identical", nb=20_000, d=8, nq=40, nlist=1, nprobe=1
+    ),
 }
 
 

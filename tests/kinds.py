@@ -1,0 +1,56 @@
+"""The kinds of index that tests of building, reading and moving run over.
+
+d dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.problems import PLAIN, agree, flat, normal, shared
+from torch_ivf_module import IndexFlatL2, IndexIVFFlat
+
+KINDS = {"ivf": shared, "flat": flat}  # filled; each call gives an index, its vectors and queries
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def trained(d: int = 8, nlist: int = 4, **settings: Any) -> IndexIVFFlat:
+    """An empty inverted file that reads all its lists."""
+    index = IndexIVFFlat(d, nlist=nlist, nprobe=nlist, **settings)
+    index.train(normal(40 * nlist, d, seed=1))
+    return index
+
+
+EMPTY = {"ivf": trained, "flat": lambda **settings: IndexFlatL2(8, **settings)}
+each_empty = pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
+
+STORED = {
+    "l2": lambda: shared(PLAIN, "l2"),
+    "cosine": lambda: shared(PLAIN, "cosine"),
+    "half": lambda: shared(PLAIN, "ip", torch.float16),
+    "flat": lambda: flat(PLAIN, "l2"),
+}
+each_stored = pytest.mark.parametrize("kind", STORED)
+
+
+def fresh(index: Any, **settings: Any) -> Any:
+    """An empty index of the same kind and, unless `settings` say otherwise, of the same shape."""
+    settings = {"dtype": index.packed_embeddings.dtype, **settings}
+    if isinstance(index, IndexIVFFlat):
+        settings = {"nlist": index.nlist, "nprobe": index.nprobe, **settings}
+        return IndexIVFFlat(index.d, metric=index.metric, **settings)
+    return type(index)(index.d, **settings)
+
+
+def same_answers(one: Any, other: Any, queries: Tensor) -> None:
+    """Assert that two indexes answer alike."""
+    agree(one.search(queries, 10), other.search(queries, 10), rtol=1e-6, atol=1e-6)
+
+
+def pending_removals(index: Any) -> bool:
+    """Whether removed rows are marked and not yet taken out of the buffers."""
+    return index._updates.gone_rows > 0
