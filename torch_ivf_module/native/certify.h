@@ -16,10 +16,15 @@
 namespace torch_ivf_module {
 
 // No less than the error of a float32 sum of d products as the microkernels take it, relative to the product of the norms:
-// half a unit in the last place for each addition of a chain (at most kPanelChunk of them, kRowChunk / kLanes along a
-// row), each chunk and each addition across a register, and some for the roundings of the factors and the bias.
-inline double rounding(int64_t d) {
-  return 0x1p-24 * static_cast<double>(std::min(d, kPanelChunk) + d / kPanelChunk + 24);
+// half a unit in the last place for each addition of a chain, each chunk and each addition across a register, and some
+// for the roundings of the factors and the bias. Of panels, and of products along a row.
+inline double panel_rounding(int64_t d) {
+  const int64_t chain = d <= 2 * kPanelChunk ? d : kPanelChunk + d / kPanelChunk;
+  return 0x1p-24 * static_cast<double>(chain + 24);
+}
+
+inline double row_rounding(int64_t d) {
+  return 0x1p-24 * static_cast<double>(std::min(d, kRowChunk) / kLanes + d / kRowChunk + kLanes + 24);
 }
 
 inline double norm(const float* values, int64_t d) {
@@ -36,22 +41,33 @@ inline bool overflows(double size, double origin_norm) {
   return !(size * (size + 0x1p64 + origin_norm) < 0x1p126);
 }
 
-// The ranking score that a row reaches if its exact score, a negated squared distance, exceeds `kth`. `y` (d) is the
-// query relative to the origin `o` (d). -inf where nothing can be said, so that every row counts.
-inline float needed_ranking(const float* y, const float* origin, double origin_norm, double kth, int64_t d) {
-  double square = 0, offset = 0;
-  for (int64_t i = 0; i < d; ++i) {
-    square += static_cast<double>(y[i]) * y[i];
-    offset += static_cast<double>(y[i]) * origin[i];
+// A query, of norm `size` relative to the origin, whose product with the origin is `offset`.
+struct QueryNorms {
+  double size, offset, origin_norm;
+
+  QueryNorms(const float* y, const float* origin, double origin_norm, int64_t d)
+      : size(0), offset(0), origin_norm(origin_norm) {
+    for (int64_t i = 0; i < d; ++i) {
+      size += static_cast<double>(y[i]) * y[i];
+      offset += static_cast<double>(y[i]) * origin[i];
+    }
+    size = std::sqrt(size);
   }
-  const double size = std::sqrt(square), distance = -kth;
-  if (overflows(size, origin_norm) || !std::isfinite(distance)) {
+};
+
+// The ranking score that a row reaches if its exact score, a negated squared distance, exceeds `kth`: where panels are
+// relative to the origin, or where no vector is. -inf where nothing can be said, so that every row counts.
+inline float needed_ranking(const QueryNorms& q, double kth, int64_t d, bool relative) {
+  const double distance = -kth;
+  if (overflows(q.size, q.origin_norm) || !std::isfinite(distance)) {
     return kNever;
   }
   // Such a row lies within `reach` of the origin, and its norm is at most reach + |o|.
-  const double reach = size + std::sqrt(distance);
-  const double error = rounding(d) * (size * (reach + origin_norm) + reach * reach);
-  return std::nextafter(static_cast<float>((square - distance) / 2 + offset - error), kNever);
+  const double reach = q.size + std::sqrt(distance);
+  const double far = q.size * (reach + q.origin_norm) + reach * reach;
+  const double panel = panel_rounding(d) * (relative ? q.size * reach + reach * reach : far);
+  const double needed = (q.size * q.size - distance) / 2 + (relative ? 0 : q.offset);
+  return std::nextafter(static_cast<float>(needed - std::max(panel, row_rounding(d) * far)), kNever);
 }
 
 // The k best rows by exact score among those offered with a ranking score above the threshold of their query.
@@ -86,7 +102,8 @@ class ExactTopK {
     }
   }
 
-  // The exact scores, of differences, of the rows of a panel (d, kPanel), many of which are wanted where rows are equal.
+  // The exact scores, of differences, of the rows of a panel (d, kPanel) as they are stored. Where rows are equal many of
+  // a panel are wanted.
   void score_panel(int64_t query, const float* panel, float* scores) const {
     const float* x = x_ + query * d_;
     Vec total[2] = {Vec(0.0f), Vec(0.0f)};

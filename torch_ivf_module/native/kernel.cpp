@@ -97,15 +97,20 @@ std::tuple<at::Tensor, at::Tensor> empty_results(const Problem& p, const at::Ten
   return {at::empty({p.queries, p.k}, x.options()), at::empty({p.queries, p.k}, x.options().dtype(at::kLong))};
 }
 
-// Rank rows in float32, or by upper bounds of their exact scores: the k best.
+// The k best rows by ranking score, relative to the origin where it is given; or by upper bounds of exact scores.
 template <typename T>
-void rank(const Problem& p, const T* packed, bool coded, bool differences, int64_t max_bytes, float* scores, int64_t* rows) {
+void rank(
+    const Problem& p, const T* packed, const float* origin, const float* offsets, int64_t max_bytes, float* scores,
+    int64_t* rows) {
   const auto best = [&](int64_t, int64_t count) { return TopK(count, p.k); };
-  if (coded) {
-    scan_all(p, [&] { return CodeScanner(p, packed, differences); }, best, max_bytes, scores, rows);
-  } else {
-    scan_all(p, [&] { return FloatScanner(p, packed); }, best, max_bytes, scores, rows);
-  }
+  scan_all(p, [&] { return FloatScanner(p, packed, origin, offsets); }, best, max_bytes, scores, rows);
+}
+
+template <typename T>
+void rank_by_bounds(
+    const Problem& p, const T* packed, bool differences, int64_t max_bytes, float* scores, int64_t* rows) {
+  const auto best = [&](int64_t, int64_t count) { return TopK(count, p.k); };
+  scan_all(p, [&] { return CodeScanner(p, packed, differences); }, best, max_bytes, scores, rows);
 }
 
 // Exact scores of a query's candidates (count): the k best, best first, padded with kNever and -1.
@@ -194,34 +199,42 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> search_lists(
   p.k = k;
   auto [scores, rows] = empty_results(p, x);
   p.k = kept;
-  const double origin_norm = norm(origin.const_data_ptr<float>(), p.d);
-  std::vector<float> needed(p.queries, kNever);
+  const float* o = origin.const_data_ptr<float>();
+  std::vector<QueryNorms> norms;
+  std::vector<float> with_origin, needed(p.queries, kNever);
+  const double origin_norm = norm(o, p.d);
+  for (int64_t q = 0; differences && q < p.queries; ++q) {
+    norms.emplace_back(p.x + q * p.d, o, origin_norm, p.d);
+    with_origin.push_back(static_cast<float>(norms.back().offset));
+  }
   at::Tensor again = at::zeros({p.queries}, x.options().dtype(at::kBool));
   bool* doubtful = again.mutable_data_ptr<bool>();
   std::vector<int64_t> second;
   with_rows(packed, [&](const auto* vectors) {
     float* best = scores.template mutable_data_ptr<float>();
     int64_t* found = rows.template mutable_data_ptr<int64_t>();
-    rank(
-        coded ? of_x : p, vectors, coded, differences, max_bytes, ranking.template mutable_data_ptr<float>(),
-        candidates.template mutable_data_ptr<int64_t>());
-    const float* ranks = ranking.template const_data_ptr<float>();
+    float* ranks = ranking.template mutable_data_ptr<float>();
+    int64_t* kept_rows = candidates.template mutable_data_ptr<int64_t>();
+    if (coded) {
+      rank_by_bounds(of_x, vectors, differences, max_bytes, ranks, kept_rows);
+    } else {
+      const float* relative = differences ? o : nullptr;
+      rank(p, vectors, relative, differences ? with_origin.data() : nullptr, max_bytes, ranks, kept_rows);
+    }
     at::parallel_for(0, p.queries, 16, [&](int64_t first, int64_t last) {
       std::vector<float> scratch;
       std::vector<uint64_t> keys;
       for (int64_t q = first; q < last; ++q) {
         rescore(
-            of_x.x + q * p.d, vectors, candidates.template const_data_ptr<int64_t>() + q * kept, kept, p.d, differences,
-            k, scratch, keys, best + q * k, found + q * k);
+            of_x.x + q * p.d, vectors, kept_rows + q * kept, kept, p.d, differences, k, scratch, keys, best + q * k,
+            found + q * k);
         const float lowest = ranks[q * kept + kept - 1], kth = best[q * k + k - 1];
-        if (differences) {
-          needed[q] = needed_ranking(p.x + q * p.d, origin.const_data_ptr<float>(), origin_norm, kth, p.d);
-        }
         const bool left_out = lowest > kNever; // rows that the scan ranked and did not keep
         if (coded) {
           doubtful[q] = left_out && !(lowest < kth);
         } else if (differences) {
-          doubtful[q] = (left_out && lowest >= needed[q]) || overflows(norm(p.x + q * p.d, p.d), origin_norm);
+          const bool reached = left_out && lowest >= needed_ranking(norms[q], kth, p.d, true);
+          doubtful[q] = reached || overflows(norms[q].size, norms[q].origin_norm);
         } else {
           doubtful[q] = std::isinf(lowest) && left_out;
         }
@@ -230,6 +243,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> search_lists(
     for (int64_t q = 0; q < p.queries; ++q) {
       if (doubtful[q] && (coded || differences)) {
         second.push_back(q);
+        if (differences) { // panels of the second pass hold vectors as they are, for exact scores
+          needed[q] = needed_ranking(norms[q], best[q * k + k - 1], p.d, false);
+        }
       }
     }
     if (!second.empty()) {
@@ -255,7 +271,7 @@ std::tuple<at::Tensor, at::Tensor> scan(
   auto [scores, rows] = empty_results(p, x);
   with_rows(packed, [&](const auto* vectors) {
     rank(
-        p, vectors, false, false, max_bytes, scores.template mutable_data_ptr<float>(),
+        p, vectors, nullptr, nullptr, max_bytes, scores.template mutable_data_ptr<float>(),
         rows.template mutable_data_ptr<int64_t>());
   });
   return {scores, rows};
@@ -277,8 +293,8 @@ std::tuple<at::Tensor, at::Tensor> scan_bounds(
   const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, limits, k);
   auto [scores, rows] = empty_results(p, x);
   with_rows(packed, [&](const auto* vectors) {
-    rank(
-        p, vectors, true, differences, max_bytes, scores.template mutable_data_ptr<float>(),
+    rank_by_bounds(
+        p, vectors, differences, max_bytes, scores.template mutable_data_ptr<float>(),
         rows.template mutable_data_ptr<int64_t>());
   });
   return {scores, rows};

@@ -20,6 +20,7 @@ void offer_rows(
     int64_t start,
     int64_t row,
     int64_t count,
+    const float* offsets,
     Found& found) {
   std::array<const float*, kFew> queries;
   for (int m = 0; m < M; ++m) {
@@ -31,7 +32,8 @@ void offer_rows(
     const float threshold = found.threshold(tasks[m].query);
     const int64_t end = std::min(count, tasks[m].limit - row);
     for (int64_t i = 0; i < end; ++i) {
-      const float score = scores[m][i] + (p.bias ? p.bias[start + row + i] : 0.0f);
+      const float bias = p.bias ? p.bias[start + row + i] : 0.0f;
+      const float score = scores[m][i] + bias - (offsets ? offsets[query + tasks[m].query] : 0.0f);
       if (score > threshold) {
         found.offer(tasks[m].query, score, static_cast<uint32_t>(start + row + i));
       }
@@ -42,7 +44,10 @@ void offer_rows(
 template <typename T>
 class FloatScanner {
  public:
-  FloatScanner(const Problem& problem, const T* packed) : problem_(problem), packed_(packed) {}
+  // With an `origin` (d), and the product of each query with it (Q,), rows are multiplied relative to it, as queries are:
+  // rounding errors are then of the size of distances, not of the vectors. Single rows are multiplied as they are.
+  FloatScanner(const Problem& problem, const T* packed, const float* origin = nullptr, const float* offsets = nullptr)
+      : problem_(problem), packed_(packed), origin_(origin), offsets_(offsets) {}
 
   template <typename Found>
   void scan(const Visit& visit, int64_t query, Found& found) {
@@ -64,6 +69,9 @@ class FloatScanner {
       const int64_t at = visit.start + row;
       const float* from = as_float(packed_ + at * problem_.d, rows * problem_.d, take(rows_, section * problem_.d));
       pack_panels(from, rows, problem_.d, panels);
+      if (origin_) {
+        centre_panels(panels, rows, problem_.d, origin_);
+      }
       for (int64_t i = 0; i < section; ++i) {
         bias[i] = i >= rows ? kNever : problem_.bias ? problem_.bias[at + i] : 0.0f;
       }
@@ -103,13 +111,15 @@ class FloatScanner {
         const auto offer = visit.count - t >= 3 ? offer_rows<3, Found>
           : visit.count - t == 2 ? offer_rows<2, Found>
                                  : offer_rows<1, Found>;
-        offer(problem_, visit.tasks + t, query, rows, visit.start, row, count, found);
+        offer(problem_, visit.tasks + t, query, rows, visit.start, row, count, offsets_, found);
       }
     }
   }
 
   const Problem& problem_;
   const T* packed_;
+  const float* origin_;
+  const float* offsets_;
   std::vector<float> rows_, panels_, bias_;
 };
 
