@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -137,6 +138,8 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def _read_torch(path: Path, mmap: bool) -> Mapping[str, Any]:
+    if mmap and not zipfile.is_zipfile(path):  # torch's own text would advise saving it by an option of torch.save
+        raise ValueError("it is cut, or was not written by index.save; `build` makes an index of a file of vectors")
     try:
         about = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:  # torch's own text ends in advice to run what is in the file
