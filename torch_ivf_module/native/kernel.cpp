@@ -189,6 +189,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> search_lists(
     bool coded,
     int64_t max_bytes) {
   TORCH_CHECK(kept >= k && k > 0, "kept must be >= k >= 1, got ", kept, " and ", k);
+  check(x, "x", 2, at::kFloat);
   check(origin, "origin", 1, at::kFloat);
   TORCH_CHECK(origin.size(0) == x.size(1), "origin must have the columns of x");
   const at::Tensor shifted = differences ? at::sub(x, origin) : x;
