@@ -286,8 +286,8 @@ def test_wrong_arguments_are_named_and_so_is_what_lies_out_of_bounds():
         with pytest.raises(RuntimeError, match=said):
             scan(*arguments)
     search, origin = torch.ops.torch_ivf_module.search_lists, torch.zeros(queries.shape[1])
+    lists = packed, bias, offsets, sizes, probes, None
     with pytest.raises(RuntimeError, match="x must be contiguous"):
-        lists = packed, bias, offsets, sizes, probes, None
         search(queries[:1].expand(len(queries), -1), origin, *lists, k, k, True, False, most)
     for kept, start, said in ((k - 1, origin, "kept"), (k, origin[1:], "origin"), (k, origin.double(), "origin")):
         with pytest.raises(RuntimeError, match=f"{said} must"):
