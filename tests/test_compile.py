@@ -22,7 +22,8 @@ D, K = 8, 5
 X = normal(600, D)
 # The compiler looks at .grad of any tensor, and uses what torch says is deprecated.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # of the calls of these tests, by torch 2.13
+    pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # and 2.14
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 
