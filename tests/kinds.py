@@ -5,14 +5,17 @@ d dim.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.problems import PLAIN, agree, flat, normal, shared
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat
+
+BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]
 
 KINDS = {"ivf": shared, "flat": flat}  # filled; each call gives an index, its vectors and queries
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -35,6 +38,20 @@ STORED = {
     "flat": lambda: flat(PLAIN, "l2"),
 }
 each_stored = pytest.mark.parametrize("kind", STORED)
+
+
+class Deep(nn.Module):
+    """An index two levels down, beside a layer of its own."""
+
+    def __init__(self, index: Any) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(16, 16)
+        self.memory = nn.ModuleDict({"inner": nn.Sequential(OrderedDict(index=index))})
+
+    @property
+    def index(self) -> Any:
+        """The index."""
+        return self.memory["inner"].index
 
 
 def fresh(index: Any, **settings: Any) -> Any:

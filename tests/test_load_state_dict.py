@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import pytest
 import torch
 from torch import nn
 
-from tests.kinds import STORED, each_stored, fresh, same_answers
+from tests.kinds import BUFFERS, STORED, Deep, each_stored, fresh, same_answers
 from tests.problems import (
     PLAIN,
     check,
@@ -22,22 +20,6 @@ from tests.problems import (
     unchanged,
 )
 from torch_ivf_module import IndexIVFFlat
-
-BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]
-
-
-class Deep(nn.Module):
-    """An index two levels down, beside a layer of its own."""
-
-    def __init__(self, index):
-        super().__init__()
-        self.encoder = nn.Linear(16, 16)
-        self.memory = nn.ModuleDict({"inner": nn.Sequential(OrderedDict(index=index))})
-
-    @property
-    def index(self):
-        return self.memory["inner"].index
-
 
 NESTINGS = {
     "alone": (lambda index: index, lambda module: module),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections import OrderedDict
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from tests.kinds import STORED, each_stored, fresh, same_answers
+from tests.kinds import BUFFERS, STORED, Deep, each_stored, fresh, same_answers
 from tests.problems import (
     DTYPES,
     PLAIN,
@@ -28,9 +27,6 @@ from tests.problems import (
     unchanged,
 )
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
-
-BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]
-
 
 # --- buffers --------------------------------------------------------------------------------------------------
 
@@ -223,22 +219,6 @@ def test_share_memory():
     assert index.share_memory() is index
     assert all(buffer.is_shared() for name, buffer in index.named_buffers() if name in BUFFERS)
     agree(index.search(queries, 10), expected, rtol=1e-6)
-
-
-# --- load_state_dict ------------------------------------------------------------------------------------------
-
-
-class Deep(nn.Module):
-    """An index two levels down, beside a layer of its own."""
-
-    def __init__(self, index):
-        super().__init__()
-        self.encoder = nn.Linear(16, 16)
-        self.memory = nn.ModuleDict({"inner": nn.Sequential(OrderedDict(index=index))})
-
-    @property
-    def index(self):
-        return self.memory["inner"].index
 
 
 # --- train and eval, and forward ------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ _COARSE_PAYS = 2  # times as many blocks as are chosen: with fewer, looking into
 def scan_lists(
     x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int, max_bytes: int
 ) -> tuple[Tensor, Tensor]:
-    """The k best rows of the probed lists, as scan_queries gives them, in about `max_bytes` of scratch.
+    """The k best rows of the probed lists, as scan_queries gives them, in about `max_bytes` of workspace.
 
     `width` plays no part.
     """
@@ -48,7 +48,7 @@ def scan_lists(
 
 
 def _pieces(lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) -> Iterator[slice]:
-    """Queries cut where their scratch reaches `max_bytes`; evenly, for a product of few tasks is a slow one."""
+    """Queries cut where their workspace reaches `max_bytes`; evenly, for a product of few tasks is a slow one."""
     blocks = blocks_of(lists.sizes)[probed].sum(1)  # with limits fewer, but no one knows how few before they are sorted
     # Of each query its maxima, its tasks and its candidates.
     needed = (blocks * BLOCK_BYTES + 64 * probed.shape[1] + 32 * k).cumsum(0)

@@ -26,7 +26,7 @@ def scan_queries(
 
     x (Q, d) relative to the origin; probed (Q, P), L where nothing is probed; limits (Q, P) the rows to read of each
     list, None for all; `width` at least the largest number of rows that a query reads. Takes about `max_bytes` of
-    scratch.
+    workspace.
     """
     sizes = lists.sizes[probed] if limits is None else limits
     step = max(1, max_bytes // (72 * min(width, SLICE) + 32 * probed.shape[1]))

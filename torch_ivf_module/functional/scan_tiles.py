@@ -70,7 +70,7 @@ def scan_tiles(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int, max_
     """The k best rows of the probed lists: ranking scores and packed rows (Q, min(k, TILE * width)), -inf and -1.
 
     x (Q, d) relative to the origin; probed (Q, P), L where nothing is probed; `width` as `most_tiles` says.
-    Outside a graph it takes about `max_bytes` of scratch, or what one query needs.
+    Outside a graph it takes about `max_bytes` of workspace, or what one query needs.
     """
     # A query's tiles are there twice: gathered, and multiplied.
     step = max(1, min(_GATHER_BYTES, max_bytes) // max(1, 8 * TILE * width * x.shape[1]))
