@@ -24,6 +24,8 @@ from torch.distributed.fsdp import fully_shard
 from tests.problems import METRICS, agree, check_range, few_training_rows, held, normal, probed
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, ShardedIndex, check_ddp, ignore_in_ddp
 from torch_ivf_module.dcp import IndexLoadPlanner
+from torch_ivf_module.index import training
+from torch_ivf_module.index.store import ListStore
 from torch_ivf_module.sharded import newest
 from torch_ivf_module.sharded.collectives import Exchange
 
@@ -268,9 +270,9 @@ def refusals(rank: int, size: int) -> None:
     assert (index.nlist, index.dtype, index.device) == (L, torch.float32, index.centroids.device)
     assert index.config() == empty().config()
     assert not hasattr(ShardedIndex(IndexFlatL2(D)), "nlist")
-    held = index.index._raw("packed_embeddings")
+    held = index.index.store.buffers["packed_embeddings"]
     assert index.remove_ids(torch.tensor([3])) == 1
-    assert index.index._raw("packed_embeddings") is held  # a small removal copies no shard
+    assert index.index.store.buffers["packed_embeddings"] is held  # a small removal copies no shard
     for shard in SHARDS:
         _half_done(rank, size, shard)
 
@@ -281,15 +283,17 @@ def _half_done(rank: int, size: int, shard: str) -> None:
     index.add(mine(BASE[:5], rank, size))  # which waits to be packed
     single = single_of(index, torch.cat([BASE, BASE[:5]]))
 
-    def adopt(centroids: Tensor) -> int:
-        IndexIVFFlat._adopt(index.index, centroids)
+    move_to = training.move_to
+
+    def move_and_fail(store: ListStore, centroids: Tensor) -> int:
+        move_to(store, centroids)
         raise MemoryError("no room")
 
-    if rank == 1:
-        index.index.__dict__["_adopt"] = adopt
-    with few_training_rows(), only_one_refuses(rank, MemoryError, "no room", "train"):
-        index.train(mine(BASE + 1, rank, size), niter=2)
-    index.index.__dict__.pop("_adopt", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(training, "move_to", move_and_fail)
+        with few_training_rows(), only_one_refuses(rank, MemoryError, "no room", "train"):
+            index.train(mine(BASE + 1, rank, size), niter=2)
     same_answers(index, single, rank, size)
 
     # One state in full, one in parts, that is wrong on one process.

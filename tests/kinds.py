@@ -70,4 +70,4 @@ def same_answers(one: Any, other: Any, queries: Tensor) -> None:
 
 def pending_removals(index: Any) -> bool:
     """Whether removed rows are marked and not yet taken out of the buffers."""
-    return index._updates.gone_rows > 0
+    return index.store.unpacked > 0

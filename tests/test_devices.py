@@ -132,7 +132,7 @@ def test_query_major_search_on_fake_tensors(metric, dtype, kind, max_codes):
     mode = FakeTensorMode()
     index = on_fake_device(index, mode)
     with mode:
-        coarse, segments = index._segments()
+        coarse, segments = index.store.segments()
         x = torch.empty(queries.shape, device=FAKE)
         scores, rows = _static_search(x, coarse, segments[0], metric, max_codes)
         ids = lookup([segments[0].ids], rows)
@@ -146,7 +146,7 @@ def test_fake_tensors_do_notice_a_stray_tensor():
     mode = FakeTensorMode()
     index = on_fake_device(index, mode)
     with mode:
-        coarse, segments = index._segments()
+        coarse, segments = index.store.segments()
         stray = segments[0]._replace(bias=torch.empty(segments[0].bias.shape))
         x = torch.empty(queries.shape, device=FAKE)
         with pytest.raises(RuntimeError, match=r"(?i)device"):

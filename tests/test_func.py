@@ -89,7 +89,8 @@ def test_transforms(kind, metric, kernel, monkeypatch):
         index, search = made(kind, metric)  # without caches, so that the transform comes upon none
         for _ in range(2):
             torch.testing.assert_close(transform(search), transform(plain(metric)), rtol=1e-3, atol=1e-4, msg=name)
-        caches = (index._derived, index._sorted, vars(index._updates), dict(index.named_buffers()))
+        store = index.store
+        caches = (store._derived, vars(store.ids), vars(store._updates), dict(index.named_buffers()))
         tensors = [part for part in tree_leaves(caches) if isinstance(part, torch.Tensor)]
         assert tensors, name
         assert not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)), name

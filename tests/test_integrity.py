@@ -15,6 +15,7 @@ from torch.optim import swa_utils
 
 from tests.problems import PLAIN, agree, flat, ivf, normal, same_state, snapshot
 from torch_ivf_module import AveragedModel, IndexFlatL2, IndexIVFFlat, to_faiss
+from torch_ivf_module.index.building import empty_buffers
 from torch_ivf_module.index.integrity import checksums
 
 KINDS = {"ivf": ivf, "flat": flat}
@@ -41,7 +42,7 @@ READS = {
 
 def deepcopied_empty(index):
     other = deepcopy(index)
-    other._start_empty(keep_centroids=True)
+    other.store.exchange(empty_buffers(other.store, keep_centroids=True))
     return other
 
 

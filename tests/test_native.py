@@ -211,7 +211,7 @@ def test_a_default_device_changes_nothing():
 
 def _arguments(dtype=torch.float32, limits=False):
     index, _, queries = shared(problem("plain"), "l2", dtype)
-    lists = index._segments()[1][0]
+    lists = index.store.segments()[1][0]
     probes = torch.arange(len(queries))[:, None].add(torch.arange(3)).remainder(problem("plain").nlist)
     most = lists.sizes[probes] // 2 if limits else None
     return queries, lists.packed, lists.bias, lists.offsets, lists.sizes, probes, most, 5, 1 << 20

@@ -32,7 +32,7 @@ def changed(metric: str, ordered: bool) -> IndexIVFFlat:
         index.train(normal(N, D)).add(normal(N, D))
     if ordered:
         index.rebuild_lists()
-    index._pack()
+    index.store.pack()
     index.remove_ids(torch.arange(0, 150, 3))
     index.add(normal(60, D, seed=4))
     index.update(torch.arange(200, 220), normal(20, D, seed=5))
@@ -51,9 +51,9 @@ def test_a_search_finds_what_it_finds_when_all_is_packed(metric, mode, ordered):
     queries = normal(25, D, seed=9)
     for params in PARAMS:
         index = changed(metric, ordered)
-        assert index._updates.pending
+        assert index.store.unpacked
         packed = deepcopy(index)
-        assert not packed._updates.pending
+        assert not packed.store.unpacked
         index.search_mode = mode
         agree(index.search(queries, K, params=params), packed.search(queries, K, params=params), atol=1e-5)
         if params is None or params.selector is not None:

@@ -31,10 +31,10 @@ LAST = 2**63 - 1
 
 
 def deepcopied(index):
-    """A copy in which removed rows wait as they do in `index`; deepcopy alone would take them out of both."""
-    staging, index._updates = index._updates, PendingUpdates()
-    other, index._updates = deepcopy(index), staging
-    other._updates = deepcopy(staging)
+    """A copy with the same updates pending as in `index`; deepcopy alone would pack them in both."""
+    updates, index.store._updates = index.store._updates, PendingUpdates()
+    other, index.store._updates = deepcopy(index), updates
+    other.store._updates = deepcopy(updates)
     return other
 
 
@@ -182,7 +182,7 @@ def test_many_removed_rows_are_taken_out_at_once(kind):
     assert pending_removals(index)
     index.remove_ids(torch.arange(len(base) // 8 + 8))
     assert not pending_removals(index)
-    assert index._raw("packed_embeddings").shape[0] == index.ntotal
+    assert index.store.buffers["packed_embeddings"].shape[0] == index.ntotal
 
 
 @each_kind
@@ -221,7 +221,7 @@ def test_updating_the_same_ids_again_and_again_keeps_nothing_old():
     ids = torch.arange(40)
     for step in range(60):
         index.update(ids, normal(40, PLAIN.d, seed=step))
-    assert index._updates._held < 1000
+    assert index.store._updates._stored_rows < 1000
     assert index.ntotal == len(base)
     found = index.search(queries, 7)
     check(found, queries, held(deepcopy(index)), "l2", 7)

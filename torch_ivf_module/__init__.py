@@ -12,15 +12,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import _pytorch as _pytorch  # first, so that a missing PyTorch is told of by name
+from . import checkpoint, hub, plotting
 from .averaging import AveragedModel
 from .checkpoint import load
 from .faiss_bridge import from_faiss, to_faiss
 from .graph import SearchGraph
-from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
+from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform, extensions
 from .parallel import check_ddp, ignore_in_ddp
 from .params import SearchParams
 from .sharded import ShardedIndex
 from .tune import tune
+
+extensions.provide(
+    save=checkpoint.save,
+    load=load,
+    graph=SearchGraph,
+    plot=plotting.plot_list_sizes,
+    save_pretrained=hub.save_pretrained,
+    push_to_hub=hub.push_to_hub,
+    from_pretrained=hub.from_pretrained,
+)
 
 if TYPE_CHECKING:
     from . import export as export

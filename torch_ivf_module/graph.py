@@ -21,7 +21,7 @@ from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
 from .functional.scan_tiles import only as only_tiles
 from .functional.search import capped_lists, finite_queries, kept_for, lookup, shifted_queries
 from .functional.transforms import differentiable, outside, scored, tracked
-from .index import validation
+from .index import schema, validation
 from .index.base import IndexBase
 from .index.eager import recorded_by_fx
 from .params import positive
@@ -68,10 +68,10 @@ class SearchGraph(nn.Module):
         layout: str = "rows",
     ) -> None:
         super().__init__()
-        index._require_trained("graph")
+        index.store.require_trained("graph")
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
-        if storage is not None and storage not in validation.STORAGE:
+        if storage is not None and storage not in schema.STORAGE:
             raise ValueError(f"storage must be torch.float32, torch.float16 or torch.bfloat16, got {storage}")
         self.d, self.metric = index.d, index.metric
         self.k = index.k if k is None else positive(k, "k")
@@ -81,10 +81,10 @@ class SearchGraph(nn.Module):
         nlist = int(index.list_sizes().shape[0])
         self.nprobe = own.nprobe if nprobe is None else min(max(1, nlist), positive(nprobe, "nprobe"))
         self.max_codes = own.max_codes if max_codes is None else positive(max_codes, "max_codes")
-        with index._lock:
-            index._pack()
-            self._version_token = index._version_token
-            coarse, (lists,) = index._segments()
+        with index.store.lock:
+            index.store.pack()
+            self._version_token = index.store.version
+            coarse, (lists,) = index.store.segments()
         self._width = int(torch.sort(lists.sizes, descending=True).values[: self.nprobe].sum())
         self._tiles = 0
         if layout == "tiles":

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .graph import SearchGraph
 from .index.base import IndexBase
-from .index.module import OWN_BUFFERS
+from .index.store import OWN_BUFFERS
 
 
 def ignore_in_ddp(model: nn.Module) -> list[str]:

@@ -80,6 +80,12 @@ def probe_by_ranking(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tup
     return best_positions(_ranking(metrics.shift(x, coarse.origin, metric), coarse, None), nprobe)
 
 
+def nearest_lists(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
+    """The list (n,) of each stored row (n, d)."""
+    kernel = kernel_for(rows.new_empty(0, dtype=torch.float32))
+    return in_chunks(lambda part: probe(part.float(), coarse, 1, metric, kernel)[1][:, 0], 1 << 14, rows)
+
+
 def nearest_by_ranking(x: Tensor, coarse: Coarse) -> tuple[Tensor, Tensor]:
     """The list of highest ranking score of each row x (Q, d) *relative to the origin*: scores and lists (Q,).
 

@@ -1,229 +1,236 @@
-"""Changing what is in an index: adding, removing, replacing, merging, copying a part.
+"""Adding, removing, replacing, merging and copying vectors: methods of `IndexBase`, and the functions they share.
 
-N vectors, d dim, n rows of a call.
+N vectors, L lists, d dim, n rows of a call.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..functional import lists as ragged
 from ..functional import metric as metrics
+from ..functional.probe import nearest_lists
 from . import schema, validation
 from .eager import eager
-from .module import Self
-from .reading import Reads
+from .store import ListStore
 
-# Searches pass over removed rows until an eighth of the packed ones is gone. So a removal costs the copying of eight
-# rows in the end, whatever the size of the index, and a search reads at most a seventh more than it has to.
-_GONE_SHARE = 8
+if TYPE_CHECKING:
+    from .base import IndexBase
+
+Self = TypeVar("Self", bound="IndexBase")
+
+# -- methods -----------------------------------------------------------------------------------------------
 
 
-class Builds(Reads):
-    """An index that vectors are added to and taken from."""
+@eager
+def add(self: IndexBase, x: Tensor) -> None:
+    """Add vectors x (n, d), numbered on from ``next_id``.
 
-    @eager
-    def add(self, x: Tensor) -> None:
-        """Add vectors x (n, d), numbered on from ``next_id``.
+    They are converted to the storage dtype and detached; for cosine they are stored at unit length. Raises ValueError
+    for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and RuntimeError before
+    training or when the ids would pass 2^63 - 2; the index is unchanged then.
+    """
+    x = validation.vectors(x, "x", self.d, self.device)
+    first = self.store.next_id
+    end = validation.numbering(first, x.shape[0])
+    _add(self.store, x, torch.arange(first, end, device=self.device), end, custom_ids=False)
 
-        They are converted to the storage dtype and detached; for cosine they are stored at unit length. Raises
-        ValueError for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and
-        RuntimeError before training or when the ids would pass 2^63 - 2; the index is then as it was.
-        """
-        x = validation.vectors(x, "x", self.d, self.device)
-        first = self._next_id()
-        end = validation.numbering(first, x.shape[0])
-        self._add(x, torch.arange(first, end, device=self.device), end, custom_ids=False)
 
-    @eager
-    def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
-        """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
-        x = validation.vectors(x, "x", self.d, self.device)
-        ids = validation.ids(ids, "ids", x.shape[0], self.device).clone()
-        self._add(x, ids, max(self._next_id(), schema.next_id_after(ids)), custom_ids=True)
+@eager
+def add_with_ids(self: IndexBase, x: Tensor, ids: Tensor) -> None:
+    """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
+    x = validation.vectors(x, "x", self.d, self.device)
+    ids = validation.ids(ids, "ids", x.shape[0], self.device).clone()
+    _add(self.store, x, ids, max(self.store.next_id, schema.next_id_after(ids)), custom_ids=True)
 
-    def _next_id(self) -> int:
-        """The id that `add` gives next."""
-        self.check_buffers()
-        return int(self._raw(schema.NEXT_ID))
 
-    def _add(self, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
-        self._require_trained("add")
-        rows, assigned = self._place(x)
-        self._stage(rows, ids, assigned, next_id, custom_ids=custom_ids)
+@eager
+def remove_ids(self: IndexBase, ids: Tensor) -> int:
+    """Remove vectors by id and return how many rows were removed.
 
-    def _stage(self, rows: Tensor, ids: Tensor, assigned: Tensor, next_id: int, *, custom_ids: bool) -> None:
-        with self._lock:
-            if not rows.shape[0] and next_id == int(self._raw(schema.NEXT_ID)):
-                return
-            self._put(next_id=torch.full_like(self._raw(schema.NEXT_ID), next_id))
-            self._updates.push(rows, ids, assigned, custom_ids=custom_ids)
-            # Packing whenever the index has doubled keeps bulk loading linear without holding rows twice.
-            if self._updates.rows >= max(self._raw("packed_embeddings").shape[0], 1):
-                self._pack()
+    `ids` is int64 (n,), of which unknown ones are ignored, or a bool mask whose entry i says whether to remove id i.
+    Every row of a duplicate id is removed; the others keep their ids.
 
-    def _place(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows as they are stored, prepared and no longer the caller's, and the list of each."""
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            rows = validation.stored(metrics.prepare(x, self.metric), "x", self.dtype)
-            return rows, self._assign(rows)
+    Many small removals are cheap: rows are marked at first, and the memory of marked rows is freed when they are an
+    eighth of the index, or when the buffers are next read.
+    """
+    wanted = selected_ids(ids, self.device)
+    with self.store.lock:
+        return self.store.delete(self.store.matches(wanted))
 
-    def _assign(self, rows: Tensor) -> Tensor:
-        """The list of each row (n,)."""
-        return torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
 
-    @eager
-    def remove_ids(self, ids: Tensor) -> int:
-        """Remove vectors by id and return how many rows went.
+@eager
+def update(self: IndexBase, ids: Tensor, x: Tensor) -> None:
+    """Replace the vectors of ids (n,) by x (n, d). Raises KeyError for an unknown id, ValueError for one given twice;
+    the index is unchanged then."""
+    store = self.store
+    x = validation.vectors(x, "x", self.d, self.device)
+    ids = validation.ids(ids, "ids", x.shape[0], self.device).clone()
+    store.require_trained("update")
+    wanted = ids.unique()
+    if wanted.shape[0] != ids.shape[0]:
+        raise ValueError("ids must be distinct in update, got one twice")
+    with store.lock:
+        old = store.matches(wanted)
+        known = torch.zeros_like(wanted, dtype=torch.bool)
+        known[old.of_packed] = known[old.of_pending] = True
+        if not bool(known.all()):
+            raise KeyError(f"ids holds {int(wanted[~known][0])}, which is not in the index")
+        (rows, assigned), next_id = place(store, x), store.next_id
+        store.delete(old)
+        store.add(rows, ids, assigned, next_id, custom_ids=False)
 
-        `ids` is int64 (n,), unknown ones being ignored, or a bool mask whose entry i says whether id i goes. Every
-        row of a duplicate id goes; the others keep their ids.
 
-        Many small removals are cheap: rows are marked at first, and the memory of marked rows is given back when they
-        are an eighth of the index, or when the buffers are next read.
-        """
-        wanted = self._selected(ids)
-        with self._lock:
-            return self._drop(self._rows_with(wanted)[0], self._updates.find(wanted)[0])
+@eager
+def merge_from(self: IndexBase, other: IndexBase, add_id: int = 0) -> None:
+    """Move all vectors of `other`, another index of the same d, metric and centroids, into this one; `other` is empty
+    afterwards, as after `reset`.
 
-    def _drop(self, rows: Tensor, waiting: Tensor) -> int:
-        """Take out packed rows and waiting ones, given by their positions; how many they are."""
-        count, held = rows.shape[0] + waiting.shape[0], self._raw("packed_embeddings").shape[0]
-        if count:
-            self._updates.remove(waiting)
-            self._updates.drop(rows, held)
-            self._put()
-        if self._updates.gone_rows * _GONE_SHARE > held:
-            self._pack()
-        return count
+    As in faiss, lists are joined without assigning vectors again, and `add_id` is added to each id of `other`;
+    ``a.merge_from(b, add_id=int(a.next_id))`` keeps the ids of two separately numbered indexes apart. Here that also
+    holds for flat indexes, which faiss numbers anew. Merge from a ``deepcopy`` to keep `other`. Raises TypeError or
+    ValueError saying what differs, or that an id would leave int64 or become -1; both indexes are unchanged then.
 
-    def _selected(self, ids: Tensor) -> Tensor:
-        """Distinct ids, ascending, given as numbers or as a bool mask over ids."""
-        chosen = validation.selector(ids, "ids", self.device)
-        return torch.nonzero(chosen)[:, 0] if chosen.dtype == torch.bool else chosen.unique()
+    >>> from torch_ivf_module import IndexFlatL2
+    >>> a, b = IndexFlatL2(2), IndexFlatL2(2)
+    >>> a.add(torch.zeros(3, 2)), b.add(torch.ones(2, 2))
+    (None, None)
+    >>> a.merge_from(b, add_id=3)
+    >>> a.ntotal, b.ntotal, a.search(torch.ones(1, 2), 1)[1].item() >= 3
+    (5, 0, True)
+    """
+    store = self.store
+    if not isinstance(getattr(other, "store", None), ListStore):
+        raise TypeError(f"other must be a flat or inverted-file index, got {type(other).__name__}")
+    first, second = sorted((store, other.store), key=id)
+    with first.lock, second.lock, torch.no_grad():
+        _check_mergeable(self, other)
+        x, ids, assigned, _ = assigned_rows(other.store)
+        ids = _raised(ids, validation.whole(add_id, "add_id"))
+        rows = validation.stored(x, "other", self.dtype)
+        after = min(other.store.next_id + add_id, schema.LAST_ID)
+        number = max(store.next_id, schema.next_id_after(ids), after)
+        store.add(rows, ids, assigned, number, custom_ids=True)
+        other.reset()
 
-    @eager
-    def update(self, ids: Tensor, x: Tensor) -> None:
-        """Replace the vectors of ids (n,) by x (n, d). Raises KeyError for an unknown id, ValueError for one given
-        twice; the index is then as it was."""
-        x = validation.vectors(x, "x", self.d, self.device)
-        ids = validation.ids(ids, "ids", x.shape[0], self.device).clone()
-        self._require_trained("update")
-        wanted = ids.unique()
-        if wanted.shape[0] != ids.shape[0]:
-            raise ValueError("ids must be distinct in update, got one twice")
-        with self._lock:
-            (held, of_held), (waiting, of_waiting) = self._rows_with(wanted), self._updates.find(wanted)
-            known = torch.zeros_like(wanted, dtype=torch.bool)
-            known[of_held] = known[of_waiting] = True
-            if not bool(known.all()):
-                raise KeyError(f"ids holds {int(wanted[~known][0])}, which is not in the index")
-            (rows, assigned), next_id = self._place(x), self._next_id()
-            self._drop(held, waiting)
-            self._stage(rows, ids, assigned, next_id, custom_ids=False)
 
-    @eager
-    def merge_from(self, other: Builds, add_id: int = 0) -> None:
-        """Move all vectors of `other`, another index of the same d, metric and centroids, here; it ends up as
-        after `reset`.
+@eager
+def copy_subset(self: Self, ids: Tensor) -> Self:
+    """A new index that holds copies of the vectors of some ids, given as in `remove_ids`.
 
-        As in faiss, lists are joined without assigning anything again, and each id of `other` is raised by `add_id`;
-        ``a.merge_from(b, add_id=int(a.next_id))`` keeps the ids of two separately numbered indexes apart. Here that
-        holds for flat indexes too, which faiss numbers anew. Merge from a ``deepcopy`` to keep `other`. Raises
-        TypeError or ValueError saying what differs, or that an id would leave int64 or become -1; both indexes are then
-        as they were.
+    It has the centroids and settings of this one, and ids and `next_id` are kept. faiss's ``copy_subset_to(other, 0,
+    a1, a2)`` is ``copy_subset(torch.arange(a1, a2))`` followed by ``other.merge_from``.
 
-        >>> from torch_ivf_module import IndexFlatL2
-        >>> a, b = IndexFlatL2(2), IndexFlatL2(2)
-        >>> a.add(torch.zeros(3, 2)), b.add(torch.ones(2, 2))
-        (None, None)
-        >>> a.merge_from(b, add_id=3)
-        >>> a.ntotal, b.ntotal, a.search(torch.ones(1, 2), 1)[1].item() >= 3
-        (5, 0, True)
-        """
-        if not isinstance(other, Builds):
-            raise TypeError(f"other must be a flat or inverted-file index, got {type(other).__name__}")
-        first, second = sorted((self, other), key=id)
-        with first._lock, second._lock, torch.no_grad():
-            self._check_mergeable(other)
-            x, ids, assigned, _ = other._oldest_first()
-            ids = _raised(ids, validation.whole(add_id, "add_id"))
-            rows = validation.stored(x, "other", self.dtype)
-            after = min(other._next_id() + add_id, schema.LAST_ID)
-            number = max(self._next_id(), schema.next_id_after(ids), after)
-            self._stage(rows, ids, assigned, number, custom_ids=True)
-            other.reset()
+    >>> from torch_ivf_module import IndexFlatL2
+    >>> index = IndexFlatL2(2)
+    >>> index.add(torch.eye(2))
+    >>> index.copy_subset(torch.tensor([1])).reconstruct(1)
+    tensor([0., 1.])
+    """
+    wanted, store = selected_ids(ids, self.device), self.store
+    with store.lock, torch.no_grad():
+        packed, offsets, packed_ids = store.packed_lists()
+        kept = torch.zeros_like(packed_ids, dtype=torch.bool).index_fill_(0, store.matches(wanted).packed, True)
+        part = ragged.keep_rows(packed, offsets, packed_ids, kept)
+        # deepcopy copies everything but what it is told is copied already: the lists.
+        copied = {id(old): new for old, new in zip((packed, offsets, packed_ids), part, strict=True)}
+        subset = copy.deepcopy(self, copied)
+        subset.store.put(list_offsets=part[1], list_ids=part[2], next_id=subset.store.buffers[schema.NEXT_ID])
+        return subset
 
-    def _check_mergeable(self, other: Builds) -> None:
-        if other is self:
-            raise ValueError("other must be another index, got this one")
-        for name in ("d", "metric", "device"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                raise ValueError(f"other must have {name} = {mine!r} to be merged, got {theirs!r}")
-        mine, theirs = self._raw("centroids"), other._raw("centroids")
-        if self._flat != other._flat or mine.shape != theirs.shape:
-            raise ValueError(f"other must have {_lists_of(self)} to be merged, got {_lists_of(other)}")
-        if not torch.equal(mine, theirs):
-            raise ValueError("other must have the same centroids to be merged, got others: train one, deepcopy it")
-        self._require_trained("merge_from")
 
-    @eager
-    def copy_subset(self: Self, ids: Tensor) -> Self:
-        """A new index of the vectors of some ids, given as in `remove_ids`: those that call would remove, copied.
+@eager
+def reset(self: IndexBase) -> None:
+    """Remove all vectors, and number from 0 again, as faiss does; centroids stay."""
+    if self.store.buffers["centroids"].shape[0]:
+        self.store.check()  # if other buffers were overwritten, the centroids may have been too
+    self.store.exchange(empty_buffers(self.store, keep_centroids=True))
 
-        It has the centroids and settings of this one, and ids and `next_id` are kept. faiss's ``copy_subset_to(other,
-        0, a1, a2)`` is ``copy_subset(torch.arange(a1, a2))`` and, after it, ``other.merge_from``.
 
-        >>> from torch_ivf_module import IndexFlatL2
-        >>> index = IndexFlatL2(2)
-        >>> index.add(torch.eye(2))
-        >>> index.copy_subset(torch.tensor([1])).reconstruct(1)
-        tensor([0., 1.])
-        """
-        wanted = self._selected(ids)
-        with self._lock, torch.no_grad():
-            packed, offsets, held = self._packed()
-            kept = torch.zeros_like(held, dtype=torch.bool).index_fill_(0, self._rows_with(wanted)[0], True)
-            part = ragged.keep_rows(packed, offsets, held, kept)
-            # What is known as copied already is not copied: all but the vectors.
-            known = {id(old): new for old, new in zip((packed, offsets, held), part, strict=True)}
-            twin = copy.deepcopy(self, known)
-            twin._put(list_offsets=part[1], list_ids=part[2], next_id=twin._raw(schema.NEXT_ID))
-            return twin
+def reset_parameters(self: IndexBase) -> None:
+    """Be empty and untrained, as after construction; settings, dtype and device stay. The values of the buffers are not
+    read, so they may be uninitialised.
 
-    @eager
-    def reset(self) -> None:
-        """Forget the vectors, and number from 0 again, as faiss does; centroids stay."""
-        if self._raw("centroids").shape[0]:
-            self.check_buffers()  # for otherwise the centroids are not to be trusted either
-        self._start_empty(keep_centroids=True)
+    >>> from torch_ivf_module import IndexFlatL2
+    >>> with torch.device("meta"):
+    ...     index = IndexFlatL2(2)
+    >>> index.toempty_buffers(device="cpu").reset_parameters()
+    >>> index.add(torch.eye(2))
+    >>> index.search(torch.eye(2), 1)[1].flatten()
+    tensor([0, 1])
+    """
+    with self.store.lock:
+        self.store.exchange(empty_buffers(self.store, keep_centroids=False))
+        self.store.ordering = "none"
 
-    def reset_parameters(self) -> None:
-        """Be empty and untrained, as after construction; settings, dtype and device stay. What was in the buffers is
-        not read, so they may be uninitialised.
 
-        >>> from torch_ivf_module import IndexFlatL2
-        >>> with torch.device("meta"):
-        ...     index = IndexFlatL2(2)
-        >>> index.to_empty(device="cpu").reset_parameters()
-        >>> index.add(torch.eye(2))
-        >>> index.search(torch.eye(2), 1)[1].flatten()
-        tensor([0, 1])
-        """
-        self._start_empty(keep_centroids=False)
+# -- functions ---------------------------------------------------------------------------------------------
 
-    def _start_empty(self, *, keep_centroids: bool) -> None:
-        with self._lock, torch.no_grad():
-            fresh = schema.empty(self.d, flat=self._flat, device=self.device, dtype=self.dtype)
-            if keep_centroids:
-                fresh["centroids"] = centroids = self._raw("centroids")
-                offsets = fresh["list_offsets"]
-                fresh["list_offsets"] = offsets.new_zeros(centroids.shape[0] + 1) if centroids.shape[0] else offsets
-            self._exchange(fresh)
+
+def place(store: ListStore, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors x (n, d) as rows in the storage dtype, which are copies, and the list (n,) that each belongs to."""
+    with torch.no_grad(), torch.autocast(store.device.type, enabled=False):
+        rows = validation.stored(metrics.prepare(x, store.metric), "x", store.dtype)
+        if store.flat:
+            return rows, torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
+        return rows, nearest_lists(rows, store.coarse(), store.metric)
+
+
+def selected_ids(ids: Tensor, device: torch.device) -> Tensor:
+    """Distinct ids, ascending, given as numbers or as a bool mask over ids."""
+    chosen = validation.selector(ids, "ids", device)
+    return torch.nonzero(chosen)[:, 0] if chosen.dtype == torch.bool else chosen.unique()
+
+
+def assigned_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, int]:
+    """All rows (N, d), their ids (N,) and lists (N,), list by list; but the last added row of each id that several rows
+    carry stands at the end, and the fourth value says how many these are."""
+    packed, offsets, ids = store.packed_lists()
+    numbers = torch.arange(store.nlist, device=ids.device)
+    assigned = torch.repeat_interleave(numbers, ragged.lengths(offsets)) if store.nlist else ids[:0]
+    repeated = torch.tensor(list(store.ids.last_lists), dtype=torch.int64, device="cpu").to(ids.device)
+    last = store.ids.last(offsets, repeated, *store.ids.rows(store.buffers, repeated))
+    last = last[last >= 0]
+    if last.shape[0]:
+        earlier = torch.ones_like(ids, dtype=torch.bool).index_fill_(0, last, False)
+        order = torch.cat([torch.nonzero(earlier)[:, 0], last])
+        packed, ids, assigned = packed[order], ids[order], assigned[order]
+    return packed, ids, assigned, last.shape[0]
+
+
+def _add(store: ListStore, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
+    store.require_trained("add")
+    rows, assigned = place(store, x)
+    store.add(rows, ids, assigned, next_id, custom_ids=custom_ids)
+
+
+def empty_buffers(store: ListStore, *, keep_centroids: bool) -> dict[str, Tensor]:
+    """The buffers of an index without vectors, with the centroids of this one or untrained."""
+    buffers = schema.empty(store.d, flat=store.flat, device=store.device, dtype=store.dtype)
+    centroids = store.buffers["centroids"]
+    if keep_centroids and centroids.shape[0]:
+        buffers["centroids"] = centroids
+        buffers["list_offsets"] = buffers["list_offsets"].new_zeros(centroids.shape[0] + 1)
+    return buffers
+
+
+def _check_mergeable(index: IndexBase, other: IndexBase) -> None:
+    if other is index:
+        raise ValueError("other must be another index, got this one")
+    for name in ("d", "metric", "device"):
+        mine, theirs = getattr(index, name), getattr(other, name)
+        if mine != theirs:
+            raise ValueError(f"other must have {name} = {mine!r} to be merged, got {theirs!r}")
+    centroids, others = index.store.buffers["centroids"], other.store.buffers["centroids"]
+    if index.store.flat != other.store.flat or centroids.shape != others.shape:
+        raise ValueError(f"other must have {_lists_of(index)} to be merged, got {_lists_of(other)}")
+    if not torch.equal(centroids, others):
+        raise ValueError("other must have the same centroids to be merged, got others: train one, deepcopy it")
+    index.store.require_trained("merge_from")
 
 
 def _raised(ids: Tensor, add_id: int) -> Tensor:
@@ -235,5 +242,7 @@ def _raised(ids: Tensor, add_id: int) -> Tensor:
     return raised
 
 
-def _lists_of(index: Reads) -> str:
-    return "one list without a centroid" if index._flat else f"{index._raw('centroids').shape[0]} centroids"
+def _lists_of(index: IndexBase) -> str:
+    if index.store.flat:
+        return "one list without a centroid"
+    return f"{index.store.buffers['centroids'].shape[0]} centroids"

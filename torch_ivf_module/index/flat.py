@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..functional import metric as metrics
-from ..functional.probe import Coarse, coarse_of
 from .base import IndexBase
-from .torch_ivf_compat import TorchIvfFlatModes
 
 
-class IndexFlat(TorchIvfFlatModes, IndexBase):
+class IndexFlat(IndexBase):
     """Exact search over all vectors, by metric "l2", "ip" or "cosine".
 
     Parameters
@@ -33,11 +30,14 @@ class IndexFlat(TorchIvfFlatModes, IndexBase):
     def __init__(self, d: int, metric: str = "l2", **settings: Any) -> None:
         super().__init__(d, metric=metric, **settings)
 
-    def _coarse(self) -> Coarse:
-        """One list whose centroid is the origin of the vectors."""
-        packed = self._raw("packed_embeddings")
-        origin = metrics.origin_of(packed, self.metric)
-        return coarse_of(origin[None], self.metric, origin)
+    @property
+    def auto_matrix_bytes_threshold(self) -> int:
+        """The name of `max_bytes` in torch-ivf."""
+        return self.max_bytes
+
+    @auto_matrix_bytes_threshold.setter
+    def auto_matrix_bytes_threshold(self, value: int) -> None:
+        self.max_bytes = value
 
 
 class IndexFlatL2(IndexFlat):

@@ -87,7 +87,7 @@ class Integrity:
 
     def __init__(self) -> None:
         self._sources: Sources = {}  # the tensors that were last found or put there
-        self._handed_out = True  # whether anybody else may have written to them since
+        self.handed_out = True  # whether anybody else may have written to them since
         self._sums: Tensor | None = None  # their checksums, while known
 
     def put(self, buffers: Mapping[str, Tensor]) -> None:
@@ -102,28 +102,28 @@ class Integrity:
         # Without values there are no checksums, so nothing is known of what comes in the place of these tensors.
         known = not any(_has_no_values(buffers[name]) for name in schema.INTEGERS)
         self._sources = sources_of(buffers, schema.INTEGERS) if known else {}
-        self._handed_out, self._sums = handed_out, None
+        self.handed_out, self._sums = handed_out, None
 
     def hand_out(self, buffers: dict[str, Tensor]) -> None:
         """Somebody else is given the buffers: note their checksums while they are known to be right."""
-        if self._handed_out:
+        if self.handed_out:
             return
         if self._sums is None and unchanged(self._sources, buffers):
             self._sums = checksums(buffers)
             buffers[CHECKSUMS] = self._sums.clone()
-        self._handed_out = True
+        self.handed_out = True
 
     def check(self, buffers: Mapping[str, Tensor], d: int, *, flat: bool) -> bool:
         """Whether the buffers hold another sound state than the index last knew; RuntimeError if it is not sound.
 
         Buffers without values are passed over."""
-        if not self._handed_out and unchanged(self._sources, buffers):
+        if not self.handed_out and unchanged(self._sources, buffers):
             return False
         now, changed = sources_of(buffers, schema.INTEGERS), False
         if all(type(tensor) is Tensor and not tensor.is_meta for tensor, _ in now.values()):
             _refuse(schema.misfit_shapes(buffers, d, flat))
             changed = self._compare(buffers, d, flat)
-        self._sources, self._handed_out = now, False
+        self._sources, self.handed_out = now, False
         return changed
 
     def _compare(self, buffers: Mapping[str, Tensor], d: int, flat: bool) -> bool:

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..params import SearchParams, positive
-from . import validation
+from . import extensions, torch_ivf_compat, validation
 from .base import IndexBase
 from .eager import recorded_by_fx, refuse_scripting
-from .fits import Fits
-from .saves import Saves
 
 Self = TypeVar("Self", bound="IndexPreTransform")
 
@@ -32,7 +30,7 @@ class Normalize(nn.Module):
         return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(torch.float32).tiny)
 
 
-class IndexPreTransform(Fits, Saves):
+class IndexPreTransform(nn.Module):
     """Vectors and queries go through `transform` before they reach `index`; as in faiss's index of this name.
 
     Parameters
@@ -83,6 +81,8 @@ class IndexPreTransform(Fits, Saves):
         with torch.autocast(self.index.device.type, enabled=False):
             found: Tensor = self.transform(x.to(own))
         return found
+
+    train = torch_ivf_compat.train
 
     def fit(self: Self, x: Tensor, **settings: Any) -> Self:
         """Fit the index, not the transform, to vectors x (n, d); settings as in `IndexIVFFlat.fit`."""
@@ -135,3 +135,9 @@ class IndexPreTransform(Fits, Saves):
                 raise TypeError(f"transform must be made of nn.Linear and Normalize here, got {type(part).__name__}")
             found.append(part)
         return found
+
+    save = extensions.save
+    load = extensions.load
+    save_pretrained = extensions.save_pretrained
+    push_to_hub = extensions.push_to_hub
+    from_pretrained = extensions.from_pretrained

@@ -15,6 +15,8 @@ NEXT_ID = "next_id"
 FLOATS = ("centroids", "packed_embeddings")
 INTEGERS = ("list_offsets", "list_ids", NEXT_ID)
 LAST_ID = 2**63 - 1
+STORAGE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of packed_embeddings
+VERSION = 1  # of the state_dict
 
 
 def empty(

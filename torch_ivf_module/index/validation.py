@@ -15,7 +15,6 @@ from .._arrays import RANGE, as_tensor, beyond_int64, finite, finite_in_dtype, w
 from ..functional.transforms import wrapped
 from .schema import LAST_ID
 
-STORAGE = (torch.float32, torch.float16, torch.bfloat16)
 _IDS = (torch.int64, torch.int32, torch.uint32, torch.uint64)
 
 

@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
 def held(exchange: Exchange, step: str, index: IndexBase) -> tuple[Run, Tensor]:
     """The rows of this process, and the rows (W, L) of each process in each list."""
-    packed, offsets, ids = index._packed()
+    packed, offsets, ids = index.store.packed_lists()
     sizes = exchange.gather(step, offsets.diff())
     numbers = torch.arange(sizes.shape[1], device=packed.device)
     assigned = torch.repeat_interleave(numbers, sizes[exchange.rank])
@@ -40,9 +40,9 @@ def whole(exchange: Exchange, step: str, index: IndexBase) -> dict[str, Tensor]:
 
     Every process sends its rows to where they belong, so this takes the memory of its share twice more.
     """
-    buffers = {name: index._raw(name) for name in ("centroids", schema.NEXT_ID)}
+    buffers = {name: index.store.buffers[name] for name in ("centroids", schema.NEXT_ID)}
     if not index.is_trained:
-        return {**buffers, **_cut(exchange, 0, index), "list_offsets": index._raw("list_offsets")}
+        return {**buffers, **_cut(exchange, 0, index), "list_offsets": index.store.buffers["list_offsets"]}
     run, sizes = held(exchange, step, index)
     ends = sizes.sum(0).cumsum(0)
     total = int(ends[-1])
@@ -56,8 +56,8 @@ def whole(exchange: Exchange, step: str, index: IndexBase) -> dict[str, Tensor]:
 
 def blank(exchange: Exchange, index: IndexBase) -> dict[str, Tensor]:
     """The buffers of an empty index, cut in the same way: what `IndexLoadPlanner` puts saved ones in the place of."""
-    full = {name: torch.empty_like(index._raw(name)[:0]) for name in ("centroids", "list_offsets")}
-    return {**full, **_cut(exchange, 0, index), schema.NEXT_ID: torch.zeros_like(index._raw(schema.NEXT_ID))}
+    full = {name: torch.empty_like(index.store.buffers[name][:0]) for name in ("centroids", "list_offsets")}
+    return {**full, **_cut(exchange, 0, index), schema.NEXT_ID: torch.zeros_like(index.store.buffers[schema.NEXT_ID])}
 
 
 def _cut(
@@ -68,8 +68,8 @@ def _cut(
     from torch.distributed.tensor import DTensor, Shard
 
     mesh = DeviceMesh.from_group(exchange.group, index.device.type)
-    packed = index._raw("packed_embeddings")[:0] if packed is None else packed
-    ids = index._raw("list_ids")[:0] if ids is None else ids
+    packed = index.store.buffers["packed_embeddings"][:0] if packed is None else packed
+    ids = index.store.buffers["list_ids"][:0] if ids is None else ids
     d = packed.shape[1]
     cut: dict[str, Any] = dict(device_mesh=mesh, placements=[Shard(0)], run_check=False)
     return {

@@ -17,8 +17,9 @@ from ..functional import metric as metrics
 from ..functional.kmeans import RowShard
 from ..functional.search import lookup
 from ..functional.transforms import is_dual, wrapped
-from ..index import IndexIVFFlat, schema, validation
+from ..index import IndexIVFFlat, building, schema, searching, training, validation
 from ..index.eager import without_autocast
+from ..index.ids import Matches
 from ..params import SearchParams, positive
 from . import checkpoint_files, global_state, routing
 from .module import ShardedModule, digest_of
@@ -98,7 +99,7 @@ class ShardedIndex(ShardedModule):
         def prepare() -> tuple[Tensor, list[int]]:
             if verbose:
                 require("tqdm", "progress")
-            return index._training_rows(x), [x.shape[0]]
+            return training.training_rows(index, x), [x.shape[0]]
 
         def alike() -> object:
             return settings, None if generator is None else digest_of(generator.get_state()), verbose
@@ -106,12 +107,13 @@ class ShardedIndex(ShardedModule):
         rows, said = self._agree("train", prepare, alike)
         first, total = int(said[: self._exchange.rank, 0].sum()), int(said[:, 0].sum())
         share = RowShard(first, total, lambda tensor: self._exchange.sum("train", tensor))
-        centroids = index._clustered(
-            rows, share, generator=generator, verbose=verbose and self._exchange.rank == 0, **settings
+        shown = verbose and self._exchange.rank == 0
+        centroids = training.clustered(
+            index, index.nlist, rows, share, generator=generator, verbose=shown, **settings
         )
         centroids = self._exchange.first("train", centroids)
         with self._as_before_on_error("train"):
-            self._agree("train", lambda: (index._adopt(centroids), []))
+            self._agree("train", lambda: (training.move_to(index.store, centroids), []))
             if self.shard == "lists":
                 self._deal_again("train")
         self._sizes = None
@@ -132,15 +134,15 @@ class ShardedIndex(ShardedModule):
         index = self.index
 
         def prepare() -> tuple[tuple[Tensor, Tensor, Tensor | None], list[int]]:
-            index._require_trained("add")
+            index.store.require_trained("add")
             index.check_buffers()
             given = validation.vectors(x, "x", self.d, index.device)
             own = None if ids is None else validation.ids(ids, "ids", given.shape[0], index.device)
-            rows, assigned = index._place(given)
+            rows, assigned = building.place(index.store, given)
             return (rows, assigned, own), [rows.shape[0], 0 if own is None else schema.next_id_after(own)]
 
         (rows, assigned, own), said = self._agree(step, prepare)
-        total, before, number = int(said[:, 0].sum()), int(said[: self._exchange.rank, 0].sum()), index._next_id()
+        total, before, number = int(said[:, 0].sum()), int(said[: self._exchange.rank, 0].sum()), index.store.next_id
         if own is None:
             next_id = validation.numbering(number, total)
             own = torch.arange(number + before, number + before + rows.shape[0], device=rows.device)
@@ -149,7 +151,7 @@ class ShardedIndex(ShardedModule):
         owners = self._owners_after(step, assigned)
         places = torch.arange(self._ntotal + before, self._ntotal + before + rows.shape[0], device=rows.device)
         rows, own, assigned = self._send(step, global_state.Run(rows, own, assigned, places), owners)
-        index._stage(rows, own, assigned, next_id, custom_ids=ids is not None)
+        index.store.add(rows, own, assigned, next_id, custom_ids=ids is not None)
         self._owners, self._sizes, self._ntotal = owners, None, self._ntotal + total
 
     def remove_ids(self, ids: Tensor) -> int:
@@ -158,18 +160,17 @@ class ShardedIndex(ShardedModule):
         index = self.index
 
         def named() -> tuple[Tensor, list[int]]:
-            own = index._selected(ids)
+            own = building.selected_ids(ids, index.device)
             return own, [own.shape[0]]
 
-        def held() -> tuple[tuple[Tensor, Tensor], list[int]]:
-            wanted = gone.unique()
-            rows, waiting = index._rows_with(wanted)[0], index._updates.find(wanted)[0]
-            return (rows, waiting), [rows.shape[0] + waiting.shape[0]]
+        def present() -> tuple[Matches, list[int]]:
+            matches = index.store.matches(removed.unique())
+            return matches, [matches.rows]
 
         own, said = self._agree("remove_ids", named)
-        gone = self._exchange.join("remove_ids", own, said[:, 0])
-        found, said = self._agree("remove_ids", held)
-        index._drop(*found)  # nothing that could fail on another process comes after
+        removed = self._exchange.join("remove_ids", own, said[:, 0])
+        matches, said = self._agree("remove_ids", present)
+        index.store.delete(matches)  # nothing that could fail on another process comes after
         count = int(said[:, 0].sum())
         self._ntotal, self._sizes = self._ntotal - count, None
         return count
@@ -215,10 +216,10 @@ class ShardedIndex(ShardedModule):
         with torch.no_grad():
             (queries, settings), _ = self._agree("search", prepare, lambda: (int(k), self._settings(params)))
             sizes = None if self.index.search_options(k, settings).max_codes is None else self._list_sizes("search")
-            probed = self.index._probed(queries, settings, sizes)
+            probed = searching.probed_lists(self.index, queries, settings, sizes)
             asked, theirs, lists = routing.ask(self._exchange, "search", queries, probed, self._asked_owners())
             with without_autocast(theirs.device):
-                scores, rows, segments = self.index._search(theirs, k, settings, lists)
+                scores, rows, segments = searching.search_prepared(self.index, theirs, k, settings, lists)
             ids = lookup([part.ids for part in segments], rows)
             scores, ids = routing.best(self._exchange, "search", asked, scores, ids)
             return metrics.to_distance(scores, self.metric), ids
@@ -238,11 +239,11 @@ class ShardedIndex(ShardedModule):
         with torch.no_grad():
             step = "range_search"
             (queries, radii, settings), _ = self._agree(step, prepare, lambda: self._settings(params))
-            probed = self.index._probed(queries, settings)
+            probed = searching.probed_lists(self.index, queries, settings)
             asked, theirs, lists, around = routing.ask(
                 self._exchange, step, queries, probed, self._asked_owners(), radii
             )
-            found = self.index._range_search(theirs, around, settings, lists)
+            found = searching.range_of_prepared(self.index, theirs, around, settings, lists)
             return routing.within(self._exchange, step, asked, *found)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,16 +255,16 @@ class ShardedIndex(ShardedModule):
         return found.view(*x.shape[:-1], k), ids.view(*x.shape[:-1], k)
 
     def _queries(self, x: Tensor, params: SearchParams | None, action: str) -> tuple[Tensor, SearchParams]:
-        self.index._require_trained(action)
+        self.index.store.require_trained(action)
         given = validation.vectors(x, "x", self.d, self.index.device)
         if wrapped(given) or is_dual(given):
             raise RuntimeError(f"{action} of a ShardedIndex has no derivative and no torch.func transform: detach x")
-        settings = self.index._params(params)
+        settings = self.index.checked_params(params)
         if settings.selector is not None:
             validation.selector(settings.selector, "selector", self.index.device)
         if self.index.search_options(1, settings).budget is not None:
             raise ValueError("params has a budget of rows, but no process has whole lists; max_codes counts whole ones")
-        return self.index._prepared(given), settings
+        return searching.prepared(self.index, given), settings
 
     def _asked_owners(self) -> Tensor | None:
         return None if self.shard == "rows" else self._owners

@@ -5,7 +5,6 @@ W processes, N vectors in all, n rows of one process, L lists, d dim.
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +12,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functional import lists as ragged
-from ..index import IndexIVFFlat, schema
+from ..index import IndexIVFFlat, schema, torch_ivf_compat
 from ..index.base import IndexBase
 from ..index.eager import refuse_recording, refuse_scripting
-from ..index.fits import Fits
-from ..index.module import OWN_BUFFERS, own_loading
+from ..index.module import load_buffers, misfit, own_loading
 from . import global_state, placement
 from .collectives import Exchange, Refused
 
@@ -34,10 +32,11 @@ class _Misfit(Exception):
     """A state that is no index; what is wrong with it the index itself says best."""
 
 
-class ShardedModule(Fits):
+class ShardedModule(nn.Module):
     """A part of an index on each process; see `ShardedIndex`."""
 
     __prepare_scriptable__ = refuse_scripting
+    train = torch_ivf_compat.train
 
     index: IndexBase
 
@@ -61,7 +60,7 @@ class ShardedModule(Fits):
 
     def _forget(self) -> None:
         self._ntotal = 0
-        self._owners = torch.full((self.index._nlist,), placement.NOBODY, dtype=torch.int64, device="cpu")
+        self._owners = torch.full((self.index.store.nlist,), placement.NOBODY, dtype=torch.int64, device="cpu")
         self._sizes: Tensor | None = None  # rows of all in each list (L + 1,), while known
 
     @property
@@ -108,7 +107,7 @@ class ShardedModule(Fits):
         """Who owns each list (L,) once rows for the lists `assigned` (n,) have come."""
         if self.shard == "rows":
             return self._owners
-        coming = self._exchange.sum(step, torch.bincount(assigned, minlength=self.index._nlist))
+        coming = self._exchange.sum(step, torch.bincount(assigned, minlength=self.index.store.nlist))
         sizes = self._list_sizes(step)[:-1] + coming
         return placement.by_size(sizes, self._owners, self._exchange.size)
 
@@ -126,20 +125,12 @@ class ShardedModule(Fits):
     @contextmanager
     def _as_before_on_error(self, step: str) -> Iterator[None]:
         """Put the buffers back that were there, where a change cannot be finished, here or on another process."""
-        index = self.index
-
-        def pack() -> tuple[None, list[int]]:
-            index._pack()  # so that there is nothing else to put back
-            return None, []
-
-        self._agree(step, pack)
-        before = {name: index._raw(name) for name in OWN_BUFFERS}
-        integrity, latest = copy.copy(index._integrity), index._latest
+        store = self.index.store
+        snapshot, _ = self._agree(step, lambda: (store.snapshot(), []))
         try:
             yield
         except Exception:
-            index._put(**before)
-            index._integrity, index._latest = integrity, latest
+            store.restore(snapshot)
             raise
 
     def _deal_again(self, step: str) -> None:
@@ -152,8 +143,8 @@ class ShardedModule(Fits):
     def _keep(self, run: global_state.Run, full: bool, offsets: Tensor, step: str) -> None:
         """Hold what is dealt to this process of an index with these offsets (L + 1,): of a full run without sending."""
         part, owners = self._part(run, full, offsets, step)
-        self.index._latest = {}
-        self.index._replace(*part)
+        self.index.store.ids.last_lists = {}
+        self.index.store.replace_lists(*part)
         self._settle(offsets, owners)
 
     def _part(self, run: global_state.Run, full: bool, offsets: Tensor, step: str) -> tuple[list[Tensor], Tensor]:
@@ -177,7 +168,7 @@ class ShardedModule(Fits):
     def _list_sizes(self, step: str) -> Tensor:
         """Rows of all processes in each list (L + 1,), and in none."""
         if self._sizes is None:
-            mine = torch.stack([part.sizes for part in self.index._segments()[1]]).sum(0)
+            mine = torch.stack([part.sizes for part in self.index.store.segments()[1]]).sum(0)
             self._sizes = self._exchange.sum(step, mine)
         return self._sizes
 
@@ -223,7 +214,10 @@ class ShardedModule(Fits):
 
         def load() -> tuple[None, list[int]]:
             mine = {**state_dict, **{prefix + name: tensor for name, tensor in own.items()}}
-            self.index._load_own(mine, prefix, local_metadata, strict, missing_keys, error_msgs)
+            kind = type(self.index).__name__
+            load_buffers(
+                self.index.store, mine, prefix, local_metadata, strict, missing_keys, error_msgs, kind=kind
+            )
             return None, []
 
         names = (*schema.NAMES, schema.NEXT_ID)
@@ -256,7 +250,8 @@ class ShardedModule(Fits):
 
         As a state they go into `own`. Raises _Misfit for any other state, with what is wrong in `own` or in `given`.
         """
-        if any(name not in given for name in schema.NAMES) or schema.misfit_shapes(given, self.d, self.index._flat):
+        flat = self.index.store.flat
+        if any(name not in given for name in schema.NAMES) or schema.misfit_shapes(given, self.d, flat):
             raise _Misfit
         offsets = given["list_offsets"]
         if schema.misfit_offsets(offsets, given["packed_embeddings"].shape[0]):
@@ -265,7 +260,7 @@ class ShardedModule(Fits):
         own.update({**given, "packed_embeddings": run.packed, "list_ids": run.ids})
         if offsets.shape[0]:
             own["list_offsets"] = ragged.offsets_of(run.assigned, offsets.shape[0] - 1)
-        if self.index._refuses(own, metadata):
+        if misfit(own, metadata, self.index.store):
             raise _Misfit
         return (run, full), [max(int(given.get(schema.NEXT_ID, 0)), schema.next_id_after(run.ids))]
 

@@ -1,0 +1,54 @@
+"""What a search needs beside the buffers: computed from them, never saved.
+
+N packed rows, L lists, d dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..functional import metric as metrics
+from ..functional.lists import InvertedLists, inverted_lists, sampled_lists
+from ..functional.probe import Coarse, coarse_of
+from . import schema
+from .integrity import Sources, sources_of
+
+
+class Derived(NamedTuple):
+    """The coarse quantizer and the inverted lists of some buffers."""
+
+    sources: Sources
+    coarse: Coarse
+    lists: InvertedLists
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what is not a buffer."""
+        return sum(tensor.nbytes for tensor in (*self.coarse, self.lists.sizes, self.lists.bias))
+
+
+def derive(buffers: Mapping[str, Tensor], metric: str) -> Derived:
+    """`Derived` of the buffers of a trained index, by name."""
+    with torch.no_grad():
+        sources = sources_of(buffers, schema.NAMES)
+        centroids, packed, offsets, ids = (buffers[name] for name in schema.NAMES)
+        coarse = coarse_quantizer(centroids, packed, offsets, metric)
+        bias = metrics.row_bias(packed, coarse.origin, metric)
+        return Derived(sources, coarse, inverted_lists(packed, offsets, ids, bias))
+
+
+def coarse_quantizer(centroids: Tensor, packed: Tensor, offsets: Tensor, metric: str) -> Coarse:
+    """Centroids (L, d) as `probe` reads them; without any, those of the one list of a flat index.
+
+    Its origin is the median of a sample of the centroids whose lists hold rows (N, d), which may lie closer together
+    than all centroids do; for a flat index of the rows themselves.
+    """
+    if not centroids.shape[0]:
+        origin = metrics.origin_of(packed, metric)
+        return coarse_of(origin[None], metric, origin)
+    filled = sampled_lists(offsets, packed.shape[0])
+    return coarse_of(centroids, metric, metrics.origin_of(centroids[filled] if filled.shape[0] else centroids, metric))

@@ -1,0 +1,120 @@
+"""Methods whose work is done by code above this package, which registers it here: files, the Hub, graphs, pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from .eager import eager
+
+if TYPE_CHECKING:
+    from ..graph import SearchGraph
+    from .base import IndexBase
+
+Self = TypeVar("Self", bound=nn.Module)
+
+_PROVIDED: dict[str, Callable[..., Any]] = {}
+
+
+def provide(**functions: Callable[..., Any]) -> None:
+    """Register what methods of these names call; `torch_ivf_module` itself does, when it is imported."""
+    _PROVIDED.update(functions)
+
+
+# -- methods of IndexBase and IndexPreTransform --------------------------------------------------------------
+
+
+def save(self: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the index to one file: safetensors for a ``.safetensors`` suffix, else what torch.load opens.
+
+    The file is written beside its place, synced and renamed, so a crash leaves the old one or the new one. Raises
+    TypeError for an `IndexPreTransform` whose transform is not made of `nn.Linear` and `Normalize`: save the state_dict
+    of that.
+    """
+    _PROVIDED["save"](self, path)
+
+
+@classmethod  # type: ignore[misc]
+def load(
+    cls: type[Self],
+    path: str | os.PathLike[str],
+    map_location: torch.device | str | None = None,
+    *,
+    mmap: bool = False,
+) -> Self:
+    """`torch_ivf_module.load` for a file that holds an index of this class; TypeError for one of another."""
+    return _of_class(cls, _PROVIDED["load"](path, device=map_location, mmap=mmap), path)
+
+
+def save_pretrained(self: nn.Module, folder: str | os.PathLike[str], **settings: Any) -> Any:
+    """Write the index to a folder as the Hugging Face Hub has them; see `torch_ivf_module.hub` (extra `hub`)."""
+    return _PROVIDED["save_pretrained"](self, folder, **settings)
+
+
+def push_to_hub(self: nn.Module, repo_id: str, **settings: Any) -> Any:
+    """Upload the index to the Hugging Face Hub; see `torch_ivf_module.hub` (extra `hub`)."""
+    return _PROVIDED["push_to_hub"](self, repo_id, **settings)
+
+
+@classmethod  # type: ignore[misc]
+def from_pretrained(cls: type[Self], name: str | os.PathLike[str], **settings: Any) -> Self:
+    """Open an index of this class in a folder or on the Hub; see `torch_ivf_module.hub` (extra `hub`)."""
+    return _of_class(cls, _PROVIDED["from_pretrained"](name, **settings), name)
+
+
+def _of_class(cls: type[Self], index: Any, name: str | os.PathLike[str]) -> Self:
+    if not isinstance(index, cls):
+        raise TypeError(f"{os.fspath(name)} holds an {type(index).__name__}, not an {cls.__name__}")
+    return index
+
+
+# -- methods of IndexBase ------------------------------------------------------------------------------------
+
+
+@eager
+def graph(
+    self: IndexBase,
+    k: int | None = None,
+    nprobe: int | None = None,
+    *,
+    max_codes: int | None = None,
+    storage: torch.dtype | None = None,
+    layout: str = "rows",
+) -> SearchGraph:
+    """The search as a module of static shapes, for torch.compile and the formats of `torch_ivf_module.export`.
+
+    Parameters
+    ----------
+    k, nprobe, max_codes : as the index has them, by default.
+    storage : dtype of the vectors that are scanned (float32, float16, bfloat16), by default the index's own.
+    layout : "rows" scans the index's own buffers, or one copy if `storage` differs from their dtype, and distances are
+        then those to the copy. "tiles" scans a copy that a compiler makes faster code of, N * d * itemsize bytes in
+        addition to the buffers; what is returned is scored with the index's own vectors.
+
+    The graph has to be made again after every change of the index. One made without `k`, `nprobe`, `max_codes` and
+    `storage` is what `forward` takes under torch.compile, until a setting of the index changes. Raises RuntimeError for
+    an untrained index, ValueError for a wrong setting.
+    """
+    made: SearchGraph = _PROVIDED["graph"](
+        self, k=k, nprobe=nprobe, max_codes=max_codes, storage=storage, layout=layout
+    )
+    if k is None and nprobe is None and max_codes is None and storage is None:
+        self.store.graph = made  # not a submodule: its buffers are this module's
+    return made
+
+
+def plot(self: IndexBase, ax: Any = None) -> Any:
+    """A histogram of how many vectors the lists hold, on matplotlib axes (extra `plot`), which it returns.
+
+    See `torch_ivf_module.plotting`, which also draws what `tune` tried.
+
+    >>> from torch_ivf_module import IndexIVFFlat
+    >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
+    >>> IndexIVFFlat(16, nlist=8).fit(x).plot().get_title()
+    '8 lists'
+    """
+    return _PROVIDED["plot"](self, ax)

@@ -1,0 +1,229 @@
+"""Searching: methods of `IndexBase`, and the functions that `ShardedIndex` calls for the lists of one process.
+
+Q queries, L lists, P probes, N vectors, d dim, k results, n results of all queries.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..functional import metric as metrics
+from ..functional import range_scan
+from ..functional.kernels import kernel_for
+from ..functional.lists import InvertedLists, restricted, vectors_at
+from ..functional.probe import Coarse, probe
+from ..functional.search import capped_lists, finite_queries, lookup
+from ..functional.search import search as search_lists
+from ..functional.transforms import differentiable, is_dual, outside, scored, tracked, transforming, wrapped
+from ..params import SearchParams, positive
+from . import schema, validation
+from .eager import eager, opaque, recorded_by_fx, refuse_recording, without_autocast
+from .integrity import refuse_without_values
+
+if TYPE_CHECKING:
+    from .base import IndexBase
+
+# -- methods -----------------------------------------------------------------------------------------------
+
+
+@opaque
+def search(self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
+    """The k nearest stored vectors of each query.
+
+    Parameters
+    ----------
+    x : (nq, d) queries: float16, bfloat16, float32 or float64, any strides.
+    k : results a query, >= 1.
+    params : settings of this call.
+
+    Returns
+    -------
+    D : (nq, k) float32: squared L2 ascending, or inner product / cosine descending; differentiable in `x`.
+    I : (nq, k) int64 ids.
+
+    Where fewer than k vectors are found, I is -1 and D is +inf (l2) or -inf (ip, cosine); for a query that is not
+    finite this is so in every place. Raises ValueError, TypeError or RuntimeError (untrained index), each naming the
+    argument.
+    """
+    scores, ids, _ = _answer(self, x, k, params, "search")
+    return metrics.to_distance(scores, self.metric), ids
+
+
+@opaque
+def search_and_reconstruct(
+    self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`search`, and in addition to D and I the vectors found, R (nq, k, d) in the storage dtype; NaN where I is -1.
+
+    >>> from torch_ivf_module import IndexFlatL2
+    >>> index = IndexFlatL2(2)
+    >>> index.add(torch.eye(2))
+    >>> index.search_and_reconstruct(torch.tensor([[0.0, 0.9]]), 1)[2]
+    tensor([[[0., 1.]]])
+    """
+    scores, ids, vectors = _answer(self, x, k, params, "search_and_reconstruct", with_vectors=True)
+    return metrics.to_distance(scores, self.metric), ids, vectors
+
+
+@eager
+def range_search(
+    self: IndexBase, x: Tensor, radius: float | Tensor, *, params: SearchParams | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All vectors of the probed lists strictly inside the radius: D < radius (l2), D > radius (ip, cosine).
+
+    `radius` is a number, or a tensor (nq,) of one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
+    I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params` it takes `nprobe` and
+    `selector`: lists are read whole, `max_codes` and budgets are ignored, as in faiss. D has no derivative: it does not
+    require grad, whether x does or not. Raises as `search`, and RuntimeError for a dual tensor x.
+    """
+    x = validation.vectors(x, "x", self.d, self.device)
+    if is_dual(x):
+        raise RuntimeError("range_search has no derivative, but x is a dual tensor of forward mode: detach it")
+    radii = validation.radii(radius, "radius", x.shape[0], self.device)
+    params = self.checked_params(params)
+    self.store.require_trained("range_search")
+    return range_of_prepared(self, prepared(self, x), radii, params)
+
+
+def forward(self: IndexBase, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``search(x, self.k)`` for x (..., d): D and I of shape (..., k).
+
+    Under torch.compile it is the graph made by ``graph()``, if neither index nor settings have changed since.
+    """
+    if torch.compiler.is_compiling() and self.store.graph is not None:
+        compiled: tuple[Tensor, Tensor] = self.store.graph(x)
+        return compiled
+    if (node := recorded_by_fx(self, x)) is not None:
+        return node
+    return _layer(self, x)
+
+
+@opaque
+def _layer(index: IndexBase, x: Tensor) -> tuple[Tensor, Tensor]:
+    refuse_recording("forward")
+    x = validation.layer_input(x, "x", index.d, index.device)
+    found, ids = index.search(x.reshape(-1, index.d), index.k)
+    return found.view(*x.shape[:-1], index.k), ids.view(*x.shape[:-1], index.k)
+
+
+# -- functions ---------------------------------------------------------------------------------------------
+
+
+def prepared(index: IndexBase, x: Tensor) -> Tensor:
+    """Queries x (Q, d) as they are compared."""
+    with without_autocast(x.device):
+        return metrics.prepare(x.float(), index.metric)
+
+
+def probed_lists(index: IndexBase, queries: Tensor, params: SearchParams, sizes: Tensor | None = None) -> Tensor:
+    """The lists (Q, P) that prepared queries read; `sizes` (L + 1,), where given, are what `max_codes` counts."""
+    with without_autocast(queries.device), torch.no_grad():
+        coarse, segments = index.store.segments()
+        options = index.search_options(1, params)
+        if sizes is not None:
+            segments = [segments[0]._replace(sizes=sizes)]
+        x, finite = finite_queries(queries)
+        nearest = probe(x, coarse, options.nprobe, index.metric, kernel_for(x))
+        cap = None if sizes is None else options.max_codes
+        return capped_lists(nearest, finite, coarse, segments, cap)[0]
+
+
+def search_prepared(
+    index: IndexBase, queries: Tensor, k: int, params: SearchParams, probed: Tensor | None = None
+) -> tuple[Tensor, Tensor, list[InvertedLists]]:
+    """Scores and rows (Q, k) of prepared queries, and the segments that the rows are counted in.
+
+    Of the lists `probed` (Q, P) where they are given. To be called without autocast and under `torch.no_grad`.
+    """
+    options = index.search_options(k, params)
+    counted = options.max_codes is not None or options.budget is not None
+    coarse, segments = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=counted)
+    stats: dict[str, Any] | None = {} if params.debug_stats else None
+    scores, rows = search_lists(queries, coarse, segments, options, probed=probed, stats=stats)
+    if stats is not None:
+        index.last_search_stats = stats
+    return scores, rows, segments
+
+
+def range_of_prepared(
+    index: IndexBase, queries: Tensor, radii: Tensor, params: SearchParams, probed: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`range_search` of prepared queries and radii (Q,), of the lists `probed` (Q, P) where they are given."""
+    with without_autocast(queries.device), torch.no_grad():
+        options = index.search_options(1, params)
+        coarse, segments = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=False)
+        lims, scores, rows = range_scan.range_search(
+            queries,
+            coarse,
+            segments,
+            score=metrics.to_score(radii, index.metric),
+            nprobe=options.nprobe,
+            metric=index.metric,
+            max_bytes=index.max_bytes,
+            probed=probed,
+        )
+        return lims, metrics.to_distance(scores, index.metric), lookup([part.ids for part in segments], rows)
+
+
+def _answer(
+    index: IndexBase, x: Tensor, k: int, params: SearchParams | None, action: str, *, with_vectors: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (Q, k), differentiable in x, best first, ids (Q, k), and vectors (Q, k, d) if asked for."""
+    refuse_recording(action)
+    x = validation.vectors(x, "x", index.d, index.device)
+    k = positive(k, "k")
+    index.store.require_trained(action)
+    _refuse_transformed_buffers(index.store.buffers)
+    with without_autocast(x.device):
+        queries = metrics.prepare(x.float(), index.metric)
+        differentiate = differentiable(queries)
+
+        def find(plain: Tensor) -> tuple[Tensor, ...]:
+            scores, rows, segments = search_prepared(index, plain, k, index.checked_params(params))
+            ids = lookup([part.ids for part in segments], rows)
+            if not (with_vectors or differentiate):
+                return scores, ids, scores.new_empty(scores.shape[0], 0)
+            return scores, ids, vectors_at([part.packed for part in segments], rows)
+
+        scores, ids, vectors = outside(find, queries)
+        return scored(queries, ids, vectors, index.metric) if differentiate else (scores, ids, vectors)
+
+
+def _read_lists(
+    index: IndexBase, params: SearchParams, visits: int, *, counted: bool
+) -> tuple[Coarse, list[InvertedLists]]:
+    """What a search reads: the segments of the store, with only the rows that the selector allows.
+
+    `visits` is how many lists the queries read together; `counted` says that a cap counts the rows of lists, including
+    those that the selector excludes.
+    """
+    coarse, segments = index.store.segments(counted=counted)
+    if params.selector is None:
+        return coarse, segments
+    chosen = validation.selector(params.selector, "selector", index.device)
+    each = None if counted else visits / max(1, coarse.centroids.shape[0])
+    return coarse, [restricted(lists, chosen, each) for lists in segments]
+
+
+def _refuse_transformed_buffers(buffers: dict[str, Tensor]) -> None:
+    """RuntimeError if a buffer has no values, or if a derivative or a batch of it was asked for."""
+    if transforming():
+        for name in schema.NAMES:
+            if wrapped(buffers[name]):
+                raise RuntimeError(
+                    f"{name} belongs to a torch.func transform, and a search has derivatives and batches of x "
+                    "alone: leave the buffers of an index out of the arguments that grad, jvp or vmap transform; "
+                    "state_dict() inside of the function makes such tensors too, so take it outside, or use "
+                    "dict(model.named_buffers())"
+                )
+    if type(ids := buffers["list_ids"]) is not Tensor or ids.is_meta:
+        refuse_without_values(buffers)
+    for name in schema.FLOATS:
+        if tracked(buffers[name]):
+            raise RuntimeError(
+                f"{name} requires grad or is a dual tensor, but a search has derivatives with respect to x alone: "
+                "detach it"
+            )

@@ -1,0 +1,309 @@
+"""The inverted lists of an index: packed rows in the buffers of a module, pending rows, deleted rows, ids.
+
+N packed rows, L lists, d dim, n ids, H hits. A row is a position among the packed rows, or among the pending ones; an
+id is the user's label of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional import lists as ragged
+from ..functional.id_lookup import last_of
+from ..functional.lists import InvertedLists
+from ..functional.probe import Coarse
+from ..functional.transforms import run_outside
+from . import schema
+from .derived import Derived, derive
+from .ids import IdLookup, Matches
+from .integrity import CHECKSUMS, Integrity, refuse_without_values, unchanged
+from .pending import PendingUpdates, few
+
+OWN_BUFFERS = (*schema.NAMES, schema.NEXT_ID, CHECKSUMS)
+
+# A search reads deleted rows until they are an eighth of the packed ones. So a removal costs the copying of eight rows
+# in the end, whatever the size of the index, and a search reads at most a seventh more than it has to.
+_DELETED_SHARE = 8
+
+
+Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, int]]
+
+
+class VersionToken:
+    """One state of an index. A graph made of that state keeps the token, and sees in it that the index has changed."""
+
+    changed = False
+
+
+class ListStore:
+    """The rows of an index, by list and by id.
+
+    The packed rows are tensors in `buffers`, the dict that a module shares with its state_dict and its parents. Added
+    rows are pending, and removed ones marked as deleted, until `pack` brings the tensors up to date: when there are
+    many of them, or when other code is given the tensors. Several threads may call the methods at the same time.
+    """
+
+    def __init__(self, buffers: dict[str, Tensor], d: int, metric: str, *, flat: bool) -> None:
+        self.buffers, self.d, self.metric, self.flat = buffers, d, metric, flat
+        self.lock = threading.RLock()
+        self.version = VersionToken()
+        self.graph: Any = None  # a SearchGraph of this version, forgotten when anything changes
+        self.ordering = "none"  # the order of the rows within each list, apart from the last `unordered` added
+        self.unordered = 0
+        self.ids = IdLookup()
+        self._updates = PendingUpdates()
+        self._integrity = Integrity()
+        self._derived: Derived | None = None
+
+    # -- what is stored ------------------------------------------------------------------------------------
+
+    @property
+    def ntotal(self) -> int:
+        """Rows, without deleted ones."""
+        return self._packed_rows - self._updates.deleted_rows + self._updates.rows
+
+    @property
+    def nlist(self) -> int:
+        """Number of lists: 1 for a flat index, 0 before training."""
+        return max(0, self.buffers["list_offsets"].shape[0] - 1)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether rows can be added."""
+        return self.flat or self.buffers["centroids"].shape[0] > 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.buffers["packed_embeddings"].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        return self.buffers["packed_embeddings"].dtype
+
+    @property
+    def unpacked(self) -> int:
+        """Pending rows and deleted rows together."""
+        return self._updates.rows + self._updates.deleted_rows
+
+    @property
+    def next_id(self) -> int:
+        """The id that `add` gives next."""
+        self.check()
+        return int(self.buffers[schema.NEXT_ID])
+
+    def require_trained(self, action: str) -> None:
+        """Raise RuntimeError before training."""
+        if not self.is_trained:
+            raise RuntimeError(f"{action} needs a trained index: call train(x) first")
+
+    def memory_bytes(self) -> int:
+        """Bytes of all buffers, of pending rows, and of what was derived from them so far."""
+        with self.lock:
+            buffers = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None)
+            derived = 0 if self._derived is None else self._derived.bytes
+            return buffers + derived + self._updates.bytes + self.ids.bytes
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def segments(self, *, counted: bool = True) -> tuple[Coarse, list[InvertedLists]]:
+        """What a search reads: the coarse quantizer, the packed lists and, as a second set, the pending rows.
+
+        If the rows of lists are `counted`, as by a cap, deleted rows are not in them; otherwise they may be, masked.
+        """
+        with self.lock:
+            updates = self._updates
+            if updates:
+                if (counted and updates.deleted_rows) or not few(updates.rows, self._packed_rows):
+                    self.pack()
+                updates = self._updates
+            derived = self._derive()
+            segments = [updates.without_deleted(derived.lists)]
+            if updates.rows:
+                segments.append(updates.lists(self.nlist, derived.coarse.origin, self.metric))
+            return derived.coarse, segments
+
+    def coarse(self) -> Coarse:
+        """The coarse quantizer."""
+        with self.lock:
+            return self._derive().coarse
+
+    def packed_lists(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (N, d), offsets (L + 1,) and ids (N,), with nothing pending."""
+        with self.lock:
+            self.pack()
+            self.check()
+            packed, offsets, ids = (self.buffers[name] for name in schema.NAMES[1:])
+            return packed, offsets, ids
+
+    def matches(self, wanted: Tensor) -> Matches:
+        """The rows that carry one of the distinct ascending ids `wanted` (n,)."""
+        with self.lock:
+            self.check()
+            rows, which = self.ids.rows(self.buffers, wanted)
+            if self._updates.deleted is not None:
+                kept = ~self._updates.deleted[rows]
+                rows, which = rows[kept], which[kept]
+            return Matches(rows, which, *self._updates.find(wanted))
+
+    def vectors(self, wanted: Tensor) -> Tensor:
+        """The last added rows (n, d) of the distinct ascending ids `wanted` (n,). KeyError for an unknown id."""
+        with self.lock:
+            if not few(self._updates.rows, self._packed_rows):
+                self.pack()
+            pending = self._updates.joined()[0] if self._updates.rows else None
+            found = self.matches(wanted)
+            rows = self.ids.last(self.buffers["list_offsets"], wanted, found.packed, found.of_packed)
+            at = last_of(found.pending, found.of_pending, wanted.shape[0])
+            unknown = wanted[(rows < 0) & (at < 0)]
+            if unknown.shape[0]:
+                raise KeyError(f"id {int(unknown[0])} is not in the index")
+            packed = self.buffers["packed_embeddings"]
+            out = packed.new_empty(wanted.shape[0], self.d)
+            out[at < 0] = packed[rows[at < 0]]  # pending rows were added later than packed ones
+            if pending is not None:
+                out[at >= 0] = pending[at[at >= 0]]
+            return out
+
+    @property
+    def _packed_rows(self) -> int:
+        return self.buffers["packed_embeddings"].shape[0]
+
+    def _derive(self) -> Derived:
+        derived = self._derived
+        if derived is None or self._integrity.handed_out or not unchanged(derived.sources, self.buffers):
+            self.check_integers()
+            derived = self._derived  # which the check has dropped if the integers are others than before
+        if derived is None or not unchanged(derived.sources, self.buffers):
+            self._derived = derived = derive(self.buffers, self.metric)
+        return derived
+
+    # -- changing ------------------------------------------------------------------------------------------
+
+    def add(self, rows: Tensor, ids: Tensor, assigned: Tensor, next_id: int, *, custom_ids: bool) -> None:
+        """Add rows (n, d) in the storage dtype, which become the store's, with ids (n,) to the lists `assigned` (n,).
+
+        `custom_ids`: rows with some of the ids may be there already.
+        """
+        with self.lock:
+            number = self.buffers[schema.NEXT_ID]
+            if not rows.shape[0] and next_id == int(number):
+                return
+            self.put(next_id=torch.full_like(number, next_id))
+            self._updates.push(rows, ids, assigned, custom_ids=custom_ids)
+            self.unordered += rows.shape[0]
+            # Packing whenever the index has doubled keeps bulk loading linear without holding rows twice.
+            if self._updates.rows >= max(self._packed_rows, 1):
+                self.pack()
+
+    def delete(self, rows: Matches) -> int:
+        """Delete rows, and return how many they are."""
+        if rows.rows:
+            self._updates.remove(rows.pending)
+            self._updates.delete(rows.packed, self._packed_rows)
+            self.put()
+        if self._updates.deleted_rows * _DELETED_SHARE > self._packed_rows:
+            self.pack()
+        return rows.rows
+
+    def pack(self) -> None:
+        """Write pending rows into the packed lists, and take deleted ones out of them."""
+        if self._updates:
+            run_outside(self._pack)
+
+    def _pack(self) -> None:
+        with self.lock, torch.no_grad():
+            updates = self._updates
+            if not updates:  # another thread has packed
+                return
+            self.check()
+            packed, offsets, ids = (self.buffers[name] for name in schema.NAMES[1:])
+            if updates.deleted is not None:
+                packed, offsets, ids = ragged.keep_rows(packed, offsets, ids, ~updates.deleted)
+            if updates.rows:
+                rows, new_ids, assigned = updates.joined()
+                if updates.custom_ids:
+                    self.ids.note(ids, new_ids, assigned)
+                packed, offsets, ids = ragged.append(packed, offsets, ids, rows, new_ids, assigned)
+            self.replace_lists(packed, offsets, ids)
+            self._updates = PendingUpdates()
+
+    def replace_lists(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
+        """Put other packed lists there: rows (N, d), offsets (L + 1,), ids (N,)."""
+        self._forget_derived()  # which would keep the old buffers in memory
+        self.put(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
+
+    def exchange(self, buffers: dict[str, Tensor]) -> None:
+        """Put all buffers there anew; what was pending or known of the old ones is forgotten."""
+        with self.lock:
+            self._updates, self.ids, self.unordered = PendingUpdates(), IdLookup(), 0
+            self._forget_derived()
+            self.put(**buffers)
+
+    def put(self, **tensors: Tensor) -> None:
+        """Replace buffers by name, or say that something else has changed: this is another version from now on."""
+        written = [name for name in schema.INTEGERS if name in tensors]
+        with self.lock:
+            if 0 < len(written) < len(schema.INTEGERS):
+                self.check()  # the integer buffers that stay
+            self.buffers.update(tensors)
+            if written:
+                self._integrity.put(self.buffers)
+            self.version.changed = True
+            self.version, self.graph = VersionToken(), None
+
+    def _forget_derived(self) -> None:
+        self._derived = None
+        self.ids.forget_order()
+
+    # -- the buffers in other hands ------------------------------------------------------------------------
+
+    def hand_out(self) -> dict[str, Tensor]:
+        """The packed buffers for somebody else, who may write to them."""
+        self.pack()
+        with self.lock:
+            self._integrity.hand_out(self.buffers)
+        return self.buffers
+
+    def check(self) -> None:
+        """RuntimeError if the integer buffers have no values, or others than the index has written."""
+        refuse_without_values(self.buffers)
+        self.check_integers()
+
+    def check_integers(self) -> None:
+        """The part of `check` that passes over buffers without values."""
+        with self.lock:
+            if self._integrity.check(self.buffers, self.d, flat=self.flat):
+                self._forget_derived()
+                self.ids.last_lists = {}
+                self.put()
+
+    def about_to_move(self) -> dict[str, Tensor]:
+        """Drop what is derived from the buffers, which are about to be moved or cast; the buffers as they are."""
+        self.hand_out()
+        self.graph = None
+        self._forget_derived()
+        return {name: self.buffers[name] for name in OWN_BUFFERS}
+
+    def moved(self) -> None:
+        """All buffers were moved or cast, by a function that may have changed the values of the integer ones."""
+        self._integrity.moved(self.buffers)
+
+    def snapshot(self) -> Snapshot:
+        """The state, for `restore`: references, no copies."""
+        self.pack()
+        with self.lock:
+            return {name: self.buffers[name] for name in OWN_BUFFERS}, copy.copy(self._integrity), self.ids.last_lists
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Undo everything since `snapshot`."""
+        buffers, integrity, last_lists = snapshot
+        with self.lock:
+            self.exchange(buffers)
+            self._integrity, self.ids.last_lists = integrity, last_lists
