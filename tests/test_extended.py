@@ -249,7 +249,7 @@ def test_a_part_of_an_index_is_refused_and_the_rest_loads_on(strict, lost):
     index.remove_ids(torch.arange(7))
     state = source.state_dict()
     del state[lost]
-    with pytest.raises(RuntimeError, match=rf"lacks {lost}, and an index loads whole or not at all"):
+    with pytest.raises(RuntimeError, match=rf"lacks {lost}, and an index loads all of its buffers or none"):
         index.load_state_dict(state, strict=strict)
     assert index.ntotal == 33
 

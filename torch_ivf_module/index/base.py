@@ -37,7 +37,7 @@ class IndexBase(nn.Module):
     store: ListStore
 
     _flat = False
-    _version = schema.VERSION
+    _version = 1  # of the state_dict
     __prepare_scriptable__ = refuse_scripting
 
     def __init__(
@@ -277,13 +277,6 @@ class IndexBase(nn.Module):
         with module.own_loading(self, state_dict, prefix, local_metadata, strict, *lists, names=names) as others:
             if names:
                 module.load_buffers(
-                    self.store,
-                    state_dict,
-                    prefix,
-                    local_metadata,
-                    strict,
-                    missing_keys,
-                    error_msgs,
-                    kind=type(self).__name__,
+                    self, self.store, state_dict, prefix, local_metadata, strict, missing_keys, error_msgs
                 )
             super()._load_from_state_dict(others, prefix, local_metadata, strict, *lists)

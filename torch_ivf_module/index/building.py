@@ -158,7 +158,7 @@ def reset_parameters(self: IndexBase) -> None:
     >>> from torch_ivf_module import IndexFlatL2
     >>> with torch.device("meta"):
     ...     index = IndexFlatL2(2)
-    >>> index.toempty_buffers(device="cpu").reset_parameters()
+    >>> index.to_empty(device="cpu").reset_parameters()
     >>> index.add(torch.eye(2))
     >>> index.search(torch.eye(2), 1)[1].flatten()
     tensor([0, 1])

@@ -96,6 +96,7 @@ def own_loading(
 
 
 def load_buffers(
+    index: nn.Module,
     store: ListStore,
     state_dict: Mapping[str, Any],
     prefix: str,
@@ -103,12 +104,10 @@ def load_buffers(
     strict: bool,
     missing_keys: list[str],
     error_msgs: list[str],
-    *,
-    kind: str,
 ) -> None:
-    """Take the buffers of an index from a state_dict, all or none; `kind` is the name of its class for errors.
+    """Take the buffers of an index, which are in its store, from a state_dict: all or none.
 
-    The arguments are those of ``nn.Module._load_from_state_dict``, which calls it.
+    The other arguments are those of ``nn.Module._load_from_state_dict``, which calls it.
     """
     given = {name: state_dict[prefix + name] for name in SAVED if prefix + name in state_dict}
     missing = [name for name in schema.NAMES if name not in given]
@@ -116,7 +115,7 @@ def load_buffers(
         missing_keys += [prefix + name for name in missing]
     wrong = None
     if not missing:
-        wrong = misfit(given, local_metadata, store)
+        wrong = misfit(given, local_metadata, index, store)
     elif len(missing) < len(schema.NAMES):
         wrong = f"the state lacks {', '.join(missing)}, and an index loads all of its buffers or none"
     if not missing and wrong is None:
@@ -129,14 +128,16 @@ def load_buffers(
         except ValueError as error:
             wrong = str(error)
     if wrong:
-        error_msgs.append(f"{prefix or kind}: {wrong}; the index is unchanged")
+        error_msgs.append(f"{prefix or type(index).__name__}: {wrong}; the index is unchanged")
 
 
-def misfit(given: Mapping[str, Any], metadata: Mapping[str, Any], store: ListStore) -> str | None:
-    """Why the tensors `given` by name cannot be the buffers of an index like that of `store`, or None if they can."""
+def misfit(
+    given: Mapping[str, Any], metadata: Mapping[str, Any], index: nn.Module, store: ListStore
+) -> str | None:
+    """Why the tensors `given` by name cannot be the buffers of an index, or None if they can."""
     version = metadata.get("version")
-    if version is not None and version > schema.VERSION:
-        return f"the state has version {version}, this release reads up to {schema.VERSION}"
+    if version is not None and version > index._version:
+        return f"the state has version {version}, this release reads up to {index._version}"
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             return f"{name} must be a tensor, got {type(tensor).__name__}"

@@ -16,7 +16,6 @@ FLOATS = ("centroids", "packed_embeddings")
 INTEGERS = ("list_offsets", "list_ids", NEXT_ID)
 LAST_ID = 2**63 - 1
 STORAGE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of packed_embeddings
-VERSION = 1  # of the state_dict
 
 
 def empty(

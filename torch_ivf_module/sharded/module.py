@@ -214,10 +214,8 @@ class ShardedModule(nn.Module):
 
         def load() -> tuple[None, list[int]]:
             mine = {**state_dict, **{prefix + name: tensor for name, tensor in own.items()}}
-            kind = type(self.index).__name__
-            load_buffers(
-                self.index.store, mine, prefix, local_metadata, strict, missing_keys, error_msgs, kind=kind
-            )
+            index = self.index
+            load_buffers(index, index.store, mine, prefix, local_metadata, strict, missing_keys, error_msgs)
             return None, []
 
         names = (*schema.NAMES, schema.NEXT_ID)
@@ -260,7 +258,7 @@ class ShardedModule(nn.Module):
         own.update({**given, "packed_embeddings": run.packed, "list_ids": run.ids})
         if offsets.shape[0]:
             own["list_offsets"] = ragged.offsets_of(run.assigned, offsets.shape[0] - 1)
-        if misfit(own, metadata, self.index.store):
+        if misfit(own, metadata, self.index, self.index.store):
             raise _Misfit
         return (run, full), [max(int(given.get(schema.NEXT_ID, 0)), schema.next_id_after(run.ids))]
 
