@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.problems import PLAIN, agree, flat, normal, shared
+from tests.datasets import PLAIN, normal
+from tests.oracle import agree
+from tests.problems import flat, shared
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat
 
 BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]

@@ -8,21 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.datasets import PLAIN, normal
 from tests.kinds import KINDS, each_empty, each_kind, trained
-from tests.problems import (
-    PLAIN,
-    agree,
-    check,
-    check_range,
-    held,
-    ivf,
-    normal,
-    probed,
-    same_state,
-    shared,
-    snapshot,
-    unchanged,
-)
+from tests.oracle import agree, check, check_range, probed, stored_rows
+from tests.problems import ivf, shared
+from tests.states import same_state, snapshot, unchanged
 from torch_ivf_module import load
 
 LAST = 2**63 - 1
@@ -205,7 +195,7 @@ def test_an_index_takes_its_own_rows(kind):
     assert index.ntotal == 2 * len(base) + 9
     index.update(torch.arange(20, 25), index.packed_embeddings[:5])
     lists = probed(index, queries) if kind == "ivf" else None
-    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, lists)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 130])
@@ -219,8 +209,8 @@ def test_searching_after_each_add(kind, rows, tmp_path):
         packed.add(extra)
         packed.state_dict()
         lists = probed(packed, queries) if kind == "ivf" else None
-        check(index.search(queries, 10), queries, held(packed), "l2", 10, lists)
-        check_range(index.range_search(queries, 12.0), queries, held(packed), "l2", 12.0, lists)
+        check(index.search(queries, 10), queries, stored_rows(packed), "l2", 10, lists)
+        check_range(index.range_search(queries, 12.0), queries, stored_rows(packed), "l2", 12.0, lists)
         assert torch.equal(index.reconstruct(index.ntotal - 1), extra[-1])
     index.add(extra)
     packed.add(extra)

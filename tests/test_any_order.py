@@ -7,10 +7,8 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from tests.problems import (
-    few_training_rows,
-    lattice,
-)
+from tests.datasets import lattice
+from tests.problems import few_training_rows
 from tests.test_properties import IDS, SEEDS, SIZES, STEPS, D, Flat, InvertedFile
 
 

@@ -9,17 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.problems import (
-    PLAIN,
-    agree,
-    few_training_rows,
-    flat,
-    normal,
-    same_state,
-    settings_of,
-    shared,
-    snapshot,
-)
+from tests.datasets import PLAIN, normal
+from tests.oracle import agree
+from tests.problems import few_training_rows, flat, shared
+from tests.states import same_state, settings_of, snapshot
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, load
 
 SUFFIXES = [".pt", ".safetensors"]

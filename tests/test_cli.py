@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.problems import agree, normal
+from tests.datasets import normal
+from tests.oracle import agree
 from tests.vector_files import ROWS, WRITERS, D, hdf5
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, export, load
 from torch_ivf_module.cli import main

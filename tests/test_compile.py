@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.problems import METRICS, normal
+from tests.datasets import normal
+from tests.problems import METRICS
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from torch_ivf_module.export import to_torchscript
 from torch_ivf_module.graph import LAYOUTS

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.problems import normal
+from tests.datasets import normal
 from torch_ivf_module import (
     IndexFlat,
     IndexFlatL2,

@@ -17,23 +17,10 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from tests.problems import (
-    DTYPES,
-    METRICS,
-    MODES,
-    agree,
-    check,
-    each_dtype,
-    each_metric,
-    each_mode,
-    flat,
-    held,
-    normal,
-    probed,
-    problem,
-    settings_of,
-    shared,
-)
+from tests.datasets import normal, problem
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import DTYPES, METRICS, MODES, each_dtype, each_metric, each_mode, flat, shared
+from tests.states import settings_of
 from torch_ivf_module import IndexIVFFlat
 from torch_ivf_module.functional import kmeans
 from torch_ivf_module.functional.probe import probe_by_ranking
@@ -74,7 +61,7 @@ def test_search_on_an_accelerator(device, name, mode, dtype, metric):
     moved = deepcopy(index).to(device)
     D, I = moved.search(queries.to(device), case.k)
     assert D.device.type == I.device.type == device
-    check((D.cpu(), I.cpu()), queries, held(index), metric, case.k, probed(index, queries))
+    check((D.cpu(), I.cpu()), queries, stored_rows(index), metric, case.k, probed(index, queries))
     lims, _, _ = moved.range_search(queries.to(device), 3.0)
     assert lims.device.type == device
 
@@ -88,7 +75,7 @@ def test_building_on_an_accelerator(device, metric):
     index.remove_ids(torch.arange(10, device=device))
     index.update(torch.arange(20, 25, device=device), base[:5].to(device))
     D, I = index.search(queries.to(device), 5)
-    check((D, I), queries, held(index), metric, 5)
+    check((D, I), queries, stored_rows(index), metric, 5)
     assert index.reconstruct(30).device.type == device
     agree((D.cpu(), I.cpu()), deepcopy(index).to("cpu").search(queries, 5), rtol=1e-4, atol=1e-5)
 

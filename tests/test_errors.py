@@ -9,7 +9,9 @@ import re
 import pytest
 import torch
 
-from tests.problems import PLAIN, few_training_rows, flat, normal, settings_of, shared, unchanged
+from tests.datasets import PLAIN, normal
+from tests.problems import few_training_rows, flat, shared
+from tests.states import settings_of, unchanged
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, SearchParams
 from torch_ivf_module.functional import kmeans
 

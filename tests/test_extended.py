@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.distributed import checkpoint as dcp
 
-from tests.problems import agree, few_training_rows, normal
+from tests.datasets import normal
+from tests.oracle import agree
+from tests.problems import few_training_rows
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from torch_ivf_module.dcp import IndexLoadPlanner
 

@@ -8,20 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.problems import (
-    METRICS,
-    MODES,
-    Problem,
-    agree,
-    flat,
-    held,
-    ivf,
-    normal,
-    probed,
-    problem,
-    shared,
-    unit,
-)
+from tests.datasets import Problem, normal, problem
+from tests.oracle import agree, probed, stored_rows, unit
+from tests.problems import METRICS, MODES, flat, ivf, shared
 from torch_ivf_module import IndexIVFFlat, SearchParams
 
 CASES = [
@@ -110,7 +99,7 @@ def _reach(index, queries):
     if index.metric == "l2" or index.ntotal == 0:
         return 0.0
     longest = 1.0 if index.metric == "cosine" else float(queries.norm(dim=1).max())
-    return longest * float(held(index).vectors.norm(dim=1).max())
+    return longest * float(stored_rows(index).vectors.norm(dim=1).max())
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -212,7 +201,7 @@ def test_vectors_go_to_the_lists_that_faiss_would_choose(faiss, metric):
     index, base, _ = shared(problem("wide"), metric)
     other = twin(faiss, index)
     _, nearest = other.quantizer.search(asked(base, metric), 1)
-    ids, _, lists = held(index)
+    ids, _, lists = stored_rows(index)
     assert torch.equal(torch.from_numpy(nearest[:, 0])[ids], lists)
 
 

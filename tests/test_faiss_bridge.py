@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import defaults, few_training_rows, normal
+from tests.datasets import normal
+from tests.problems import defaults, few_training_rows
 from torch_ivf_module import (
     IndexFlat,
     IndexFlatIP,

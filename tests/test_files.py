@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.problems import normal, same_state, snapshot
+from tests.datasets import normal
+from tests.states import same_state, snapshot
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, _files, load
 from torch_ivf_module import checkpoint as files
 

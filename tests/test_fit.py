@@ -7,18 +7,10 @@ import warnings
 import pytest
 import torch
 
-from tests.problems import (
-    DTYPES,
-    PLAIN,
-    check,
-    each_metric,
-    few_training_rows,
-    held,
-    normal,
-    probed,
-    shared,
-    unchanged,
-)
+from tests.datasets import PLAIN, normal
+from tests.oracle import check, probed, stored_rows
+from tests.problems import DTYPES, each_metric, few_training_rows, shared
+from tests.states import unchanged
 from torch_ivf_module import IndexIVFFlat
 
 
@@ -77,10 +69,10 @@ def test_training_again_moves_every_vector_and_loses_none(dtype, metric):
     index, base, queries = shared(PLAIN, metric, dtype)
     index.remove_ids(torch.arange(5))
     index.add(base[:3])
-    before = held(index)
+    before = stored_rows(index)
     numbering = int(index.next_id)
     index.train(normal(480, PLAIN.d, seed=44), seed=5)
-    after = held(index)
+    after = stored_rows(index)
     one, other = before.ids.argsort(), after.ids.argsort()
     assert torch.equal(before.ids[one], after.ids[other])
     assert torch.equal(before.vectors[one], after.vectors[other])
@@ -97,7 +89,7 @@ def test_training_again_after_a_reset():
     index.reset()
     index.train(base + 3)
     index.add(base + 3)
-    check(index.search(queries, 10), queries, held(index), "l2", 10, probed(index, queries))
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, probed(index, queries))
 
 
 def test_a_refused_training_keeps_the_centroids():

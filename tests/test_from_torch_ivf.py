@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.problems import few_training_rows, flat, normal
+from tests.datasets import normal
+from tests.problems import few_training_rows, flat
 from torch_ivf_module.index import IndexBase, IndexFlatIP, IndexFlatL2, IndexIVFFlat, SearchParams
 
 PAGE = (Path(__file__).parent.parent / "docs" / "from-torch-ivf.md").read_text(encoding="utf-8")

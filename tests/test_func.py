@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
-from tests.problems import normal
+from tests.datasets import normal
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, SearchParams
 
 D, K = 8, 3

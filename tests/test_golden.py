@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import agree, defaults
+from tests.oracle import agree
+from tests.problems import defaults
 from torch_ivf_module import IndexIVFFlat, load
 from torch_ivf_module.checkpoint import VERSION
 

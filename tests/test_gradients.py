@@ -8,19 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import (
-    DTYPES,
-    MODES,
-    PLAIN,
-    agree,
-    comparable,
-    each_metric,
-    held,
-    ivf,
-    normal,
-    problem,
-    shared,
-)
+from tests.datasets import PLAIN, normal, problem
+from tests.oracle import agree, comparable, stored_rows
+from tests.problems import DTYPES, MODES, each_metric, ivf, shared
 from torch_ivf_module.functional.metric import exact_scores
 
 
@@ -51,7 +41,7 @@ def test_gradient_of_distances(staged, mode, dtype, metric):
     assert not I.requires_grad
     agree((D.detach(), I), plain, rtol=1e-5, atol=1e-5)
     D.sum().backward()
-    ids, vectors, _ = held(index)
+    ids, vectors, _ = stored_rows(index)
     rows = torch.stack([(ids == i).nonzero()[0, 0] for i in I.flatten()]).view(I.shape)
     expected = _gradient(x.detach(), vectors[rows], metric)
     torch.testing.assert_close(x.grad.double(), expected, rtol=1e-4, atol=1e-4)
@@ -124,7 +114,7 @@ def test_gradient_reaches_an_encoder(metric):
     x = normal(12, 8)
     D, I = model(x)
     D.mean().backward()
-    ids, vectors, _ = held(index)
+    ids, vectors, _ = stored_rows(index)
     rows = torch.stack([(ids == i).nonzero()[0, 0] for i in I.flatten()]).view(I.shape)
     outer = _gradient(encoder(x).detach(), vectors[rows], metric) / D.numel()
     torch.testing.assert_close(encoder.weight.grad.double(), outer.T @ x.double(), rtol=1e-4, atol=1e-5)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import few_training_rows, normal, same_state, settings_of, snapshot
+from tests.datasets import normal
+from tests.problems import few_training_rows
+from tests.states import same_state, settings_of, snapshot
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform, load
 
 pytest.importorskip("huggingface_hub")

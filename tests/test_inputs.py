@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import normal
+from tests.datasets import normal
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, SearchParams
 
 D = 8

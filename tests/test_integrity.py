@@ -13,7 +13,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import swa_utils
 
-from tests.problems import PLAIN, agree, flat, ivf, normal, same_state, snapshot
+from tests.datasets import PLAIN, normal
+from tests.oracle import agree
+from tests.problems import flat, ivf
+from tests.states import same_state, snapshot
 from torch_ivf_module import AveragedModel, IndexFlatL2, IndexIVFFlat, to_faiss
 from torch_ivf_module.index.integrity import checksums
 

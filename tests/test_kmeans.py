@@ -7,7 +7,9 @@ import re
 import pytest
 import torch
 
-from tests.problems import METRICS, each_metric, normal, unit
+from tests.datasets import normal
+from tests.oracle import unit
+from tests.problems import METRICS, each_metric
 from torch_ivf_module.functional import kmeans
 
 

@@ -6,19 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.datasets import PLAIN, normal
 from tests.kinds import BUFFERS, STORED, Deep, each_stored, fresh, same_answers
-from tests.problems import (
-    PLAIN,
-    check,
-    few_training_rows,
-    held,
-    normal,
-    probed,
-    same_state,
-    shared,
-    snapshot,
-    unchanged,
-)
+from tests.oracle import check, probed, stored_rows
+from tests.problems import few_training_rows, shared
+from tests.states import same_state, snapshot, unchanged
 from torch_ivf_module import IndexIVFFlat
 
 NESTINGS = {
@@ -146,13 +138,13 @@ def test_nothing_computed_from_an_older_state_is_used(name, assign):
     state = snapshot(index)
     state[name] = state[name] + 7 if name == "list_ids" else state[name].flip(1)
     index.load_state_dict(state, assign=assign)
-    check(index.search(queries, 10), queries, held(index), "l2", 10, probed(index, queries))
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, probed(index, queries))
     index.get_buffer(name).copy_(state[name].flip(0))
     if name == "list_ids":  # ids that were written over may be an average, which nobody can tell from ids
         with pytest.raises(RuntimeError, match=r"list_ids.*AveragedModel"):
             index.search(queries, 10)
         return
-    check(index.search(queries, 10), queries, held(index), "l2", 10, probed(index, queries))
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, probed(index, queries))
 
 
 def test_a_parent_still_hears_of_missing_and_unexpected_keys():

@@ -8,19 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.datasets import PLAIN
 from tests.kinds import KINDS, each_kind
-from tests.problems import (
-    PLAIN,
-    agree,
-    check,
-    few_training_rows,
-    held,
-    probed,
-    same_state,
-    shared,
-    snapshot,
-    unchanged,
-)
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import few_training_rows, shared
+from tests.states import same_state, snapshot, unchanged
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
 
 
@@ -131,7 +123,7 @@ def test_a_copied_subset_has_the_settings_and_shares_nothing(kind):
     assert part.config() == index.config()
     assert part.next_id == index.next_id
     lists = probed(part, queries) if kind == "ivf" else None
-    check(part.search(queries, 4), queries, held(part), "l2", 4, lists)
+    check(part.search(queries, 4), queries, stored_rows(part), "l2", 4, lists)
     for buffer in part.buffers():
         buffer.zero_()
     assert same_state(snapshot(index), before)

@@ -10,22 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.datasets import PLAIN, normal
 from tests.kinds import BUFFERS, STORED, Deep, each_stored, fresh, same_answers
-from tests.problems import (
-    DTYPES,
-    PLAIN,
-    agree,
-    check,
-    each_metric,
-    held,
-    normal,
-    probed,
-    same_state,
-    settings_of,
-    shared,
-    snapshot,
-    unchanged,
-)
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import DTYPES, each_metric, shared
+from tests.states import same_state, settings_of, snapshot, unchanged
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
 
 # --- buffers --------------------------------------------------------------------------------------------------
@@ -146,7 +135,7 @@ def test_storage_dtype_changes_and_centroids_stay_float32(start, end, metric):
         assert torch.equal(moved.centroids, centroids)
         assert moved.centroids.dtype == torch.float32
         assert moved.list_ids.dtype == moved.list_offsets.dtype == moved.next_id.dtype == torch.int64
-        check(moved.search(queries, 10), queries, held(moved), metric, 10, probed(moved, queries))
+        check(moved.search(queries, 10), queries, stored_rows(moved), metric, 10, probed(moved, queries))
         moved.add(normal(5, index.d))
         assert moved.packed_embeddings.dtype == end
         assert moved.ntotal == index.ntotal + 5

@@ -11,7 +11,8 @@ import contextlib
 import pytest
 import torch
 
-from tests.problems import DTYPES, each_metric, flat, normal, problem, shared
+from tests.datasets import normal, problem
+from tests.problems import DTYPES, each_metric, flat, shared
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, SearchParams, native
 from torch_ivf_module.functional.kernels import kernel_for
 from torch_ivf_module.functional.metric import rounding

@@ -10,22 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.problems import (
-    Held,
-    Probed,
-    Problem,
-    agree,
-    check,
-    each_metric,
-    each_mode,
-    few_training_rows,
-    held,
-    list_scores,
-    normal,
-    problem,
-    shared,
-    snapshot,
-)
+from tests.datasets import Problem, normal, problem
+from tests.oracle import Probed, StoredRows, agree, check, list_scores, stored_rows
+from tests.problems import each_metric, each_mode, few_training_rows, shared
+from tests.states import snapshot
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, native
 from torch_ivf_module.functional import scan_lists
 from torch_ivf_module.functional.budget import Budget, row_limits
@@ -96,9 +84,9 @@ def plain_limits(scores: list[float], sizes: list[int], params: SearchParams) ->
     return Limits(limits, clear)
 
 
-def readable(index, queries, params) -> tuple[Held, Probed]:
+def readable(index, queries, params) -> tuple[StoredRows, Probed]:
     """What `index` holds, every row a list of its own, and the rows that each query must and may read."""
-    own, (scores, apart) = held(index), list_scores(index, queries)
+    own, (scores, apart) = stored_rows(index), list_scores(index, queries)
     offsets = index.list_offsets.tolist()
     probes = min(params.nprobe or index.nprobe, index.nlist)
     required = torch.zeros(len(queries), len(own.ids), dtype=torch.bool)
@@ -284,7 +272,7 @@ def test_ordered_lists_answer_as_before(metric, mode):
 def test_rows_lie_in_the_order_that_was_asked_for(metric):
     index, _, _ = shared(LONG, metric)
     index.rebuild_lists(ordering="residual_norm_asc" if metric == "l2" else "proj_desc")
-    own = held(index)
+    own = stored_rows(index)
     home = index.centroids.double()[own.lists]
     worth = -(own.vectors - home).norm(dim=1) if metric == "l2" else (own.vectors * home).sum(1)
     same_list = own.lists.diff() == 0
@@ -292,7 +280,7 @@ def test_rows_lie_in_the_order_that_was_asked_for(metric):
     assert (worth.diff()[same_list] <= 1e-6).all()
     assert index.list_ordering == ("residual_norm_asc" if metric == "l2" else "proj_desc")
     index.rebuild_lists()
-    assert torch.equal(held(index).ids, own.ids)
+    assert torch.equal(stored_rows(index).ids, own.ids)
 
 
 def test_ordered_lists_find_more_with_the_same_budget():
@@ -329,10 +317,10 @@ def test_a_threshold_of_added_rows_sorts_the_lists_again():
     assert index.list_ordering == "none"  # "manual" is the default
     index.search(queries, 1, params=kept)
     assert index.list_ordering == "residual_norm_asc"
-    ids = held(index).ids
+    ids = stored_rows(index).ids
     index.add(base[:99] * 0.5)
     index.search(queries, 1, params=kept)
-    assert held(index).ids[held(index).ids < 2400].tolist() == ids.tolist()
+    assert stored_rows(index).ids[stored_rows(index).ids < 2400].tolist() == ids.tolist()
     assert not _is_ordered(index)
     index.add(base[:1] * 0.5)
     index.search(queries, 1, params=kept)
@@ -340,7 +328,7 @@ def test_a_threshold_of_added_rows_sorts_the_lists_again():
 
 
 def _is_ordered(index):
-    own = held(index)
+    own = stored_rows(index)
     residual = (own.vectors - index.centroids.double()[own.lists]).norm(dim=1)
     return bool((residual.diff()[own.lists.diff() == 0] >= -1e-6).all())
 
@@ -354,7 +342,7 @@ def test_the_row_added_last_of_a_duplicate_id_stays_the_last():
     index.rebuild_lists()
     assert all(torch.equal(index.reconstruct(id), x) for id, x in zip(range(2400, 2500), last, strict=True))
     assert torch.equal(torch.stack(last), base[:100] * 0.8)
-    assert held(index).ids.sort().values.tolist() == [*range(2400), *sorted(twice.tolist())]
+    assert stored_rows(index).ids.sort().values.tolist() == [*range(2400), *sorted(twice.tolist())]
 
 
 def test_the_order_is_gone_after_new_centroids_or_another_state():
@@ -367,7 +355,7 @@ def test_the_order_is_gone_after_new_centroids_or_another_state():
     index.rebuild_lists()
     index.load_state_dict(other.state_dict())
     assert index.list_ordering == "none"
-    assert torch.equal(held(index).ids, held(other).ids)
+    assert torch.equal(stored_rows(index).ids, stored_rows(other).ids)
 
 
 @pytest.mark.parametrize("emptied", ["by reset", "by a state", "by reset_parameters"])

@@ -7,7 +7,10 @@ from copy import deepcopy
 import pytest
 import torch
 
-from tests.problems import METRICS, MODES, agree, few_training_rows, normal, same_state, snapshot
+from tests.datasets import normal
+from tests.oracle import agree
+from tests.problems import METRICS, MODES, few_training_rows
+from tests.states import same_state, snapshot
 from torch_ivf_module import IndexIVFFlat, SearchParams
 from torch_ivf_module.functional import metric as metrics
 

@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.problems import Held, check, check_range, few_training_rows, lattice, probed, same_state, snapshot
+from tests.datasets import lattice
+from tests.oracle import StoredRows, check, check_range, probed
+from tests.problems import few_training_rows
+from tests.states import same_state, snapshot
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat
 from torch_ivf_module.functional import lists as ragged
 from torch_ivf_module.functional import select_topk
@@ -137,7 +140,7 @@ class Bookkeeping(RuleBasedStateMachine):
         ids = torch.tensor([id for id, _ in self.rows], dtype=torch.int64)
         vectors = torch.stack([x for _, x in self.rows]) if self.rows else torch.zeros(0, D)
         lists = torch.zeros(len(ids), dtype=torch.int64)
-        return Held(ids, vectors.double(), lists)
+        return StoredRows(ids, vectors.double(), lists)
 
     @rule(
         seed=SEEDS,

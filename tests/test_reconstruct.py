@@ -5,17 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.datasets import PLAIN, normal
 from tests.kinds import KINDS, each_empty, each_kind, pending_removals, trained
-from tests.problems import (
-    DTYPES,
-    PLAIN,
-    comparable,
-    each_metric,
-    flat,
-    normal,
-    shared,
-    unchanged,
-)
+from tests.oracle import comparable
+from tests.problems import DTYPES, each_metric, flat, shared
+from tests.states import unchanged
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat
 from torch_ivf_module.functional.id_lookup import last_of, matches, rows_with
 

@@ -8,21 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.datasets import PLAIN, normal, problem
 from tests.kinds import KINDS, each_empty, each_kind, pending_removals
-from tests.problems import (
-    PLAIN,
-    agree,
-    check,
-    check_range,
-    each_metric,
-    each_mode,
-    held,
-    normal,
-    probed,
-    problem,
-    shared,
-    unchanged,
-)
+from tests.oracle import agree, check, check_range, probed, stored_rows
+from tests.problems import each_metric, each_mode, shared
+from tests.states import unchanged
 from tests.test_threads import together
 from torch_ivf_module import SearchParams
 from torch_ivf_module.index.pending import PendingUpdates
@@ -52,11 +42,11 @@ def test_remove(kind, how):
     assert type(count) is int
     assert count == int(gone.sum())
     assert index.ntotal == len(base) - count
-    ids, vectors, _ = held(index)
+    ids, vectors, _ = stored_rows(index)
     assert torch.equal(ids.sort().values, (~gone).nonzero()[:, 0])
     assert torch.equal(vectors, base.double()[ids])
     lists = probed(index, queries) if kind == "ivf" else None
-    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, lists)
     index.add(base[:1])
     assert int(index.list_ids.max()) == len(base)
 
@@ -94,7 +84,7 @@ def test_reset_forgets_the_vectors_and_keeps_the_centroids(kind):
         "numbered from 0 again, as in faiss"
     )
     lists = probed(index, queries) if kind == "ivf" else None
-    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, lists)
 
 
 @each_kind
@@ -108,7 +98,7 @@ def test_update_replaces_vectors_under_their_ids(kind):
     assert int(index.next_id) == numbering
     expected = base.clone()
     expected[ids] = new
-    now = held(index)
+    now = stored_rows(index)
     assert torch.equal(now.vectors, expected.double()[now.ids])
     lists = probed(index, queries) if kind == "ivf" else None
     check(index.search(queries, 10), queries, now, "l2", 10, lists)
@@ -151,7 +141,7 @@ def test_removed_rows_are_not_found_while_they_wait(metric, mode, case, dtype, p
     radius = float(found[0][found[1] != -1].median())
     near = index.range_search(queries, radius)
     assert pending_removals(index)
-    reference = held(deepcopy(index))
+    reference = stored_rows(deepcopy(index))
     assert len(reference.ids) == index.ntotal == len(base) - len(gone) + 2
     assert not torch.isin(reference.ids, gone).any()
     check(found, queries, reference, metric, k, probed(index, queries))
@@ -224,7 +214,7 @@ def test_updating_the_same_ids_again_and_again_keeps_nothing_old():
     assert index._updates._held < 1000
     assert index.ntotal == len(base)
     found = index.search(queries, 7)
-    check(found, queries, held(deepcopy(index)), "l2", 7)
+    check(found, queries, stored_rows(deepcopy(index)), "l2", 7)
     assert torch.equal(index.reconstruct_n(0, 40), normal(40, PLAIN.d, seed=59))
 
 
@@ -249,7 +239,7 @@ def test_removal_between_inference_mode_and_without():
     with torch.inference_mode():
         index.remove_ids(torch.tensor([5, len(base) + 1]))
     index.remove_ids(torch.tensor([6]))
-    check(index.search(queries, 5), queries, held(deepcopy(index)), "l2", 5, probed(index, queries))
+    check(index.search(queries, 5), queries, stored_rows(deepcopy(index)), "l2", 5, probed(index, queries))
 
 
 @each_kind

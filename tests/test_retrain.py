@@ -7,18 +7,10 @@ from copy import deepcopy
 import pytest
 import torch
 
-from tests.problems import (
-    PLAIN,
-    agree,
-    check,
-    each_metric,
-    few_training_rows,
-    held,
-    ivf,
-    normal,
-    probed,
-    unchanged,
-)
+from tests.datasets import PLAIN, normal
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import each_metric, few_training_rows, ivf
+from tests.states import unchanged
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
 
 
@@ -34,12 +26,11 @@ def test_retraining_moves_vectors_and_loses_none(metric):
     assert 0 < report.moved <= report.total == index.ntotal == before.ntotal
     assert report.imbalance_before == before.imbalance_factor()
     assert report.imbalance == index.imbalance_factor()
-    lists, old = (
-        dict(zip(now.ids.tolist(), now.lists.tolist(), strict=True)) for now in (held(index), held(before))
-    )
+    contents = (stored_rows(index), stored_rows(before))
+    lists, old = (dict(zip(stored.ids.tolist(), stored.lists.tolist(), strict=True)) for stored in contents)
     assert report.moved == sum(lists[id] != old[id] for id in old)
     agree(index.search(queries, 9, params=everything), before.search(queries, 9, params=everything))
-    check(index.search(queries, 9), queries, held(index), metric, 9, probed(index, queries))
+    check(index.search(queries, 9), queries, stored_rows(index), metric, 9, probed(index, queries))
 
 
 def test_retraining_where_nothing_changes_moves_nothing():

@@ -8,28 +8,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.problems import (
-    MODES,
-    PLAIN,
-    Problem,
-    agree,
-    check,
-    defaults,
-    each_dtype,
-    each_metric,
-    each_mode,
-    flat,
-    held,
-    ivf,
-    lattice,
-    normal,
-    probed,
-    problem,
-    same_state,
-    shared,
-    snapshot,
-    unchanged,
-)
+from tests.datasets import PLAIN, Problem, lattice, normal, problem
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import MODES, defaults, each_dtype, each_metric, each_mode, flat, ivf, shared
+from tests.states import same_state, snapshot, unchanged
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
 
 
@@ -96,7 +78,7 @@ def test_vectors_of_any_floating_type(dtype):
     for kind in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         index.add(base.to(kind))
     assert index.packed_embeddings.dtype == dtype
-    assert torch.equal(held(index).vectors[held(index).ids.argsort()], base.double().repeat(4, 1))
+    assert torch.equal(stored_rows(index).vectors[stored_rows(index).ids.argsort()], base.double().repeat(4, 1))
 
 
 STRIDES = {
@@ -203,7 +185,7 @@ LONG = {
 def test_sizes_beyond_what_is_handled_in_one_piece(mode, name):
     case = LONG[name]
     index, _, queries = shared(case, search_mode=mode)
-    check(index.search(queries, case.k), queries, held(index), "l2", case.k, probed(index, queries))
+    check(index.search(queries, case.k), queries, stored_rows(index), "l2", case.k, probed(index, queries))
 
 
 @each_mode

@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 
 from benchmarks import sharded
 from tests import jobs, processes
-from tests.problems import agree
+from tests.oracle import agree
 from torch_ivf_module import ShardedIndex
 from torch_ivf_module.dcp import IndexLoadPlanner
 from torch_ivf_module.sharded import newest

@@ -8,7 +8,9 @@ from threading import Barrier
 import pytest
 import torch
 
-from tests.problems import METRICS, MODES, agree, flat, normal, problem, shared
+from tests.datasets import normal, problem
+from tests.oracle import agree
+from tests.problems import METRICS, MODES, flat, shared
 
 THREADS = 4
 CASE = problem("wide")

@@ -11,7 +11,10 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.optim import swa_utils
 
-from tests.problems import agree, few_training_rows, normal, same_state, snapshot
+from tests.datasets import normal
+from tests.oracle import agree
+from tests.problems import few_training_rows
+from tests.states import same_state, snapshot
 from torch_ivf_module import AveragedModel, IndexFlatIP, IndexFlatL2, IndexIVFFlat
 from torch_ivf_module.dcp import IndexLoadPlanner
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.problems import few_training_rows, flat, normal, unchanged
+from tests.datasets import normal
+from tests.problems import few_training_rows, flat
+from tests.states import unchanged
 from torch_ivf_module import IndexIVFFlat, SearchParams, tune
 from torch_ivf_module.tune import recall
 

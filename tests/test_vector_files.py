@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.problems import normal
+from tests.datasets import normal
 from tests.vector_files import ROWS, WRITERS, D, hdf5, matrix, nested, parquet, records
 from torch_ivf_module import IndexFlatL2, load
 from torch_ivf_module.cli import main
