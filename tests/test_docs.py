@@ -31,7 +31,7 @@ WITH_PYTHON = [name for name, page in ENGLISH.items() if "```python" in page.rea
 def test_code_blocks_run(name, tmp_path, monkeypatch):
     """All Python blocks of a page one after the other; a block `pytb` behind one is the error that it ends with."""
     monkeypatch.chdir(tmp_path)
-    # The same capture into one graph, without the minutes of C++; tests/test_graph.py compiles to the end.
+    # Captures the same graph without compiling C++, which takes minutes; test_graph_compile.py compiles.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     if name.endswith("troubleshooting.md"):
         monkeypatch.setitem(sys.modules, "tqdm", None)  # it tells what happens where tqdm is missing
