@@ -1,6 +1,6 @@
 """Models that hold an index under torch.compile, torch.fx, torch.jit.trace, torch.export and torch.onnx.export.
 
-One graph without breaks is what index.graph() is for; see test_graph_compile.py. Here an index is called between graphs.
+One graph without breaks needs index.graph(), see test_graph_compile.py; here an index is called between graphs.
 """
 
 from __future__ import annotations

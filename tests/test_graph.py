@@ -12,6 +12,7 @@ import torch
 from tests.graphs import GRAPHS, D, K, Model, index_of, queries, same
 from tests.problems import each_metric
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, export
+from torch_ivf_module.graph import LAYOUTS
 
 
 @each_metric
