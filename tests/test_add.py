@@ -25,7 +25,7 @@ TOO_FAR = (ValueError, RuntimeError, OverflowError)
 
 
 @each_empty
-def test_ids_grow_and_are_never_given_twice(empty):
+def test_ids_increase_and_are_never_reused(empty):
     index = empty()
     x = normal(30, 8)
     index.add(x[:10])
@@ -49,7 +49,7 @@ def test_ids_grow_and_are_never_given_twice(empty):
 
 
 @each_empty
-def test_ids_may_be_anything_but_minus_one(empty):
+def test_any_id_but_minus_one_is_valid(empty):
     index = empty()
     x = normal(6, 8)
     ids = torch.tensor([LAST, -(2**63), 0, 5, 5, -2])
@@ -73,7 +73,7 @@ def test_int32_ids_are_converted(empty):
 
 @each_empty
 @pytest.mark.parametrize("before", [LAST, LAST - 2])
-def test_numbers_that_do_not_fit_int64_are_refused(empty, before):
+def test_ids_beyond_int64_are_refused(empty, before):
     index = empty()
     x = normal(8, 8)
     index.add_with_ids(x[:1], torch.tensor([before]))
@@ -91,7 +91,7 @@ def test_numbers_that_do_not_fit_int64_are_refused(empty, before):
 
 
 @each_empty
-def test_the_largest_id_is_never_given_out_twice(empty):
+def test_add_after_the_largest_id_is_refused(empty):
     index = empty()
     index.add_with_ids(normal(1, 8), torch.tensor([LAST]))
     with unchanged(index), pytest.raises(TOO_FAR):
@@ -100,7 +100,7 @@ def test_the_largest_id_is_never_given_out_twice(empty):
 
 @each_empty
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_rows_that_are_not_finite_are_refused_by_number(empty, value):
+def test_the_first_row_that_is_not_finite_is_named(empty, value):
     index = empty()
     index.add(normal(4, 8))
     bad = normal(20, 8)
@@ -117,7 +117,7 @@ def test_rows_that_are_not_finite_are_refused_by_number(empty, value):
 
 @each_empty
 @pytest.mark.parametrize("source", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_rows_that_the_storage_cannot_hold_are_refused(empty, source):
+def test_rows_beyond_the_storage_dtype_are_refused(empty, source):
     """They would be stored as infinities, so they count as not finite."""
     index = empty(dtype=torch.float16)
     x = normal(5, 8).to(source)
@@ -137,7 +137,7 @@ def test_float64_rows_beyond_float32_are_refused():
 
 
 @each_empty
-def test_what_is_added_is_a_detached_copy(empty):
+def test_add_stores_a_detached_copy(empty):
     index = empty()
     x = normal(20, 8).requires_grad_()
     index.add(x)
@@ -177,7 +177,7 @@ READERS = {
 @pytest.mark.parametrize("rows", [1, 7, 130, 1000])
 @pytest.mark.parametrize("reader", READERS)
 @each_kind
-def test_every_reader_sees_what_was_just_added(kind, reader, rows):
+def test_every_method_sees_pending_rows(kind, reader, rows):
     """Rows may wait to be packed; nobody who reads may notice."""
     index = KINDS[kind]().index
     if kind == "ivf":
@@ -188,7 +188,7 @@ def test_every_reader_sees_what_was_just_added(kind, reader, rows):
 
 
 @each_kind
-def test_an_index_takes_its_own_rows(kind):
+def test_adding_the_rows_of_the_index_itself(kind):
     index, base, queries = KINDS[kind]()
     index.add(index.packed_embeddings)
     index.add_with_ids(index.packed_embeddings[:9], index.list_ids[:9])
@@ -222,7 +222,7 @@ def test_searching_after_each_add(kind, rows, tmp_path):
     assert (index.search(queries, 3)[1] == -1).all()
 
 
-def test_adding_bit_by_bit_is_adding_at_once():
+def test_many_small_adds_equal_one():
     whole, base, queries = shared()
     index, _, _ = shared()
     index.reset()
@@ -235,7 +235,7 @@ def test_adding_bit_by_bit_is_adding_at_once():
     agree(index.search(queries, 10), whole.search(queries, 10), rtol=1e-6)
 
 
-def test_rows_of_a_list_keep_the_order_they_came_in():
+def test_rows_of_a_list_are_in_the_order_of_adding():
     index, _, _ = shared()
     offsets = index.list_offsets
     for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
@@ -268,7 +268,7 @@ def test_many_small_adds_copy_little():
 
 
 @each_empty
-def test_zero_rows_are_valid_everywhere(empty):
+def test_zero_rows_are_valid_in_every_method(empty):
     index = empty()
     none = torch.zeros(0, 8)
     index.add(none)
@@ -287,7 +287,7 @@ def test_zero_rows_are_valid_everywhere(empty):
     assert index.search(none, 4)[0].shape == (0, 4)
 
 
-def test_a_copy_on_another_seed_searches_alike():
+def test_answers_do_not_depend_on_the_centroids_if_all_lists_are_probed():
     """Whatever the centroids, probing every list gives the same answers."""
     first, _, queries = ivf(PLAIN, nprobe=PLAIN.nlist)
     other = deepcopy(first)

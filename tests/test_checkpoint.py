@@ -35,7 +35,7 @@ def path(request, tmp_path):
 
 @each_kind
 @pytest.mark.parametrize("mmap", [False, True])
-def test_what_was_saved_is_loaded(kind, mmap, path):
+def test_save_and_load(kind, mmap, path):
     index, base, queries = KINDS[kind]()
     index.remove_ids(torch.arange(7))
     index.k, index.search_mode, index.max_bytes = 4, "matrix", 1 << 20
@@ -61,7 +61,7 @@ def test_what_was_saved_is_loaded(kind, mmap, path):
 
 @pytest.mark.parametrize("make", [lambda: IndexIVFFlat(5, nlist=3, nprobe=2), lambda: IndexFlatL2(5),
                                   lambda: IndexFlatIP(5)])  # fmt: skip
-def test_an_empty_index_is_saved_too(make, path):
+def test_save_and_load_an_empty_index(make, path):
     index = make()
     index.save(path)
     loaded = load(path)
@@ -89,7 +89,7 @@ def _leaves(value):
         yield value
 
 
-def test_the_safetensors_file_holds_the_buffers(tmp_path):
+def test_the_safetensors_file_contains_the_buffers(tmp_path):
     library = pytest.importorskip("safetensors.torch")
     index, _, _ = shared()
     index.save(tmp_path / "index.safetensors")
@@ -149,7 +149,7 @@ def test_an_altered_tensor_is_refused(name, path):
 
 
 @pytest.mark.parametrize("place", range(12))
-def test_a_file_altered_anywhere_is_refused_or_still_right(place, path):
+def test_a_file_altered_anywhere_is_refused_or_loads_correctly(place, path):
     """Some bytes say nothing (padding, dates); a change to any other must not pass for an index."""
     index, _, _ = shared()
     index.save(path)
@@ -167,7 +167,7 @@ def test_a_file_altered_anywhere_is_refused_or_still_right(place, path):
         assert same_state(snapshot(loaded), snapshot(index))
 
 
-def test_a_foreign_file_is_refused(tmp_path, path):
+def test_a_file_without_an_index_is_refused(tmp_path, path):
     if path.suffix == ".pt":
         torch.save({"weight": torch.ones(3)}, path)
     else:
@@ -257,7 +257,7 @@ def test_the_file_is_synced_before_it_is_renamed(path, monkeypatch):
     assert path.exists()
 
 
-def test_a_saved_index_can_be_read_by_others_who_could_read_the_old_one(path):
+def test_a_saved_file_has_the_permissions_of_the_umask(path):
     """A temporary file may be made for its owner alone; the finished one follows the process's own rules."""
     if os.name != "posix":
         pytest.skip("file modes are those of posix")
@@ -270,7 +270,7 @@ def test_a_saved_index_can_be_read_by_others_who_could_read_the_old_one(path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_mapping_does_not_read_the_vectors(path):
+def test_mmap_does_not_read_the_vectors(path):
     """A mapped tensor lies in the pages of the file itself."""
     maps = Path("/proc/self/maps")
     if not maps.exists():

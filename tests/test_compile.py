@@ -14,7 +14,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.datasets import normal
-from tests.problems import METRICS
+from tests.problems import each_metric
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from torch_ivf_module.export import to_torchscript
 from torch_ivf_module.graph import LAYOUTS
@@ -116,7 +116,7 @@ def test_a_compiled_function_that_changes_an_index():
 
 
 @pytest.mark.parametrize("call", [lambda index, x: index(x), lambda index, x: index.search(x, 2)])
-def test_one_graph_is_refused_with_the_way_to_have_it(call):
+def test_fullgraph_of_an_index_names_graph_in_the_error(call):
     torch._dynamo.reset()
     index = flat("l2")
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"index\.graph\(\)"):
@@ -203,8 +203,8 @@ def test_a_traced_graph_serves_every_batch():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("metric", METRICS)
-def test_a_trace_does_not_depend_on_who_wanted_gradients(metric, layout):
+@each_metric
+def test_a_trace_does_not_depend_on_grad_mode(metric, layout):
     encoder, graph = nn.Linear(D, D), ivf(metric).graph(layout=layout)
     model = nn.Sequential(encoder, graph)
     traced = torch.jit.trace(model, X[:2])  # which compares a recording with gradients with one without

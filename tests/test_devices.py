@@ -128,7 +128,7 @@ def test_query_major_search_on_fake_tensors(metric, dtype, kind, max_codes):
     assert scores.shape == ids.shape == (len(queries), 4)
 
 
-def test_fake_tensors_do_notice_a_stray_tensor():
+def test_fake_tensors_detect_a_tensor_on_the_wrong_device():
     index, _, queries = shared(CASE)
     mode = FakeTensorMode()
     index = on_fake_device(index, mode)
@@ -232,7 +232,7 @@ def back(tensor):
     return tensor.inner
 
 
-def test_the_pretended_device_notices_a_stray_tensor(other_device):
+def test_the_simulated_device_detects_a_tensor_on_the_wrong_device(other_device):
     x = away(torch.ones(3))
     assert x.device == AWAY
     assert (x + 1).device == AWAY
@@ -254,7 +254,7 @@ def moved(index):
 @each_dtype
 @each_metric
 @pytest.mark.parametrize("max_codes", [None, 40])
-def test_search_on_a_pretended_device(other_device, mode, dtype, metric, max_codes):
+def test_search_on_a_simulated_device(other_device, mode, dtype, metric, max_codes):
     index, base, queries = shared(CASE, metric, dtype, search_mode=mode)
     index.max_codes = max_codes
     expected = index.search(queries, CASE.k)
@@ -268,7 +268,7 @@ def test_search_on_a_pretended_device(other_device, mode, dtype, metric, max_cod
 
 
 @each_metric
-def test_range_search_on_a_pretended_device(other_device, metric):
+def test_range_search_on_a_simulated_device(other_device, metric):
     index, _, queries = shared(CASE, metric)
     expected = index.range_search(queries, 0.5)
     found = moved(index).range_search(away(queries), 0.5)
@@ -277,7 +277,7 @@ def test_range_search_on_a_pretended_device(other_device, metric):
 
 
 @each_metric
-def test_building_on_a_pretended_device(other_device, metric):
+def test_building_on_a_simulated_device(other_device, metric):
     def build(place):
         index = IndexIVFFlat(8, nlist=4, nprobe=4, metric=metric, device=place(torch.ones(1)).device)
         base = normal(200, 8)
@@ -306,7 +306,7 @@ def test_building_on_a_pretended_device(other_device, metric):
     assert index.ntotal == 0
 
 
-def test_a_tensor_on_another_device_is_refused_in_words(other_device):
+def test_a_tensor_on_another_device_is_refused(other_device):
     index, _, queries = shared(CASE)
     index = moved(index)
     for call in (
@@ -321,7 +321,7 @@ def test_a_tensor_on_another_device_is_refused_in_words(other_device):
 
 
 @each_metric
-def test_kmeans_on_a_pretended_device(other_device, metric):
+def test_kmeans_on_a_simulated_device(other_device, metric):
     x = normal(200, 8)
     centroids, objective = kmeans(away(x), 5, metric=metric)
     expected = kmeans(x, 5, metric=metric)

@@ -54,7 +54,7 @@ def test_code_blocks_run(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.ja.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
-def test_links_lead_to_files(page):
+def test_links_point_to_files(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
@@ -74,7 +74,7 @@ def test_the_site_has_every_page_and_public_name():
 
 
 @pytest.mark.parametrize("page", JAPANESE, ids=lambda page: page.name)
-def test_japanese_pages_keep_step(page):
+def test_japanese_pages_have_the_structure_of_the_english_ones(page):
     """The same headings, code, tables and pictures in the same order; the figures are in the English page alone."""
     english = page.with_name(page.name.replace(".ja.md", ".md"))
     assert _structure(page) == _structure(english)

@@ -365,7 +365,7 @@ def test_unknown_arguments():
             make(D, probes=3)
 
 
-def test_a_refused_setting_leaves_the_rest():
+def test_a_refused_setting_changes_nothing():
     index = shared(PLAIN).index
     before = settings_of(index)
     for name in ("nprobe", "k", "max_bytes"):

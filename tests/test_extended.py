@@ -105,7 +105,7 @@ def same(one, other):
 @each_wrap
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("assign", [True, False])
-def test_everything_loads_together(maker, wrap, strict, assign):
+def test_additions_load_with_the_index(maker, wrap, strict, assign):
     inside, outside = WRAPS[wrap]
     source, target = filled(maker), MAKERS[maker]()
     result = inside(target).load_state_dict(inside(source).state_dict(), strict=strict, assign=assign)
@@ -121,7 +121,7 @@ def test_everything_loads_together(maker, wrap, strict, assign):
 
 @each_maker
 @each_wrap
-def test_everything_loads_through_distributed_checkpoint(maker, wrap, tmp_path):
+def test_additions_load_through_distributed_checkpoint(maker, wrap, tmp_path):
     inside, _ = WRAPS[wrap]
     source, target = filled(maker), MAKERS[maker]()
     dcp.save({"model": inside(source)}, checkpoint_id=tmp_path / "saved", no_dist=True)
@@ -151,12 +151,12 @@ def _torch_saved(index):
 @pytest.mark.parametrize(
     "copy", [deepcopy, lambda index: pickle.loads(pickle.dumps(index)), _torch_saved], ids=["copy", "pickle", "torch"]
 )
-def test_copies_keep_everything(maker, copy):
+def test_copies_keep_the_additions(maker, copy):
     index = filled(maker)
     same(copy(index), index)
 
 
-def test_a_copied_subset_keeps_everything_but_vectors():
+def test_copy_subset_keeps_the_additions():
     index = filled("ivf")
     part = index.copy_subset(torch.arange(9))
     assert part.ntotal == 9
@@ -223,7 +223,7 @@ def test_keys_are_reported_as_torch_reports_them(change, strict, wrap):
     assert told[0] == told[1]
 
 
-def test_hooks_see_and_change_the_whole_state():
+def test_load_hooks_see_and_change_the_whole_state():
     index, source, calls = MAKERS["flat"](), filled("flat"), []
 
     def before(module, state, prefix, metadata, strict, missing, unexpected, errors):
@@ -246,7 +246,7 @@ def test_hooks_see_and_change_the_whole_state():
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("lost", BUFFERS[:4])
-def test_a_part_of_an_index_is_refused_and_the_rest_loads_on(strict, lost):
+def test_a_state_without_one_buffer_is_refused(strict, lost):
     source, index = filled("flat"), filled("flat")
     index.remove_ids(torch.arange(7))
     state = source.state_dict()
@@ -257,7 +257,7 @@ def test_a_part_of_an_index_is_refused_and_the_rest_loads_on(strict, lost):
 
 
 @pytest.mark.parametrize("entry", [None, 3, [1.0], "text"])
-def test_an_entry_that_is_no_tensor(entry):
+def test_an_entry_that_is_no_tensor_is_refused(entry):
     index = filled("flat")
     with pytest.raises(RuntimeError, match=f"list_ids must be a tensor, got {type(entry).__name__}"):
         index.load_state_dict({**index.state_dict(), "list_ids": entry})
@@ -280,7 +280,7 @@ def test_states_and_indexes_on_the_meta_device():
         IndexFlatL2(D, device="meta").load_state_dict(without)
 
 
-def test_an_index_that_is_not_to_be_saved():
+def test_buffers_excluded_from_the_state_dict():
     """torch's way to leave buffers out of a state_dict."""
     index = filled("flat")
     index._non_persistent_buffers_set.update(BUFFERS)

@@ -10,7 +10,7 @@ import torch
 
 from tests.datasets import Problem, normal, problem
 from tests.oracle import agree, probed, stored_rows, unit
-from tests.problems import METRICS, MODES, flat, ivf, shared
+from tests.problems import METRICS, each_metric, each_mode, flat, ivf, shared
 from torch_ivf_module import IndexIVFFlat, SearchParams
 
 CASES = [
@@ -72,7 +72,7 @@ def compare(index, other, queries, k):
 @pytest.mark.parametrize(
     ("name", "metric"), [(n, m) for n in CASES for m in METRICS if n != "d=1" or m == "l2"]
 )
-@pytest.mark.parametrize("mode", MODES)
+@each_mode
 def test_search_as_faiss(faiss, name, mode, metric):
     index, _, queries = shared(problem(name), metric, search_mode=mode)
     compare(index, twin(faiss, index), queries, index.k)
@@ -83,8 +83,8 @@ def gaussian():
     return {metric: ivf(GAUSSIAN, metric) for metric in METRICS}
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("metric", METRICS)
+@each_mode
+@each_metric
 def test_gaussian_vectors_as_faiss(faiss, gaussian, metric, mode):
     index, _, queries = gaussian[metric]
     index.search_mode = mode
@@ -102,7 +102,7 @@ def _reach(index, queries):
     return longest * float(stored_rows(index).vectors.norm(dim=1).max())
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@each_metric
 @pytest.mark.parametrize("name", ["plain", "wide", "d=1", "empty lists", "duplicates"])
 def test_range_search_as_faiss(faiss, name, metric):
     """faiss ignores max_codes here, and so do we."""
@@ -143,8 +143,8 @@ def among(faiss, gaussian):
 
 
 @pytest.mark.parametrize("share", [2, 40, 1000])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("metric", METRICS)
+@each_mode
+@each_metric
 def test_selectors_as_faiss(among, gaussian, metric, mode, share):
     index, _, queries = gaussian[metric]
     index.search_mode, index.nprobe = mode, 8
@@ -160,8 +160,8 @@ def test_selectors_as_faiss(among, gaussian, metric, mode, share):
             assert I[lims[q] : lims[q + 1]].sort().values.tolist() == inside[q]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("metric", METRICS)
+@each_mode
+@each_metric
 def test_max_codes_as_faiss(faiss, gaussian, metric, mode):
     """faiss stops in the middle of a list, we before it: given the rows that we read, faiss finds the same."""
     index, _, queries = gaussian[metric]
@@ -196,8 +196,8 @@ def test_flat_as_faiss(faiss, metric):
     )
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_vectors_go_to_the_lists_that_faiss_would_choose(faiss, metric):
+@each_metric
+def test_vectors_are_assigned_to_the_lists_that_faiss_chooses(faiss, metric):
     index, base, _ = shared(problem("wide"), metric)
     other = twin(faiss, index)
     _, nearest = other.quantizer.search(asked(base, metric), 1)
@@ -205,7 +205,7 @@ def test_vectors_go_to_the_lists_that_faiss_would_choose(faiss, metric):
     assert torch.equal(torch.from_numpy(nearest[:, 0])[ids], lists)
 
 
-def test_clustered_vectors_need_few_probes_as_in_faiss(faiss):
+def test_recall_on_clustered_vectors_as_faiss(faiss):
     """On vectors that do cluster, our own training gives faiss's recall within a hundredth."""
     centres = normal(40, 16, seed=8) * 4
     base = centres.repeat(100, 1) + normal(4000, 16, seed=9)

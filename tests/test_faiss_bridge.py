@@ -78,7 +78,7 @@ def gaps(D):
 
 
 @pytest.mark.parametrize("recipe", [*PLAIN, *SCALAR, *BEHIND, *NORMED, *LABELLED])
-def test_there_and_back(faiss, recipe, measure, tmp_path):
+def test_round_trip(faiss, recipe, measure, tmp_path):
     index = theirs(faiss, recipe, measure)
     ours = from_faiss(index)
     assert ours.ntotal == ROWS
@@ -112,7 +112,7 @@ def test_kind_and_settings(faiss, recipe, measure):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("make", [lambda **s: IndexFlatL2(D, **s), lambda **s: IndexIVFFlat(D, nlist=8, **s)])
-def test_half_precision_comes_back_bit_for_bit(faiss, make, dtype):
+def test_half_precision_round_trip_is_exact(faiss, make, dtype):
     index = make(dtype=dtype)
     with few_training_rows():
         index.train(normal(ROWS, D)).add(normal(ROWS, D))
@@ -139,7 +139,7 @@ def test_after_removals(faiss, recipe, direct):
     same_answers(to_faiss(ours), index)
 
 
-def test_ids_of_64_bits_with_gaps_and_the_numbering_after_them(faiss):
+def test_64_bit_ids_and_the_next_id_after_them(faiss):
     index = faiss.index_factory(D, "IVF8,Flat")
     x = normal(ROWS, D)
     index.train(x.numpy())
@@ -173,7 +173,7 @@ def test_empty_and_untrained_indexes(faiss, make):
     assert twin.ntotal == 100
 
 
-def test_cosine_goes_behind_a_normalisation_and_comes_back(faiss):
+def test_cosine_becomes_a_normalisation_and_back(faiss):
     index = IndexIVFFlat(D, nlist=8, nprobe=4, metric="cosine")
     with few_training_rows():
         index.train(normal(ROWS, D)).add(normal(ROWS, D))
@@ -183,7 +183,7 @@ def test_cosine_goes_behind_a_normalisation_and_comes_back(faiss):
     assert from_faiss(other).metric == "cosine"
 
 
-def test_an_index_of_faiss_goes_on_growing(faiss):
+def test_vectors_can_be_added_after_conversion(faiss):
     index = theirs(faiss, "IVF16,Flat", faiss.METRIC_L2)
     ours = from_faiss(index)
     more = normal(300, D, seed=9)
@@ -197,7 +197,7 @@ UNSUPPORTED = ["PQ4x4", "IVF16,PQ4x4", "HNSW8", "LSH", "IVF16,FlatDedup", "ITQ8,
 
 
 @pytest.mark.parametrize("recipe", UNSUPPORTED)
-def test_what_does_not_work_is_told_what_does(faiss, recipe):
+def test_unsupported_indexes_are_refused_with_the_supported_ones(faiss, recipe):
     index = faiss.index_factory(D, recipe)
     index.train(normal(ROWS, D).numpy())
     with pytest.raises(TypeError, match=r"IndexIVFFlat.*IndexPreTransform|linear transforms"):
@@ -215,7 +215,7 @@ APPROXIMATE = [
 
 
 @pytest.mark.parametrize("recipe", APPROXIMATE)
-def test_nothing_is_lost_to_an_approximate_coarse_quantizer(faiss, recipe, measure):
+def test_vectors_move_to_their_exact_lists_after_an_approximate_quantizer(faiss, recipe, measure):
     x = normal(3000, D)
     index = faiss.index_factory(D, recipe, measure)
     index.cp.niter = 2
@@ -250,7 +250,7 @@ def test_nothing_is_lost_to_an_approximate_coarse_quantizer(faiss, recipe, measu
         assert mine >= theirs - (0.01 if nprobe < 64 else 0)
 
 
-def test_lists_of_an_exact_coarse_quantizer_stay_as_they_are(faiss, measure):
+def test_lists_of_an_exact_coarse_quantizer_do_not_change(faiss, measure):
     """Also where the vectors behind codes are nearer to another centroid."""
     index = theirs(faiss, "IVF16,SQ4", measure)
     ours = from_faiss(index)
@@ -262,7 +262,7 @@ def test_lists_of_an_exact_coarse_quantizer_stay_as_they_are(faiss, measure):
 @pytest.mark.parametrize(
     "recipe", ["Flat", "IVF16,SQ8", "IVF16_HNSW8,Flat", "IDMap2,Flat", "PCA8,Flat", "L2norm,IVF16,Flat"]
 )
-def test_the_default_device_and_dtype_change_nothing(faiss, recipe, tmp_path):
+def test_the_default_device_and_dtype_have_no_effect(faiss, recipe, tmp_path):
     index = theirs(faiss, recipe, faiss.METRIC_INNER_PRODUCT)
     expected = from_faiss(index)
     faiss.write_index(index, str(tmp_path / "theirs.faiss"))
@@ -311,13 +311,13 @@ def test_a_damaged_file_is_refused(faiss, tmp_path):
             load(path)
 
 
-def test_a_file_whose_index_does_not_work_says_what_does(faiss, tmp_path):
+def test_a_file_of_an_unsupported_index_is_refused(faiss, tmp_path):
     faiss.write_index(faiss.IndexHNSWFlat(D, 8), str(tmp_path / "graph.faiss"))
     with pytest.raises(ValueError, match="IndexHNSWFlat has no counterpart"):
         load(tmp_path / "graph.faiss")
 
 
-def test_beside_the_torch_methods_of_faiss():
+def test_with_faiss_contrib_torch_utils():
     """faiss.contrib.torch_utils makes faiss's own methods take and return tensors."""
     pytest.importorskip("faiss")
     script = """
@@ -337,7 +337,7 @@ print("same")
     assert done.stdout.strip() == "same", done.stderr
 
 
-def test_a_transform_of_any_kind_may_stand_before_an_index():
+def test_any_module_may_be_the_transform():
     encoder = nn.Sequential(nn.Linear(D, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
     index = IndexPreTransform(D, encoder, IndexFlat(8, "cosine"))
     x = normal(200, D).requires_grad_()
@@ -355,7 +355,7 @@ def test_a_transform_of_any_kind_may_stand_before_an_index():
         index.steps()
 
 
-def test_behind_a_transform_everything_else_works_as_on_the_index():
+def test_methods_of_an_index_behind_a_transform():
     index = IndexPreTransform(D, nn.Linear(D, 8, bias=False).requires_grad_(False), IndexIVFFlat(8, nlist=4, k=3))
     x = normal(200, D)
     with few_training_rows():
@@ -378,7 +378,7 @@ def test_behind_a_transform_everything_else_works_as_on_the_index():
 
 
 @pytest.mark.parametrize("recipe", ["IVF16,FlatPanorama4", "FlatL2Panorama4_32", "IVF16,SQtqmse4", "SQ0"])
-def test_what_only_looks_like_it_is_refused_or_right(faiss, recipe):
+def test_similar_looking_transforms_are_converted_correctly_or_refused(faiss, recipe):
     """Classes made of those that work, and quantizers whose distances are not those to what they decode."""
     try:
         index = faiss.index_factory(D, recipe)
@@ -391,7 +391,7 @@ def test_what_only_looks_like_it_is_refused_or_right(faiss, recipe):
         from_faiss(index)
 
 
-def test_centring_comes_over(faiss):
+def test_a_centering_transform_is_converted(faiss):
     inner = faiss.IndexFlatL2(D)
     index = faiss.IndexPreTransform(faiss.CenteringTransform(D), inner)
     x = normal(ROWS, D) + 3

@@ -45,7 +45,7 @@ either_suffix = pytest.mark.parametrize("suffix", [pytest.param(".pt", marks=pyt
 
 
 @either_suffix
-def test_a_writer_killed_at_any_moment_leaves_a_whole_file(suffix, tmp_path):
+def test_a_writer_killed_at_any_moment_leaves_a_complete_file(suffix, tmp_path):
     path = tmp_path / f"index{suffix}"
     moments = random.Random(5)
     seen = set()
@@ -101,7 +101,7 @@ def parts(folder) -> list[Path]:
     return [file for file in folder.iterdir() if file.name.startswith(".")]
 
 
-def test_what_killed_writers_left_goes_with_the_next_save_to_that_name(tmp_path):
+def test_the_next_save_removes_temporary_files_of_killed_writers(tmp_path):
     path, other = tmp_path / "index.pt", tmp_path / "index.pt.old"
     index = trained()
     with halfway(path) as dead, halfway(other), halfway(path) as alive:
@@ -118,7 +118,7 @@ def test_what_killed_writers_left_goes_with_the_next_save_to_that_name(tmp_path)
     assert load(other).ntotal == index.ntotal
 
 
-def test_a_writer_on_another_machine_is_taken_for_dead_after_a_day(tmp_path, monkeypatch):
+def test_temporary_files_of_another_machine_are_removed_after_a_day(tmp_path, monkeypatch):
     path = tmp_path / "index.pt"
     index = trained()
     with halfway(path) as writer:
@@ -140,7 +140,7 @@ def test_a_writer_on_another_machine_is_taken_for_dead_after_a_day(tmp_path, mon
         assert parts(tmp_path) == []
 
 
-def test_without_locks_nothing_of_others_is_removed(tmp_path, monkeypatch):
+def test_without_locks_no_temporary_file_is_removed(tmp_path, monkeypatch):
     path = tmp_path / "index.pt"
     with halfway(path):
         pass
@@ -159,7 +159,7 @@ def test_without_locks_nothing_of_others_is_removed(tmp_path, monkeypatch):
     assert parts(tmp_path) == []
 
 
-def test_a_folder_that_a_writer_was_killed_in_before_its_lock_goes_too(tmp_path):
+def test_a_temporary_folder_without_a_lock_file_is_removed_too(tmp_path):
     path = tmp_path / "index.pt"
     early = tmp_path / f".index.pt.{_files._machine()}.abcd_123.part"
     early.mkdir()
@@ -201,7 +201,7 @@ def test_an_index_under_the_longest_name(tmp_path):
         assert load(path).ntotal == 200
 
 
-def test_a_folder_removed_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+def test_a_folder_removed_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
     """Another writer may look at any moment: once before the lock is there, once before it is taken."""
     made, lock = tempfile.mkdtemp, _files._lock
     moments = []
@@ -238,7 +238,7 @@ def test_many_savers_at_once(tmp_path):
     assert load(tmp_path / "index.pt").ntotal in {200, 199, 198, 197}
 
 
-def test_a_link_stays_one_and_its_file_is_replaced(tmp_path):
+def test_saving_to_a_link_replaces_the_file_it_points_to(tmp_path):
     index = trained()
     index.save(tmp_path / "real.pt")
     (tmp_path / "link.pt").symlink_to(tmp_path / "real.pt")
@@ -248,7 +248,7 @@ def test_a_link_stays_one_and_its_file_is_replaced(tmp_path):
     assert load(tmp_path / "real.pt").ntotal == 100
 
 
-def test_what_cannot_be_written_says_so_by_its_own_name(tmp_path, monkeypatch):
+def test_errors_of_writing_name_the_file(tmp_path, monkeypatch):
     index = trained()
     with pytest.raises(FileNotFoundError, match="no such folder"):
         index.save(tmp_path / "nowhere" / "index.pt")
@@ -266,7 +266,7 @@ def test_what_cannot_be_written_says_so_by_its_own_name(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_views_of_something_larger_are_written_alone(tmp_path):
+def test_views_are_written_without_their_base(tmp_path):
     index = IndexFlatL2(8)
     rows = torch.randn(100_000, 8)[:50]
     state = dict(index.state_dict(), packed_embeddings=rows, list_offsets=torch.tensor([0, 50]))
@@ -358,7 +358,7 @@ def test_a_file_that_does_not_fit_together_is_refused(kind, suffix, mmap, tmp_pa
         load(path, mmap=mmap)
 
 
-def test_a_forged_file_with_nothing_wrong_loads(tmp_path):
+def test_a_hand_made_correct_file_loads(tmp_path):
     forge(tmp_path / "index.pt")
     assert same_state(snapshot(load(tmp_path / "index.pt")), snapshot(trained()))
 
@@ -378,14 +378,14 @@ def test_a_transform_inside_a_transform_is_refused(tmp_path):
         load(tmp_path / "index.pt")
 
 
-def test_a_file_of_a_later_release_says_what_it_needs(tmp_path):
+def test_the_error_for_a_file_of_a_later_release_names_the_release(tmp_path):
     forge(tmp_path / "index.pt", version=7, needs="3.2.0")
     with pytest.raises(ValueError, match=r"up to 1; it needs torch_ivf_module 3\.2\.0 or newer"):
         load(tmp_path / "index.pt")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_flipped_bits_anywhere(suffix, tmp_path):
+def test_a_flipped_bit_anywhere_is_refused_or_harmless(suffix, tmp_path):
     """Any bit: the file is refused, or (a bit that says nothing) the index is as it was."""
     path = tmp_path / f"index{suffix}"
     index = trained()
@@ -423,7 +423,7 @@ print(index.ntotal, seconds, grown, *I.flatten().tolist())
 
 
 @either_suffix
-def test_a_gigabyte_opens_without_being_read(suffix, tmp_path):
+def test_mmap_opens_a_gigabyte_without_reading_it(suffix, tmp_path):
     """The file is one of holes, written as `save` writes it but for its vectors, all zero but two."""
     pytest.importorskip("psutil")
     rows, d = 1_000_000, 256

@@ -9,7 +9,7 @@ import torch
 
 from tests.datasets import PLAIN, normal
 from tests.oracle import check, probed, stored_rows
-from tests.problems import DTYPES, each_metric, few_training_rows, shared
+from tests.problems import each_dtype, each_metric, few_training_rows, shared
 from tests.states import unchanged
 from torch_ivf_module import IndexIVFFlat
 
@@ -63,9 +63,9 @@ def test_training_can_show_its_progress(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 @each_metric
-def test_training_again_moves_every_vector_and_loses_none(dtype, metric):
+def test_training_a_filled_index_moves_its_vectors_to_their_new_lists(dtype, metric):
     index, base, queries = shared(PLAIN, metric, dtype)
     index.remove_ids(torch.arange(5))
     index.add(base[:3])

@@ -53,7 +53,7 @@ NAMES = {IndexFlatL2: EVERY + FLAT, IndexFlatIP: EVERY + FLAT, IndexIVFFlat: EVE
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in NAMES.items() for name in names])
-def test_every_public_name_is_here_and_on_the_page(kind, name):
+def test_every_public_name_exists_and_is_documented(kind, name):
     assert hasattr(kind(4), name)
     assert re.search(rf"`{name}\b", PAGE)
 
@@ -65,7 +65,7 @@ def test_constructor_arguments():
         assert isinstance(kind(8, device=None, dtype=torch.float32), IndexBase)
 
 
-def test_settings_that_are_kept():
+def test_settings_of_torch_ivf():
     index = IndexIVFFlat(8)
     assert index.auto_search_avg_group_threshold == 8.0
     assert index.csr_small_batch_avg_group_threshold == 64.0

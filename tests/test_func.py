@@ -10,6 +10,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
 from tests.datasets import normal
+from tests.problems import each_metric
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, SearchParams
 
 D, K = 8, 3
@@ -80,7 +81,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("kernel", [True, False])
-@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@each_metric
 @pytest.mark.parametrize("kind", ["flat", "ivf", "rows", "tiles"])
 def test_transforms(kind, metric, kernel, monkeypatch):
     if not kernel:
@@ -110,7 +111,7 @@ def test_finite_differences():
     assert torch.autograd.gradgradcheck(distances, (x,), eps=1e-2, atol=0.05, rtol=0.05)
 
 
-def test_places_without_a_result_have_a_gradient_of_zero():
+def test_padding_has_a_gradient_of_zero():
     index = IndexFlatL2(2)
     index.add(torch.tensor([[1.0, 2.0]]))
     x = torch.tensor([[0.0, 0.0], [torch.nan, 1.0]], requires_grad=True)
@@ -120,7 +121,7 @@ def test_places_without_a_result_have_a_gradient_of_zero():
     assert x.grad.tolist() == [[-2.0, -4.0], [0.0, 0.0]]
 
 
-def test_ids_that_are_negative_are_no_padding():
+def test_negative_ids_are_no_padding():
     index = IndexFlatL2(2)
     index.add_with_ids(torch.eye(2), torch.tensor([-7, -2]))
     found, ids = index.search(torch.tensor([[0.0, 0.9]], requires_grad=True), 3)
@@ -135,7 +136,7 @@ def test_vectors_found_inside_a_transform():
         torch.testing.assert_close(part[:, 0], expected)
 
 
-def test_functional_call_with_rows_that_wait():
+def test_functional_call_with_pending_rows():
     index, _ = made("flat", "l2")
     model = nn.Sequential(nn.Linear(D, D), index)
     weights = dict(model.named_parameters())
@@ -177,7 +178,7 @@ def test_a_derivative_with_respect_to_a_buffer_is_refused(kind, name):
     torch.testing.assert_close(swapped(index, name, buffer), index(Q)[0])
 
 
-def test_derivatives_of_a_graph_with_respect_to_its_buffers_are_right_or_refused():
+def test_derivatives_of_a_graph_with_respect_to_its_buffers_are_correct_or_refused():
     graph = made("flat", "l2")[0].graph(k=K)
     buffer = graph.packed_embeddings.clone().requires_grad_()
     swapped(graph, "packed_embeddings", buffer).sum().backward()
@@ -226,7 +227,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_transformed(name):
+def test_unsupported_calls_inside_transforms_are_refused(name):
     index, _ = made("flat", "l2")
     with pytest.raises((RuntimeError, ValueError), match=rf"{name}.* torch\.func"):
         REFUSED[name](index)

@@ -104,7 +104,7 @@ def state(request):
 
 
 @pytest.mark.parametrize(("name", "fault", "call"), FAULTS)
-def test_a_wrong_result_is_found(state, monkeypatch, name, fault, call):
+def test_a_wrong_result_is_detected(state, monkeypatch, name, fault, call):
     right = getattr(IndexBase, name)
     monkeypatch.setattr(IndexBase, name, lambda *given, **settings: fault(right(*given, **settings)))
     with pytest.raises(AssertionError):
@@ -112,11 +112,11 @@ def test_a_wrong_result_is_found(state, monkeypatch, name, fault, call):
 
 
 @pytest.mark.parametrize("call", dict.fromkeys(call for _, _, call in FAULTS))
-def test_right_results_are_no_mismatch(state, call):
+def test_correct_results_are_no_mismatch(state, call):
     call(state)
 
 
-def test_a_row_in_a_wrong_list_is_found(state):
+def test_a_row_in_a_wrong_list_is_detected(state):
     index = state.index
     index.list_offsets = index.list_offsets.index_add(0, torch.tensor([2]), torch.tensor([1]))
     with pytest.raises(AssertionError, match="not its nearest"):

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.datasets import PLAIN, normal, problem
 from tests.oracle import agree, comparable, stored_rows
-from tests.problems import DTYPES, MODES, each_metric, ivf, shared
+from tests.problems import each_dtype, each_metric, each_mode, ivf, shared
 from torch_ivf_module.functional.metric import exact_scores
 
 
@@ -26,8 +26,8 @@ def _gradient(x, vectors, metric):
     return ((vectors - (vectors @ along[:, :, None]) * along[:, None]) / norm[:, None]).sum(1)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_mode
+@each_dtype
 @each_metric
 @pytest.mark.parametrize("staged", [False, True])
 def test_gradient_of_distances(staged, mode, dtype, metric):
@@ -48,7 +48,7 @@ def test_gradient_of_distances(staged, mode, dtype, metric):
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16])
-def test_gradient_comes_back_in_the_type_of_the_queries(kind):
+def test_gradient_has_the_dtype_of_the_queries(kind):
     index, _, queries = shared()
     x = queries.to(kind).requires_grad_()
     index.search(x, 3)[0].sum().backward()
@@ -70,9 +70,9 @@ def test_gradient_comes_back_in_the_type_of_the_queries(kind):
         "empty lists",
     ],
 )
-@pytest.mark.parametrize("mode", MODES)
+@each_mode
 @each_metric
-def test_padding_and_coincidence_give_no_bad_gradient(name, mode, metric):
+def test_gradients_of_padding_and_of_equal_vectors_are_finite(name, mode, metric):
     case = problem(name)
     index, _, queries = shared(case, metric, search_mode=mode)
     x = queries.clone().requires_grad_()
@@ -82,7 +82,7 @@ def test_padding_and_coincidence_give_no_bad_gradient(name, mode, metric):
     assert x.grad[good].isfinite().all()
 
 
-def test_no_graph_where_none_is_wanted():
+def test_no_autograd_graph_without_grad_mode():
     index, _, queries = shared()
     assert not index.search(queries, 3)[0].requires_grad
     x = queries.clone().requires_grad_()

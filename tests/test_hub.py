@@ -43,7 +43,7 @@ def behind() -> IndexPreTransform:
 
 
 @pytest.mark.parametrize("make", [ivf, flat, behind, lambda: IndexIVFFlat(D, nlist=3)])
-def test_there_and_back(make, tmp_path):
+def test_round_trip(make, tmp_path):
     index = make()
     index.save_pretrained(tmp_path)
     again = type(index).from_pretrained(tmp_path)
@@ -75,14 +75,14 @@ def _config(tmp_path, **wrong):
 @pytest.mark.parametrize(
     "wrong", [{"nlist": 5}, {"d": 7}, {"metric": "l2"}, {"dtype": "float32"}, {"nprobe": -1}, {"nprobe": "3"}]
 )
-def test_a_configuration_that_belies_the_buffers_is_refused(wrong, tmp_path):
+def test_a_configuration_that_contradicts_the_buffers_is_refused(wrong, tmp_path):
     ivf().save_pretrained(tmp_path)
     _config(tmp_path, **wrong)
     with pytest.raises(ValueError, match=next(iter(wrong))):
         IndexIVFFlat.from_pretrained(tmp_path)
 
 
-def test_settings_behind_a_transform_can_be_set_too(tmp_path):
+def test_settings_of_an_index_behind_a_transform(tmp_path):
     behind().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["config"]["index"]["config"]["k"] = 3
@@ -95,7 +95,7 @@ def test_settings_behind_a_transform_can_be_set_too(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["no config", "no weights", "config of another", "cut weights", "foreign weights"])
-def test_what_is_missing_or_damaged_is_refused(damage, tmp_path):
+def test_missing_and_damaged_files_are_refused(damage, tmp_path):
     """The mixin itself would load non-strictly and be content."""
     ivf().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"

@@ -139,7 +139,7 @@ def test_other_layouts(layout):
     assert index.ntotal == 200
 
 
-def test_sparse_arguments_beside_vectors():
+def test_sparse_ids_and_masks_are_refused():
     index = IndexFlatL2(D)
     index.add(X)
     ids = torch.arange(4).to_sparse()
@@ -213,7 +213,7 @@ def test_train_takes_the_flags_of_numpy(flag):
 
 
 @pytest.mark.parametrize("mode", ["x", None, 1, 1.5, numpy.float32(1)])
-def test_train_of_what_is_neither_a_flag_nor_vectors(mode):
+def test_train_refuses_other_arguments(mode):
     index = IndexIVFFlat(D, nlist=2)
     with pytest.raises(TypeError, match=rf"train takes a bool or float vectors \(n, {D}\), got {type(mode).__name__}"):
         index.train(mode)

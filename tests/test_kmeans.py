@@ -55,7 +55,7 @@ def test_the_reported_objective_is_the_true_one():
 
 
 @each_metric
-def test_centroids_are_on_the_sphere_where_the_metric_wants_it(metric):
+def test_centroids_have_unit_length_for_ip_and_cosine(metric):
     for x in (blobs(), blobs() * 1e-15, blobs() * 1e12):
         norms = kmeans(x, 12, metric=metric)[0].norm(dim=1)
         if metric == "l2":
@@ -64,7 +64,7 @@ def test_centroids_are_on_the_sphere_where_the_metric_wants_it(metric):
             torch.testing.assert_close(norms, torch.ones(12), rtol=1e-5, atol=0)
 
 
-def test_centroids_are_means_of_what_is_nearest_to_them():
+def test_centroids_are_the_means_of_their_nearest_rows():
     x = blobs(count=6)
     centroids, _ = kmeans(x, 6, niter=30)
     nearest = torch.cdist(x, centroids).argmin(1)
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_centroids(metric):
     assert torch.equal(first[0], given[0])
 
 
-def test_a_generator_moves_on():
+def test_a_generator_is_advanced():
     generator = torch.Generator().manual_seed(5)
     x = blobs()
     assert not torch.equal(kmeans(x, 12, generator=generator)[0], kmeans(x, 12, generator=generator)[0])
@@ -109,7 +109,7 @@ def test_empty_clusters_are_split(metric):
 
 @each_metric
 @pytest.mark.parametrize("kind", ["identical", "zero", "as many as centroids", "two values"])
-def test_hopeless_data_gives_finite_centroids(metric, kind):
+def test_degenerate_data_gives_finite_centroids(metric, kind):
     x = {
         "identical": normal(1, 8).expand(40, -1),
         "zero": torch.zeros(40, 8),
@@ -176,7 +176,7 @@ def test_the_draws_for_empty_clusters_do_not_grow_with_their_number(metric, monk
     assert torch.equal(centroids, centroids[:1].expand_as(centroids))
 
 
-def test_halves_lie_around_the_mean_and_the_large_are_split_most():
+def test_halves_are_around_the_mean_and_large_clusters_are_split_most():
     """One round: the rows of 2 clusters, of which one has 20 times as many, and 20 empty ones."""
     large, small = normal(2000, 8) * 0.01 + 1, normal(100, 8, seed=1) * 0.01 - 1
     start = torch.cat([torch.ones(1, 8), -torch.ones(1, 8), torch.full((20, 8), 50.0)])
@@ -245,7 +245,7 @@ def test_rows_that_are_refused(x, error, says):
         kmeans(blobs(), 4, start=x)
 
 
-def test_the_rows_are_left_alone():
+def test_kmeans_does_not_change_the_rows():
     x = blobs()
     before = x.clone()
     for metric in METRICS:
@@ -254,7 +254,7 @@ def test_the_rows_are_left_alone():
 
 
 @each_metric
-def test_as_good_as_faiss(faiss, metric):
+def test_objective_as_faiss(faiss, metric):
     x = normal(4000, 16, seed=11)
     if metric == "cosine":
         x = unit(x).float()

@@ -115,7 +115,7 @@ def test_loading_converts_to_the_storage_dtype_unless_assigned(assign):
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("nesting", NESTINGS)
-def test_without_next_id_numbering_goes_on_after_the_largest_id(strict, nesting):
+def test_without_next_id_ids_continue_after_the_largest(strict, nesting):
     wrap, unwrap = NESTINGS[nesting]
     index, base, _ = shared()
     index.add_with_ids(base[:2], torch.tensor([7000, -50]))
@@ -131,7 +131,7 @@ def test_without_next_id_numbering_goes_on_after_the_largest_id(strict, nesting)
 
 @pytest.mark.parametrize("assign", [True, False])
 @pytest.mark.parametrize("name", ["list_ids", "packed_embeddings", "centroids"])
-def test_nothing_computed_from_an_older_state_is_used(name, assign):
+def test_loading_a_state_clears_derived_data(name, assign):
     """A state of the same sizes that differs in one part, loaded after a search."""
     index, _, queries = shared()
     index.search(queries, 10)
@@ -147,7 +147,7 @@ def test_nothing_computed_from_an_older_state_is_used(name, assign):
     check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, probed(index, queries))
 
 
-def test_a_parent_still_hears_of_missing_and_unexpected_keys():
+def test_a_parent_reports_missing_and_unexpected_keys():
     index, _, _ = shared()
     parent = Deep(index)
     state = parent.state_dict()
@@ -161,7 +161,7 @@ def test_a_parent_still_hears_of_missing_and_unexpected_keys():
 
 
 @pytest.mark.parametrize("name", BUFFERS[:4])
-def test_a_state_with_a_part_missing_is_not_half_loaded(name):
+def test_a_state_with_missing_buffers_is_not_loaded_in_part(name):
     index, _, _ = shared()
     state = index.state_dict()
     del state[name]
@@ -178,7 +178,7 @@ def test_a_state_with_a_part_missing_is_not_half_loaded(name):
             assert name in result.missing_keys
 
 
-def test_a_state_of_something_else_leaves_a_lenient_index_alone():
+def test_a_foreign_state_with_strict_false_does_not_change_the_index():
     target = _filled(fresh(shared()[0]))
     with unchanged(target):
         result = target.load_state_dict({}, strict=False)
@@ -258,7 +258,7 @@ def test_state_that_does_not_fit_is_refused(misfit, nesting, strict, assign):
     target.search(queries, 3)
 
 
-def test_next_id_below_the_ids_never_gives_an_id_twice():
+def test_a_next_id_below_the_ids_is_raised():
     """A hand-made state may say anything; the numbers that `add` gives out must still be new."""
     index, base, _ = shared()
     state = index.state_dict()

@@ -21,7 +21,7 @@ from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
 
 
 @each_stored
-def test_state_dict_holds_exactly_the_documented_buffers(kind):
+def test_state_dict_has_exactly_the_documented_buffers(kind):
     index, _, queries = STORED[kind]()
     index.search(queries, 3)
     index.range_search(queries, 1.0)
@@ -47,7 +47,7 @@ def test_state_dict_holds_exactly_the_documented_buffers(kind):
 @pytest.mark.parametrize(
     "make", [lambda: IndexIVFFlat(8, nlist=4), lambda: IndexFlatL2(8), lambda: IndexFlatIP(8)]
 )
-def test_buffers_are_empty_tensors_at_first(make):
+def test_buffers_of_a_new_index_are_empty_tensors(make):
     index = make()
     state = index.state_dict()
     assert list(state) == BUFFERS
@@ -58,7 +58,7 @@ def test_buffers_are_empty_tensors_at_first(make):
     assert index.is_trained == isinstance(index, (IndexFlatL2, IndexFlatIP))
 
 
-def test_a_parent_that_reads_the_buffers_sees_what_was_just_added():
+def test_a_parent_that_reads_the_buffers_sees_pending_rows():
     index, base, _ = shared()
     parent = Deep(index)
     for read in (
@@ -72,7 +72,7 @@ def test_a_parent_that_reads_the_buffers_sees_what_was_just_added():
         assert len(read()) == index.ntotal
 
 
-def test_trained_is_read_off_the_buffers():
+def test_is_trained_depends_on_the_buffers_alone():
     index, _, _ = shared()
     other = fresh(index)
     assert not other.is_trained
@@ -95,7 +95,7 @@ def test_constructor_arguments_and_defaults(metric):
     assert IndexFlatIP(8).metric == "ip"
 
 
-def test_extra_repr_tells_what_the_index_is():
+def test_extra_repr():
     index, _, _ = shared(PLAIN, "cosine", torch.float16)
     text = repr(index)
     for word in (
@@ -234,7 +234,7 @@ def test_train_with_a_flag_switches_mode_and_with_a_tensor_fits():
 
 
 @pytest.mark.parametrize("kind", [IndexFlatL2, IndexFlatIP])
-def test_flat_indexes_take_training_calls_too(kind):
+def test_training_calls_on_flat_indexes(kind):
     index = kind(16)
     index.train(normal(5, 16))
     index.fit(normal(5, 16))

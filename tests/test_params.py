@@ -147,7 +147,7 @@ FIELDS = [
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: ", ".join(fields))
 @each_mode
 @each_metric
-def test_a_search_reads_what_the_fields_say(fields, mode, metric):
+def test_a_search_reads_the_rows_that_the_fields_allow(fields, mode, metric):
     index, _, queries = shared(LONG, metric, search_mode=mode)
     params = SearchParams(**fields)
     judge(index, queries, params)
@@ -170,7 +170,7 @@ def test_budgets_on_other_data(name, mode, metric):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @each_mode
 @each_metric
-def test_budgets_on_halves(dtype, mode, metric):
+def test_budgets_with_half_precision(dtype, mode, metric):
     index, _, queries = shared(LONG, metric, dtype, search_mode=mode)
     judge(index, queries, SearchParams(candidate_budget=300))
 
@@ -186,7 +186,7 @@ def test_a_budget_has_a_gradient(mode):
 
 @pytest.mark.parametrize("visitors", [2, 7, 256])
 @each_metric
-def test_beginnings_that_queries_share_change_nothing(visitors, metric, monkeypatch):
+def test_answers_do_not_depend_on_shared_prefixes(visitors, metric, monkeypatch):
     """In the list-major mode sorted visitors share the beginning of a list: however few do."""
     monkeypatch.setattr(scan_lists, "_VISITORS", visitors)
     index, _, queries = shared(LONG, metric, search_mode="csr")
@@ -213,7 +213,7 @@ def test_a_budget_in_long_lists_and_a_large_batch():
 
 
 @each_mode
-def test_rows_that_wait_to_be_packed_are_the_last_of_their_lists(mode):
+def test_pending_rows_count_as_the_last_of_their_lists(mode):
     index, base, queries = shared(LONG, search_mode=mode)
     params = SearchParams(candidate_budget=900)
     index.add(base[:50] + 0.01)
@@ -233,7 +233,7 @@ def test_rows_that_wait_to_be_packed_are_the_last_of_their_lists(mode):
     least=st.integers(0, 40),
     most=st.integers(0, 40),
 )
-def test_limits_keep_to_every_cap(sizes, scores, rows, weighted, even_cap, drop_far, least, most):
+def test_row_limits_respect_every_cap(sizes, scores, rows, weighted, even_cap, drop_far, least, most):
     scores = torch.tensor([sorted(scores[: len(sizes)], reverse=True)])
     lengths = torch.tensor([sizes])
     loose = Budget(rows, weighted, even_cap, False, drop_far, least, most)
@@ -260,7 +260,7 @@ def test_limits_keep_to_every_cap(sizes, scores, rows, weighted, even_cap, drop_
 
 @each_metric
 @each_mode
-def test_ordered_lists_answer_as_before(metric, mode):
+def test_list_ordering_does_not_change_answers(metric, mode):
     index, _, queries = shared(LONG, metric, search_mode=mode)
     before = index.search(queries, 10)
     index.rebuild_lists()
@@ -269,7 +269,7 @@ def test_ordered_lists_answer_as_before(metric, mode):
 
 
 @each_metric
-def test_rows_lie_in_the_order_that_was_asked_for(metric):
+def test_rows_are_sorted_as_list_ordering_says(metric):
     index, _, _ = shared(LONG, metric)
     index.rebuild_lists(ordering="residual_norm_asc" if metric == "l2" else "proj_desc")
     own = stored_rows(index)
@@ -300,7 +300,7 @@ def test_ordered_lists_find_more_with_the_same_budget():
     assert recall() > before + 0.1
 
 
-def test_the_order_goes_where_the_index_goes(tmp_path):
+def test_list_ordering_survives_copies_and_files(tmp_path):
     index, _, queries = shared(LONG)
     index.rebuild_lists()
     index.save(tmp_path / "index.pt")
@@ -310,7 +310,7 @@ def test_the_order_goes_where_the_index_goes(tmp_path):
     agree(other.search(queries, 10, params=params), index.search(queries, 10, params=params))
 
 
-def test_a_threshold_of_added_rows_sorts_the_lists_again():
+def test_enough_added_rows_sort_the_lists_again():
     index, base, queries = shared(LONG)
     kept = SearchParams(rebuild_policy="auto_threshold", rebuild_threshold_adds=100)
     index.search(queries, 1, params=SearchParams(list_ordering="residual_norm_asc"))
@@ -345,7 +345,7 @@ def test_the_row_added_last_of_a_duplicate_id_stays_the_last():
     assert stored_rows(index).ids.sort().values.tolist() == [*range(2400), *sorted(twice.tolist())]
 
 
-def test_the_order_is_gone_after_new_centroids_or_another_state():
+def test_new_centroids_and_a_loaded_state_reset_the_order():
     index, base, _ = shared(LONG)
     index.rebuild_lists()
     other, _, _ = shared(LONG)
@@ -359,7 +359,7 @@ def test_the_order_is_gone_after_new_centroids_or_another_state():
 
 
 @pytest.mark.parametrize("emptied", ["by reset", "by a state", "by reset_parameters"])
-def test_rows_that_are_gone_no_longer_count_as_added(emptied):
+def test_deleted_rows_do_not_count_as_added(emptied):
     index, base, queries = shared(LONG)
     kept = SearchParams(rebuild_policy="auto_threshold", rebuild_threshold_adds=100)
     index.rebuild_lists()
@@ -421,7 +421,7 @@ def test_fields_that_are_refused(fields, error, words):
         SearchParams(**fields)
 
 
-def test_what_is_given_wins_over_the_profile():
+def test_explicit_fields_override_the_profile():
     for profile, rows in (("approx_fast", 32_768), ("approx_balanced", 65_536), ("approx_quality", 131_072)):
         params = SearchParams(profile=profile)
         assert params.of("candidate_budget") == rows
@@ -440,7 +440,7 @@ def test_settings_compare_by_value_and_selectors_by_identity():
     assert repr(SearchParams(nprobe=2, profile="exact")) == "SearchParams(profile='exact', nprobe=2)"
 
 
-def test_no_limit_is_said_with_0():
+def test_0_means_no_limit():
     index, _, queries = shared(LONG)
     expected = index.search(queries, 10)
     index.max_codes = 5
@@ -456,7 +456,7 @@ def test_statistics_of_an_empty_index():
 
 
 @each_mode
-def test_statistics_say_what_was_read(mode):
+def test_statistics_count_the_rows_read(mode):
     index, _, queries = shared(LONG, search_mode=mode)
     index.search(queries, 10)
     assert index.last_search_stats is None

@@ -9,7 +9,7 @@ import torch
 
 from tests.datasets import normal
 from tests.oracle import agree
-from tests.problems import METRICS, MODES, few_training_rows
+from tests.problems import each_metric, each_mode, few_training_rows
 from tests.states import same_state, snapshot
 from torch_ivf_module import IndexIVFFlat, SearchParams
 from torch_ivf_module.functional import metric as metrics
@@ -47,10 +47,10 @@ def changed(metric: str, ordered: bool) -> IndexIVFFlat:
     return index
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("mode", MODES)
+@each_metric
+@each_mode
 @pytest.mark.parametrize("ordered", [False, True])
-def test_a_search_finds_what_it_finds_when_all_is_packed(metric, mode, ordered):
+def test_answers_do_not_depend_on_packing(metric, mode, ordered):
     queries = normal(25, D, seed=9)
     for params in PARAMS:
         index = changed(metric, ordered)
@@ -66,7 +66,7 @@ def test_a_search_finds_what_it_finds_when_all_is_packed(metric, mode, ordered):
         assert index.ntotal == packed.ntotal == N - 50 + 60 + 25
 
 
-def test_what_waits_lies_behind_the_rows_in_order():
+def test_pending_rows_are_appended_in_order():
     """The rows of a list that were there when it was put in order still are, in front of all that came since."""
     index = changed("l2", ordered=True)
     assert index.list_ordering == metrics.ORDERING["l2"]

@@ -222,7 +222,7 @@ TestFlat.settings = STEPS
     first=st.lists(st.integers(0, NLIST - 1), max_size=30),
     second=st.lists(st.integers(0, NLIST - 1), max_size=30),
 )
-def test_appending_is_packing_everything(first, second):
+def test_append_equals_pack(first, second):
     assigned = torch.tensor([*first, *second], dtype=torch.int64)
     ids = torch.arange(100, 100 + len(assigned))
     x = torch.arange(2.0 * len(assigned)).view(-1, 2)
@@ -282,7 +282,7 @@ def test_select_topk(rows, width, k, seed, spoil):
     parts=st.integers(1, 5),
     seed=SEEDS,
 )
-def test_selecting_from_parts_is_selecting_from_all(width, k, parts, seed):
+def test_merge_equals_selection_among_all(width, k, parts, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(3, width, generator=generator)
     labels = torch.arange(width).expand(3, -1)
@@ -300,7 +300,7 @@ def test_selecting_from_parts_is_selecting_from_all(width, k, parts, seed):
     ranges=st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=1, max_size=4),
     extra=st.integers(0, 6),
 )
-def test_ranges_are_laid_end_to_end(ranges, extra):
+def test_ranges_to_positions(ranges, extra):
     sizes = torch.tensor(ranges)
     starts = torch.tensor([[100, 7, 50]]).expand(len(ranges), -1)
     width = int(sizes.sum(1).max()) + extra
@@ -314,7 +314,7 @@ def test_ranges_are_laid_end_to_end(ranges, extra):
         assert probe[q, : len(pairs)].tolist() == [p for _, p in pairs]
 
 
-def test_small_lists_of_an_index_survive_everything_twice():
+def test_all_changes_of_a_small_index_twice():
     """A sequence once written down: add, remove all, add, retrain, copy."""
     index = InvertedFile().make()
     x = lattice(20, D, seed=1)

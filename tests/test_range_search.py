@@ -92,7 +92,7 @@ def test_range_search_in_every_mode(mode, metric):
 
 
 @each_metric
-def test_range_search_ignores_max_codes_and_keeps_to_nprobe(metric):
+def test_range_search_ignores_max_codes_and_respects_nprobe(metric):
     index, _, queries = shared(PLAIN, metric, nprobe=3)
     radius = _radii(index, queries)[0]
     plain = index.range_search(queries, radius)

@@ -52,7 +52,7 @@ def test_remove(kind, how):
 
 
 @each_empty
-def test_remove_ignores_unknown_ids_and_takes_every_duplicate(empty):
+def test_remove_ignores_unknown_ids_and_removes_every_duplicate(empty):
     index = empty()
     index.add_with_ids(normal(6, 8), torch.tensor([4, 9, 4, -7, 4, LAST]))
     with unchanged(index):
@@ -68,7 +68,7 @@ def test_remove_ignores_unknown_ids_and_takes_every_duplicate(empty):
 
 
 @each_kind
-def test_reset_forgets_the_vectors_and_keeps_the_centroids(kind):
+def test_reset_removes_the_vectors_and_keeps_the_centroids(kind):
     index, base, queries = KINDS[kind]()
     centroids = index.centroids.clone()
     index.add(base[:2])
@@ -88,7 +88,7 @@ def test_reset_forgets_the_vectors_and_keeps_the_centroids(kind):
 
 
 @each_kind
-def test_update_replaces_vectors_under_their_ids(kind):
+def test_update_replaces_the_vectors_of_ids(kind):
     index, base, queries = KINDS[kind]()
     ids = torch.tensor([3, 499, 0, 250])
     new = normal(4, PLAIN.d, seed=77)
@@ -130,7 +130,7 @@ def test_update_right_after_an_add(kind):
         (problem("wide"), torch.float32, "speed"),
     ],
 )
-def test_removed_rows_are_not_found_while_they_wait(metric, mode, case, dtype, profile):
+def test_deleted_rows_are_not_found_before_packing(metric, mode, case, dtype, profile):
     index, base, queries = shared(case, metric, dtype, search_mode=mode)
     gone = torch.randperm(len(base), generator=torch.Generator().manual_seed(3))[: len(base) // 10]
     assert index.remove_ids(gone) == len(gone)
@@ -149,7 +149,7 @@ def test_removed_rows_are_not_found_while_they_wait(metric, mode, case, dtype, p
 
 
 @each_mode
-def test_a_cap_on_rows_does_not_count_removed_ones(mode):
+def test_max_codes_does_not_count_deleted_rows(mode):
     index, base, queries = shared(PLAIN, search_mode=mode, nprobe=PLAIN.nlist)
     packed = deepcopy(index)
     for some in torch.arange(len(base) // 10).split(10):
@@ -166,7 +166,7 @@ def test_a_cap_on_rows_does_not_count_removed_ones(mode):
 
 
 @each_kind
-def test_many_removed_rows_are_taken_out_at_once(kind):
+def test_many_deleted_rows_are_packed_at_once(kind):
     index, base, _ = KINDS[kind](PLAIN)
     index.remove_ids(torch.arange(len(base) // 8 - 1))
     assert pending_removals(index)
@@ -176,7 +176,7 @@ def test_many_removed_rows_are_taken_out_at_once(kind):
 
 
 @each_kind
-def test_reading_the_buffers_packs_what_was_removed(kind):
+def test_reading_the_buffers_packs_deleted_rows(kind):
     for read in (
         lambda index: index.state_dict()["list_ids"],
         lambda index: index.list_ids,
@@ -206,7 +206,7 @@ def test_removing_twice_and_again_after_adding():
     assert pending_removals(index)
 
 
-def test_updating_the_same_ids_again_and_again_keeps_nothing_old():
+def test_repeated_updates_keep_no_old_rows():
     index, base, queries = shared(PLAIN, nprobe=PLAIN.nlist)
     ids = torch.arange(40)
     for step in range(60):
@@ -218,7 +218,7 @@ def test_updating_the_same_ids_again_and_again_keeps_nothing_old():
     assert torch.equal(index.reconstruct_n(0, 40), normal(40, PLAIN.d, seed=59))
 
 
-def test_graphs_notice_a_removal_that_waits():
+def test_graphs_notice_a_removal_that_is_not_packed():
     index, _, queries = shared(PLAIN)
     graph = index.graph()
     index.remove_ids(torch.tensor([10**6]))
@@ -230,7 +230,7 @@ def test_graphs_notice_a_removal_that_waits():
     agree(index.graph()(queries), index.search(queries, index.k))
 
 
-def test_removal_between_inference_mode_and_without():
+def test_removal_inside_and_outside_of_inference_mode():
     index, base, queries = shared(PLAIN)
     with torch.inference_mode():
         index.remove_ids(torch.arange(3))

@@ -15,7 +15,7 @@ from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
 
 
 @each_metric
-def test_retraining_moves_vectors_and_loses_none(metric):
+def test_retraining_moves_vectors_to_their_new_lists(metric):
     index, _, queries = ivf(PLAIN, metric)
     drift = normal(300, PLAIN.d, seed=8) * 0.2 + 2
     index.add(drift)
@@ -33,7 +33,7 @@ def test_retraining_moves_vectors_and_loses_none(metric):
     check(index.search(queries, 9), queries, stored_rows(index), metric, 9, probed(index, queries))
 
 
-def test_retraining_where_nothing_changes_moves_nothing():
+def test_retraining_without_changes_moves_no_vector():
     x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 9.0], [9.0, 8.0]])
     index = IndexIVFFlat(2, nlist=2)
     with few_training_rows():
@@ -52,7 +52,7 @@ def test_retraining_where_nothing_changes_moves_nothing():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_retraining_lists_that_have_few_rows(seed):
+def test_retraining_lists_with_few_rows(seed):
     """Splitting a cluster for an empty one, again and again, until no row is left to spare."""
     generator = torch.Generator().manual_seed(seed)
     index = IndexIVFFlat(8, nlist=16)
@@ -64,7 +64,7 @@ def test_retraining_lists_that_have_few_rows(seed):
     assert torch.isfinite(index.centroids).all()
 
 
-def test_ids_given_out_before_a_merge_are_not_given_again():
+def test_ids_assigned_before_a_merge_are_not_assigned_again():
     index, other = IndexFlatL2(2), IndexFlatL2(2)
     other.add(torch.ones(5, 2))
     other.remove_ids(torch.tensor([4]))
@@ -72,12 +72,12 @@ def test_ids_given_out_before_a_merge_are_not_given_again():
     assert int(index.next_id) == 15
 
 
-def test_updating_nothing_before_training_is_refused_as_adding_is():
+def test_updating_zero_rows_before_training_is_refused():
     with pytest.raises(RuntimeError, match="train"):
         IndexIVFFlat(2, nlist=2).update(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2))
 
 
-def test_ids_that_were_exchanged_are_the_ones_that_are_found():
+def test_list_ids_that_the_caller_replaces_are_returned():
     index = IndexFlatL2(2)
     index.add(torch.eye(2))
     index.search(torch.eye(2), 1)

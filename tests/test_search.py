@@ -137,7 +137,7 @@ def test_max_codes_reads_the_nearest_list_even_when_it_is_empty(mode):
 
 
 @each_mode
-def test_parameters_go_before_the_settings_of_the_index(mode):
+def test_search_params_override_the_settings_of_the_index(mode):
     index, _, queries = shared(PLAIN, "l2", search_mode=mode, nprobe=2, max_codes=30)
     with unchanged(index):
         few = index.search(queries, 10)
@@ -149,7 +149,7 @@ def test_parameters_go_before_the_settings_of_the_index(mode):
 @each_mode
 @each_metric
 @pytest.mark.parametrize("name", ["gaussian", "far clumps"])
-def test_exact_scores_every_row_and_speed_finds_the_same(mode, metric, name):
+def test_profiles_exact_and_speed_give_the_same_results(mode, metric, name):
     index, _, queries = shared(PLAIN if name == "gaussian" else problem(name), metric, search_mode=mode)
     speed = index.search(queries, 10, params=SearchParams(profile="speed"))
     exact = index.search(queries, 10, params=SearchParams(profile="exact", debug_stats=True))

@@ -29,7 +29,7 @@ def test_modes_agree(dtype, metric):
 
 @each_mode
 @each_metric
-def test_the_batch_a_query_came_in_does_not_matter(mode, metric):
+def test_answers_do_not_depend_on_the_batch(mode, metric):
     index, _, queries = shared(problem("wide"), metric, search_mode=mode)
     whole = index.search(queries, 10)
     for size in (1, 8, 50):
@@ -182,7 +182,7 @@ LONG = {
 
 @each_mode
 @pytest.mark.parametrize("name", LONG)
-def test_sizes_beyond_what_is_handled_in_one_piece(mode, name):
+def test_sizes_beyond_one_chunk(mode, name):
     case = LONG[name]
     index, _, queries = shared(case, search_mode=mode)
     check(index.search(queries, case.k), queries, stored_rows(index), "l2", case.k, probed(index, queries))
@@ -219,7 +219,7 @@ SURROUNDINGS = {
 @each_metric
 @pytest.mark.parametrize("kind", ["ivf", "flat"])
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)
-def test_what_torch_is_set_to_outside_does_not_matter(kind, surroundings, metric, mode):
+def test_answers_do_not_depend_on_global_settings_of_torch(kind, surroundings, metric, mode):
     """Models are often built, and run, under another default dtype or device."""
     if (kind, metric) == ("flat", "cosine"):
         return
@@ -278,7 +278,7 @@ def test_search_does_not_change_the_index(mode, kind):
 
 
 @each_mode
-def test_translating_everything_changes_nothing(mode):
+def test_answers_do_not_depend_on_a_translation(mode):
     """Multiples of 1/64 stay exact when 1,000 is added, so distances must too."""
     base, queries = (normal(800, 24, seed=3) * 64).round() / 64, (normal(60, 24, seed=4) * 64).round() / 64
     answers = []

@@ -45,7 +45,7 @@ def mask_of(ids: torch.Tensor, size: int) -> torch.Tensor:
 @pytest.mark.parametrize("chosen", NAMES)
 @each_mode
 @each_metric
-def test_a_selector_is_a_search_among_those_ids(chosen, mode, metric):
+def test_search_with_a_selector(chosen, mode, metric):
     index, base, queries = shared(PLAIN, metric, search_mode=mode)
     ids = ids_of(chosen, len(base))
     expected = only(stored_rows(index), ids)
@@ -68,7 +68,7 @@ def test_a_selector_in_every_case(case, mode, metric):
 @each_mode
 @each_metric
 @pytest.mark.parametrize("copies", [True, False])
-def test_copying_the_chosen_rows_changes_nothing(copies, mode, metric, monkeypatch):
+def test_answers_do_not_depend_on_copying_the_chosen_rows(copies, mode, metric, monkeypatch):
     """Few rows are copied into lists of their own, many are masked: each way with few and with many."""
     monkeypatch.setattr(ragged, "_COPY", 0 if copies else 10**9)
     monkeypatch.setattr(ragged, "_FEW", 1 if copies else 10**9)
@@ -105,7 +105,7 @@ def test_a_selector_of_ids_that_are_not_in_order(metric):
 
 
 @each_mode
-def test_a_selector_reaches_rows_that_wait_to_be_packed(mode):
+def test_a_selector_applies_to_pending_rows(mode):
     index, base, queries = shared(PLAIN, search_mode=mode)
     index.add(base[:30] + 0.02)
     selector = torch.arange(490, 510)
@@ -113,7 +113,7 @@ def test_a_selector_reaches_rows_that_wait_to_be_packed(mode):
     check(found, queries, only(stored_rows(index), selector), "l2", 10)
 
 
-def test_a_selector_behind_a_transform_and_in_the_gradient():
+def test_a_selector_with_a_transform_and_with_gradients():
     index, base, queries = shared(PLAIN)
     params = SearchParams(selector=torch.arange(0, 500, 2))
     expected = index.search(queries, 5, params=params)
@@ -127,7 +127,7 @@ def test_a_selector_behind_a_transform_and_in_the_gradient():
     torch.testing.assert_close(x.grad, slope, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_no_selector_is_refused():
+def test_wrong_selectors_are_refused():
     index, _, queries = shared(PLAIN)
     before = snapshot(index)
     for selector, error in (
@@ -148,7 +148,7 @@ def test_what_is_no_selector_is_refused():
 @pytest.mark.parametrize("chosen", ["half", "one in thirty", "none"])
 @each_mode
 @each_metric
-def test_range_search_among_some_ids(chosen, mode, metric):
+def test_range_search_with_a_selector(chosen, mode, metric):
     index, base, queries = shared(PLAIN, metric, search_mode=mode)
     radius = _radius(index, queries)
     ids = ids_of(chosen, len(base))
@@ -177,7 +177,7 @@ def test_a_radius_for_each_query(mode, metric):
     assert torch.equal(same[0], index.range_search(queries, middle)[0])
 
 
-def test_range_search_on_a_flat_index_with_everything():
+def test_range_search_on_a_flat_index_with_all_parameters():
     index, base, queries = flat(problem("wide"))
     radii = normal(len(queries), seed=2).abs() * 100
     selector = torch.arange(0, len(base), 5)
@@ -188,7 +188,7 @@ def test_range_search_on_a_flat_index_with_everything():
     assert torch.equal(lims.diff()[clear], counts[clear])
 
 
-def test_range_search_reads_lists_whole_whatever_the_budget():
+def test_range_search_ignores_the_budget():
     index, _, queries = shared(PLAIN)
     radius = _radius(index, queries)
     expected = index.range_search(queries, radius)
@@ -197,7 +197,7 @@ def test_range_search_reads_lists_whole_whatever_the_budget():
 
 
 @pytest.mark.parametrize("radius", [torch.ones(3), torch.ones(19, 1), float("nan"), torch.full((19,), torch.nan)])
-def test_what_is_no_radius_is_refused(radius):
+def test_wrong_radii_are_refused(radius):
     index, _, queries = shared(PLAIN)
     with pytest.raises(ValueError, match="radius"):
         index.range_search(queries, radius)

@@ -29,7 +29,7 @@ def test_no_file_is_too_long(folder, most):
     assert too_long(sources(folder), most) == {}
 
 
-def test_the_check_sees_the_files(tmp_path):
+def test_the_check_sees_all_files(tmp_path):
     names = {path.name for path in sources(PACKAGE)}
     assert {"__init__.py", "kernel.cpp", "simd.h"} <= names
     (tmp_path / "long.py").write_text("pass\n" * 301)

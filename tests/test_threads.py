@@ -10,7 +10,7 @@ import torch
 
 from tests.datasets import normal, problem
 from tests.oracle import agree
-from tests.problems import METRICS, MODES, flat, shared
+from tests.problems import each_metric, each_mode, flat, shared
 
 THREADS = 4
 CASE = problem("wide")
@@ -30,8 +30,8 @@ def together(work):
         ]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("metric", METRICS)
+@each_mode
+@each_metric
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 def test_searching_in_threads(mode, metric, warm):
     index, _, queries = shared(CASE, metric, search_mode=mode)

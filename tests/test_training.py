@@ -69,7 +69,7 @@ def test_an_index_of_any_size_takes_the_size_that_was_saved(before, tmp_path):
     assert target.memory["goods"].search(normal(5, D, seed=6), 1)[1].flatten().tolist() == list(range(200, 205))
 
 
-def test_indexes_in_lists_and_what_is_no_index(tmp_path):
+def test_indexes_in_lists_and_other_objects(tmp_path):
     model, other = filled(), nn.Module()
     other.register_buffer("centroids", torch.ones(3))
     state = {"models": [model.state_dict()], "other": other.state_dict()}
@@ -115,7 +115,7 @@ def test_an_average_follows_the_index_and_averages_the_rest(average, use_buffers
     assert mean.module.memory["goods"].ntotal == 231, "the two share nothing"
 
 
-def test_averaging_one_entry_at_a_time_is_told_where_it_would_ruin_an_index():
+def test_averaging_entry_by_entry_is_refused_if_it_changes_integer_buffers():
     """What torch's own class does to offsets, which then do not divide the rows: a search must not go on."""
     model = filled()
     mean = swa_utils.AveragedModel(model, use_buffers=True)
@@ -129,7 +129,7 @@ def test_averaging_one_entry_at_a_time_is_told_where_it_would_ruin_an_index():
         mean.module.memory["goods"].search(normal(2, D), 1)
 
 
-def test_an_average_of_what_no_longer_fits_is_refused():
+def test_an_average_of_different_sizes_is_refused():
     model = filled()
     mean = AveragedModel(model)
     model.memory["more"] = IndexFlatL2(D)
@@ -202,7 +202,7 @@ def test_renamed_keys_load_under_their_new_names():
     assert same_state(snapshot(fresh), snapshot(model))
 
 
-def test_a_hook_that_renames_keys_is_heard():
+def test_a_hook_that_renames_keys_is_called():
     model = filled()
     fresh = Retriever()
 
@@ -215,7 +215,7 @@ def test_a_hook_that_renames_keys_is_heard():
     assert same_state(snapshot(fresh), snapshot(model))
 
 
-def test_a_hook_on_the_index_itself_is_heard():
+def test_a_hook_on_the_index_itself_is_called():
     index, fresh = filled().memory["goods"], IndexIVFFlat(D, nlist=4)
 
     def rename(module, state, prefix, *rest):
@@ -229,7 +229,7 @@ def test_a_hook_on_the_index_itself_is_heard():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e6])
-def test_vectors_that_cannot_be_held_are_not_taken(bad):
+def test_vectors_beyond_the_storage_dtype_are_refused(bad):
     """One such row would hide others: it is refused where vectors are read anyway."""
     state = filled().memory["goods"].state_dict()
     state["packed_embeddings"] = state["packed_embeddings"].clone()
@@ -247,7 +247,7 @@ def test_vectors_that_cannot_be_held_are_not_taken(bad):
     assert index.dtype == torch.float32
 
 
-def test_a_state_of_a_later_release_is_refused_whole():
+def test_a_state_of_a_later_release_is_refused():
     model, fresh = filled(), Retriever()
     state = copy.copy(model.state_dict())
     state._metadata["memory.goods"]["version"] = 1000
