@@ -1,4 +1,4 @@
-"""Adding vectors: ids, numbering, refusals, what readers see, zero rows."""
+"""Adding vectors: ids, errors, pending rows, zero rows."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def test_ids_beyond_int64_are_refused(empty, before):
     index.add(x[:0])
     index.add_with_ids(x[:1], torch.tensor([4]))
     assert index.ntotal == 2
-    again = deepcopy(index)
-    again.load_state_dict({name: value for name, value in index.state_dict().items() if name != "next_id"})
-    for one in (index, again):
+    loaded = deepcopy(index)
+    loaded.load_state_dict({name: value for name, value in index.state_dict().items() if name != "next_id"})
+    for target in (index, loaded):
         with pytest.raises(TOO_FAR):
-            one.add(x[:3])
-        assert len(one.list_ids.unique()) == one.ntotal
+            target.add(x[:3])
+        assert len(target.list_ids.unique()) == target.ntotal
 
 
 @each_empty

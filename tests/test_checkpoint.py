@@ -1,4 +1,4 @@
-"""Saving and loading: both formats, nothing executed, damage refused, files written whole or not at all."""
+"""Saving and loading in both formats: damaged and foreign files are refused, and a file is replaced atomically."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_truncated_file_is_refused(part, mmap, path):
 
 @pytest.mark.parametrize("name", ["centroids", "packed_embeddings", "list_offsets", "list_ids"])
 def test_an_altered_tensor_is_refused(name, path):
-    """One bit of one number, of the kind that leaves a state which still fits together."""
+    """One changed bit, such that the shapes and offsets of the state are still consistent."""
     index, _, _ = shared()
     index.save(path)
     whole = bytearray(path.read_bytes())
@@ -150,11 +150,11 @@ def test_an_altered_tensor_is_refused(name, path):
 
 @pytest.mark.parametrize("place", range(12))
 def test_a_file_altered_anywhere_is_refused_or_loads_correctly(place, path):
-    """Some bytes say nothing (padding, dates); a change to any other must not pass for an index."""
+    """A change of a byte that matters (not padding or a date) must not give an index."""
     index, _, _ = shared()
     index.save(path)
     whole = bytearray(path.read_bytes())
-    # Spread over the head, the body and the tail of the file.
+    # At the start, in the middle and at the end of the file.
     at = [2, 12, 40, 75, 150, 300, len(whole) // 3, len(whole) // 2, -700, -120, -60, -20][place]
     whole[at] ^= 0x55
     path.write_bytes(whole)
@@ -215,7 +215,7 @@ def test_a_missing_folder(path):
         index.save(path.parent / "nowhere" / path.name)
 
 
-# --- written whole ------------------------------------------------------------------------------------------
+# --- atomic writing -----------------------------------------------------------------------------------------
 
 
 def test_no_other_file_is_left(path):
@@ -258,7 +258,7 @@ def test_the_file_is_synced_before_it_is_renamed(path, monkeypatch):
 
 
 def test_a_saved_file_has_the_permissions_of_the_umask(path):
-    """A temporary file may be made for its owner alone; the finished one follows the process's own rules."""
+    """A temporary file may be readable by its owner alone; the saved file has the permissions of the umask."""
     if os.name != "posix":
         pytest.skip("file modes are those of posix")
     index, _, _ = shared()
@@ -271,7 +271,7 @@ def test_a_saved_file_has_the_permissions_of_the_umask(path):
 
 
 def test_mmap_does_not_read_the_vectors(path):
-    """A mapped tensor lies in the pages of the file itself."""
+    """The memory of a mapped tensor is the mapped file."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("needs a list of mapped files")

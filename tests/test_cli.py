@@ -1,4 +1,4 @@
-"""The commands, run as a person or a script runs them, over every kind of file."""
+"""The commands of the command line, over every file format."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(*words) -> int:
 
 
 def told(capsys, *words):
-    """The object that a command prints with --json, which must be all it prints."""
+    """The JSON object that a command prints with --json, which must be its whole output."""
     assert run(*words, "--json") == 0
     return json.loads(capsys.readouterr().out)
 
@@ -114,7 +114,7 @@ def test_a_smaller_training_sample_is_preferred_to_fewer_rows(tmp_path, capsys):
 
 
 def _growth(*words):
-    """Bytes by which the memory of a program that runs a command grows, that of mapped files left out."""
+    """Bytes by which the memory of a process that runs a command grows, without mapped files."""
     code = "import sys, psutil, tqdm; from torch_ivf_module.cli import main; print(), input(); main(sys.argv[1:])"
     command = [sys.executable, "-u", "-c", code, *map(str, words)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}

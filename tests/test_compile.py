@@ -21,7 +21,7 @@ from torch_ivf_module.graph import LAYOUTS
 
 D, K = 8, 5
 X = normal(600, D)
-# The compiler looks at .grad of any tensor, and uses what torch says is deprecated.
+# The compiler reads .grad of every tensor, and uses functions that torch has deprecated.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # of the calls of these tests, by torch 2.13
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # and 2.14
@@ -30,7 +30,7 @@ pytestmark = [
 
 
 class Searches(nn.Module):
-    """Calls what an index has beside `forward`, between operations of its own."""
+    """A model that calls other methods of an index than `forward`."""
 
     def __init__(self, index):
         super().__init__()
@@ -105,14 +105,14 @@ def test_a_compiled_function_that_changes_an_index():
         first = 100 * index.ntotal
         index.add_with_ids(y, torch.arange(first, first + y.shape[0]))
         index.update(torch.arange(first, first + 1), y[:1] + 1)
-        gone = index.remove_ids(torch.arange(first + 1, first + 2))
+        removed = index.remove_ids(torch.arange(first + 1, first + 2))
         lims, _, ids = index.range_search(y[:1] + 1, 1e-3)
-        return index.reconstruct(first) - y[0], gone, ids - first, index.list_sizes().sum() * lims[-1]
+        return index.reconstruct(first) - y[0], removed, ids - first, index.list_sizes().sum() * lims[-1]
 
     for n, total in ((3, 602), (4, 605), (5, 609)):
-        moved, gone, ids, count = turn(X[10 * n : 11 * n])  # other rows each time
+        moved, removed, ids, count = turn(X[10 * n : 11 * n])  # other rows each time
         assert torch.allclose(moved, torch.ones(D), atol=1e-5)
-        assert (gone, ids.tolist(), int(count), index.ntotal) == (1, [0], total, total)
+        assert (removed, ids.tolist(), int(count), index.ntotal) == (1, [0], total, total)
 
 
 @pytest.mark.parametrize("call", [lambda index, x: index(x), lambda index, x: index.search(x, 2)])

@@ -37,7 +37,7 @@ ON = {"device": "cpu", "dtype": torch.float32}
 
 @contextmanager
 def meta() -> Iterator[None]:
-    """Whatever is made without naming a device holds nothing."""
+    """Tensors that are created without a device have no values."""
     torch.set_default_device("meta")
     try:
         yield

@@ -1,4 +1,4 @@
-"""The demo on small data, and the comparison of ids that its --verify rests on. No time is asserted."""
+"""The demo on small data, and the comparison of ids behind its --verify. No time is asserted."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Other devices: on whichever is present, and without any on tensors that only pretend to be elsewhere.
+"""Other devices: an accelerator if there is one, else simulated devices.
 
-A tensor made on the CPU by mistake goes unnoticed on the CPU. Two stand-ins notice it without hardware:
+A tensor that is created on the CPU by mistake causes no error on the CPU. Two simulations detect it without hardware:
 torch's own fake tensors, which have a device and no data, for what needs no data; and `Elsewhere`, CPU
-tensors that claim another device and refuse to meet plain ones, for all that reads numbers back to the host.
+tensors that report another device and refuse operations with plain ones, for code that reads values on the host.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PRESENT = [
 ]
 
 
-# --- an accelerator, where there is one ---------------------------------------------------------------------
+# --- an accelerator, if there is one ---------------------------------------------------------------------
 
 
 ON_PRESENT = list(
@@ -83,7 +83,7 @@ def test_building_on_an_accelerator(device, metric):
 # --- fake tensors -------------------------------------------------------------------------------------------
 
 
-# A build of torch without CUDA cannot even slice a fake cuda tensor; "lazy" is a kind of device that every
+# A build of torch without CUDA cannot slice a fake cuda tensor; "lazy" is a device type that every
 # build knows and none needs hardware for.
 FAKE = "cuda" if torch.backends.cuda.is_built() else "lazy"
 
@@ -140,13 +140,13 @@ def test_fake_tensors_detect_a_tensor_on_the_wrong_device():
             _static_search(x, coarse, stray, "l2", None)
 
 
-# --- tensors that pretend -----------------------------------------------------------------------------------
+# --- a simulated device -----------------------------------------------------------------------------------
 
 AWAY = torch.device("lazy", 0)
 
 
 class Elsewhere(torch.Tensor):
-    """A CPU tensor that says it is on another device."""
+    """A CPU tensor that reports another device."""
 
     inner: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -174,7 +174,7 @@ class Elsewhere(torch.Tensor):
 
 
 class OtherDevice(TorchDispatchMode):
-    """Lets operations run on the pretended device, and refuses those that mix it with the CPU."""
+    """Runs operations on the simulated device, and refuses those that mix it with the CPU."""
 
     MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 

@@ -1,4 +1,4 @@
-"""Everything public says what it is, with an example that runs."""
+"""Every public name has a docstring with an example that runs, and type annotations."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Every refusal: the kind of error, that it names the argument, what came and what would work, and that
-nothing was changed by it."""
+"""Wrong arguments: the type of the error, the argument, value and remedy in its text, and that nothing changes."""
 
 from __future__ import annotations
 
@@ -132,7 +131,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_settings(name):
-    """The same number is refused by the constructor and by the attribute, which keeps its value."""
+    """Wrong numbers are refused by the constructor and by the attribute, which does not change."""
     index = KINDS["ivf"]()
     values, kinds = NUMBERS[name]
     for value, error in [

@@ -1,4 +1,4 @@
-"""Indexes with buffers, parameters, child modules and extra state of their own, on a subclass or on an instance."""
+"""Indexes with additional buffers, parameters, child modules and extra state, of a subclass or on an instance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 class Additions:
-    """What people put beside the vectors."""
+    """A mixin of what subclasses may add to an index."""
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
@@ -86,7 +86,7 @@ def filled(maker):
     index.labels.copy_(torch.arange(5) + 7)
     with torch.no_grad():
         index.scale.fill_(3.0)
-    index.head(normal(9, D)).sum().backward()  # moves the statistics of the norm
+    index.head(normal(9, D)).sum().backward()  # updates the statistics of the batch norm
     index.words = ["some", "words"]
     return index
 
@@ -112,9 +112,9 @@ def test_additions_load_with_the_index(maker, wrap, strict, assign):
     assert (result.missing_keys, result.unexpected_keys) == ([], [])
     same(target, source)
     if maker == "behind":
-        assert target.words == ["some", "words"]  # torch loads children, and so the vectors, after this
+        assert target.words == ["some", "words"]  # torch loads child modules, and so the vectors, after the extra state
     elif maker != "instance":
-        assert (target.words, target.seen) == (["some", "words"], 40), "extra state is set when the vectors are there"
+        assert (target.words, target.seen) == (["some", "words"], 40), "extra state is set after the vectors are loaded"
     target.scale.sum().backward()
     assert outside(inside(target)) is target
 
@@ -169,7 +169,7 @@ def test_copy_subset_keeps_the_additions():
 
 
 class Twin(Additions, nn.Module):
-    """The same additions to a module that torch loads by itself, with buffers in the places of the index's."""
+    """The same additions to a plain module, whose buffers have the names and order of an index's."""
 
     _version = 3
     ntotal = 40
@@ -240,7 +240,7 @@ def test_load_hooks_see_and_change_the_whole_state():
     assert calls == [("", True, True), (40, [])], "each once"
     same(index, source)
     index.load_state_dict(source.state_dict())
-    assert len(calls) == 4, "hooks and what is saved are as before the first call"
+    assert len(calls) == 4, "hooks and the saved keys do not change"
     assert list(index.state_dict()) == list(source.state_dict())
 
 
@@ -281,7 +281,7 @@ def test_states_and_indexes_on_the_meta_device():
 
 
 def test_buffers_excluded_from_the_state_dict():
-    """torch's way to leave buffers out of a state_dict."""
+    """By `_non_persistent_buffers_set`, as torch does it."""
     index = filled("flat")
     index._non_persistent_buffers_set.update(BUFFERS)
     state = index.state_dict()

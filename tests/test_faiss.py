@@ -1,4 +1,4 @@
-"""Against faiss on the same centroids and lists: ids but for ties, distances to 1e-4."""
+"""The same answers as faiss on the same centroids and lists: equal ids up to ties, distances within 1e-4."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def twin(faiss, index):
 
 
 def asked(queries, metric):
-    """The queries as faiss must be given them: cosine is the inner product of unit vectors."""
+    """The queries for faiss: at unit length for cosine, which faiss computes as the inner product of unit vectors."""
     return (unit(queries).float() if metric == "cosine" else queries).contiguous().numpy()
 
 
 def answers(metric, D, I):
-    """What faiss returned, as tensors padded the way we pad."""
+    """The results of faiss as tensors, with this project's padding."""
     D, I = torch.from_numpy(D), torch.from_numpy(I)
     return D.masked_fill(I < 0, torch.inf if metric == "l2" else -torch.inf), I
 
 
 def compare(index, other, queries, k):
-    """Assert that both indexes answer alike, wherever it is clear which lists a query visits."""
+    """Assert that both indexes give the same answers to all queries whose nearest lists are not tied."""
     found = index.search(queries, k)
     theirs = answers(index.metric, *other.search(asked(queries, index.metric), k))
     lists = probed(index, queries)
@@ -68,7 +68,7 @@ def compare(index, other, queries, k):
     agree(*((D[clear], I[clear]) for D, I in (found, theirs)), atol=2e-6 * _reach(index, queries))
 
 
-# In one dimension all directions are two, so every probe by inner product is a tie: nothing to compare there.
+# In one dimension there are two directions, so by inner product the lists of every query are tied.
 @pytest.mark.parametrize(
     ("name", "metric"), [(n, m) for n in CASES for m in METRICS if n != "d=1" or m == "l2"]
 )
@@ -95,7 +95,7 @@ def test_gaussian_vectors_as_faiss(faiss, gaussian, metric, mode):
 
 
 def _reach(index, queries):
-    """The largest product of norms: the measure of what rounding does to an inner product; l2 needs none."""
+    """The largest product of norms, in proportion to the rounding of inner products; 0 for l2."""
     if index.metric == "l2" or index.ntotal == 0:
         return 0.0
     longest = 1.0 if index.metric == "cosine" else float(queries.norm(dim=1).max())
@@ -105,7 +105,7 @@ def _reach(index, queries):
 @each_metric
 @pytest.mark.parametrize("name", ["plain", "wide", "d=1", "empty lists", "duplicates"])
 def test_range_search_as_faiss(faiss, name, metric):
-    """faiss ignores max_codes here, and so do we."""
+    """max_codes is ignored, as faiss does."""
     index, _, queries = shared(problem(name), metric)
     other = twin(faiss, index)
     middle = float(index.search(queries, 8)[0][:, 7].median())
@@ -125,7 +125,7 @@ def test_range_search_as_faiss(faiss, name, metric):
 
 @pytest.fixture(scope="module")
 def among(faiss, gaussian):
-    """What faiss finds among every `share`-th of the vectors, in any order; as much for every mode of ours."""
+    """A function that searches 1/share of the vectors, chosen at random, with faiss; cached for the modes."""
 
     @functools.cache
     def search(metric, share):
@@ -163,7 +163,7 @@ def test_selectors_as_faiss(among, gaussian, metric, mode, share):
 @each_mode
 @each_metric
 def test_max_codes_as_faiss(faiss, gaussian, metric, mode):
-    """faiss stops in the middle of a list, we before it: given the rows that we read, faiss finds the same."""
+    """faiss reads part of the last list, this index none of it. With max_codes set to the rows read here, both agree."""
     index, _, queries = gaussian[metric]
     index.search_mode, index.nprobe, queries = mode, 8, queries[:30]
     other = twin(faiss, index)
@@ -206,7 +206,7 @@ def test_vectors_are_assigned_to_the_lists_that_faiss_chooses(faiss, metric):
 
 
 def test_recall_on_clustered_vectors_as_faiss(faiss):
-    """On vectors that do cluster, our own training gives faiss's recall within a hundredth."""
+    """On clustered vectors, with centroids trained here and by faiss, the recall is the same within 0.01."""
     centres = normal(40, 16, seed=8) * 4
     base = centres.repeat(100, 1) + normal(4000, 16, seed=9)
     queries = centres.repeat(3, 1) + normal(120, 16, seed=10)

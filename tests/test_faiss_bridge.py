@@ -1,4 +1,4 @@
-"""Indexes from faiss and back: the same ids, distances to float32 rounding."""
+"""Conversion from faiss and to it: the same ids, and distances up to float32 rounding."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def theirs(faiss, recipe, measure):
     x = normal(ROWS, D)
     index = faiss.index_factory(D, recipe, measure)
     if isinstance(faiss.downcast_index(index), faiss.IndexPreTransform):
-        for number in range(index.chain.size()):  # few rounds: how well a rotation fits is not the question
+        for number in range(index.chain.size()):  # few iterations, since the quality of the rotation does not matter
             step = faiss.downcast_VectorTransform(index.chain.at(number))
             if isinstance(step, faiss.OPQMatrix):
                 step.niter = step.niter_pq = step.niter_pq_0 = 2
@@ -71,10 +71,10 @@ def ask(index, queries):
 
 
 def gaps(D):
-    """Which results are apart from their neighbours by more than rounding."""
-    apart = (D[:, 1:] - D[:, :-1]).abs() > 1e-5 * D[:, 1:].abs().clamp(min=1)
-    whole = torch.ones(D.shape[0], 1, dtype=torch.bool)
-    return torch.cat([whole, apart], 1) & torch.cat([apart, whole], 1)
+    """Which results differ from the results before and after them by more than rounding."""
+    distinct = (D[:, 1:] - D[:, :-1]).abs() > 1e-5 * D[:, 1:].abs().clamp(min=1)
+    edge = torch.ones(D.shape[0], 1, dtype=torch.bool)
+    return torch.cat([edge, distinct], 1) & torch.cat([distinct, edge], 1)
 
 
 @pytest.mark.parametrize("recipe", [*PLAIN, *SCALAR, *BEHIND, *NORMED, *LABELLED])
@@ -86,7 +86,7 @@ def test_round_trip(faiss, recipe, measure, tmp_path):
     back = to_faiss(ours)
     same_answers(back, index)
     same_answers(from_faiss(back), ours)
-    # By way of the file systems of both.
+    # Through files of both libraries.
     faiss.write_index(index, str(tmp_path / "theirs.faiss"))
     opened = load(tmp_path / "theirs.faiss")
     same_answers(opened, ours)
@@ -192,7 +192,7 @@ def test_vectors_can_be_added_after_conversion(faiss):
     same_answers(ours, index)
 
 
-# Codes of four bits, for training 256 centroids a part takes ten seconds and the kinds of index are the same.
+# With 4-bit codes, since training 256 centroids per subquantizer takes ten seconds; the index types are the same.
 UNSUPPORTED = ["PQ4x4", "IVF16,PQ4x4", "HNSW8", "LSH", "IVF16,FlatDedup", "ITQ8,Flat", "IVF16,PQ4x4,RFlat"]
 
 
@@ -226,7 +226,7 @@ def test_vectors_move_to_their_exact_lists_after_an_approximate_quantizer(faiss,
     index.add(x.numpy())
     ours = from_faiss(index)
     assert sorted(ours.list_ids.tolist()) == list(range(3000))
-    # Each vector is in the list whose centroid is the best for it, and has the value that faiss decodes.
+    # Each vector is in the list of its nearest centroid, and has the value that faiss decodes.
     centroids = torch.from_numpy(coarse.reconstruct_n(0, index.nlist)).double()
     torch.testing.assert_close(ours.centroids.double(), centroids)
     rows = ours.packed_embeddings.double()
@@ -236,7 +236,7 @@ def test_vectors_move_to_their_exact_lists_after_an_approximate_quantizer(faiss,
     index.make_direct_map()
     decoded = torch.from_numpy(index.reconstruct_n(0, 3000))
     torch.testing.assert_close(ours.packed_embeddings.float(), decoded[ours.list_ids], rtol=0, atol=1e-6)
-    # So no query finds less.
+    # So the recall is at least that of faiss.
     exact = IndexFlat(D, ours.metric)
     exact.add(ours.reconstruct_n(0, 3000).float())
     queries = normal(300, D, seed=5)
@@ -251,7 +251,7 @@ def test_vectors_move_to_their_exact_lists_after_an_approximate_quantizer(faiss,
 
 
 def test_lists_of_an_exact_coarse_quantizer_do_not_change(faiss, measure):
-    """Also where the vectors behind codes are nearer to another centroid."""
+    """Even if the decoded vectors are nearer to other centroids."""
     index = theirs(faiss, "IVF16,SQ4", measure)
     ours = from_faiss(index)
     tools = pytest.importorskip("faiss.contrib.inspect_tools")
@@ -292,7 +292,7 @@ def test_other_metrics_and_mixed_metrics_are_refused(faiss):
 
 
 def test_vectors_that_are_not_finite_are_refused(faiss):
-    """A flat index of faiss stores them; an inverted file of it leaves them out."""
+    """A flat index of faiss stores them; its inverted file does not."""
     index = theirs(faiss, "Flat", faiss.METRIC_L2)
     bad = normal(4, D)
     bad[2, 1] = torch.inf

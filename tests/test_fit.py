@@ -1,4 +1,4 @@
-"""Training: determinism, refusals, warnings, progress, training a filled index."""
+"""Training: determinism, errors, warnings, progress, training a filled index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program written for torch-ivf 0.1.1 names is here, or the page for its users says why not."""
+"""Programs written for torch-ivf 0.1.1: every public name works, or docs/from-torch-ivf.md says why not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.problems import few_training_rows, flat
 from torch_ivf_module.index import IndexBase, IndexFlatIP, IndexFlatL2, IndexIVFFlat, SearchParams
 
 PAGE = (Path(__file__).parent.parent / "docs" / "from-torch-ivf.md").read_text(encoding="utf-8")
-# Every public name of the classes there.
+# All public names of the classes of torch-ivf.
 EVERY = [
     "d",
     "metric",

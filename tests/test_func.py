@@ -21,7 +21,7 @@ Q, V = normal(4, D, seed=5), normal(4, D, seed=6)
 
 
 def made(kind: str, metric: str):
-    """An index with rows that are packed and rows that wait, and its distances as a function of queries."""
+    """An index with packed and pending rows, and its distances as a function of queries."""
     if kind == "ivf":
         index = IndexIVFFlat(D, nlist=4, nprobe=4, metric=metric)
         index.train(X)
@@ -87,7 +87,7 @@ def test_transforms(kind, metric, kernel, monkeypatch):
     if not kernel:
         monkeypatch.setattr("torch_ivf_module.functional.kernels.KERNELS", [])
     for name, transform in TRANSFORMS.items():
-        index, search = made(kind, metric)  # without caches, so that the transform comes upon none
+        index, search = made(kind, metric)  # new, so that its caches are empty
         for _ in range(2):
             torch.testing.assert_close(transform(search), transform(plain(metric)), rtol=1e-3, atol=1e-4, msg=name)
         caches = (index._derived, index._sorted, vars(index._updates), dict(index.named_buffers()))
@@ -106,7 +106,7 @@ def test_finite_differences():
     def distances(x):
         return index.search(x, 3)[0].double().square()
 
-    # float32 inside, so the steps are wide; a fourth power has no error in its second difference worth noting.
+    # The search computes in float32, so the steps are wide; the function is a polynomial of degree four.
     assert torch.autograd.gradcheck(distances, (x,), eps=1e-2, atol=0.05, rtol=0.05, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(distances, (x,), eps=1e-2, atol=0.05, rtol=0.05)
 
@@ -156,7 +156,7 @@ def test_functional_call_with_pending_rows():
 
 
 def swapped(module, name, tensor, x=Q):
-    """D of a search in which a buffer of the index is another tensor."""
+    """D of a search in which a buffer of the index is replaced by `tensor`."""
     return functional_call(module, {name: tensor}, (x,))[0]
 
 

@@ -1,4 +1,4 @@
-"""Ids and offsets that something else wrote into are noticed before they are used, and sound ones are not refused."""
+"""Overwritten ids and offsets are detected before they are used, and valid ones are not refused."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_buffers_assigned_to_a_copy(kind, copied):
         swapped = torch.func.functional_call(other, {"list_ids": index.list_ids + 7}, (queries,))
     agree(swapped, (D, I + 7), rtol=1e-6, atol=1e-6)
     agree(other(queries), (D, I), rtol=1e-6, atol=1e-6)
-    other = COPIES[copied](index)  # none has looked at its buffers yet
+    other = COPIES[copied](index)  # whose buffers have not been read yet
     other.list_ids = other.list_ids + 100
     agree(other(queries), (D, I + 100), rtol=1e-6, atol=1e-6)
     other.list_offsets = other.list_offsets + 1
@@ -191,7 +191,7 @@ def test_buffers_assigned_to_a_copy(kind, copied):
 @each_kind
 @pytest.mark.parametrize("assign", [True, False])
 def test_buffers_assigned_one_by_one_to_a_meta_index(kind, assign):
-    """As loaders do that know modules only: the buffer that is not saved stays on the meta device."""
+    """As generic loaders of modules do: the buffer that is not saved stays on the meta device."""
     index, base, queries = KINDS[kind]()
     with torch.device("meta"):
         other = IndexFlatL2(PLAIN.d)
@@ -291,7 +291,7 @@ def test_averages_by_torch_are_correct_or_refused(kind, use_buffers, average):
 
 
 class Callback:
-    """What lightning.pytorch.callbacks.WeightAveraging does with two models: it swaps all tensors through `.data`."""
+    """Like lightning.pytorch.callbacks.WeightAveraging, which swaps all tensors of two models through `.data`."""
 
     def __init__(self, model, use_buffers):
         average = swa_utils.get_ema_avg_fn(0.9)
@@ -364,7 +364,7 @@ def test_an_average_does_not_change_graphs():
 
 
 def test_uninitialized_memory_is_not_searched():
-    """to_empty() gives whatever the memory held, which may look like a sound index."""
+    """After to_empty() the memory has arbitrary values, which may look like a valid index."""
     with torch.device("meta"):
         index = IndexFlatL2(4)
     for value in (0, 7 << 40):

@@ -1,4 +1,4 @@
-"""What float32 can distinguish is not lost: outliers, mixed magnitudes, large d, many equal rows.
+"""Answers are right to float32 resolution: outliers, different magnitudes, large d, many equal rows.
 
 Each case runs with the kernel, where it is built, and without; the expected values are computed in float64.
 Q queries, N vectors, d dim, k results.
@@ -49,7 +49,7 @@ def test_an_outlier_does_not_change_other_results(far, place, mode):
     before = {"first": 0, "among": 60, "last": 120}[place]
     for part in (rows[:before], outlier, rows[before:]):
         index.add(part)
-        index.search(rows[:1], 1)  # what is derived of few rows must not stay
+        index.search(rows[:1], 1)  # the origin of the first rows must not be reused
     ids = torch.cat([torch.arange(before), torch.arange(before + 1, 121)])
     assert torch.equal(index.search(rows, 1)[1][:, 0], ids)
     assert index.search(outlier, 1)[1].item() == before
@@ -147,15 +147,15 @@ def test_a_query_far_from_all_vectors(metric, mode):
 @each_metric
 @pytest.mark.parametrize("d", [200, 1536, 8192])
 def test_thousands_of_dimensions(d, metric, dtype, mode):
-    # Rows that share a large part, so that a long sum of terms of one sign must tell small differences apart.
+    # Rows with a large common part, so that small differences must be resolved in long sums of terms of one sign.
     rows = (1 + 1e-3 * normal(300, d, seed=1)).to(dtype)
     queries = 1.1 * (1 + 1e-3 * normal(40, d, seed=2))
     index = IndexFlat(d, metric, dtype=dtype, search_mode=mode)
     index.add(rows)
     D, I = index.search(queries, 10)
-    held = index.reconstruct_n(0, 300).double()
+    stored = index.reconstruct_n(0, 300).double()
     unit = queries.double() / queries.double().norm(dim=1, keepdim=True) if metric == "cosine" else queries.double()
-    scores = -squares(queries, held) if metric == "l2" else unit @ held.t()
+    scores = -squares(queries, stored) if metric == "l2" else unit @ stored.t()
     best, got = scores.topk(10, dim=1).values, scores.gather(1, I)
     assert ((best[:, -1] - got.amin(1)) <= 3e-6 * best[:, -1].abs()).all()
     torch.testing.assert_close(D.double().abs(), got.abs(), rtol=2e-6, atol=0.0)
@@ -181,7 +181,7 @@ def _with_centroids(index, centroids):
 
 
 def _equal_numbers(n, d, offset, step):
-    """Rows of one number each: every term of a product has the same sign, and every addition may round the same way."""
+    """Rows of d equal numbers, so that all terms of a product have one sign and all additions may round the same way."""
     places = torch.randperm(n, generator=torch.Generator().manual_seed(6)).float() * step
     return (offset + places)[:, None].expand(-1, d).contiguous()
 
@@ -229,7 +229,7 @@ def test_the_nearest_list_is_found_when_its_product_overflows(mode):
 
 
 def _crowded(n, d):
-    """A row, many copies of it, and others."""
+    """n / 2 equal rows and n / 2 random ones."""
     rows = normal(n, d)
     rows[1 : n // 2] = rows[0]
     return rows

@@ -1,4 +1,4 @@
-"""Every field of SearchParams in every mode and metric, against plain loops that follow its definition."""
+"""Every field of SearchParams in every mode and metric, against plain loops."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ LONG = Problem("long lists", nb=2400, d=8, nq=40, nlist=12, nprobe=6, k=10)
 @dataclass
 class Limits:
     rows: list[int]  # of each list, nearest first
-    clear: bool  # whether rounding could not have made them other numbers
+    clear: bool  # whether rounding cannot change `rows`
 
 
 def plain_limits(scores: list[float], sizes: list[int], params: SearchParams) -> Limits:
-    """Rows that a query reads of its lists, nearest first, as docs/search-params.md tells it."""
+    """Rows that a query reads of its lists, nearest first, as docs/search-params.md defines it."""
     budget, probes, clear = params.of("candidate_budget") or 0, len(sizes), True
     caps = [min(size, params.max_codes_cap_per_list or size) for size in sizes]
     even = math.ceil(budget / probes)
@@ -85,7 +85,7 @@ def plain_limits(scores: list[float], sizes: list[int], params: SearchParams) ->
 
 
 def readable(index, queries, params) -> tuple[StoredRows, Probed]:
-    """What `index` holds, every row a list of its own, and the rows that each query must and may read."""
+    """The stored rows, with each row as its own list, and the rows that each query must and may read."""
     own, (scores, apart) = stored_rows(index), list_scores(index, queries)
     offsets = index.list_offsets.tolist()
     probes = min(params.nprobe or index.nprobe, index.nlist)
@@ -101,7 +101,7 @@ def readable(index, queries, params) -> tuple[StoredRows, Probed]:
             start = offsets[number]
             required[q, start : start + rows] = judged
             allowed[q, start : start + (rows if judged else size)] = True
-    assert required.any(1).double().mean() > 0.6, "this case is too full of ties to be judged"
+    assert required.any(1).double().mean() > 0.6, "the lists of too many queries are tied to check this case"
     return own._replace(lists=torch.arange(len(own.ids))), Probed(required, allowed)
 
 
@@ -187,7 +187,7 @@ def test_a_budget_has_a_gradient(mode):
 @pytest.mark.parametrize("visitors", [2, 7, 256])
 @each_metric
 def test_answers_do_not_depend_on_shared_prefixes(visitors, metric, monkeypatch):
-    """In the list-major mode sorted visitors share the beginning of a list: however few do."""
+    """The list-major mode groups queries that read a prefix of a list, `_VISITORS` per group."""
     monkeypatch.setattr(scan_lists, "_VISITORS", visitors)
     index, _, queries = shared(LONG, metric, search_mode="csr")
     for fields in ({"candidate_budget": 300}, {"candidate_budget": 700, "budget_strategy": "uniform"}):
@@ -195,7 +195,7 @@ def test_answers_do_not_depend_on_shared_prefixes(visitors, metric, monkeypatch)
 
 
 def test_a_budget_in_long_lists_and_a_large_batch():
-    """Lists of more rows than a section of the list-major scan has, and products of many queries."""
+    """Lists longer than a section of the list-major scan, and products of many queries."""
     base, queries = normal(14_000, 4, seed=3), normal(700, 4, seed=4)
     index = IndexIVFFlat(4, nlist=2, nprobe=2)
     with few_training_rows():

@@ -1,4 +1,4 @@
-"""Removing and updating vectors, while removed rows are still packed and after."""
+"""Removing and updating vectors, before and after deleted rows are packed."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_update_right_after_an_add(kind):
     assert torch.equal(index.reconstruct(len(base) + 2), base[2])
 
 
-# --- removal that waits ---------------------------------------------------------------------------------------
+# --- deleted rows before packing ---------------------------------------------------------------------------------------
 
 
 @each_mode
@@ -135,7 +135,7 @@ def test_deleted_rows_are_not_found_before_packing(metric, mode, case, dtype, pr
     gone = torch.randperm(len(base), generator=torch.Generator().manual_seed(3))[: len(base) // 10]
     assert index.remove_ids(gone) == len(gone)
     index.add(normal(3, case.d, seed=4))
-    index.remove_ids(torch.tensor([len(base)]))  # one that was added a moment ago
+    index.remove_ids(torch.tensor([len(base)]))  # a pending row
     k, params = 12, SearchParams(profile=profile)
     found = index.search(queries, k, params=params)
     radius = float(found[0][found[1] != -1].median())

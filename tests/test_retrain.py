@@ -1,4 +1,4 @@
-"""Training again on a filled index, and what ids go through."""
+"""Training again on a filled index, and the ids of its vectors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_retraining_without_changes_moves_no_vector():
         index.add(x)
         assert index.retrain()[:2] == (0, 4)
         assert index.retrain(x[[0, 0, 0, 2]], niter=1)[:2] == (0, 4)
-        far = torch.cat([x, x + 100])  # one centroid goes to the far ones, and leaves its rows to the other
+        far = torch.cat([x, x + 100])  # one centroid moves to the far rows, and its old rows are assigned to the other
         assert index.retrain(far).moved == 2
     with pytest.raises(RuntimeError, match="train"):
         IndexIVFFlat(2).retrain()
@@ -53,7 +53,7 @@ def test_retraining_without_changes_moves_no_vector():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_retraining_lists_with_few_rows(seed):
-    """Splitting a cluster for an empty one, again and again, until no row is left to spare."""
+    """Clusters are split for empty ones until no cluster has a second distinct row."""
     generator = torch.Generator().manual_seed(seed)
     index = IndexIVFFlat(8, nlist=16)
     with few_training_rows():
