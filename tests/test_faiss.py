@@ -163,7 +163,7 @@ def test_selectors_as_faiss(among, gaussian, metric, mode, share):
 @each_mode
 @each_metric
 def test_max_codes_as_faiss(faiss, gaussian, metric, mode):
-    """faiss reads part of the last list, this index none of it. With max_codes set to the rows read here, both agree."""
+    """faiss also reads a part of the first list that does not fit. With the rows read here as max_codes it agrees."""
     index, _, queries = gaussian[metric]
     index.search_mode, index.nprobe, queries = mode, 8, queries[:30]
     other = twin(faiss, index)

@@ -1,4 +1,4 @@
-"""Files at their worst: a writer that is killed, a file made to do harm, an index larger than one wants to read."""
+"""Writers that are killed, concurrent writers, files with inconsistent or malicious contents, files of a gigabyte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.states import same_state, snapshot
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, _files, load
 from torch_ivf_module import checkpoint as files
 
-# Saves two indexes in turn, for ever, and says when it has begun. Each has one number everywhere.
+# Saves two indexes alternately without end, and prints a line after the first save. All entries of an index are equal.
 WRITER = """
 import sys, torch
 from torch_ivf_module import IndexFlatL2
@@ -40,7 +40,7 @@ while True:
 """
 
 
-# torch's own format and safetensors are written by the same steps: one of them is enough every day.
+# Files of torch and of safetensors are written by the same steps, so usually one of them is tested.
 either_suffix = pytest.mark.parametrize("suffix", [pytest.param(".pt", marks=pytest.mark.long), ".safetensors"])
 
 
@@ -53,7 +53,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_complete_file(suffix, tmp_path):
         with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
             try:
                 assert writer.stdout.readline() == "begun\n"
-                for mmap in (False, True) * 4:  # of a file that is being replaced all the time
+                for mmap in (False, True) * 4:  # while the file is being replaced
                     index = load(path, mmap=mmap)
                     assert index.packed_embeddings.unique().tolist() == [index.ntotal / 10_000]
                     seen.add(index.ntotal)
@@ -62,13 +62,13 @@ def test_a_writer_killed_at_any_moment_leaves_a_complete_file(suffix, tmp_path):
                 writer.kill()
         index = load(path)
         assert index.packed_embeddings.unique().tolist() == [index.ntotal / 10_000]
-    assert seen == {10_000, 20_000}, "both were written"
-    index.save(path)  # removes what the dead left beside it
+    assert seen == {10_000, 20_000}, "both were seen"
+    index.save(path)  # removes the temporary files of the killed writer
     assert list(tmp_path.iterdir()) == [path]
     assert load(path).ntotal == index.ntotal
 
 
-# Begins to write, says so, and ends when it is told to.
+# Writes half of a file, prints a line, and finishes when its input is closed.
 HALFWAY = """
 import sys
 from pathlib import Path
@@ -97,7 +97,7 @@ def halfway(path):
 
 
 def parts(folder) -> list[Path]:
-    """What writers have beside the files that they write."""
+    """The temporary folders of writers."""
     return [file for file in folder.iterdir() if file.name.startswith(".")]
 
 
@@ -109,9 +109,9 @@ def test_the_next_save_removes_temporary_files_of_killed_writers(tmp_path):
         dead.wait()
         assert len(parts(tmp_path)) == 3
         index.save(path)
-        assert len(parts(tmp_path)) == 2, "those of a writer that runs, and of another name"
+        assert len(parts(tmp_path)) == 2, "that of the running writer, and that of another name"
         alive.communicate("")
-        assert path.read_text() == "half of it", "who ends last has the last word"
+        assert path.read_text() == "half of it", "the last writer replaces the file"
     assert len(parts(tmp_path)) == 1
     index.save(other)
     assert parts(tmp_path) == []
@@ -129,12 +129,12 @@ def test_temporary_files_of_another_machine_are_removed_after_a_day(tmp_path, mo
         for file in old:
             os.utime(file, (long_ago, long_ago))
         index.save(path)
-        assert parts(tmp_path) == [part], "its lock is seen"
+        assert parts(tmp_path) == [part], "it is locked"
         writer.kill()
         writer.wait()
         os.utime(part / "lock")
         index.save(path)
-        assert parts(tmp_path) == [part], "it wrote a moment ago"
+        assert parts(tmp_path) == [part], "its lock file is new"
         os.utime(part / "lock", (long_ago, long_ago))
         index.save(path)
         assert parts(tmp_path) == []
@@ -163,7 +163,7 @@ def test_a_temporary_folder_without_a_lock_file_is_removed_too(tmp_path):
     path = tmp_path / "index.pt"
     early = tmp_path / f".index.pt.{_files._machine()}.abcd_123.part"
     early.mkdir()
-    beside = tmp_path / ".index.pt.notes"  # of somebody else
+    beside = tmp_path / ".index.pt.notes"  # not a temporary folder
     beside.mkdir()
     trained().save(path)
     assert parts(tmp_path) == [beside]
@@ -189,7 +189,7 @@ def test_the_longest_names(kind, tmp_path):
     assert len(parts(tmp_path)) == 2
     _files.replace(path, lambda part: Path(part).write_text("second"))
     assert path.read_text() == "second"
-    assert len(parts(tmp_path)) == 1, "what was left of another name that begins alike is not this writer's"
+    assert len(parts(tmp_path)) == 1, "that of another name with the same beginning remains"
     _files.replace(other, lambda part: Path(part).write_text("third"))
     assert parts(tmp_path) == []
 
@@ -202,7 +202,7 @@ def test_an_index_under_the_longest_name(tmp_path):
 
 
 def test_a_folder_removed_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
-    """Another writer may look at any moment: once before the lock is there, once before it is taken."""
+    """Another writer removes the folder, once before its lock file exists, once before it is locked."""
     made, lock = tempfile.mkdtemp, _files._lock
     moments = []
 
@@ -258,7 +258,7 @@ def test_errors_of_writing_name_the_file(tmp_path, monkeypatch):
         load(tmp_path)
 
     def full(*args, **settings):
-        raise RuntimeError("unexpected pos 64 vs 0")  # what torch says of a full disk
+        raise RuntimeError("unexpected pos 64 vs 0")  # torch's error for a full disk
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"index\.pt cannot be written"):
@@ -275,7 +275,7 @@ def test_views_are_written_without_their_base(tmp_path):
     assert (tmp_path / "index.pt").stat().st_size < 10_000
 
 
-# --- made to do harm ----------------------------------------------------------------------------------------
+# --- malicious files ----------------------------------------------------------------------------------------
 
 
 def trained() -> IndexIVFFlat:
@@ -285,7 +285,7 @@ def trained() -> IndexIVFFlat:
 
 
 def forge(path, **wrong) -> None:
-    """A file whose checksums all hold, with other tensors or another description in it."""
+    """Write a file with valid checksums, but with some tensors or settings replaced."""
     index = trained()
     about = {"format": files.FORMAT, "version": files.VERSION, "needs": files.NEEDS, **files.description(index)}
     tensors = dict(index.state_dict())
@@ -349,10 +349,10 @@ HOSTILE = {
 def test_a_file_that_does_not_fit_together_is_refused(kind, suffix, mmap, tmp_path):
     path = tmp_path / f"index{suffix}"
     forge(path, **HOSTILE[kind])
-    if kind == "a huge number of lists that are not there":  # what was asked for before training plays no part after
+    if kind == "a huge number of lists that are not there":  # nlist is not used once the index is trained
         assert load(path, mmap=mmap).nlist == 4
         return
-    if kind == "vectors that are no numbers" and mmap:  # nobody looks at them
+    if kind == "vectors that are no numbers" and mmap:  # vectors of a mapped file are not read
         return
     with pytest.raises(ValueError, match=path.name):
         load(path, mmap=mmap)
@@ -386,7 +386,7 @@ def test_the_error_for_a_file_of_a_later_release_names_the_release(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_flipped_bit_anywhere_is_refused_or_harmless(suffix, tmp_path):
-    """Any bit: the file is refused, or (a bit that says nothing) the index is as it was."""
+    """Either the file is refused, or the bit has no meaning and the index is equal."""
     path = tmp_path / f"index{suffix}"
     index = trained()
     index.save(path)
@@ -408,11 +408,11 @@ def test_a_flipped_bit_anywhere_is_refused_or_harmless(suffix, tmp_path):
 
 # --- large --------------------------------------------------------------------------------------------------
 
-# Opens a file by its map and searches it, in a process of its own, and says what that took.
+# Opens and searches a mapped file in a new process, and prints the time and the growth of resident memory.
 READER = """
 import sys, time, psutil, torch
 from torch_ivf_module import load
-load(sys.argv[2], mmap=True)  # what any first call loads
+load(sys.argv[2], mmap=True)  # imports what the first call imports
 me = psutil.Process()
 before, start = me.memory_info().rss, time.perf_counter()
 index = load(sys.argv[1], mmap=True)
@@ -424,7 +424,7 @@ print(index.ntotal, seconds, grown, *I.flatten().tolist())
 
 @either_suffix
 def test_mmap_opens_a_gigabyte_without_reading_it(suffix, tmp_path):
-    """The file is one of holes, written as `save` writes it but for its vectors, all zero but two."""
+    """A sparse file: all vectors but two are zero."""
     pytest.importorskip("psutil")
     rows, d = 1_000_000, 256
     index = IndexFlatL2(d, dtype=torch.float32)
@@ -438,9 +438,9 @@ def test_mmap_opens_a_gigabyte_without_reading_it(suffix, tmp_path):
     IndexFlatL2(d).save(small)
     done = subprocess.run([sys.executable, "-c", READER, path, small], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ntotal, _, grown, *ids = done.stdout.split()  # the seconds are for whoever runs READER by hand
+    ntotal, _, grown, *ids = done.stdout.split()
     assert (int(ntotal), ids) == (rows, ["777777", "3"])
-    assert int(grown) < 64 << 20, "bytes resident of a file of a gigabyte"
+    assert int(grown) < 64 << 20, "resident memory after opening a gigabyte"
 
 
 def _sparse(path, rows, d):

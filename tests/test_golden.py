@@ -1,4 +1,4 @@
-"""Files of released formats, ours and those of the libraries people come from, open and answer as they did."""
+"""Files of released formats, of this project, faiss and torch-ivf, open with the answers that are stored with them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_old_files_open_with_the_same_answers(path, mmap, request):
     if answer is None:
         assert (index.ntotal, index.is_trained) == (0, False)
         return
-    # torch-ivf ranks float16 vectors in float16 arithmetic, and returns as much.
+    # torch-ivf computes the distances of float16 vectors in float16.
     rough = path.stem == "float16"
     agree(index.search(queries, k), answer, rtol=2e-2 if rough else 1e-4, atol=2e-2 if rough else 1e-5)
 
@@ -77,7 +77,7 @@ def test_the_classmethod_of_torch_ivf_opens_its_files():
         IndexIVFFlat.load(HERE / "v1" / "flat.pt")
 
 
-def test_a_torch_ivf_file_with_code_is_refused(tmp_path):
+def test_an_altered_torch_ivf_file_is_refused(tmp_path):
     whole = torch.load(HERE / "torch-ivf-0.1.1" / "l2.pt", weights_only=True)
     for name, wrong in {
         "list_offsets": whole["list_offsets"].flip(0),
@@ -93,7 +93,7 @@ def test_a_torch_ivf_file_with_code_is_refused(tmp_path):
 
 
 def test_files_of_the_installed_torch_ivf(tmp_path):
-    """Where torch-ivf is installed, with no golden file in between."""
+    """Files written during the test, if torch-ivf is installed."""
     theirs = pytest.importorskip("torch_ivf.index")
     x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
     index = theirs.IndexIVFFlat(8, nlist=8, nprobe=3)
@@ -104,7 +104,7 @@ def test_files_of_the_installed_torch_ivf(tmp_path):
 
 
 def test_golden_files_are_not_opened_for_writing(tmp_path):
-    """A mapped index that changes leaves its file as it was."""
+    """Changes of a mapped index do not change its file."""
     copy = Path(shutil.copy(HERE / "v1" / "ivf.pt", tmp_path))
     index = load(copy, mmap=True)
     index.remove_ids(index.list_ids[:10])

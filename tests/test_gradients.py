@@ -29,10 +29,10 @@ def _gradient(x, vectors, metric):
 @each_mode
 @each_dtype
 @each_metric
-@pytest.mark.parametrize("staged", [False, True])
-def test_gradient_of_distances(staged, mode, dtype, metric):
+@pytest.mark.parametrize("pending", [False, True])
+def test_gradient_of_distances(pending, mode, dtype, metric):
     index, base, queries = shared(PLAIN, metric, dtype, search_mode=mode)
-    if staged:
+    if pending:
         index.add(base[:40] * 1.1)
     plain = index.search(queries, 6)
     x = queries.clone().requires_grad_()
@@ -94,7 +94,7 @@ def test_no_autograd_graph_without_grad_mode():
 
 
 def test_built_in_inference_mode_and_used_outside():
-    """Buffers made under inference_mode must still serve searches with gradients, and further adds."""
+    """Buffers created in inference mode serve searches with gradients, and rows can be added."""
     with torch.inference_mode():
         index, base, queries = ivf()
         index.search(queries, 3)

@@ -1,4 +1,4 @@
-"""Indexes in folders as the Hugging Face Hub has them, without a network."""
+"""Saving to and loading from folders in the format of the Hugging Face Hub, without a network."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_round_trip(make, tmp_path):
     assert type(again) is type(index)
     if not isinstance(index, IndexPreTransform):
         assert settings_of(again) == settings_of(index)
-    assert same_state(snapshot(load(tmp_path / "model.safetensors")), snapshot(index)), "a file of save, too"
+    assert same_state(snapshot(load(tmp_path / "model.safetensors")), snapshot(index)), "also a file that load opens"
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
 
 
@@ -96,7 +96,7 @@ def test_settings_of_an_index_behind_a_transform(tmp_path):
 
 @pytest.mark.parametrize("damage", ["no config", "no weights", "config of another", "cut weights", "foreign weights"])
 def test_missing_and_damaged_files_are_refused(damage, tmp_path):
-    """The mixin itself would load non-strictly and be content."""
+    """The mixin of huggingface_hub alone would load them with strict=False."""
     ivf().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     if damage == "no config":

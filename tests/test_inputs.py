@@ -1,4 +1,4 @@
-"""What is taken for a tensor: numpy arrays, memory maps, lists, ranges; and what is refused with its conversion."""
+"""Input that is converted to tensors: numpy arrays, memory maps, lists, ranges; other input is refused."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_ids(kind):
 
 
 def quietly(make):
-    """What is made with notices of torch that such tensors are experimental."""
+    """``make()`` without torch's warnings that such tensors are experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return make()

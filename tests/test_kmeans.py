@@ -1,4 +1,4 @@
-"""Fitting centroids."""
+"""k-means: objective, determinism, empty clusters, degenerate data, input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def blobs(count=12, each=50, d=8, seed=0):
 
 
 def objective_of(x, centroids, metric):
-    """What k-means optimises, in float64: a sum of squared distances, or of inner products."""
+    """The objective of k-means in float64: a sum of squared distances, or of inner products."""
     x, centroids = x.double(), centroids.double()
     if metric == "l2":
         return float(
@@ -40,7 +40,7 @@ def test_the_objective_never_gets_worse(make, metric):
     assert objective.shape == (12,)
     steps = objective.double().diff() * (1 if metric == "l2" else -1)
     assert (steps <= 1e-5 * objective.double().abs().amax()).all()
-    # The last one reported is that of the assignment before the last update, so the final one is no worse.
+    # The last value reported is from before the last update of the centroids, so the final one is no worse.
     final = objective_of(x, centroids, metric)
     assert (final - float(objective[-1])) * (1 if metric == "l2" else -1) <= 1e-5 * abs(final)
 
@@ -96,7 +96,7 @@ def test_a_generator_is_advanced():
 
 @each_metric
 def test_empty_clusters_are_split(metric):
-    """Most rows are one point, so most random starts coincide: their clusters stay empty unless split."""
+    """Most rows are equal, so most initial centroids are equal and their clusters empty."""
     x = torch.cat([normal(1, 8).expand(400, -1), blobs(count=16, each=10, seed=4)])
     centroids, _ = kmeans(x, 16, niter=15, metric=metric)
     rows = unit(x) if metric == "cosine" else x.double()
@@ -123,7 +123,7 @@ def test_degenerate_data_gives_finite_centroids(metric, kind):
 
 
 def repeated(kind):
-    """Distinct rows (m, d), and how often each comes."""
+    """Distinct rows (m, d), and how often to repeat each (m,)."""
     times = torch.randint(1, 60, (64,), generator=torch.Generator().manual_seed(1))
     return {
         "normal": lambda: (normal(64, 8), times),
@@ -137,7 +137,7 @@ def repeated(kind):
 KINDS = ["normal", "one more often than all others", "means at zero", "large"]
 
 
-# Far from zero the rows have one direction, as far as a float32 product can tell: l2 only.
+# Far from zero the rows have the same direction within float32 rounding, so this case is for l2 only.
 @pytest.mark.parametrize(
     ("metric", "kind"), [("l2", "far from zero"), *((metric, kind) for metric in METRICS for kind in KINDS)]
 )
@@ -146,8 +146,8 @@ def test_every_distinct_row_gets_a_centroid(metric, nlist, kind):
     distinct, times = repeated(kind)
     distinct = distinct if metric == "l2" else unit(distinct).float()
     centroids, _ = kmeans(distinct.repeat_interleave(times, 0), nlist, niter=20, metric=metric)
-    apart = torch.cdist(distinct.double(), centroids.double(), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-    assert (apart <= 1e-6 * distinct.double().norm(dim=1)).all()
+    nearest = torch.cdist(distinct.double(), centroids.double(), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert (nearest <= 1e-6 * distinct.double().norm(dim=1)).all()
 
 
 def test_rows_of_one_direction_count_as_equal_on_the_sphere():
@@ -161,7 +161,7 @@ def test_rows_of_one_direction_count_as_equal_on_the_sphere():
 
 @each_metric
 def test_the_draws_for_empty_clusters_do_not_grow_with_their_number(metric, monkeypatch):
-    """Of 4,096 lists all but a few are empty at first; the rows of the few differ."""
+    """All but four of 4,096 clusters are empty at first; the rows are distinct."""
     draws = []
     drawn = torch.multinomial
     monkeypatch.setattr(torch, "multinomial", lambda *args, **kwargs: draws.append(1) or drawn(*args, **kwargs))
@@ -177,7 +177,7 @@ def test_the_draws_for_empty_clusters_do_not_grow_with_their_number(metric, monk
 
 
 def test_halves_are_around_the_mean_and_large_clusters_are_split_most():
-    """One round: the rows of 2 clusters, of which one has 20 times as many, and 20 empty ones."""
+    """One iteration with 2 clusters, one of them 20 times as large, and 20 empty ones."""
     large, small = normal(2000, 8) * 0.01 + 1, normal(100, 8, seed=1) * 0.01 - 1
     start = torch.cat([torch.ones(1, 8), -torch.ones(1, 8), torch.full((20, 8), 50.0)])
     centroids, _ = kmeans(torch.cat([large, small]), 22, niter=1, start=start)
@@ -199,7 +199,7 @@ def test_rows_are_sampled_where_there_are_many():
     few = kmeans(x, 4, max_points_per_centroid=20)
     assert float(few[1][0]) < objective_of(x, few[0], "l2") / 10
     assert objective_of(x, few[0], "l2") < 1.3 * objective_of(x, kmeans(x, 4)[0], "l2")
-    # The sample follows the seed too.
+    # The sample depends on the seed alone.
     assert torch.equal(few[0], kmeans(x, 4, max_points_per_centroid=20)[0])
 
 

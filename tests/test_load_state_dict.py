@@ -132,7 +132,7 @@ def test_without_next_id_ids_continue_after_the_largest(strict, nesting):
 @pytest.mark.parametrize("assign", [True, False])
 @pytest.mark.parametrize("name", ["list_ids", "packed_embeddings", "centroids"])
 def test_loading_a_state_clears_derived_data(name, assign):
-    """A state of the same sizes that differs in one part, loaded after a search."""
+    """A state of the same sizes with one different buffer is loaded after a search."""
     index, _, queries = shared()
     index.search(queries, 10)
     state = snapshot(index)
@@ -140,7 +140,7 @@ def test_loading_a_state_clears_derived_data(name, assign):
     index.load_state_dict(state, assign=assign)
     check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, probed(index, queries))
     index.get_buffer(name).copy_(state[name].flip(0))
-    if name == "list_ids":  # ids that were written over may be an average, which nobody can tell from ids
+    if name == "list_ids":  # overwritten ids are refused, since they may be averages of ids
         with pytest.raises(RuntimeError, match=r"list_ids.*AveragedModel"):
             index.search(queries, 10)
         return
@@ -168,7 +168,7 @@ def test_a_state_with_missing_buffers_is_not_loaded_in_part(name):
     target = _filled(fresh(index, nlist=3, nprobe=3))
     with unchanged(target), pytest.raises(RuntimeError, match=name):
         target.load_state_dict(state)
-    # Without strict a part may be kept from before where the whole then fits together; here it does not.
+    # With strict=False the old buffer may be kept if all buffers are then consistent; here they are not.
     with unchanged(target):
         try:
             result = target.load_state_dict(state, strict=False)
@@ -258,8 +258,8 @@ def test_state_that_does_not_fit_is_refused(misfit, nesting, strict, assign):
     target.search(queries, 3)
 
 
-def test_a_next_id_below_the_ids_is_raised():
-    """A hand-made state may say anything; the numbers that `add` gives out must still be new."""
+def test_a_next_id_below_the_ids_is_refused_or_corrected():
+    """Whatever next_id a state has, `add` must not assign an id that exists."""
     index, base, _ = shared()
     state = index.state_dict()
     state["next_id"] = torch.tensor(3)

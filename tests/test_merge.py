@@ -109,7 +109,7 @@ def test_merged_ids_are_not_assigned_again():
     one.add(torch.ones(1, 2))
     two.add(torch.ones(1, 2))
     assert one.list_ids.tolist() == [0, 1, 2, 3, 4, 5]
-    assert two.list_ids.tolist() == [0], "as after reset()"
+    assert two.list_ids.tolist() == [0], "next_id is that after reset()"
 
 
 @each_kind

@@ -142,7 +142,7 @@ def test_storage_dtype_changes_and_centroids_stay_float32(start, end, metric):
 
 
 def test_double_is_not_a_storage_type():
-    """float64 is no storage type: asking for it keeps what there is or says so, and searching works."""
+    """double() keeps the dtype or raises, and searching works."""
     index, _, queries = shared()
     before = snapshot(index)
     try:
@@ -174,11 +174,11 @@ def _torch_saved(index):
 
 @each_stored
 @pytest.mark.parametrize("copy", [deepcopy, _pickled, _torch_saved], ids=["deepcopy", "pickle", "torch.save"])
-@pytest.mark.parametrize("staged", [False, True])
-def test_copies_are_equal_and_independent(kind, copy, staged):
+@pytest.mark.parametrize("pending", [False, True])
+def test_copies_are_equal_and_independent(kind, copy, pending):
     index, base, queries = STORED[kind]()
     index.k, index.max_bytes = 4, 1 << 20
-    if staged:
+    if pending:
         index.add(base[:3] + 1)
     other = copy(index)
     assert type(other) is type(index)
@@ -226,7 +226,7 @@ def test_train_with_a_flag_switches_mode_and_with_a_tensor_fits():
     assert index.eval() is index
     index.train(normal(300, 16))
     assert index.is_trained
-    assert not index.training, "fitting must not switch the mode"
+    assert not index.training, "training on vectors does not change the mode"
     twin = IndexIVFFlat(16, nlist=4)
     twin.fit(normal(300, 16))
     assert torch.equal(twin.centroids, index.centroids)

@@ -181,7 +181,7 @@ def _with_centroids(index, centroids):
 
 
 def _equal_numbers(n, d, offset, step):
-    """Rows of d equal numbers, so that all terms of a product have one sign and all additions may round the same way."""
+    """Rows of d equal numbers: all terms of a product have one sign, and all additions may round the same way."""
     places = torch.randperm(n, generator=torch.Generator().manual_seed(6)).float() * step
     return (offset + places)[:, None].expand(-1, d).contiguous()
 

@@ -394,7 +394,7 @@ def test_an_ordering_of_another_metric_is_refused():
             index.search(queries, 1, params=SearchParams(list_ordering=ordering))
 
 
-# --- what was set, and what was done ------------------------------------------------------------------------
+# --- fields and statistics ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

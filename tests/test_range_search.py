@@ -1,4 +1,4 @@
-"""Range search over the grid of problems, against the brute-force oracle."""
+"""Range search over the grid of cases, against the brute-force oracle."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RANGED = [
 
 
 def _radii(index, queries):
-    """Radii that let nothing, a little, a lot, and everything in."""
+    """Radii with no, few, many, and all rows inside."""
     scores = scores_of(comparable(queries, index.metric), stored_rows(index).vectors, index.metric)
     scores = scores[scores.isfinite()]
     sign = -1 if index.metric == "l2" else 1

@@ -16,7 +16,7 @@ from torch_ivf_module.functional.id_lookup import last_of, matches, rows_with
 LAST = 2**63 - 1
 
 
-# --- reading back ---------------------------------------------------------------------------------------------
+# --- reconstruct ---------------------------------------------------------------------------------------------
 
 
 @each_dtype
@@ -67,7 +67,7 @@ def test_reconstruct_of_unknown_and_duplicate_ids(empty):
 
 
 def test_the_last_added_row_of_an_id_may_be_in_any_list():
-    """The row added last may lie in an earlier list than the row added first."""
+    """The row added last may be in an earlier list than the row added first."""
     index = trained()
     near = index.centroids.clone()
     for first in range(4):
@@ -80,11 +80,11 @@ def test_the_last_added_row_of_an_id_may_be_in_any_list():
             assert torch.equal(index.reconstruct_n(1, 1)[0], near[last])
 
 
-# --- reading --------------------------------------------------------------------------------------------------
+# --- search_and_reconstruct, statistics, memory ---------------------------------------------------------------
 
 
 def test_search_and_reconstruct_returns_the_vectors_of_the_ids():
-    """Of a duplicate id the row that was found, not the last; NaN for padding; the storage dtype."""
+    """For a duplicate id the row of the result, not the one added last; NaN for padding; the storage dtype."""
     index = IndexFlatL2(2, dtype=torch.float16)
     index.add_with_ids(torch.tensor([[0.0, 0.0], [4.0, 0.0]]), torch.tensor([7, 7]))
     D_, I, R = index.search_and_reconstruct(torch.tensor([[1.0, 0.0]]), 3)

@@ -116,7 +116,7 @@ def test_update_right_after_an_add(kind):
     assert torch.equal(index.reconstruct(len(base) + 2), base[2])
 
 
-# --- deleted rows before packing ---------------------------------------------------------------------------------------
+# --- deleted rows before packing ------------------------------------------------------------------------------
 
 
 @each_mode

@@ -1,4 +1,4 @@
-"""Search over the grid of problems, against the brute-force oracle; padding, caps and parameters."""
+"""Search over the grid of cases, against the brute-force oracle; padding, max_codes and parameters."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_vector_is_stored_once_in_its_nearest_list(case, dtype, metric):
     kind = torch.finfo(dtype)
     relative = kind.eps + (4 * torch.finfo(torch.float32).eps if metric == "cosine" else 0)
     assert ((vectors - expected).abs() <= relative * expected.abs() + kind.tiny * kind.eps).all()
-    if case.data == "overflow":  # the distances to every centroid overflow: any list will do
+    if case.data == "overflow":  # the distances to all centroids overflow, so any list is right
         return
     nearest = probed(index, vectors.float(), nprobe=1)
     assert nearest.allowed[torch.arange(len(ids)), lists].all()
@@ -93,7 +93,7 @@ def test_padding(mode, metric):
 @each_mode
 @each_metric
 def test_rows_with_different_numbers_of_candidates_are_padded_separately(mode, metric):
-    """Beside a full list another may be empty: no id may then stand beside an infinite distance."""
+    """Some queries probe a full list, others an empty one: padding has both id -1 and an infinite distance."""
     index, _, queries = shared(PLAIN, metric, search_mode=mode, nprobe=1)
     ids, _, lists = stored_rows(index)
     index.remove_ids(ids[lists % 2 == 0])
@@ -124,7 +124,7 @@ def test_max_codes_keeps_whole_lists_nearest_first(cap, mode, metric):
 
 @each_mode
 def test_max_codes_reads_the_nearest_list_even_when_it_is_empty(mode):
-    """An empty list takes nothing from the allowance, so the lists after it are read as far as they fit."""
+    """An empty list does not count, so the lists after it are read as long as they fit."""
     index, _, queries = shared(PLAIN, "l2", search_mode=mode, nprobe=3)
     nearest = probed(index, queries[:1], nprobe=1).required[0]
     ids, _, lists = stored_rows(index)
@@ -155,4 +155,4 @@ def test_profiles_exact_and_speed_give_the_same_results(mode, metric, name):
     exact = index.search(queries, 10, params=SearchParams(profile="exact", debug_stats=True))
     agree(exact, speed, rtol=1e-6)
     assert index.last_search_stats["mode"] == "exact"
-    assert index.last_search_stats["certified"] == 0  # exact rests on no allowance
+    assert index.last_search_stats["certified"] == 0  # the profile "exact" certifies nothing

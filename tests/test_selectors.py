@@ -1,4 +1,4 @@
-"""Searches that may find only some ids, and a radius for each query: against exhaustive search of the probed lists."""
+"""Selectors, and a radius per query, against exhaustive search of the probed lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch_ivf_module.functional import lists as ragged
 
 
 def ids_of(name: str, nb: int) -> torch.Tensor:
-    """Some of the ids below `nb`, by a name."""
+    """The ids of a case of NAMES, for an index with the ids below `nb`."""
     everything = torch.arange(nb)
     return {
         "all": everything,
@@ -31,9 +31,9 @@ NAMES = ("all", "half", "one in thirty", "one", "none", "unknown", "twice and so
 
 
 def only(own: StoredRows, ids: torch.Tensor) -> StoredRows:
-    """What is left of `own` with these ids."""
+    """The rows of `own` that have these ids."""
     kept = torch.isin(own.ids, ids)
-    return StoredRows(*(part[kept] for part in own))
+    return StoredRows(*(field[kept] for field in own))
 
 
 def mask_of(ids: torch.Tensor, size: int) -> torch.Tensor:
@@ -69,7 +69,7 @@ def test_a_selector_in_every_case(case, mode, metric):
 @each_metric
 @pytest.mark.parametrize("copies", [True, False])
 def test_answers_do_not_depend_on_copying_the_chosen_rows(copies, mode, metric, monkeypatch):
-    """Few rows are copied into lists of their own, many are masked: each way with few and with many."""
+    """Few chosen rows are copied to new lists, many are masked; here few are masked and many copied too."""
     monkeypatch.setattr(ragged, "_COPY", 0 if copies else 10**9)
     monkeypatch.setattr(ragged, "_FEW", 1 if copies else 10**9)
     index, base, queries = shared(problem("wide"), metric, search_mode=mode)

@@ -255,7 +255,7 @@ class InvertedFile(Bookkeeping):
             with few_training_rows():
                 report = self.index.retrain(niter=1)
                 assert 0 <= report.moved <= report.total == len(self.rows)
-                self.index.train(lattice(60, D, seed=9, reach=4), niter=2)  # as `make`, since `merge` needs equal centroids
+                self.index.train(lattice(60, D, seed=9, reach=4), niter=2)  # for `merge`
 
 
 class Flat(Bookkeeping):

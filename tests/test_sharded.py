@@ -1,4 +1,4 @@
-"""One index over real processes: gloo on loopback. What the processes do is in jobs.py."""
+"""ShardedIndex over real processes, with gloo on loopback. jobs.py has what the processes run."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def sent_bytes(s: sharded.Setting) -> dict[str, float]:
     }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked for what was sent")
+@pytest.mark.skipif(sys.platform != "linux", reason="the bytes sent are counted by the kernel of Linux")
 def test_bytes_sent_are_as_documented():
     setting = sharded.Setting(2, vectors=8_000, nlist=64, queries=400)
     found, formula = sharded.measure(setting), sent_bytes(setting)
