@@ -1,11 +1,11 @@
-"""Settings shared by every test. The cases and the oracle are in problems.py."""
+"""Settings shared by every test. The cases are in problems.py and datasets.py, the oracle in oracle.py."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("tests.problems")
+pytest.register_assert_rewrite("tests.oracle", "tests.states")
 
 # The same examples at every run, and no folder of remembered ones left behind.
 settings.register_profile(

@@ -21,7 +21,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from tests.problems import METRICS, agree, check_range, few_training_rows, held, normal, probed
+from tests.datasets import normal
+from tests.oracle import agree, check_range, probed, stored_rows
+from tests.problems import METRICS, few_training_rows
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, ShardedIndex, check_ddp, ignore_in_ddp
 from torch_ivf_module.dcp import IndexLoadPlanner
 from torch_ivf_module.index import training
@@ -80,7 +82,7 @@ def same_answers(index: ShardedIndex, single: Any, rank: int, size: int, queries
     assert counts[0].tolist() == counts[1].tolist()
     radius = float(single.search(queries, 5)[0][:, -1].nanmedian())
     lists = probed(single, own) if isinstance(single, IndexIVFFlat) else None
-    check_range(index.range_search(own, radius), own, held(single), index.metric, radius, lists)
+    check_range(index.range_search(own, radius), own, stored_rows(single), index.metric, radius, lists)
 
 
 def matrix(rank: int, size: int, shard: str) -> None:

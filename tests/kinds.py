@@ -1,4 +1,4 @@
-"""The kinds of index that tests of building, reading and moving run over.
+"""Kinds of index for the tests of adding, removing, reading and loading.
 
 d dim.
 """
@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.problems import PLAIN, agree, flat, normal, shared
+from tests.datasets import PLAIN, normal
+from tests.oracle import agree
+from tests.problems import flat, shared
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat
 
 BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]
@@ -22,7 +24,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def trained(d: int = 8, nlist: int = 4, **settings: Any) -> IndexIVFFlat:
-    """An empty inverted file that reads all its lists."""
+    """A trained, empty inverted file that probes all its lists."""
     index = IndexIVFFlat(d, nlist=nlist, nprobe=nlist, **settings)
     index.train(normal(40 * nlist, d, seed=1))
     return index
@@ -41,7 +43,7 @@ each_stored = pytest.mark.parametrize("kind", STORED)
 
 
 class Deep(nn.Module):
-    """An index two levels down, beside a layer of its own."""
+    """A model with a layer, and an index two levels down."""
 
     def __init__(self, index: Any) -> None:
         super().__init__()
@@ -64,10 +66,10 @@ def fresh(index: Any, **settings: Any) -> Any:
 
 
 def same_answers(one: Any, other: Any, queries: Tensor) -> None:
-    """Assert that two indexes answer alike."""
+    """Assert that two indexes give the same answers."""
     agree(one.search(queries, 10), other.search(queries, 10), rtol=1e-6, atol=1e-6)
 
 
 def pending_removals(index: Any) -> bool:
-    """Whether removed rows are marked and not yet taken out of the buffers."""
+    """Whether deleted rows are still in the buffers."""
     return index.store.unpacked > 0

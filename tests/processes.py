@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-# Processes are forked from one that has imported torch already, which takes longer than all a test does. That holds
-# for torch._dynamo too, which torch imports when the first tensor is cut into parts.
+# Processes are forked from one that has imported torch, since the import takes longer than a test. The same holds
+# for torch._dynamo, which torch imports when the first tensor is split.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.jobs", "torch._dynamo"])
 
@@ -71,5 +71,5 @@ def _work(job: Callable[..., None], rank: int, size: int, folder: str, group_tim
         job(rank, size, *arguments)
     except BaseException:
         Path(folder, f"{rank}.error").write_text(f"rank {rank}:\n{traceback.format_exc()}")
-    # No farewell: destroying a group waits for processes that a test has killed.
+    # The process group is not destroyed, because that would wait for processes that a test has killed.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Adding vectors: ids, numbering, refusals, what readers see, zero rows."""
+"""Adding vectors: ids, errors, pending rows, zero rows."""
 
 from __future__ import annotations
 
@@ -8,21 +8,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.datasets import PLAIN, normal
 from tests.kinds import KINDS, each_empty, each_kind, trained
-from tests.problems import (
-    PLAIN,
-    agree,
-    check,
-    check_range,
-    held,
-    ivf,
-    normal,
-    probed,
-    same_state,
-    shared,
-    snapshot,
-    unchanged,
-)
+from tests.oracle import agree, check, check_range, probed, stored_rows
+from tests.problems import ivf, shared
+from tests.states import same_state, snapshot, unchanged
 from torch_ivf_module import load
 
 LAST = 2**63 - 1
@@ -35,7 +25,7 @@ TOO_FAR = (ValueError, RuntimeError, OverflowError)
 
 
 @each_empty
-def test_ids_grow_and_are_never_given_twice(empty):
+def test_ids_increase_and_are_never_reused(empty):
     index = empty()
     x = normal(30, 8)
     index.add(x[:10])
@@ -59,7 +49,7 @@ def test_ids_grow_and_are_never_given_twice(empty):
 
 
 @each_empty
-def test_ids_may_be_anything_but_minus_one(empty):
+def test_any_id_but_minus_one_is_valid(empty):
     index = empty()
     x = normal(6, 8)
     ids = torch.tensor([LAST, -(2**63), 0, 5, 5, -2])
@@ -83,7 +73,7 @@ def test_int32_ids_are_converted(empty):
 
 @each_empty
 @pytest.mark.parametrize("before", [LAST, LAST - 2])
-def test_numbers_that_do_not_fit_int64_are_refused(empty, before):
+def test_ids_beyond_int64_are_refused(empty, before):
     index = empty()
     x = normal(8, 8)
     index.add_with_ids(x[:1], torch.tensor([before]))
@@ -92,16 +82,16 @@ def test_numbers_that_do_not_fit_int64_are_refused(empty, before):
     index.add(x[:0])
     index.add_with_ids(x[:1], torch.tensor([4]))
     assert index.ntotal == 2
-    again = deepcopy(index)
-    again.load_state_dict({name: value for name, value in index.state_dict().items() if name != "next_id"})
-    for one in (index, again):
+    loaded = deepcopy(index)
+    loaded.load_state_dict({name: value for name, value in index.state_dict().items() if name != "next_id"})
+    for target in (index, loaded):
         with pytest.raises(TOO_FAR):
-            one.add(x[:3])
-        assert len(one.list_ids.unique()) == one.ntotal
+            target.add(x[:3])
+        assert len(target.list_ids.unique()) == target.ntotal
 
 
 @each_empty
-def test_the_largest_id_is_never_given_out_twice(empty):
+def test_add_after_the_largest_id_is_refused(empty):
     index = empty()
     index.add_with_ids(normal(1, 8), torch.tensor([LAST]))
     with unchanged(index), pytest.raises(TOO_FAR):
@@ -110,7 +100,7 @@ def test_the_largest_id_is_never_given_out_twice(empty):
 
 @each_empty
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_rows_that_are_not_finite_are_refused_by_number(empty, value):
+def test_the_first_row_that_is_not_finite_is_named(empty, value):
     index = empty()
     index.add(normal(4, 8))
     bad = normal(20, 8)
@@ -127,7 +117,7 @@ def test_rows_that_are_not_finite_are_refused_by_number(empty, value):
 
 @each_empty
 @pytest.mark.parametrize("source", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_rows_that_the_storage_cannot_hold_are_refused(empty, source):
+def test_rows_beyond_the_storage_dtype_are_refused(empty, source):
     """They would be stored as infinities, so they count as not finite."""
     index = empty(dtype=torch.float16)
     x = normal(5, 8).to(source)
@@ -147,7 +137,7 @@ def test_float64_rows_beyond_float32_are_refused():
 
 
 @each_empty
-def test_what_is_added_is_a_detached_copy(empty):
+def test_add_stores_a_detached_copy(empty):
     index = empty()
     x = normal(20, 8).requires_grad_()
     index.add(x)
@@ -187,7 +177,7 @@ READERS = {
 @pytest.mark.parametrize("rows", [1, 7, 130, 1000])
 @pytest.mark.parametrize("reader", READERS)
 @each_kind
-def test_every_reader_sees_what_was_just_added(kind, reader, rows):
+def test_every_method_sees_pending_rows(kind, reader, rows):
     """Rows may wait to be packed; nobody who reads may notice."""
     index = KINDS[kind]().index
     if kind == "ivf":
@@ -198,14 +188,14 @@ def test_every_reader_sees_what_was_just_added(kind, reader, rows):
 
 
 @each_kind
-def test_an_index_takes_its_own_rows(kind):
+def test_adding_the_rows_of_the_index_itself(kind):
     index, base, queries = KINDS[kind]()
     index.add(index.packed_embeddings)
     index.add_with_ids(index.packed_embeddings[:9], index.list_ids[:9])
     assert index.ntotal == 2 * len(base) + 9
     index.update(torch.arange(20, 25), index.packed_embeddings[:5])
     lists = probed(index, queries) if kind == "ivf" else None
-    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, lists)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 130])
@@ -219,8 +209,8 @@ def test_searching_after_each_add(kind, rows, tmp_path):
         packed.add(extra)
         packed.state_dict()
         lists = probed(packed, queries) if kind == "ivf" else None
-        check(index.search(queries, 10), queries, held(packed), "l2", 10, lists)
-        check_range(index.range_search(queries, 12.0), queries, held(packed), "l2", 12.0, lists)
+        check(index.search(queries, 10), queries, stored_rows(packed), "l2", 10, lists)
+        check_range(index.range_search(queries, 12.0), queries, stored_rows(packed), "l2", 12.0, lists)
         assert torch.equal(index.reconstruct(index.ntotal - 1), extra[-1])
     index.add(extra)
     packed.add(extra)
@@ -232,7 +222,7 @@ def test_searching_after_each_add(kind, rows, tmp_path):
     assert (index.search(queries, 3)[1] == -1).all()
 
 
-def test_adding_bit_by_bit_is_adding_at_once():
+def test_many_small_adds_equal_one():
     whole, base, queries = shared()
     index, _, _ = shared()
     index.reset()
@@ -245,7 +235,7 @@ def test_adding_bit_by_bit_is_adding_at_once():
     agree(index.search(queries, 10), whole.search(queries, 10), rtol=1e-6)
 
 
-def test_rows_of_a_list_keep_the_order_they_came_in():
+def test_rows_of_a_list_are_in_the_order_of_adding():
     index, _, _ = shared()
     offsets = index.list_offsets
     for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
@@ -278,7 +268,7 @@ def test_many_small_adds_copy_little():
 
 
 @each_empty
-def test_zero_rows_are_valid_everywhere(empty):
+def test_zero_rows_are_valid_in_every_method(empty):
     index = empty()
     none = torch.zeros(0, 8)
     index.add(none)
@@ -297,7 +287,7 @@ def test_zero_rows_are_valid_everywhere(empty):
     assert index.search(none, 4)[0].shape == (0, 4)
 
 
-def test_a_copy_on_another_seed_searches_alike():
+def test_answers_do_not_depend_on_the_centroids_if_all_lists_are_probed():
     """Whatever the centroids, probing every list gives the same answers."""
     first, _, queries = ivf(PLAIN, nprobe=PLAIN.nlist)
     other = deepcopy(first)

@@ -1,4 +1,4 @@
-"""Saving and loading: both formats, nothing executed, damage refused, files written whole or not at all."""
+"""Saving and loading in both formats: damaged and foreign files are refused, and a file is replaced atomically."""
 
 from __future__ import annotations
 
@@ -9,17 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.problems import (
-    PLAIN,
-    agree,
-    few_training_rows,
-    flat,
-    normal,
-    same_state,
-    settings_of,
-    shared,
-    snapshot,
-)
+from tests.datasets import PLAIN, normal
+from tests.oracle import agree
+from tests.problems import few_training_rows, flat, shared
+from tests.states import same_state, settings_of, snapshot
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, load
 
 SUFFIXES = [".pt", ".safetensors"]
@@ -42,7 +35,7 @@ def path(request, tmp_path):
 
 @each_kind
 @pytest.mark.parametrize("mmap", [False, True])
-def test_what_was_saved_is_loaded(kind, mmap, path):
+def test_save_and_load(kind, mmap, path):
     index, base, queries = KINDS[kind]()
     index.remove_ids(torch.arange(7))
     index.k, index.search_mode, index.max_bytes = 4, "matrix", 1 << 20
@@ -68,7 +61,7 @@ def test_what_was_saved_is_loaded(kind, mmap, path):
 
 @pytest.mark.parametrize("make", [lambda: IndexIVFFlat(5, nlist=3, nprobe=2), lambda: IndexFlatL2(5),
                                   lambda: IndexFlatIP(5)])  # fmt: skip
-def test_an_empty_index_is_saved_too(make, path):
+def test_save_and_load_an_empty_index(make, path):
     index = make()
     index.save(path)
     loaded = load(path)
@@ -96,7 +89,7 @@ def _leaves(value):
         yield value
 
 
-def test_the_safetensors_file_holds_the_buffers(tmp_path):
+def test_the_safetensors_file_contains_the_buffers(tmp_path):
     library = pytest.importorskip("safetensors.torch")
     index, _, _ = shared()
     index.save(tmp_path / "index.safetensors")
@@ -142,7 +135,7 @@ def test_a_truncated_file_is_refused(part, mmap, path):
 
 @pytest.mark.parametrize("name", ["centroids", "packed_embeddings", "list_offsets", "list_ids"])
 def test_an_altered_tensor_is_refused(name, path):
-    """One bit of one number, of the kind that leaves a state which still fits together."""
+    """One changed bit, such that the shapes and offsets of the state are still consistent."""
     index, _, _ = shared()
     index.save(path)
     whole = bytearray(path.read_bytes())
@@ -156,12 +149,12 @@ def test_an_altered_tensor_is_refused(name, path):
 
 
 @pytest.mark.parametrize("place", range(12))
-def test_a_file_altered_anywhere_is_refused_or_still_right(place, path):
-    """Some bytes say nothing (padding, dates); a change to any other must not pass for an index."""
+def test_a_file_altered_anywhere_is_refused_or_loads_correctly(place, path):
+    """A change of a byte that matters (not padding or a date) must not give an index."""
     index, _, _ = shared()
     index.save(path)
     whole = bytearray(path.read_bytes())
-    # Spread over the head, the body and the tail of the file.
+    # At the start, in the middle and at the end of the file.
     at = [2, 12, 40, 75, 150, 300, len(whole) // 3, len(whole) // 2, -700, -120, -60, -20][place]
     whole[at] ^= 0x55
     path.write_bytes(whole)
@@ -174,7 +167,7 @@ def test_a_file_altered_anywhere_is_refused_or_still_right(place, path):
         assert same_state(snapshot(loaded), snapshot(index))
 
 
-def test_a_foreign_file_is_refused(tmp_path, path):
+def test_a_file_without_an_index_is_refused(tmp_path, path):
     if path.suffix == ".pt":
         torch.save({"weight": torch.ones(3)}, path)
     else:
@@ -222,7 +215,7 @@ def test_a_missing_folder(path):
         index.save(path.parent / "nowhere" / path.name)
 
 
-# --- written whole ------------------------------------------------------------------------------------------
+# --- atomic writing -----------------------------------------------------------------------------------------
 
 
 def test_no_other_file_is_left(path):
@@ -264,8 +257,8 @@ def test_the_file_is_synced_before_it_is_renamed(path, monkeypatch):
     assert path.exists()
 
 
-def test_a_saved_index_can_be_read_by_others_who_could_read_the_old_one(path):
-    """A temporary file may be made for its owner alone; the finished one follows the process's own rules."""
+def test_a_saved_file_has_the_permissions_of_the_umask(path):
+    """A temporary file may be readable by its owner alone; the saved file has the permissions of the umask."""
     if os.name != "posix":
         pytest.skip("file modes are those of posix")
     index, _, _ = shared()
@@ -277,8 +270,8 @@ def test_a_saved_index_can_be_read_by_others_who_could_read_the_old_one(path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_mapping_does_not_read_the_vectors(path):
-    """A mapped tensor lies in the pages of the file itself."""
+def test_mmap_does_not_read_the_vectors(path):
+    """The memory of a mapped tensor is the mapped file."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("needs a list of mapped files")

@@ -1,4 +1,4 @@
-"""The commands, run as a person or a script runs them, over every kind of file."""
+"""The commands of the command line, over every file format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.problems import agree, normal
+from tests.datasets import normal
+from tests.oracle import agree
+from tests.problems import each_metric
 from tests.vector_files import ROWS, WRITERS, D, hdf5
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, export, load
 from torch_ivf_module.cli import main
@@ -33,7 +35,7 @@ def run(*words) -> int:
 
 
 def told(capsys, *words):
-    """The object that a command prints with --json, which must be all it prints."""
+    """The JSON object that a command prints with --json, which must be its whole output."""
     assert run(*words, "--json") == 0
     return json.loads(capsys.readouterr().out)
 
@@ -55,7 +57,7 @@ def index(x, tmp_path):
 # --- build --------------------------------------------------------------------------------------------------
 
 
-def test_build_gives_the_index_that_python_would(file, x, tmp_path, capsys):
+def test_build_writes_the_index_that_python_would_build(file, x, tmp_path, capsys):
     out = tmp_path / "index.pt"
     facts = told(capsys, "build", file, out, "--nlist", 8, "--nprobe", 8, "--batch", 200)
     index = load(out)
@@ -66,7 +68,7 @@ def test_build_gives_the_index_that_python_would(file, x, tmp_path, capsys):
     agree(index.search(x[:30], 5), flat.search(x[:30], 5), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@each_metric
 def test_build_flat_with_ids_and_dtype(metric, x, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     np.save(tmp_path / "ids.npy", np.arange(ROWS) * 5)
@@ -79,7 +81,7 @@ def test_build_flat_with_ids_and_dtype(metric, x, tmp_path, capsys):
     assert facts["bytes"] == out.stat().st_size
 
 
-def test_a_file_larger_than_memory_builds_what_fits_and_says_so(x, tmp_path, capsys):
+def test_of_a_file_larger_than_memory_the_first_rows_are_added_with_a_warning(x, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--json", "--flat")
     assert run(*words, "--max-memory", "100K") == 0
@@ -98,7 +100,7 @@ def test_a_file_larger_than_memory_builds_what_fits_and_says_so(x, tmp_path, cap
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_sample_goes_before_rows(tmp_path, capsys):
+def test_a_smaller_training_sample_is_preferred_to_fewer_rows(tmp_path, capsys):
     np.save(tmp_path / "x.npy", normal(4_000, 64).numpy())
     words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--dtype", "float16", "--max-memory", "2700K")
     assert run(*words, "--nlist", 80) == 0
@@ -112,7 +114,7 @@ def test_a_sample_goes_before_rows(tmp_path, capsys):
 
 
 def _growth(*words):
-    """Bytes by which the memory of a program that runs a command grows, that of mapped files left out."""
+    """Bytes by which the memory of a process that runs a command grows, without mapped files."""
     code = "import sys, psutil, tqdm; from torch_ivf_module.cli import main; print(), input(); main(sys.argv[1:])"
     command = [sys.executable, "-u", "-c", code, *map(str, words)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -132,7 +134,7 @@ def _growth(*words):
     return most - before
 
 
-def test_free_memory_decides_where_nothing_is_said(x, tmp_path, capsys, monkeypatch):
+def test_without_max_memory_free_memory_is_the_limit(x, tmp_path, capsys, monkeypatch):
     psutil = pytest.importorskip("psutil")
     np.save(tmp_path / "x.npy", x.numpy())
 
@@ -146,7 +148,7 @@ def test_free_memory_decides_where_nothing_is_said(x, tmp_path, capsys, monkeypa
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize(("dtype", "allowed"), [("float16", 150 << 20), ("float32", 100 << 20)])
-def test_memory_stays_below_what_is_allowed(dtype, allowed, tmp_path):
+def test_build_stays_within_max_memory(dtype, allowed, tmp_path):
     # Without a smaller sample float16 takes 198 MiB, without rows left out float32 as much.
     pytest.importorskip("psutil")
     np.save(tmp_path / "x.npy", normal(130_000, 128).numpy())  # 64 MiB
@@ -157,7 +159,7 @@ def test_memory_stays_below_what_is_allowed(dtype, allowed, tmp_path):
     assert 0.4 * allowed < grown < 1.2 * allowed
 
 
-def test_a_bad_row_is_named_by_its_batch_and_nothing_is_written(x, tmp_path, capsys):
+def test_a_bad_row_is_named_with_its_batch_and_no_file_is_written(x, tmp_path, capsys):
     bad = x.clone()
     bad[613, 2] = torch.nan
     np.save(tmp_path / "x.npy", bad.numpy())
@@ -168,7 +170,7 @@ def test_a_bad_row_is_named_by_its_batch_and_nothing_is_written(x, tmp_path, cap
     assert not (tmp_path / "index.pt").exists()
 
 
-def test_a_bad_row_of_the_sample_is_named_by_its_place_in_the_file(x, tmp_path, capsys):
+def test_a_bad_row_of_the_sample_is_named_by_its_row_in_the_file(x, tmp_path, capsys):
     bad = x.double()
     bad[613, 2] = 1e300
     np.save(tmp_path / "x.npy", bad.numpy())
@@ -176,7 +178,7 @@ def test_a_bad_row_of_the_sample_is_named_by_its_place_in_the_file(x, tmp_path, 
     assert f"{tmp_path / 'x.npy'} cannot be trained on: row 613" in capsys.readouterr().err
 
 
-def test_what_does_not_suit_is_said_before_the_work(x, tmp_path, capsys):
+def test_wrong_arguments_are_refused_before_the_build(x, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     np.save(tmp_path / "ids.npy", np.arange(3))
     for words, says in {
@@ -193,7 +195,7 @@ def test_what_does_not_suit_is_said_before_the_work(x, tmp_path, capsys):
         assert says in capsys.readouterr().err
 
 
-def test_no_command_writes_over_what_it_reads(index, x, tmp_path, capsys, monkeypatch):
+def test_no_command_overwrites_its_input(index, x, tmp_path, capsys, monkeypatch):
     torch.save(x, tmp_path / "x.pt")
     np.save(tmp_path / "x.npy", x.numpy())
     (tmp_path / "link.pt").symlink_to(tmp_path / "x.pt")
@@ -214,7 +216,7 @@ def test_no_command_writes_over_what_it_reads(index, x, tmp_path, capsys, monkey
     assert not Path("s.npy").exists()
 
 
-def test_the_suffix_says_what_is_written(x, faiss, tmp_path, capsys):
+def test_the_suffix_decides_the_format(x, faiss, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     for name in ("index.pth", "INDEX.SAFETENSORS", "index.Faiss"):
         assert told(capsys, "build", tmp_path / "x.npy", tmp_path / name, "--nlist", 8)["ntotal"] == ROWS
@@ -226,7 +228,7 @@ def test_the_suffix_says_what_is_written(x, faiss, tmp_path, capsys):
     assert faiss.read_index(str(tmp_path / "index.Faiss")).ntotal == ROWS
 
 
-def test_a_file_names_the_metric(x, tmp_path, capsys):
+def test_the_metric_is_read_from_the_file(x, tmp_path, capsys):
     for distance, metric in {"euclidean": "l2", "angular": "cosine", "dot": "ip"}.items():
         hdf5(tmp_path / "x.hdf5", x, distance)
         assert told(capsys, "build", tmp_path / "x.hdf5", tmp_path / "index.pt", "--nlist", 8)["metric"] == metric
@@ -243,7 +245,7 @@ def test_a_file_names_the_metric(x, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("default")
-def test_few_training_rows_are_one_line_of_warning(x, tmp_path, capsys):
+def test_few_training_rows_give_one_line_of_warning(x, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     assert run("build", tmp_path / "x.npy", tmp_path / "index.pt", "--nlist", 64) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
@@ -253,7 +255,7 @@ def test_few_training_rows_are_one_line_of_warning(x, tmp_path, capsys):
 # --- search -------------------------------------------------------------------------------------------------
 
 
-def test_search_takes_what_suits_the_index(index, x, tmp_path, capsys):
+def test_search_arguments_that_do_not_fit_the_index_are_refused(index, x, tmp_path, capsys):
     flat = IndexFlatL2(D)
     flat.add(x)
     flat.save(tmp_path / "flat.pt")
@@ -277,7 +279,7 @@ def test_search_writes_arrays(index, file, x, tmp_path, capsys):
     assert ("recall" in facts) == (file.suffix == ".hdf5")
 
 
-def test_search_prints(index, x, tmp_path, capsys):
+def test_search_prints_the_first_results(index, x, tmp_path, capsys):
     np.save(tmp_path / "q.npy", x[:30].numpy())
     assert run("search", tmp_path / "index.pt", tmp_path / "q.npy", "-k", 3, "--nprobe", 8) == 0
     out = capsys.readouterr().out
@@ -290,13 +292,13 @@ def test_search_prints(index, x, tmp_path, capsys):
     assert facts["results"][7]["ids"][-1] == -1
 
 
-def test_recall_against_the_neighbours_that_the_file_knows(index, x, tmp_path, capsys):
+def test_recall_against_the_neighbours_in_the_file(index, x, tmp_path, capsys):
     hdf5(tmp_path / "x.hdf5", x)
     assert told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--nprobe", 8)["recall"] == 1
     assert 0.3 < told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--nprobe", 1)["recall"] < 1
 
 
-def test_an_untrained_index_has_nothing_to_search(x, tmp_path, capsys):
+def test_searching_an_untrained_index_is_refused(x, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     IndexIVFFlat(D, nlist=8).save(tmp_path / "index.pt")
     assert run("search", tmp_path / "index.pt", tmp_path / "x.npy") == 1
@@ -308,7 +310,7 @@ def test_an_untrained_index_has_nothing_to_search(x, tmp_path, capsys):
 # --- info, convert, export ----------------------------------------------------------------------------------
 
 
-def test_info_counts(index, tmp_path, capsys):
+def test_info_reports_sizes_and_list_lengths(index, tmp_path, capsys):
     facts = told(capsys, "info", tmp_path / "index.pt")
     sizes = index.list_offsets.diff()
     assert (facts["ntotal"], facts["nlist"], facts["dtype"]) == (ROWS, 8, "float32")
@@ -319,14 +321,14 @@ def test_info_counts(index, tmp_path, capsys):
     assert facts["lists"]["imbalance"] == pytest.approx(8 * float((sizes / ROWS).square().sum()))
 
 
-def test_imbalance_is_that_of_faiss(index, faiss, tmp_path, capsys):
+def test_imbalance_factor_as_faiss(index, faiss, tmp_path, capsys):
     from torch_ivf_module import to_faiss
 
     facts = told(capsys, "info", tmp_path / "index.pt")
     assert facts["lists"]["imbalance"] == pytest.approx(to_faiss(index).invlists.imbalance_factor())
 
 
-def test_info_of_every_kind_is_a_page(index, x, tmp_path, capsys):
+def test_info_of_every_kind_of_index(index, x, tmp_path, capsys):
     behind = IndexPreTransform(D, torch.nn.Linear(D, 3), IndexFlatL2(3))
     behind.add(x)
     for made in (index, IndexIVFFlat(D, nlist=8), IndexFlatL2(D), behind):
@@ -377,7 +379,7 @@ def test_as_a_program(index, x, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == f"error: no such file: {tmp_path / 'none.pt'}\n"
 
 
-def test_an_interruption_is_one_word(index, tmp_path, capsys, monkeypatch):
+def test_an_interruption_prints_one_word(index, tmp_path, capsys, monkeypatch):
     def interrupted(*args, **settings):
         raise KeyboardInterrupt
 

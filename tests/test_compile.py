@@ -1,6 +1,6 @@
 """Models that hold an index under torch.compile, torch.fx, torch.jit.trace, torch.export and torch.onnx.export.
 
-One graph without breaks is what index.graph() is for; see test_graph.py. Here an index is called between graphs.
+One graph without breaks needs index.graph(), see test_graph_compile.py; here an index is called between graphs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.problems import METRICS, normal
+from tests.datasets import normal
+from tests.problems import each_metric
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from torch_ivf_module.export import to_torchscript
 from torch_ivf_module.graph import LAYOUTS
 
 D, K = 8, 5
 X = normal(600, D)
-# The compiler looks at .grad of any tensor, and uses what torch says is deprecated.
+# The compiler reads .grad of every tensor, and uses functions that torch has deprecated.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # of the calls of these tests, by torch 2.13
     pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning"),  # and 2.14
@@ -29,7 +30,7 @@ pytestmark = [
 
 
 class Searches(nn.Module):
-    """Calls what an index has beside `forward`, between operations of its own."""
+    """A model that calls other methods of an index than `forward`."""
 
     def __init__(self, index):
         super().__init__()
@@ -104,18 +105,18 @@ def test_a_compiled_function_that_changes_an_index():
         first = 100 * index.ntotal
         index.add_with_ids(y, torch.arange(first, first + y.shape[0]))
         index.update(torch.arange(first, first + 1), y[:1] + 1)
-        gone = index.remove_ids(torch.arange(first + 1, first + 2))
+        removed = index.remove_ids(torch.arange(first + 1, first + 2))
         lims, _, ids = index.range_search(y[:1] + 1, 1e-3)
-        return index.reconstruct(first) - y[0], gone, ids - first, index.list_sizes().sum() * lims[-1]
+        return index.reconstruct(first) - y[0], removed, ids - first, index.list_sizes().sum() * lims[-1]
 
     for n, total in ((3, 602), (4, 605), (5, 609)):
-        moved, gone, ids, count = turn(X[10 * n : 11 * n])  # other rows each time
+        moved, removed, ids, count = turn(X[10 * n : 11 * n])  # other rows each time
         assert torch.allclose(moved, torch.ones(D), atol=1e-5)
-        assert (gone, ids.tolist(), int(count), index.ntotal) == (1, [0], total, total)
+        assert (removed, ids.tolist(), int(count), index.ntotal) == (1, [0], total, total)
 
 
 @pytest.mark.parametrize("call", [lambda index, x: index(x), lambda index, x: index.search(x, 2)])
-def test_one_graph_is_refused_with_the_way_to_have_it(call):
+def test_fullgraph_of_an_index_names_graph_in_the_error(call):
     torch._dynamo.reset()
     index = flat("l2")
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"index\.graph\(\)"):
@@ -202,8 +203,8 @@ def test_a_traced_graph_serves_every_batch():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("metric", METRICS)
-def test_a_trace_does_not_depend_on_who_wanted_gradients(metric, layout):
+@each_metric
+def test_a_trace_does_not_depend_on_grad_mode(metric, layout):
     encoder, graph = nn.Linear(D, D), ivf(metric).graph(layout=layout)
     model = nn.Sequential(encoder, graph)
     traced = torch.jit.trace(model, X[:2])  # which compares a recording with gradients with one without

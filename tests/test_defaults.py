@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.problems import normal
+from tests.datasets import normal
 from torch_ivf_module import (
     IndexFlat,
     IndexFlatL2,
@@ -37,7 +37,7 @@ ON = {"device": "cpu", "dtype": torch.float32}
 
 @contextmanager
 def meta() -> Iterator[None]:
-    """Whatever is made without naming a device holds nothing."""
+    """Tensors that are created without a device have no values."""
     torch.set_default_device("meta")
     try:
         yield
@@ -238,7 +238,7 @@ def test_answers_do_not_depend_on_the_defaults(flow, faiss, tmp_path):
 
 
 @pytest.mark.parametrize("flow", [flow for flow in FLOWS if "," in flow])
-def test_nor_do_those_of_the_kernel(flow, faiss, tmp_path, monkeypatch):
+def test_answers_of_the_kernel_do_not_depend_on_the_defaults(flow, faiss, tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_IVF_NATIVE", raising=False)
     if not native.available():
         pytest.skip("there is no kernel here")

@@ -1,4 +1,4 @@
-"""The demo on small data, and the comparison of ids that its --verify rests on. No time is asserted."""
+"""The demo on small data, and the comparison of ids behind its --verify. No time is asserted."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import builtins
 import pytest
 import torch
 
+from tests.problems import each_metric
 from torch_ivf_module import IndexIVFFlat, demo, native
 from torch_ivf_module.cli import main
 from torch_ivf_module.verification import brute_force, same_answers, verify
@@ -23,8 +24,8 @@ def _without_pauses(monkeypatch):
     assert not native.enabled()
 
 
-@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
-def test_it_compares_saves_and_draws(tmp_path, capsys, metric, faiss):
+@each_metric
+def test_demo_compares_saves_and_plots(tmp_path, capsys, metric, faiss):
     pytest.importorskip("matplotlib")
     picture, saved = tmp_path / "demo.png", tmp_path / "demo.pt"
     assert main([*SMALL, "--metric", metric, "--verify", "--plot", str(picture), "--save", str(saved)]) == 0
@@ -36,7 +37,7 @@ def test_it_compares_saves_and_draws(tmp_path, capsys, metric, faiss):
     assert saved.stat().st_size > 600 * 8 * 4
 
 
-def test_without_faiss_it_is_compared_with_brute_force(capsys, monkeypatch):
+def test_demo_without_faiss_compares_with_brute_force(capsys, monkeypatch):
     real = builtins.__import__
     monkeypatch.setattr(
         demo, "require", lambda name, extra: _missing() if name == "faiss" else real(name, fromlist=["tqdm"])
@@ -59,7 +60,7 @@ def built():
     return index, base, queries
 
 
-def test_a_wrong_id_is_found(built, capsys):
+def test_verify_detects_a_wrong_id(built, capsys):
     index, base, queries = built
     ids = index.search(queries, 3)[1]
     assert verify(index, base, queries, {2: [ids]})
@@ -85,7 +86,7 @@ def test_brute_force_reads_the_probed_lists_only(built):
     assert int((none[0] >= 0).sum()) == int(index.list_sizes().min())
 
 
-def test_the_flags_are_checked():
+def test_arguments_of_the_demo_are_checked():
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     assert parser.parse_args([]).nprobe == [1, 4, 8, 16, 32]

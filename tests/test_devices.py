@@ -1,8 +1,8 @@
-"""Other devices: on whichever is present, and without any on tensors that only pretend to be elsewhere.
+"""Other devices: an accelerator if there is one, else simulated devices.
 
-A tensor made on the CPU by mistake goes unnoticed on the CPU. Two stand-ins notice it without hardware:
+A tensor that is created on the CPU by mistake causes no error on the CPU. Two simulations detect it without hardware:
 torch's own fake tensors, which have a device and no data, for what needs no data; and `Elsewhere`, CPU
-tensors that claim another device and refuse to meet plain ones, for all that reads numbers back to the host.
+tensors that report another device and refuse operations with plain ones, for code that reads values on the host.
 """
 
 from __future__ import annotations
@@ -17,23 +17,10 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from tests.problems import (
-    DTYPES,
-    METRICS,
-    MODES,
-    agree,
-    check,
-    each_dtype,
-    each_metric,
-    each_mode,
-    flat,
-    held,
-    normal,
-    probed,
-    problem,
-    settings_of,
-    shared,
-)
+from tests.datasets import normal, problem
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import DTYPES, METRICS, MODES, each_dtype, each_metric, each_mode, flat, shared
+from tests.states import settings_of
 from torch_ivf_module import IndexIVFFlat
 from torch_ivf_module.functional import kmeans
 from torch_ivf_module.functional.probe import probe_by_ranking
@@ -53,7 +40,7 @@ PRESENT = [
 ]
 
 
-# --- an accelerator, where there is one ---------------------------------------------------------------------
+# --- an accelerator, if there is one ---------------------------------------------------------------------
 
 
 ON_PRESENT = list(
@@ -74,7 +61,7 @@ def test_search_on_an_accelerator(device, name, mode, dtype, metric):
     moved = deepcopy(index).to(device)
     D, I = moved.search(queries.to(device), case.k)
     assert D.device.type == I.device.type == device
-    check((D.cpu(), I.cpu()), queries, held(index), metric, case.k, probed(index, queries))
+    check((D.cpu(), I.cpu()), queries, stored_rows(index), metric, case.k, probed(index, queries))
     lims, _, _ = moved.range_search(queries.to(device), 3.0)
     assert lims.device.type == device
 
@@ -88,7 +75,7 @@ def test_building_on_an_accelerator(device, metric):
     index.remove_ids(torch.arange(10, device=device))
     index.update(torch.arange(20, 25, device=device), base[:5].to(device))
     D, I = index.search(queries.to(device), 5)
-    check((D, I), queries, held(index), metric, 5)
+    check((D, I), queries, stored_rows(index), metric, 5)
     assert index.reconstruct(30).device.type == device
     agree((D.cpu(), I.cpu()), deepcopy(index).to("cpu").search(queries, 5), rtol=1e-4, atol=1e-5)
 
@@ -96,7 +83,7 @@ def test_building_on_an_accelerator(device, metric):
 # --- fake tensors -------------------------------------------------------------------------------------------
 
 
-# A build of torch without CUDA cannot even slice a fake cuda tensor; "lazy" is a kind of device that every
+# A build of torch without CUDA cannot slice a fake cuda tensor; "lazy" is a device type that every
 # build knows and none needs hardware for.
 FAKE = "cuda" if torch.backends.cuda.is_built() else "lazy"
 
@@ -141,7 +128,7 @@ def test_query_major_search_on_fake_tensors(metric, dtype, kind, max_codes):
     assert scores.shape == ids.shape == (len(queries), 4)
 
 
-def test_fake_tensors_do_notice_a_stray_tensor():
+def test_fake_tensors_detect_a_tensor_on_the_wrong_device():
     index, _, queries = shared(CASE)
     mode = FakeTensorMode()
     index = on_fake_device(index, mode)
@@ -153,13 +140,13 @@ def test_fake_tensors_do_notice_a_stray_tensor():
             _static_search(x, coarse, stray, "l2", None)
 
 
-# --- tensors that pretend -----------------------------------------------------------------------------------
+# --- a simulated device -----------------------------------------------------------------------------------
 
 AWAY = torch.device("lazy", 0)
 
 
 class Elsewhere(torch.Tensor):
-    """A CPU tensor that says it is on another device."""
+    """A CPU tensor that reports another device."""
 
     inner: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -187,7 +174,7 @@ class Elsewhere(torch.Tensor):
 
 
 class OtherDevice(TorchDispatchMode):
-    """Lets operations run on the pretended device, and refuses those that mix it with the CPU."""
+    """Runs operations on the simulated device, and refuses those that mix it with the CPU."""
 
     MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
@@ -245,7 +232,7 @@ def back(tensor):
     return tensor.inner
 
 
-def test_the_pretended_device_notices_a_stray_tensor(other_device):
+def test_the_simulated_device_detects_a_tensor_on_the_wrong_device(other_device):
     x = away(torch.ones(3))
     assert x.device == AWAY
     assert (x + 1).device == AWAY
@@ -267,7 +254,7 @@ def moved(index):
 @each_dtype
 @each_metric
 @pytest.mark.parametrize("max_codes", [None, 40])
-def test_search_on_a_pretended_device(other_device, mode, dtype, metric, max_codes):
+def test_search_on_a_simulated_device(other_device, mode, dtype, metric, max_codes):
     index, base, queries = shared(CASE, metric, dtype, search_mode=mode)
     index.max_codes = max_codes
     expected = index.search(queries, CASE.k)
@@ -281,7 +268,7 @@ def test_search_on_a_pretended_device(other_device, mode, dtype, metric, max_cod
 
 
 @each_metric
-def test_range_search_on_a_pretended_device(other_device, metric):
+def test_range_search_on_a_simulated_device(other_device, metric):
     index, _, queries = shared(CASE, metric)
     expected = index.range_search(queries, 0.5)
     found = moved(index).range_search(away(queries), 0.5)
@@ -290,7 +277,7 @@ def test_range_search_on_a_pretended_device(other_device, metric):
 
 
 @each_metric
-def test_building_on_a_pretended_device(other_device, metric):
+def test_building_on_a_simulated_device(other_device, metric):
     def build(place):
         index = IndexIVFFlat(8, nlist=4, nprobe=4, metric=metric, device=place(torch.ones(1)).device)
         base = normal(200, 8)
@@ -319,7 +306,7 @@ def test_building_on_a_pretended_device(other_device, metric):
     assert index.ntotal == 0
 
 
-def test_a_tensor_on_another_device_is_refused_in_words(other_device):
+def test_a_tensor_on_another_device_is_refused(other_device):
     index, _, queries = shared(CASE)
     index = moved(index)
     for call in (
@@ -334,7 +321,7 @@ def test_a_tensor_on_another_device_is_refused_in_words(other_device):
 
 
 @each_metric
-def test_kmeans_on_a_pretended_device(other_device, metric):
+def test_kmeans_on_a_simulated_device(other_device, metric):
     x = normal(200, 8)
     centroids, objective = kmeans(away(x), 5, metric=metric)
     expected = kmeans(x, 5, metric=metric)

@@ -1,5 +1,5 @@
-"""The pages: their Python blocks run as a reader would type them, errors read as they are told, links lead somewhere,
-and the Japanese pages are those of the English ones."""
+"""The documentation: its Python blocks run, its error messages are those that are raised, its links have targets,
+and the Japanese pages have the structure of the English ones."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ WITH_PYTHON = [name for name, page in ENGLISH.items() if "```python" in page.rea
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_code_blocks_run(name, tmp_path, monkeypatch):
-    """All Python blocks of a page one after the other; a block `pytb` behind one is the error that it ends with."""
+    """All Python blocks of a page in order; a block `pytb` after one is the error that it raises."""
     monkeypatch.chdir(tmp_path)
-    # The same capture into one graph, without the minutes of C++; tests/test_graph.py compiles to the end.
+    # Captures the same graph without compiling C++, which takes minutes; test_graph_compile.py compiles.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     if name.endswith("troubleshooting.md"):
-        monkeypatch.setitem(sys.modules, "tqdm", None)  # it tells what happens where tqdm is missing
-        warnings.simplefilter("error", UserWarning)  # and what is warned of
+        monkeypatch.setitem(sys.modules, "tqdm", None)  # the page shows the error of a missing tqdm
+        warnings.simplefilter("error", UserWarning)  # and warnings, as errors
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")  # by the compiler
     blocks = BLOCK.findall(ENGLISH[name].read_text(encoding="utf-8"))
     names: dict[str, object] = {}
@@ -54,7 +54,7 @@ def test_code_blocks_run(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.ja.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
-def test_links_lead_to_files(page):
+def test_links_point_to_files(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
@@ -62,7 +62,7 @@ def test_links_lead_to_files(page):
 
 
 def test_the_site_has_every_page_and_public_name():
-    """What make docs would refuse, and what it would not miss, without the time it takes."""
+    """Checks some errors of `make docs`, and missing public names, in less time."""
     menu = set(re.findall(r": ([\w/.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert pages <= menu
@@ -74,8 +74,8 @@ def test_the_site_has_every_page_and_public_name():
 
 
 @pytest.mark.parametrize("page", JAPANESE, ids=lambda page: page.name)
-def test_japanese_pages_keep_step(page):
-    """The same headings, code, tables and pictures in the same order; the figures are in the English page alone."""
+def test_japanese_pages_have_the_structure_of_the_english_ones(page):
+    """The same headings, code, tables and pictures in the same order; benchmark figures are in English pages only."""
     english = page.with_name(page.name.replace(".ja.md", ".md"))
     assert _structure(page) == _structure(english)
 

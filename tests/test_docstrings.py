@@ -1,4 +1,4 @@
-"""Everything public says what it is, with an example that runs."""
+"""Every public name has a docstring with an example that runs, and type annotations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODULES = sorted(
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("name", [torch_ivf_module.__name__, *MODULES])
-def test_examples_give_what_they_say(name):
+def test_doctests(name):
     module = importlib.import_module(name)
     assert module.__doc__
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS

@@ -1,5 +1,4 @@
-"""Every refusal: the kind of error, that it names the argument, what came and what would work, and that
-nothing was changed by it."""
+"""Wrong arguments: the type of the error, the argument, value and remedy in its text, and that nothing changes."""
 
 from __future__ import annotations
 
@@ -9,7 +8,9 @@ import re
 import pytest
 import torch
 
-from tests.problems import PLAIN, few_training_rows, flat, normal, settings_of, shared, unchanged
+from tests.datasets import PLAIN, normal
+from tests.problems import few_training_rows, flat, shared
+from tests.states import settings_of, unchanged
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, SearchParams
 from torch_ivf_module.functional import kmeans
 
@@ -130,7 +131,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_settings(name):
-    """The same number is refused by the constructor and by the attribute, which keeps its value."""
+    """Wrong numbers are refused by the constructor and by the attribute, which does not change."""
     index = KINDS["ivf"]()
     values, kinds = NUMBERS[name]
     for value, error in [
@@ -363,7 +364,7 @@ def test_unknown_arguments():
             make(D, probes=3)
 
 
-def test_a_refused_setting_leaves_the_rest():
+def test_a_refused_setting_changes_nothing():
     index = shared(PLAIN).index
     before = settings_of(index)
     for name in ("nprobe", "k", "max_bytes"):

@@ -1,4 +1,4 @@
-"""The examples, run as a reader would run them."""
+"""The example programs and notebooks run."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def test_distributed_search(tmp_path):
     assert (tmp_path / "newest").exists()
 
 
-# --- notebooks, which make notebooks writes -----------------------------------------------------------------
+# --- notebooks, which `make notebooks` writes -----------------------------------------------------------------
 
 NOTEBOOKS = sorted((EXAMPLES / "notebooks").glob("*.ipynb"))
-QUICK = "index_in_a_model"  # the others are the programs above, or the page that tests/test_docs.py runs
+QUICK = "index_in_a_model"  # the code of the others runs in the tests above, or in test_docs.py
 
 
 def cells(notebook: Path, kind: str) -> list[dict]:

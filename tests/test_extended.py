@@ -1,4 +1,4 @@
-"""Indexes with buffers, parameters, child modules and extra state of their own, on a subclass or on an instance."""
+"""Indexes with additional buffers, parameters, child modules and extra state, of a subclass or on an instance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.distributed import checkpoint as dcp
 
-from tests.problems import agree, few_training_rows, normal
+from tests.datasets import normal
+from tests.oracle import agree
+from tests.problems import few_training_rows
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from torch_ivf_module.dcp import IndexLoadPlanner
 
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 class Additions:
-    """What people put beside the vectors."""
+    """A mixin of what subclasses may add to an index."""
 
     def __init__(self, *args, **settings):
         super().__init__(*args, **settings)
@@ -84,7 +86,7 @@ def filled(maker):
     index.labels.copy_(torch.arange(5) + 7)
     with torch.no_grad():
         index.scale.fill_(3.0)
-    index.head(normal(9, D)).sum().backward()  # moves the statistics of the norm
+    index.head(normal(9, D)).sum().backward()  # updates the statistics of the batch norm
     index.words = ["some", "words"]
     return index
 
@@ -103,23 +105,23 @@ def same(one, other):
 @each_wrap
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("assign", [True, False])
-def test_everything_loads_together(maker, wrap, strict, assign):
+def test_additions_load_with_the_index(maker, wrap, strict, assign):
     inside, outside = WRAPS[wrap]
     source, target = filled(maker), MAKERS[maker]()
     result = inside(target).load_state_dict(inside(source).state_dict(), strict=strict, assign=assign)
     assert (result.missing_keys, result.unexpected_keys) == ([], [])
     same(target, source)
     if maker == "behind":
-        assert target.words == ["some", "words"]  # torch loads children, and so the vectors, after this
+        assert target.words == ["some", "words"]  # torch loads child modules, and so the vectors, after the extra state
     elif maker != "instance":
-        assert (target.words, target.seen) == (["some", "words"], 40), "extra state is set when the vectors are there"
+        assert (target.words, target.seen) == (["some", "words"], 40), "extra state is set after the vectors are loaded"
     target.scale.sum().backward()
     assert outside(inside(target)) is target
 
 
 @each_maker
 @each_wrap
-def test_everything_loads_through_distributed_checkpoint(maker, wrap, tmp_path):
+def test_additions_load_through_distributed_checkpoint(maker, wrap, tmp_path):
     inside, _ = WRAPS[wrap]
     source, target = filled(maker), MAKERS[maker]()
     dcp.save({"model": inside(source)}, checkpoint_id=tmp_path / "saved", no_dist=True)
@@ -149,12 +151,12 @@ def _torch_saved(index):
 @pytest.mark.parametrize(
     "copy", [deepcopy, lambda index: pickle.loads(pickle.dumps(index)), _torch_saved], ids=["copy", "pickle", "torch"]
 )
-def test_copies_keep_everything(maker, copy):
+def test_copies_keep_the_additions(maker, copy):
     index = filled(maker)
     same(copy(index), index)
 
 
-def test_a_copied_subset_keeps_everything_but_vectors():
+def test_copy_subset_keeps_the_additions():
     index = filled("ivf")
     part = index.copy_subset(torch.arange(9))
     assert part.ntotal == 9
@@ -167,7 +169,7 @@ def test_a_copied_subset_keeps_everything_but_vectors():
 
 
 class Twin(Additions, nn.Module):
-    """The same additions to a module that torch loads by itself, with buffers in the places of the index's."""
+    """The same additions to a plain module, whose buffers have the names and order of an index's."""
 
     _version = 3
     ntotal = 40
@@ -221,7 +223,7 @@ def test_keys_are_reported_as_torch_reports_them(change, strict, wrap):
     assert told[0] == told[1]
 
 
-def test_hooks_see_and_change_the_whole_state():
+def test_load_hooks_see_and_change_the_whole_state():
     index, source, calls = MAKERS["flat"](), filled("flat"), []
 
     def before(module, state, prefix, metadata, strict, missing, unexpected, errors):
@@ -238,13 +240,13 @@ def test_hooks_see_and_change_the_whole_state():
     assert calls == [("", True, True), (40, [])], "each once"
     same(index, source)
     index.load_state_dict(source.state_dict())
-    assert len(calls) == 4, "hooks and what is saved are as before the first call"
+    assert len(calls) == 4, "hooks and the saved keys do not change"
     assert list(index.state_dict()) == list(source.state_dict())
 
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("lost", BUFFERS[:4])
-def test_a_part_of_an_index_is_refused_and_the_rest_loads_on(strict, lost):
+def test_a_state_without_one_buffer_is_refused(strict, lost):
     source, index = filled("flat"), filled("flat")
     index.remove_ids(torch.arange(7))
     state = source.state_dict()
@@ -255,7 +257,7 @@ def test_a_part_of_an_index_is_refused_and_the_rest_loads_on(strict, lost):
 
 
 @pytest.mark.parametrize("entry", [None, 3, [1.0], "text"])
-def test_an_entry_that_is_no_tensor(entry):
+def test_an_entry_that_is_no_tensor_is_refused(entry):
     index = filled("flat")
     with pytest.raises(RuntimeError, match=f"list_ids must be a tensor, got {type(entry).__name__}"):
         index.load_state_dict({**index.state_dict(), "list_ids": entry})
@@ -278,8 +280,8 @@ def test_states_and_indexes_on_the_meta_device():
         IndexFlatL2(D, device="meta").load_state_dict(without)
 
 
-def test_an_index_that_is_not_to_be_saved():
-    """torch's way to leave buffers out of a state_dict."""
+def test_buffers_excluded_from_the_state_dict():
+    """By `_non_persistent_buffers_set`, as torch does it."""
     index = filled("flat")
     index._non_persistent_buffers_set.update(BUFFERS)
     state = index.state_dict()

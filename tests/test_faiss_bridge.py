@@ -1,4 +1,4 @@
-"""Indexes from faiss and back: the same ids, distances to float32 rounding."""
+"""Conversion from faiss and to it: the same ids, and distances up to float32 rounding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import defaults, few_training_rows, normal
+from tests.datasets import normal
+from tests.problems import defaults, few_training_rows
 from torch_ivf_module import (
     IndexFlat,
     IndexFlatIP,
@@ -40,7 +41,7 @@ def theirs(faiss, recipe, measure):
     x = normal(ROWS, D)
     index = faiss.index_factory(D, recipe, measure)
     if isinstance(faiss.downcast_index(index), faiss.IndexPreTransform):
-        for number in range(index.chain.size()):  # few rounds: how well a rotation fits is not the question
+        for number in range(index.chain.size()):  # few iterations, since the quality of the rotation does not matter
             step = faiss.downcast_VectorTransform(index.chain.at(number))
             if isinstance(step, faiss.OPQMatrix):
                 step.niter = step.niter_pq = step.niter_pq_0 = 2
@@ -70,14 +71,14 @@ def ask(index, queries):
 
 
 def gaps(D):
-    """Which results are apart from their neighbours by more than rounding."""
-    apart = (D[:, 1:] - D[:, :-1]).abs() > 1e-5 * D[:, 1:].abs().clamp(min=1)
-    whole = torch.ones(D.shape[0], 1, dtype=torch.bool)
-    return torch.cat([whole, apart], 1) & torch.cat([apart, whole], 1)
+    """Which results differ from the results before and after them by more than rounding."""
+    distinct = (D[:, 1:] - D[:, :-1]).abs() > 1e-5 * D[:, 1:].abs().clamp(min=1)
+    edge = torch.ones(D.shape[0], 1, dtype=torch.bool)
+    return torch.cat([edge, distinct], 1) & torch.cat([distinct, edge], 1)
 
 
 @pytest.mark.parametrize("recipe", [*PLAIN, *SCALAR, *BEHIND, *NORMED, *LABELLED])
-def test_there_and_back(faiss, recipe, measure, tmp_path):
+def test_round_trip(faiss, recipe, measure, tmp_path):
     index = theirs(faiss, recipe, measure)
     ours = from_faiss(index)
     assert ours.ntotal == ROWS
@@ -85,7 +86,7 @@ def test_there_and_back(faiss, recipe, measure, tmp_path):
     back = to_faiss(ours)
     same_answers(back, index)
     same_answers(from_faiss(back), ours)
-    # By way of the file systems of both.
+    # Through files of both libraries.
     faiss.write_index(index, str(tmp_path / "theirs.faiss"))
     opened = load(tmp_path / "theirs.faiss")
     same_answers(opened, ours)
@@ -111,7 +112,7 @@ def test_kind_and_settings(faiss, recipe, measure):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("make", [lambda **s: IndexFlatL2(D, **s), lambda **s: IndexIVFFlat(D, nlist=8, **s)])
-def test_half_precision_comes_back_bit_for_bit(faiss, make, dtype):
+def test_half_precision_round_trip_is_exact(faiss, make, dtype):
     index = make(dtype=dtype)
     with few_training_rows():
         index.train(normal(ROWS, D)).add(normal(ROWS, D))
@@ -138,7 +139,7 @@ def test_after_removals(faiss, recipe, direct):
     same_answers(to_faiss(ours), index)
 
 
-def test_ids_of_64_bits_with_gaps_and_the_numbering_after_them(faiss):
+def test_64_bit_ids_and_the_next_id_after_them(faiss):
     index = faiss.index_factory(D, "IVF8,Flat")
     x = normal(ROWS, D)
     index.train(x.numpy())
@@ -172,7 +173,7 @@ def test_empty_and_untrained_indexes(faiss, make):
     assert twin.ntotal == 100
 
 
-def test_cosine_goes_behind_a_normalisation_and_comes_back(faiss):
+def test_cosine_becomes_a_normalisation_and_back(faiss):
     index = IndexIVFFlat(D, nlist=8, nprobe=4, metric="cosine")
     with few_training_rows():
         index.train(normal(ROWS, D)).add(normal(ROWS, D))
@@ -182,7 +183,7 @@ def test_cosine_goes_behind_a_normalisation_and_comes_back(faiss):
     assert from_faiss(other).metric == "cosine"
 
 
-def test_an_index_of_faiss_goes_on_growing(faiss):
+def test_vectors_can_be_added_after_conversion(faiss):
     index = theirs(faiss, "IVF16,Flat", faiss.METRIC_L2)
     ours = from_faiss(index)
     more = normal(300, D, seed=9)
@@ -191,12 +192,12 @@ def test_an_index_of_faiss_goes_on_growing(faiss):
     same_answers(ours, index)
 
 
-# Codes of four bits, for training 256 centroids a part takes ten seconds and the kinds of index are the same.
+# With 4-bit codes, since training 256 centroids per subquantizer takes ten seconds; the index types are the same.
 UNSUPPORTED = ["PQ4x4", "IVF16,PQ4x4", "HNSW8", "LSH", "IVF16,FlatDedup", "ITQ8,Flat", "IVF16,PQ4x4,RFlat"]
 
 
 @pytest.mark.parametrize("recipe", UNSUPPORTED)
-def test_what_does_not_work_is_told_what_does(faiss, recipe):
+def test_unsupported_indexes_are_refused_with_the_supported_ones(faiss, recipe):
     index = faiss.index_factory(D, recipe)
     index.train(normal(ROWS, D).numpy())
     with pytest.raises(TypeError, match=r"IndexIVFFlat.*IndexPreTransform|linear transforms"):
@@ -214,7 +215,7 @@ APPROXIMATE = [
 
 
 @pytest.mark.parametrize("recipe", APPROXIMATE)
-def test_nothing_is_lost_to_an_approximate_coarse_quantizer(faiss, recipe, measure):
+def test_vectors_move_to_their_exact_lists_after_an_approximate_quantizer(faiss, recipe, measure):
     x = normal(3000, D)
     index = faiss.index_factory(D, recipe, measure)
     index.cp.niter = 2
@@ -225,7 +226,7 @@ def test_nothing_is_lost_to_an_approximate_coarse_quantizer(faiss, recipe, measu
     index.add(x.numpy())
     ours = from_faiss(index)
     assert sorted(ours.list_ids.tolist()) == list(range(3000))
-    # Each vector is in the list whose centroid is the best for it, and has the value that faiss decodes.
+    # Each vector is in the list of its nearest centroid, and has the value that faiss decodes.
     centroids = torch.from_numpy(coarse.reconstruct_n(0, index.nlist)).double()
     torch.testing.assert_close(ours.centroids.double(), centroids)
     rows = ours.packed_embeddings.double()
@@ -235,7 +236,7 @@ def test_nothing_is_lost_to_an_approximate_coarse_quantizer(faiss, recipe, measu
     index.make_direct_map()
     decoded = torch.from_numpy(index.reconstruct_n(0, 3000))
     torch.testing.assert_close(ours.packed_embeddings.float(), decoded[ours.list_ids], rtol=0, atol=1e-6)
-    # So no query finds less.
+    # So the recall is at least that of faiss.
     exact = IndexFlat(D, ours.metric)
     exact.add(ours.reconstruct_n(0, 3000).float())
     queries = normal(300, D, seed=5)
@@ -249,8 +250,8 @@ def test_nothing_is_lost_to_an_approximate_coarse_quantizer(faiss, recipe, measu
         assert mine >= theirs - (0.01 if nprobe < 64 else 0)
 
 
-def test_lists_of_an_exact_coarse_quantizer_stay_as_they_are(faiss, measure):
-    """Also where the vectors behind codes are nearer to another centroid."""
+def test_lists_of_an_exact_coarse_quantizer_do_not_change(faiss, measure):
+    """Even if the decoded vectors are nearer to other centroids."""
     index = theirs(faiss, "IVF16,SQ4", measure)
     ours = from_faiss(index)
     tools = pytest.importorskip("faiss.contrib.inspect_tools")
@@ -261,7 +262,7 @@ def test_lists_of_an_exact_coarse_quantizer_stay_as_they_are(faiss, measure):
 @pytest.mark.parametrize(
     "recipe", ["Flat", "IVF16,SQ8", "IVF16_HNSW8,Flat", "IDMap2,Flat", "PCA8,Flat", "L2norm,IVF16,Flat"]
 )
-def test_the_default_device_and_dtype_change_nothing(faiss, recipe, tmp_path):
+def test_the_default_device_and_dtype_have_no_effect(faiss, recipe, tmp_path):
     index = theirs(faiss, recipe, faiss.METRIC_INNER_PRODUCT)
     expected = from_faiss(index)
     faiss.write_index(index, str(tmp_path / "theirs.faiss"))
@@ -291,7 +292,7 @@ def test_other_metrics_and_mixed_metrics_are_refused(faiss):
 
 
 def test_vectors_that_are_not_finite_are_refused(faiss):
-    """A flat index of faiss stores them; an inverted file of it leaves them out."""
+    """A flat index of faiss stores them; its inverted file does not."""
     index = theirs(faiss, "Flat", faiss.METRIC_L2)
     bad = normal(4, D)
     bad[2, 1] = torch.inf
@@ -310,13 +311,13 @@ def test_a_damaged_file_is_refused(faiss, tmp_path):
             load(path)
 
 
-def test_a_file_whose_index_does_not_work_says_what_does(faiss, tmp_path):
+def test_a_file_of_an_unsupported_index_is_refused(faiss, tmp_path):
     faiss.write_index(faiss.IndexHNSWFlat(D, 8), str(tmp_path / "graph.faiss"))
     with pytest.raises(ValueError, match="IndexHNSWFlat has no counterpart"):
         load(tmp_path / "graph.faiss")
 
 
-def test_beside_the_torch_methods_of_faiss():
+def test_with_faiss_contrib_torch_utils():
     """faiss.contrib.torch_utils makes faiss's own methods take and return tensors."""
     pytest.importorskip("faiss")
     script = """
@@ -336,7 +337,7 @@ print("same")
     assert done.stdout.strip() == "same", done.stderr
 
 
-def test_a_transform_of_any_kind_may_stand_before_an_index():
+def test_any_module_may_be_the_transform():
     encoder = nn.Sequential(nn.Linear(D, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
     index = IndexPreTransform(D, encoder, IndexFlat(8, "cosine"))
     x = normal(200, D).requires_grad_()
@@ -354,7 +355,7 @@ def test_a_transform_of_any_kind_may_stand_before_an_index():
         index.steps()
 
 
-def test_behind_a_transform_everything_else_works_as_on_the_index():
+def test_methods_of_an_index_behind_a_transform():
     index = IndexPreTransform(D, nn.Linear(D, 8, bias=False).requires_grad_(False), IndexIVFFlat(8, nlist=4, k=3))
     x = normal(200, D)
     with few_training_rows():
@@ -377,7 +378,7 @@ def test_behind_a_transform_everything_else_works_as_on_the_index():
 
 
 @pytest.mark.parametrize("recipe", ["IVF16,FlatPanorama4", "FlatL2Panorama4_32", "IVF16,SQtqmse4", "SQ0"])
-def test_what_only_looks_like_it_is_refused_or_right(faiss, recipe):
+def test_similar_looking_transforms_are_converted_correctly_or_refused(faiss, recipe):
     """Classes made of those that work, and quantizers whose distances are not those to what they decode."""
     try:
         index = faiss.index_factory(D, recipe)
@@ -390,7 +391,7 @@ def test_what_only_looks_like_it_is_refused_or_right(faiss, recipe):
         from_faiss(index)
 
 
-def test_centring_comes_over(faiss):
+def test_a_centering_transform_is_converted(faiss):
     inner = faiss.IndexFlatL2(D)
     index = faiss.IndexPreTransform(faiss.CenteringTransform(D), inner)
     x = normal(ROWS, D) + 3

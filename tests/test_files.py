@@ -1,4 +1,4 @@
-"""Files at their worst: a writer that is killed, a file made to do harm, an index larger than one wants to read."""
+"""Writers that are killed, concurrent writers, files with inconsistent or malicious contents, files of a gigabyte."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.problems import normal, same_state, snapshot
+from tests.datasets import normal
+from tests.states import same_state, snapshot
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, _files, load
 from torch_ivf_module import checkpoint as files
 
-# Saves two indexes in turn, for ever, and says when it has begun. Each has one number everywhere.
+# Saves two indexes alternately without end, and prints a line after the first save. All entries of an index are equal.
 WRITER = """
 import sys, torch
 from torch_ivf_module import IndexFlatL2
@@ -39,12 +40,12 @@ while True:
 """
 
 
-# torch's own format and safetensors are written by the same steps: one of them is enough every day.
+# Files of torch and of safetensors are written by the same steps, so usually one of them is tested.
 either_suffix = pytest.mark.parametrize("suffix", [pytest.param(".pt", marks=pytest.mark.long), ".safetensors"])
 
 
 @either_suffix
-def test_a_writer_killed_at_any_moment_leaves_a_whole_file(suffix, tmp_path):
+def test_a_writer_killed_at_any_moment_leaves_a_complete_file(suffix, tmp_path):
     path = tmp_path / f"index{suffix}"
     moments = random.Random(5)
     seen = set()
@@ -52,7 +53,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(suffix, tmp_path):
         with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
             try:
                 assert writer.stdout.readline() == "begun\n"
-                for mmap in (False, True) * 4:  # of a file that is being replaced all the time
+                for mmap in (False, True) * 4:  # while the file is being replaced
                     index = load(path, mmap=mmap)
                     assert index.packed_embeddings.unique().tolist() == [index.ntotal / 10_000]
                     seen.add(index.ntotal)
@@ -61,13 +62,13 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(suffix, tmp_path):
                 writer.kill()
         index = load(path)
         assert index.packed_embeddings.unique().tolist() == [index.ntotal / 10_000]
-    assert seen == {10_000, 20_000}, "both were written"
-    index.save(path)  # removes what the dead left beside it
+    assert seen == {10_000, 20_000}, "both were seen"
+    index.save(path)  # removes the temporary files of the killed writer
     assert list(tmp_path.iterdir()) == [path]
     assert load(path).ntotal == index.ntotal
 
 
-# Begins to write, says so, and ends when it is told to.
+# Writes half of a file, prints a line, and finishes when its input is closed.
 HALFWAY = """
 import sys
 from pathlib import Path
@@ -96,11 +97,11 @@ def halfway(path):
 
 
 def parts(folder) -> list[Path]:
-    """What writers have beside the files that they write."""
+    """The temporary folders of writers."""
     return [file for file in folder.iterdir() if file.name.startswith(".")]
 
 
-def test_what_killed_writers_left_goes_with_the_next_save_to_that_name(tmp_path):
+def test_the_next_save_removes_temporary_files_of_killed_writers(tmp_path):
     path, other = tmp_path / "index.pt", tmp_path / "index.pt.old"
     index = trained()
     with halfway(path) as dead, halfway(other), halfway(path) as alive:
@@ -108,16 +109,16 @@ def test_what_killed_writers_left_goes_with_the_next_save_to_that_name(tmp_path)
         dead.wait()
         assert len(parts(tmp_path)) == 3
         index.save(path)
-        assert len(parts(tmp_path)) == 2, "those of a writer that runs, and of another name"
+        assert len(parts(tmp_path)) == 2, "that of the running writer, and that of another name"
         alive.communicate("")
-        assert path.read_text() == "half of it", "who ends last has the last word"
+        assert path.read_text() == "half of it", "the last writer replaces the file"
     assert len(parts(tmp_path)) == 1
     index.save(other)
     assert parts(tmp_path) == []
     assert load(other).ntotal == index.ntotal
 
 
-def test_a_writer_on_another_machine_is_taken_for_dead_after_a_day(tmp_path, monkeypatch):
+def test_temporary_files_of_another_machine_are_removed_after_a_day(tmp_path, monkeypatch):
     path = tmp_path / "index.pt"
     index = trained()
     with halfway(path) as writer:
@@ -128,18 +129,18 @@ def test_a_writer_on_another_machine_is_taken_for_dead_after_a_day(tmp_path, mon
         for file in old:
             os.utime(file, (long_ago, long_ago))
         index.save(path)
-        assert parts(tmp_path) == [part], "its lock is seen"
+        assert parts(tmp_path) == [part], "it is locked"
         writer.kill()
         writer.wait()
         os.utime(part / "lock")
         index.save(path)
-        assert parts(tmp_path) == [part], "it wrote a moment ago"
+        assert parts(tmp_path) == [part], "its lock file is new"
         os.utime(part / "lock", (long_ago, long_ago))
         index.save(path)
         assert parts(tmp_path) == []
 
 
-def test_without_locks_nothing_of_others_is_removed(tmp_path, monkeypatch):
+def test_without_locks_no_temporary_file_is_removed(tmp_path, monkeypatch):
     path = tmp_path / "index.pt"
     with halfway(path):
         pass
@@ -158,11 +159,11 @@ def test_without_locks_nothing_of_others_is_removed(tmp_path, monkeypatch):
     assert parts(tmp_path) == []
 
 
-def test_a_folder_that_a_writer_was_killed_in_before_its_lock_goes_too(tmp_path):
+def test_a_temporary_folder_without_a_lock_file_is_removed_too(tmp_path):
     path = tmp_path / "index.pt"
     early = tmp_path / f".index.pt.{_files._machine()}.abcd_123.part"
     early.mkdir()
-    beside = tmp_path / ".index.pt.notes"  # of somebody else
+    beside = tmp_path / ".index.pt.notes"  # not a temporary folder
     beside.mkdir()
     trained().save(path)
     assert parts(tmp_path) == [beside]
@@ -188,7 +189,7 @@ def test_the_longest_names(kind, tmp_path):
     assert len(parts(tmp_path)) == 2
     _files.replace(path, lambda part: Path(part).write_text("second"))
     assert path.read_text() == "second"
-    assert len(parts(tmp_path)) == 1, "what was left of another name that begins alike is not this writer's"
+    assert len(parts(tmp_path)) == 1, "that of another name with the same beginning remains"
     _files.replace(other, lambda part: Path(part).write_text("third"))
     assert parts(tmp_path) == []
 
@@ -200,8 +201,8 @@ def test_an_index_under_the_longest_name(tmp_path):
         assert load(path).ntotal == 200
 
 
-def test_a_folder_removed_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
-    """Another writer may look at any moment: once before the lock is there, once before it is taken."""
+def test_a_folder_removed_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
+    """Another writer removes the folder, once before its lock file exists, once before it is locked."""
     made, lock = tempfile.mkdtemp, _files._lock
     moments = []
 
@@ -237,7 +238,7 @@ def test_many_savers_at_once(tmp_path):
     assert load(tmp_path / "index.pt").ntotal in {200, 199, 198, 197}
 
 
-def test_a_link_stays_one_and_its_file_is_replaced(tmp_path):
+def test_saving_to_a_link_replaces_the_file_it_points_to(tmp_path):
     index = trained()
     index.save(tmp_path / "real.pt")
     (tmp_path / "link.pt").symlink_to(tmp_path / "real.pt")
@@ -247,7 +248,7 @@ def test_a_link_stays_one_and_its_file_is_replaced(tmp_path):
     assert load(tmp_path / "real.pt").ntotal == 100
 
 
-def test_what_cannot_be_written_says_so_by_its_own_name(tmp_path, monkeypatch):
+def test_errors_of_writing_name_the_file(tmp_path, monkeypatch):
     index = trained()
     with pytest.raises(FileNotFoundError, match="no such folder"):
         index.save(tmp_path / "nowhere" / "index.pt")
@@ -257,7 +258,7 @@ def test_what_cannot_be_written_says_so_by_its_own_name(tmp_path, monkeypatch):
         load(tmp_path)
 
     def full(*args, **settings):
-        raise RuntimeError("unexpected pos 64 vs 0")  # what torch says of a full disk
+        raise RuntimeError("unexpected pos 64 vs 0")  # torch's error for a full disk
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"index\.pt cannot be written"):
@@ -265,7 +266,7 @@ def test_what_cannot_be_written_says_so_by_its_own_name(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_views_of_something_larger_are_written_alone(tmp_path):
+def test_views_are_written_without_their_base(tmp_path):
     index = IndexFlatL2(8)
     rows = torch.randn(100_000, 8)[:50]
     state = dict(index.state_dict(), packed_embeddings=rows, list_offsets=torch.tensor([0, 50]))
@@ -274,7 +275,7 @@ def test_views_of_something_larger_are_written_alone(tmp_path):
     assert (tmp_path / "index.pt").stat().st_size < 10_000
 
 
-# --- made to do harm ----------------------------------------------------------------------------------------
+# --- malicious files ----------------------------------------------------------------------------------------
 
 
 def trained() -> IndexIVFFlat:
@@ -284,7 +285,7 @@ def trained() -> IndexIVFFlat:
 
 
 def forge(path, **wrong) -> None:
-    """A file whose checksums all hold, with other tensors or another description in it."""
+    """Write a file with valid checksums, but with some tensors or settings replaced."""
     index = trained()
     about = {"format": files.FORMAT, "version": files.VERSION, "needs": files.NEEDS, **files.description(index)}
     tensors = dict(index.state_dict())
@@ -348,16 +349,16 @@ HOSTILE = {
 def test_a_file_that_does_not_fit_together_is_refused(kind, suffix, mmap, tmp_path):
     path = tmp_path / f"index{suffix}"
     forge(path, **HOSTILE[kind])
-    if kind == "a huge number of lists that are not there":  # what was asked for before training plays no part after
+    if kind == "a huge number of lists that are not there":  # nlist is not used once the index is trained
         assert load(path, mmap=mmap).nlist == 4
         return
-    if kind == "vectors that are no numbers" and mmap:  # nobody looks at them
+    if kind == "vectors that are no numbers" and mmap:  # vectors of a mapped file are not read
         return
     with pytest.raises(ValueError, match=path.name):
         load(path, mmap=mmap)
 
 
-def test_a_forged_file_with_nothing_wrong_loads(tmp_path):
+def test_a_hand_made_correct_file_loads(tmp_path):
     forge(tmp_path / "index.pt")
     assert same_state(snapshot(load(tmp_path / "index.pt")), snapshot(trained()))
 
@@ -377,15 +378,15 @@ def test_a_transform_inside_a_transform_is_refused(tmp_path):
         load(tmp_path / "index.pt")
 
 
-def test_a_file_of_a_later_release_says_what_it_needs(tmp_path):
+def test_the_error_for_a_file_of_a_later_release_names_the_release(tmp_path):
     forge(tmp_path / "index.pt", version=7, needs="3.2.0")
     with pytest.raises(ValueError, match=r"up to 1; it needs torch_ivf_module 3\.2\.0 or newer"):
         load(tmp_path / "index.pt")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_flipped_bits_anywhere(suffix, tmp_path):
-    """Any bit: the file is refused, or (a bit that says nothing) the index is as it was."""
+def test_a_flipped_bit_anywhere_is_refused_or_harmless(suffix, tmp_path):
+    """Either the file is refused, or the bit has no meaning and the index is equal."""
     path = tmp_path / f"index{suffix}"
     index = trained()
     index.save(path)
@@ -407,11 +408,11 @@ def test_flipped_bits_anywhere(suffix, tmp_path):
 
 # --- large --------------------------------------------------------------------------------------------------
 
-# Opens a file by its map and searches it, in a process of its own, and says what that took.
+# Opens and searches a mapped file in a new process, and prints the time and the growth of resident memory.
 READER = """
 import sys, time, psutil, torch
 from torch_ivf_module import load
-load(sys.argv[2], mmap=True)  # what any first call loads
+load(sys.argv[2], mmap=True)  # imports what the first call imports
 me = psutil.Process()
 before, start = me.memory_info().rss, time.perf_counter()
 index = load(sys.argv[1], mmap=True)
@@ -422,8 +423,8 @@ print(index.ntotal, seconds, grown, *I.flatten().tolist())
 
 
 @either_suffix
-def test_a_gigabyte_opens_without_being_read(suffix, tmp_path):
-    """The file is one of holes, written as `save` writes it but for its vectors, all zero but two."""
+def test_mmap_opens_a_gigabyte_without_reading_it(suffix, tmp_path):
+    """A sparse file: all vectors but two are zero."""
     pytest.importorskip("psutil")
     rows, d = 1_000_000, 256
     index = IndexFlatL2(d, dtype=torch.float32)
@@ -437,9 +438,9 @@ def test_a_gigabyte_opens_without_being_read(suffix, tmp_path):
     IndexFlatL2(d).save(small)
     done = subprocess.run([sys.executable, "-c", READER, path, small], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ntotal, _, grown, *ids = done.stdout.split()  # the seconds are for whoever runs READER by hand
+    ntotal, _, grown, *ids = done.stdout.split()
     assert (int(ntotal), ids) == (rows, ["777777", "3"])
-    assert int(grown) < 64 << 20, "bytes resident of a file of a gigabyte"
+    assert int(grown) < 64 << 20, "resident memory after opening a gigabyte"
 
 
 def _sparse(path, rows, d):

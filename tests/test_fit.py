@@ -1,4 +1,4 @@
-"""Training: determinism, refusals, warnings, progress, training a filled index."""
+"""Training: determinism, errors, warnings, progress, training a filled index."""
 
 from __future__ import annotations
 
@@ -7,18 +7,10 @@ import warnings
 import pytest
 import torch
 
-from tests.problems import (
-    DTYPES,
-    PLAIN,
-    check,
-    each_metric,
-    few_training_rows,
-    held,
-    normal,
-    probed,
-    shared,
-    unchanged,
-)
+from tests.datasets import PLAIN, normal
+from tests.oracle import check, probed, stored_rows
+from tests.problems import each_dtype, each_metric, few_training_rows, shared
+from tests.states import unchanged
 from torch_ivf_module import IndexIVFFlat
 
 
@@ -71,16 +63,16 @@ def test_training_can_show_its_progress(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 @each_metric
-def test_training_again_moves_every_vector_and_loses_none(dtype, metric):
+def test_training_a_filled_index_moves_its_vectors_to_their_new_lists(dtype, metric):
     index, base, queries = shared(PLAIN, metric, dtype)
     index.remove_ids(torch.arange(5))
     index.add(base[:3])
-    before = held(index)
+    before = stored_rows(index)
     numbering = int(index.next_id)
     index.train(normal(480, PLAIN.d, seed=44), seed=5)
-    after = held(index)
+    after = stored_rows(index)
     one, other = before.ids.argsort(), after.ids.argsort()
     assert torch.equal(before.ids[one], after.ids[other])
     assert torch.equal(before.vectors[one], after.vectors[other])
@@ -97,7 +89,7 @@ def test_training_again_after_a_reset():
     index.reset()
     index.train(base + 3)
     index.add(base + 3)
-    check(index.search(queries, 10), queries, held(index), "l2", 10, probed(index, queries))
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, probed(index, queries))
 
 
 def test_a_refused_training_keeps_the_centroids():

@@ -1,4 +1,4 @@
-"""What a program written for torch-ivf 0.1.1 names is here, or the page for its users says why not."""
+"""Programs written for torch-ivf 0.1.1: every public name works, or docs/from-torch-ivf.md says why not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.problems import few_training_rows, flat, normal
+from tests.datasets import normal
+from tests.problems import few_training_rows, flat
 from torch_ivf_module.index import IndexBase, IndexFlatIP, IndexFlatL2, IndexIVFFlat, SearchParams
 
 PAGE = (Path(__file__).parent.parent / "docs" / "from-torch-ivf.md").read_text(encoding="utf-8")
-# Every public name of the classes there.
+# All public names of the classes of torch-ivf.
 EVERY = [
     "d",
     "metric",
@@ -52,7 +53,7 @@ NAMES = {IndexFlatL2: EVERY + FLAT, IndexFlatIP: EVERY + FLAT, IndexIVFFlat: EVE
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in NAMES.items() for name in names])
-def test_every_public_name_is_here_and_on_the_page(kind, name):
+def test_every_public_name_exists_and_is_documented(kind, name):
     assert hasattr(kind(4), name)
     assert re.search(rf"`{name}\b", PAGE)
 
@@ -64,7 +65,7 @@ def test_constructor_arguments():
         assert isinstance(kind(8, device=None, dtype=torch.float32), IndexBase)
 
 
-def test_settings_that_are_kept():
+def test_settings_of_torch_ivf():
     index = IndexIVFFlat(8)
     assert index.auto_search_avg_group_threshold == 8.0
     assert index.csr_small_batch_avg_group_threshold == 64.0

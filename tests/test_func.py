@@ -9,7 +9,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
-from tests.problems import normal
+from tests.datasets import normal
+from tests.problems import each_metric
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, SearchParams
 
 D, K = 8, 3
@@ -20,7 +21,7 @@ Q, V = normal(4, D, seed=5), normal(4, D, seed=6)
 
 
 def made(kind: str, metric: str):
-    """An index with rows that are packed and rows that wait, and its distances as a function of queries."""
+    """An index with packed and pending rows, and its distances as a function of queries."""
     if kind == "ivf":
         index = IndexIVFFlat(D, nlist=4, nprobe=4, metric=metric)
         index.train(X)
@@ -80,13 +81,13 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("kernel", [True, False])
-@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@each_metric
 @pytest.mark.parametrize("kind", ["flat", "ivf", "rows", "tiles"])
 def test_transforms(kind, metric, kernel, monkeypatch):
     if not kernel:
         monkeypatch.setattr("torch_ivf_module.functional.kernels.KERNELS", [])
     for name, transform in TRANSFORMS.items():
-        index, search = made(kind, metric)  # without caches, so that the transform comes upon none
+        index, search = made(kind, metric)  # new, so that its caches are empty
         for _ in range(2):
             torch.testing.assert_close(transform(search), transform(plain(metric)), rtol=1e-3, atol=1e-4, msg=name)
         store = index.store
@@ -106,12 +107,12 @@ def test_finite_differences():
     def distances(x):
         return index.search(x, 3)[0].double().square()
 
-    # float32 inside, so the steps are wide; a fourth power has no error in its second difference worth noting.
+    # The search computes in float32, so the steps are wide; the function is a polynomial of degree four.
     assert torch.autograd.gradcheck(distances, (x,), eps=1e-2, atol=0.05, rtol=0.05, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(distances, (x,), eps=1e-2, atol=0.05, rtol=0.05)
 
 
-def test_places_without_a_result_have_a_gradient_of_zero():
+def test_padding_has_a_gradient_of_zero():
     index = IndexFlatL2(2)
     index.add(torch.tensor([[1.0, 2.0]]))
     x = torch.tensor([[0.0, 0.0], [torch.nan, 1.0]], requires_grad=True)
@@ -121,7 +122,7 @@ def test_places_without_a_result_have_a_gradient_of_zero():
     assert x.grad.tolist() == [[-2.0, -4.0], [0.0, 0.0]]
 
 
-def test_ids_that_are_negative_are_no_padding():
+def test_negative_ids_are_no_padding():
     index = IndexFlatL2(2)
     index.add_with_ids(torch.eye(2), torch.tensor([-7, -2]))
     found, ids = index.search(torch.tensor([[0.0, 0.9]], requires_grad=True), 3)
@@ -136,7 +137,7 @@ def test_vectors_found_inside_a_transform():
         torch.testing.assert_close(part[:, 0], expected)
 
 
-def test_functional_call_with_rows_that_wait():
+def test_functional_call_with_pending_rows():
     index, _ = made("flat", "l2")
     model = nn.Sequential(nn.Linear(D, D), index)
     weights = dict(model.named_parameters())
@@ -156,7 +157,7 @@ def test_functional_call_with_rows_that_wait():
 
 
 def swapped(module, name, tensor, x=Q):
-    """D of a search in which a buffer of the index is another tensor."""
+    """D of a search in which a buffer of the index is replaced by `tensor`."""
     return functional_call(module, {name: tensor}, (x,))[0]
 
 
@@ -178,7 +179,7 @@ def test_a_derivative_with_respect_to_a_buffer_is_refused(kind, name):
     torch.testing.assert_close(swapped(index, name, buffer), index(Q)[0])
 
 
-def test_derivatives_of_a_graph_with_respect_to_its_buffers_are_right_or_refused():
+def test_derivatives_of_a_graph_with_respect_to_its_buffers_are_correct_or_refused():
     graph = made("flat", "l2")[0].graph(k=K)
     buffer = graph.packed_embeddings.clone().requires_grad_()
     swapped(graph, "packed_embeddings", buffer).sum().backward()
@@ -227,7 +228,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_transformed(name):
+def test_unsupported_calls_inside_transforms_are_refused(name):
     index, _ = made("flat", "l2")
     with pytest.raises((RuntimeError, ValueError), match=rf"{name}.* torch\.func"):
         REFUSED[name](index)

@@ -1,4 +1,4 @@
-"""The differential fuzz finds faults: each test plants one in the library and looks for the report of it."""
+"""The differential fuzzer detects faults: each test adds one to the library and expects a report."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ FAULTS: list[tuple[str, Callable[[Any], Any], Callable[[Fuzz], None]]] = [
 
 @pytest.fixture(params=METRICS)
 def state(request):
-    """A filled inverted file and its model, some of the rows not packed yet."""
+    """A filled inverted file with pending rows, and its model."""
     state = Fuzz()
     state.start(ivf=True, metric=request.param, dtype="float32", d=8, nlist=5, data="plain", seed=0)
     state.add("plain", 60, 0)
@@ -104,7 +104,7 @@ def state(request):
 
 
 @pytest.mark.parametrize(("name", "fault", "call"), FAULTS)
-def test_a_wrong_result_is_found(state, monkeypatch, name, fault, call):
+def test_a_wrong_result_is_detected(state, monkeypatch, name, fault, call):
     right = getattr(IndexBase, name)
     monkeypatch.setattr(IndexBase, name, lambda *given, **settings: fault(right(*given, **settings)))
     with pytest.raises(AssertionError):
@@ -112,11 +112,11 @@ def test_a_wrong_result_is_found(state, monkeypatch, name, fault, call):
 
 
 @pytest.mark.parametrize("call", dict.fromkeys(call for _, _, call in FAULTS))
-def test_right_results_are_no_mismatch(state, call):
+def test_correct_results_are_no_mismatch(state, call):
     call(state)
 
 
-def test_a_row_in_a_wrong_list_is_found(state):
+def test_a_row_in_a_wrong_list_is_detected(state):
     index = state.index
     index.list_offsets = index.list_offsets.index_add(0, torch.tensor([2]), torch.tensor([1]))
     with pytest.raises(AssertionError, match="not its nearest"):
@@ -124,7 +124,7 @@ def test_a_row_in_a_wrong_list_is_found(state):
 
 
 def test_a_short_run_finds_nothing(capsys):
-    """`.ci/run` has a longer one."""
+    """The CI has a longer run."""
     assert main(["--cases", "10"]) == 0
     assert re.search(r"^10 cases, \d+ operations and \d+ comparisons in \d+ s: no mismatch$", capsys.readouterr().out)
 
@@ -137,7 +137,7 @@ def test_a_report_can_be_replayed(monkeypatch, tmp_path, capsys):
     assert re.search(r"\d+ cases, \d+ operations and \d+ comparisons in \d+ s: a mismatch at --seed \d+$", printed)
     program = printed[printed.rindex("from tests.fuzz.machine") : printed.rindex("\n\n")]
     calls = [line for line in program.splitlines() if line.startswith("state.") and "counts" not in line]
-    assert len(calls) == 2, "what does not matter is left out"
+    assert len(calls) == 2, "the report is reduced to the calls that are needed"
     assert re.match(r"state\.(remove_ids|change_nothing)\(", calls[-1])
     file = tmp_path / "sequence.py"
     file.write_text(program)

@@ -1,4 +1,4 @@
-"""Files of released formats, ours and those of the libraries people come from, open and answer as they did."""
+"""Files of released formats, of this project, faiss and torch-ivf, open with the answers that are stored with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import agree, defaults
+from tests.oracle import agree
+from tests.problems import defaults
 from torch_ivf_module import IndexIVFFlat, load
 from torch_ivf_module.checkpoint import VERSION
 
@@ -30,7 +31,7 @@ def expected(path: Path):
 
 @pytest.mark.parametrize("mmap", [False, True])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_opens_and_answers_as_it_did(path, mmap, request):
+def test_old_files_open_with_the_same_answers(path, mmap, request):
     if path.suffix == ".faiss":
         request.getfixturevalue("faiss")
     index = load(path, mmap=mmap)
@@ -38,14 +39,14 @@ def test_opens_and_answers_as_it_did(path, mmap, request):
     if answer is None:
         assert (index.ntotal, index.is_trained) == (0, False)
         return
-    # torch-ivf ranks float16 vectors in float16 arithmetic, and returns as much.
+    # torch-ivf computes the distances of float16 vectors in float16.
     rough = path.stem == "float16"
     agree(index.search(queries, k), answer, rtol=2e-2 if rough else 1e-4, atol=2e-2 if rough else 1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"device": "meta"}, {"dtype": torch.float64}], ids=["meta", "float64"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_the_default_device_and_dtype_change_nothing(path, settings, request):
+def test_the_default_device_and_dtype_have_no_effect(path, settings, request):
     if path.suffix == ".faiss":
         request.getfixturevalue("faiss")
     expected = load(path).state_dict()
@@ -57,11 +58,11 @@ def test_the_default_device_and_dtype_change_nothing(path, settings, request):
         assert found[name].dtype == tensor.dtype
 
 
-def test_every_format_so_far_has_its_files():
+def test_every_version_has_golden_files():
     assert [f"v{number}" for number in range(1, VERSION + 1)] == sorted(p.name for p in HERE.glob("v*"))
 
 
-def test_a_model_of_then_loads_into_a_model_of_now():
+def test_an_old_model_loads_into_a_new_one():
     model = nn.Sequential(nn.Linear(6, 6), IndexIVFFlat(6, nlist=5, nprobe=3))
     model.load_state_dict(torch.load(HERE / "v1" / "model.state_dict.pt", weights_only=True))
     queries, k, answer = expected(HERE / "v1" / "ivf.pt")
@@ -76,7 +77,7 @@ def test_the_classmethod_of_torch_ivf_opens_its_files():
         IndexIVFFlat.load(HERE / "v1" / "flat.pt")
 
 
-def test_a_file_of_torch_ivf_that_was_tampered_with_is_refused(tmp_path):
+def test_an_altered_torch_ivf_file_is_refused(tmp_path):
     whole = torch.load(HERE / "torch-ivf-0.1.1" / "l2.pt", weights_only=True)
     for name, wrong in {
         "list_offsets": whole["list_offsets"].flip(0),
@@ -91,8 +92,8 @@ def test_a_file_of_torch_ivf_that_was_tampered_with_is_refused(tmp_path):
             load(tmp_path / "index.pt")
 
 
-def test_files_that_torch_ivf_writes_now(tmp_path):
-    """Where torch-ivf is installed, with no golden file in between."""
+def test_files_of_the_installed_torch_ivf(tmp_path):
+    """Files written during the test, if torch-ivf is installed."""
     theirs = pytest.importorskip("torch_ivf.index")
     x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
     index = theirs.IndexIVFFlat(8, nlist=8, nprobe=3)
@@ -103,7 +104,7 @@ def test_files_that_torch_ivf_writes_now(tmp_path):
 
 
 def test_golden_files_are_not_opened_for_writing(tmp_path):
-    """A mapped index that changes leaves its file as it was."""
+    """Changes of a mapped index do not change its file."""
     copy = Path(shutil.copy(HERE / "v1" / "ivf.pt", tmp_path))
     index = load(copy, mmap=True)
     index.remove_ids(index.list_ids[:10])

@@ -8,19 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import (
-    DTYPES,
-    MODES,
-    PLAIN,
-    agree,
-    comparable,
-    each_metric,
-    held,
-    ivf,
-    normal,
-    problem,
-    shared,
-)
+from tests.datasets import PLAIN, normal, problem
+from tests.oracle import agree, comparable, stored_rows
+from tests.problems import each_dtype, each_metric, each_mode, ivf, shared
 from torch_ivf_module.functional.metric import exact_scores
 
 
@@ -36,13 +26,13 @@ def _gradient(x, vectors, metric):
     return ((vectors - (vectors @ along[:, :, None]) * along[:, None]) / norm[:, None]).sum(1)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_mode
+@each_dtype
 @each_metric
-@pytest.mark.parametrize("staged", [False, True])
-def test_gradient_of_distances(staged, mode, dtype, metric):
+@pytest.mark.parametrize("pending", [False, True])
+def test_gradient_of_distances(pending, mode, dtype, metric):
     index, base, queries = shared(PLAIN, metric, dtype, search_mode=mode)
-    if staged:
+    if pending:
         index.add(base[:40] * 1.1)
     plain = index.search(queries, 6)
     x = queries.clone().requires_grad_()
@@ -51,14 +41,14 @@ def test_gradient_of_distances(staged, mode, dtype, metric):
     assert not I.requires_grad
     agree((D.detach(), I), plain, rtol=1e-5, atol=1e-5)
     D.sum().backward()
-    ids, vectors, _ = held(index)
+    ids, vectors, _ = stored_rows(index)
     rows = torch.stack([(ids == i).nonzero()[0, 0] for i in I.flatten()]).view(I.shape)
     expected = _gradient(x.detach(), vectors[rows], metric)
     torch.testing.assert_close(x.grad.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16])
-def test_gradient_comes_back_in_the_type_of_the_queries(kind):
+def test_gradient_has_the_dtype_of_the_queries(kind):
     index, _, queries = shared()
     x = queries.to(kind).requires_grad_()
     index.search(x, 3)[0].sum().backward()
@@ -80,9 +70,9 @@ def test_gradient_comes_back_in_the_type_of_the_queries(kind):
         "empty lists",
     ],
 )
-@pytest.mark.parametrize("mode", MODES)
+@each_mode
 @each_metric
-def test_padding_and_coincidence_give_no_bad_gradient(name, mode, metric):
+def test_gradients_of_padding_and_of_equal_vectors_are_finite(name, mode, metric):
     case = problem(name)
     index, _, queries = shared(case, metric, search_mode=mode)
     x = queries.clone().requires_grad_()
@@ -92,7 +82,7 @@ def test_padding_and_coincidence_give_no_bad_gradient(name, mode, metric):
     assert x.grad[good].isfinite().all()
 
 
-def test_no_graph_where_none_is_wanted():
+def test_no_autograd_graph_without_grad_mode():
     index, _, queries = shared()
     assert not index.search(queries, 3)[0].requires_grad
     x = queries.clone().requires_grad_()
@@ -104,7 +94,7 @@ def test_no_graph_where_none_is_wanted():
 
 
 def test_built_in_inference_mode_and_used_outside():
-    """Buffers made under inference_mode must still serve searches with gradients, and further adds."""
+    """Buffers created in inference mode serve searches with gradients, and rows can be added."""
     with torch.inference_mode():
         index, base, queries = ivf()
         index.search(queries, 3)
@@ -124,7 +114,7 @@ def test_gradient_reaches_an_encoder(metric):
     x = normal(12, 8)
     D, I = model(x)
     D.mean().backward()
-    ids, vectors, _ = held(index)
+    ids, vectors, _ = stored_rows(index)
     rows = torch.stack([(ids == i).nonzero()[0, 0] for i in I.flatten()]).view(I.shape)
     outer = _gradient(encoder(x).detach(), vectors[rows], metric) / D.numel()
     torch.testing.assert_close(encoder.weight.grad.double(), outer.T @ x.double(), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Indexes in folders as the Hugging Face Hub has them, without a network."""
+"""Saving to and loading from folders in the format of the Hugging Face Hub, without a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import few_training_rows, normal, same_state, settings_of, snapshot
+from tests.datasets import normal
+from tests.problems import few_training_rows
+from tests.states import same_state, settings_of, snapshot
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform, load
 
 pytest.importorskip("huggingface_hub")
@@ -41,7 +43,7 @@ def behind() -> IndexPreTransform:
 
 
 @pytest.mark.parametrize("make", [ivf, flat, behind, lambda: IndexIVFFlat(D, nlist=3)])
-def test_there_and_back(make, tmp_path):
+def test_round_trip(make, tmp_path):
     index = make()
     index.save_pretrained(tmp_path)
     again = type(index).from_pretrained(tmp_path)
@@ -49,7 +51,7 @@ def test_there_and_back(make, tmp_path):
     assert type(again) is type(index)
     if not isinstance(index, IndexPreTransform):
         assert settings_of(again) == settings_of(index)
-    assert same_state(snapshot(load(tmp_path / "model.safetensors")), snapshot(index)), "a file of save, too"
+    assert same_state(snapshot(load(tmp_path / "model.safetensors")), snapshot(index)), "also a file that load opens"
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
 
 
@@ -73,14 +75,14 @@ def _config(tmp_path, **wrong):
 @pytest.mark.parametrize(
     "wrong", [{"nlist": 5}, {"d": 7}, {"metric": "l2"}, {"dtype": "float32"}, {"nprobe": -1}, {"nprobe": "3"}]
 )
-def test_a_configuration_that_belies_the_buffers_is_refused(wrong, tmp_path):
+def test_a_configuration_that_contradicts_the_buffers_is_refused(wrong, tmp_path):
     ivf().save_pretrained(tmp_path)
     _config(tmp_path, **wrong)
     with pytest.raises(ValueError, match=next(iter(wrong))):
         IndexIVFFlat.from_pretrained(tmp_path)
 
 
-def test_settings_behind_a_transform_can_be_set_too(tmp_path):
+def test_settings_of_an_index_behind_a_transform(tmp_path):
     behind().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["config"]["index"]["config"]["k"] = 3
@@ -93,8 +95,8 @@ def test_settings_behind_a_transform_can_be_set_too(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["no config", "no weights", "config of another", "cut weights", "foreign weights"])
-def test_what_is_missing_or_damaged_is_refused(damage, tmp_path):
-    """The mixin itself would load non-strictly and be content."""
+def test_missing_and_damaged_files_are_refused(damage, tmp_path):
+    """The mixin of huggingface_hub alone would load them with strict=False."""
     ivf().save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     if damage == "no config":

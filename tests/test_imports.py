@@ -1,8 +1,9 @@
-"""Imports never point up, and optional packages are imported only where they are used."""
+"""Imports never point up and have no cycle, and optional packages are imported only where they are used."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ import torch_ivf_module
 
 ROOT = Path(torch_ivf_module.__file__).parent
 NAME = ROOT.name
-# From the lowest to the highest; a part may import those of its own level and below. `_optional` only finds
-# other packages; `__init__` is the library as its users see it, which is what the programs above it see too.
+# From the lowest to the highest. A file or folder may import those of its own level and below, also inside functions.
+# `_optional` only finds other packages; `__init__` is the library as its users and the programs above it import it.
 LEVELS = [
     ("_arrays", "_files", "_optional", "_pytorch", "_torch_internals"),
     ("photographs",),
@@ -54,19 +55,26 @@ FILES = sorted(ROOT.rglob("*.py"))
 class Import(NamedTuple):
     module: str  # absolute, dotted
     line: int
-    inside: bool  # of a function, and so run only when that is called
+    inside: bool  # whether it is in a function, and so runs only when that is called
 
 
-def part_of(file: Path) -> str:
+def level_name(file: Path) -> str:
     """The name in LEVELS that a file belongs to."""
     return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def imports(file: Path) -> Iterator[Import]:
-    """Every import in a file, relative ones made absolute, `from package import module` as the module."""
+    """Every import in a file except those below `if TYPE_CHECKING:`, which never run.
+
+    Relative imports are made absolute; `from package import module` counts as an import of the module.
+    """
     package = [NAME, *file.relative_to(ROOT).parts[:-1]]
 
     def visit(node: ast.AST, inside: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            for child in node.orelse:
+                yield from visit(child, inside)
+            return
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, node.lineno, inside) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -88,51 +96,68 @@ def _module_of(base: list[str], name: str) -> list[str]:
     return [*base, name] if (folder / name).is_dir() or (folder / f"{name}.py").exists() else base
 
 
-def for_types_only(file: Path) -> set[int]:
-    """Lines below `if TYPE_CHECKING:`, which never run."""
-    lines: set[int] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            lines.update(range(node.lineno, (node.body[-1].end_lineno or 0) + 1))
-    return lines
+def own_imports(file: Path) -> list[Import]:
+    """The imports of modules of this package."""
+    return [item for item in imports(file) if item.module.partition(".")[0] == NAME]
+
+
+def file_of(module: str) -> Path:
+    """The file of a module of this package, `__init__.py` for a package."""
+    path = ROOT.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def cycle(graph: dict[Path, set[Path]]) -> list[str]:
+    """One cycle in a graph of imports, file -> imported files, or []."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return [str(file.relative_to(ROOT)) for file in error.args[1]]
+    return []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_point_down(file):
-    part = part_of(file)
-    assert part in LEVEL, f"{part} has no place in the order of levels"
-    ignored = for_types_only(file)
-    for found in imports(file):
-        if found.module.partition(".")[0] != NAME or found.line in ignored:
-            continue
-        other = (found.module.split(".")[1:] or ["__init__"])[0]
-        lazily = part == "index" and other in ("checkpoint", "graph", "hub", "plotting") and found.inside
-        assert LEVEL[other] <= LEVEL[part] or lazily, (
-            f"{file}:{found.line} imports {found.module}, which is above"
-        )
+    name = level_name(file)
+    assert name in LEVEL, f"{name} is in no level"
+    for item in own_imports(file):
+        other = (item.module.split(".")[1:] or ["__init__"])[0]
+        assert LEVEL[other] <= LEVEL[name], f"{file}:{item.line} imports {item.module}, which is above"
+
+
+def test_imports_have_no_cycle():
+    graph = {file: {file_of(item.module) for item in own_imports(file)} for file in FILES}
+    assert cycle(graph) == []
+
+
+def test_modules_of_this_package_are_not_imported_by_name():
+    """`import_module("...")` is invisible to the tests above: only lazy attributes and other packages need it."""
+    allowed = {ROOT / "__init__.py", ROOT / "_optional.py", ROOT / "_files.py"}
+    for file in set(FILES) - allowed:
+        names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+        names |= {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
+        assert not names & {"import_module", "__import__"}, file
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_optional_packages_are_imported_inside_functions(file):
-    for found in imports(file):
-        if found.module.partition(".")[0] in OPTIONAL:
-            assert found.inside, f"{file}:{found.line} imports {found.module} for everybody"
+    for item in imports(file):
+        if item.module.partition(".")[0] in OPTIONAL:
+            assert item.inside, f"{file}:{item.line} imports {item.module} outside of functions"
 
 
 def test_functional_imports_torch_only():
     allowed = {"torch", NAME, *sys.stdlib_module_names}
     for file in FILES:
-        if part_of(file) == "functional":
-            for found in imports(file):
-                assert found.module.partition(".")[0] in allowed, (
-                    f"{file}:{found.line} imports {found.module}"
-                )
+        if level_name(file) == "functional":
+            for item in imports(file):
+                assert item.module.partition(".")[0] in allowed, f"{file}:{item.line} imports {item.module}"
 
 
-def test_functional_knows_no_modules_or_parameters():
-    """It takes tensors and plain values: no class of it is an nn.Module."""
+def test_functional_has_no_modules():
+    """It takes tensors and plain values: none of its classes is an nn.Module."""
     for file in FILES:
-        if part_of(file) == "functional":
+        if level_name(file) == "functional":
             tree = ast.parse(file.read_text())
             bases = [
                 ast.unparse(base)
@@ -143,14 +168,21 @@ def test_functional_knows_no_modules_or_parameters():
             assert not [base for base in bases if "Module" in base]
 
 
-def test_the_checker_sees_what_it_should(tmp_path):
-    """A checker that finds nothing would pass as well."""
-    found = list(imports(ROOT / "index" / "base.py"))
-    assert any(item.module.startswith(f"{NAME}.functional") for item in found)
-    assert any(item.module == "torch" for item in found)
-    tree = [item.module for item in imports(ROOT / "__init__.py")]
-    assert f"{NAME}.index" in tree
-    assert f"{NAME}.checkpoint" in tree
+def test_the_checks_see_imports_and_cycles():
+    """The tests above would also pass if they saw no imports."""
+    modules = [item.module for item in imports(ROOT / "index" / "base.py")]
+    assert any(module.startswith(f"{NAME}.functional") for module in modules)
+    assert "torch" in modules
+    modules = [item.module for item in imports(ROOT / "__init__.py")]
+    assert f"{NAME}.index" in modules
+    assert f"{NAME}.checkpoint" in modules
+    assert f"{NAME}.export" not in modules  # only below TYPE_CHECKING
+    assert any(item.inside for item in imports(ROOT / "export.py"))
+    assert file_of(f"{NAME}.index") == ROOT / "index" / "__init__.py"
+    assert file_of(f"{NAME}.graph") == ROOT / "graph.py"
+    a, b, c = (ROOT / name for name in ("a.py", "b.py", "c.py"))
+    assert set(cycle({a: {b}, b: {c}, c: {a}})) == {"a.py", "b.py", "c.py"}
+    assert cycle({a: {b, c}, b: {c}}) == []
 
 
 def test_public_names_are_where_users_look_for_them():

@@ -1,4 +1,4 @@
-"""What is taken for a tensor: numpy arrays, memory maps, lists, ranges; and what is refused with its conversion."""
+"""Input that is converted to tensors: numpy arrays, memory maps, lists, ranges; other input is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.problems import normal
+from tests.datasets import normal
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, SearchParams
 
 D = 8
@@ -94,7 +94,7 @@ def test_ids(kind):
 
 
 def quietly(make):
-    """What is made with notices of torch that such tensors are experimental."""
+    """``make()`` without torch's warnings that such tensors are experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return make()
@@ -139,7 +139,7 @@ def test_other_layouts(layout):
     assert index.ntotal == 200
 
 
-def test_sparse_arguments_beside_vectors():
+def test_sparse_ids_and_masks_are_refused():
     index = IndexFlatL2(D)
     index.add(X)
     ids = torch.arange(4).to_sparse()
@@ -213,7 +213,7 @@ def test_train_takes_the_flags_of_numpy(flag):
 
 
 @pytest.mark.parametrize("mode", ["x", None, 1, 1.5, numpy.float32(1)])
-def test_train_of_what_is_neither_a_flag_nor_vectors(mode):
+def test_train_refuses_other_arguments(mode):
     index = IndexIVFFlat(D, nlist=2)
     with pytest.raises(TypeError, match=rf"train takes a bool or float vectors \(n, {D}\), got {type(mode).__name__}"):
         index.train(mode)

@@ -1,4 +1,4 @@
-"""Ids and offsets that something else wrote into are noticed before they are used, and sound ones are not refused."""
+"""Overwritten ids and offsets are detected before they are used, and valid ones are not refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import swa_utils
 
-from tests.problems import PLAIN, agree, flat, ivf, normal, same_state, snapshot
+from tests.datasets import PLAIN, normal
+from tests.oracle import agree
+from tests.problems import flat, ivf
+from tests.states import same_state, snapshot
 from torch_ivf_module import AveragedModel, IndexFlatL2, IndexIVFFlat, to_faiss
 from torch_ivf_module.index.building import empty_buffers
 from torch_ivf_module.index.integrity import checksums
@@ -62,7 +65,7 @@ WRITES = {
 @each_kind
 @pytest.mark.parametrize("name", ["list_offsets", "list_ids", "next_id"])
 @pytest.mark.parametrize("write", WRITES)
-def test_what_was_written_over_is_refused_until_a_state_is_loaded(kind, name, write):
+def test_overwritten_ids_are_refused_until_a_state_is_loaded(kind, name, write):
     index, _, queries = KINDS[kind]()
     expected, state = index.search(queries, 5), snapshot(index)
     WRITES[write](dict(nn.Sequential(index).named_buffers())[f"0.{name}"])
@@ -78,7 +81,7 @@ def test_what_was_written_over_is_refused_until_a_state_is_loaded(kind, name, wr
 
 @each_kind
 @pytest.mark.parametrize("read", READS)
-def test_every_use_of_ruined_ids_is_refused(kind, read, tmp_path, monkeypatch):
+def test_every_method_refuses_overwritten_ids(kind, read, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if read == "to_faiss":
         pytest.importorskip("faiss")
@@ -89,7 +92,7 @@ def test_every_use_of_ruined_ids_is_refused(kind, read, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_rows_that_are_pending_are_not_packed_into_ruined_lists():
+def test_pending_rows_are_not_packed_into_overwritten_lists():
     index, base, _ = ivf()
     offsets = index.list_offsets
     index.add(base[:3])
@@ -101,7 +104,7 @@ def test_rows_that_are_pending_are_not_packed_into_ruined_lists():
 
 
 @each_kind
-def test_what_was_copied_as_a_whole_is_used(kind):
+def test_a_whole_state_that_is_copied_in_place_is_used(kind):
     """As DistributedDataParallel does from rank 0, and torch's AveragedModel with use_buffers=False."""
     index, base, queries = KINDS[kind]()
     other = deepcopy(index)
@@ -118,7 +121,7 @@ def test_what_was_copied_as_a_whole_is_used(kind):
 
 
 @each_kind
-def test_equal_values_are_no_harm(kind):
+def test_overwriting_with_equal_values_is_allowed(kind):
     index, _, queries = KINDS[kind]()
     expected = index.search(queries, 5)
     for buffer in index.buffers():
@@ -131,7 +134,7 @@ def test_equal_values_are_no_harm(kind):
 
 
 @each_kind
-def test_a_buffer_of_another_dtype_is_refused_or_never_comes_to_be(kind):
+def test_a_buffer_of_another_dtype_is_refused_or_not_set(kind):
     index, _, queries = KINDS[kind]()
     expected = index.search(queries, 5)
     index.type(torch.float16).type(torch.float32)
@@ -145,7 +148,7 @@ def test_a_buffer_of_another_dtype_is_refused_or_never_comes_to_be(kind):
 
 
 @each_kind
-def test_tensors_that_the_caller_puts_there_are_held_to_what_a_state_is_held_to(kind):
+def test_assigned_buffers_are_checked_like_a_loaded_state(kind):
     index, _, queries = KINDS[kind]()
     D, I = index.search(queries, 5)
     index.list_ids = index.list_ids + 1000
@@ -170,7 +173,7 @@ COPIES = {
 
 @each_kind
 @pytest.mark.parametrize("copied", COPIES)
-def test_a_copy_takes_other_tensors_as_the_index_does(kind, copied):
+def test_buffers_assigned_to_a_copy(kind, copied):
     index, _, queries = KINDS[kind]()
     D, I = index(queries)
     other = COPIES[copied](index)
@@ -178,7 +181,7 @@ def test_a_copy_takes_other_tensors_as_the_index_does(kind, copied):
         swapped = torch.func.functional_call(other, {"list_ids": index.list_ids + 7}, (queries,))
     agree(swapped, (D, I + 7), rtol=1e-6, atol=1e-6)
     agree(other(queries), (D, I), rtol=1e-6, atol=1e-6)
-    other = COPIES[copied](index)  # none has looked at its buffers yet
+    other = COPIES[copied](index)  # whose buffers have not been read yet
     other.list_ids = other.list_ids + 100
     agree(other(queries), (D, I + 100), rtol=1e-6, atol=1e-6)
     other.list_offsets = other.list_offsets + 1
@@ -188,8 +191,8 @@ def test_a_copy_takes_other_tensors_as_the_index_does(kind, copied):
 
 @each_kind
 @pytest.mark.parametrize("assign", [True, False])
-def test_saved_buffers_put_one_by_one_into_an_index_of_shapes(kind, assign):
-    """As loaders do that know modules only: the buffer that is not saved stays on the meta device."""
+def test_buffers_assigned_one_by_one_to_a_meta_index(kind, assign):
+    """As generic loaders of modules do: the buffer that is not saved stays on the meta device."""
     index, base, queries = KINDS[kind]()
     with torch.device("meta"):
         other = IndexFlatL2(PLAIN.d)
@@ -209,7 +212,7 @@ def test_saved_buffers_put_one_by_one_into_an_index_of_shapes(kind, assign):
         other.search(queries, 5)
 
 
-def test_buffers_that_do_not_fit_are_refused_in_an_index_of_shapes():
+def test_buffers_that_do_not_fit_a_meta_index_are_refused():
     index, _, queries = flat()
     with torch.device("meta"):
         other = IndexFlatL2(PLAIN.d)
@@ -221,7 +224,7 @@ def test_buffers_that_do_not_fit_are_refused_in_an_index_of_shapes():
 
 @each_kind
 @pytest.mark.parametrize("mode", ["meta", "fake"])
-def test_an_index_without_values_says_so(kind, mode, tmp_path, monkeypatch):
+def test_an_index_without_values_raises(kind, mode, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     index, _, queries = KINDS[kind]()
     shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in index.state_dict().items()}
@@ -255,7 +258,7 @@ def test_an_index_without_values_says_so(kind, mode, tmp_path, monkeypatch):
     assert index.search(queries, 3)[1].min() >= 0
 
 
-def test_a_graph_without_values_says_so():
+def test_a_graph_without_values_raises():
     index, _, _ = flat()
     with pytest.raises(RuntimeError, match="the graph has no values"):
         index.graph().to("meta")(torch.zeros(2, PLAIN.d, device="meta"))
@@ -264,7 +267,7 @@ def test_a_graph_without_values_says_so():
 @each_kind
 @pytest.mark.parametrize("use_buffers", [True, False])
 @pytest.mark.parametrize("average", [swa_utils.get_ema_multi_avg_fn(0.9), None])
-def test_torch_averages_are_right_or_refused(kind, use_buffers, average):
+def test_averages_by_torch_are_correct_or_refused(kind, use_buffers, average):
     index, base, _ = KINDS[kind]()
     model = nn.Sequential(nn.Linear(PLAIN.d, PLAIN.d), index)
     settings = {} if average is None else {"multi_avg_fn": average}
@@ -289,7 +292,7 @@ def test_torch_averages_are_right_or_refused(kind, use_buffers, average):
 
 
 class Callback:
-    """What lightning.pytorch.callbacks.WeightAveraging does with two models: it swaps all tensors through `.data`."""
+    """Like lightning.pytorch.callbacks.WeightAveraging, which swaps all tensors of two models through `.data`."""
 
     def __init__(self, model, use_buffers):
         average = swa_utils.get_ema_avg_fn(0.9)
@@ -349,7 +352,7 @@ def test_an_average_follows_the_index_and_averages_what_a_subclass_added():
     assert same_state(snapshot(own.module), snapshot(index))
 
 
-def test_an_average_leaves_graphs_alone():
+def test_an_average_does_not_change_graphs():
     index, base, _ = ivf()
     model = nn.ModuleList([nn.Linear(2, 2), index, index.graph(k=1)])
     mean = AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True)
@@ -361,8 +364,8 @@ def test_an_average_leaves_graphs_alone():
         mean.module[2](base)
 
 
-def test_memory_of_nobody_is_not_read():
-    """to_empty() gives whatever the memory held, which may look like a sound index."""
+def test_uninitialized_memory_is_not_searched():
+    """After to_empty() the memory has arbitrary values, which may look like a valid index."""
     with torch.device("meta"):
         index = IndexFlatL2(4)
     for value in (0, 7 << 40):
@@ -377,7 +380,7 @@ def test_memory_of_nobody_is_not_read():
         assert made.search(torch.eye(4), 1)[1].flatten().tolist() == [0, 1, 2, 3]
 
 
-def test_a_checksum_depends_on_every_entry_and_its_place():
+def test_a_checksum_depends_on_every_entry_and_its_position():
     ids = torch.arange(200_000) * 3 - 5
     state = {"list_offsets": torch.zeros(0, dtype=torch.int64), "list_ids": ids, "next_id": torch.tensor(9)}
     whole = checksums(state)

@@ -1,4 +1,4 @@
-"""Fitting centroids."""
+"""k-means: objective, determinism, empty clusters, degenerate data, input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 import pytest
 import torch
 
-from tests.problems import METRICS, each_metric, normal, unit
+from tests.datasets import normal
+from tests.oracle import unit
+from tests.problems import METRICS, each_metric
 from torch_ivf_module.functional import kmeans
 
 
@@ -17,7 +19,7 @@ def blobs(count=12, each=50, d=8, seed=0):
 
 
 def objective_of(x, centroids, metric):
-    """What k-means optimises, in float64: a sum of squared distances, or of inner products."""
+    """The objective of k-means in float64: a sum of squared distances, or of inner products."""
     x, centroids = x.double(), centroids.double()
     if metric == "l2":
         return float(
@@ -38,7 +40,7 @@ def test_the_objective_never_gets_worse(make, metric):
     assert objective.shape == (12,)
     steps = objective.double().diff() * (1 if metric == "l2" else -1)
     assert (steps <= 1e-5 * objective.double().abs().amax()).all()
-    # The last one reported is that of the assignment before the last update, so the final one is no worse.
+    # The last value reported is from before the last update of the centroids, so the final one is no worse.
     final = objective_of(x, centroids, metric)
     assert (final - float(objective[-1])) * (1 if metric == "l2" else -1) <= 1e-5 * abs(final)
 
@@ -53,7 +55,7 @@ def test_the_reported_objective_is_the_true_one():
 
 
 @each_metric
-def test_centroids_are_on_the_sphere_where_the_metric_wants_it(metric):
+def test_centroids_have_unit_length_for_ip_and_cosine(metric):
     for x in (blobs(), blobs() * 1e-15, blobs() * 1e12):
         norms = kmeans(x, 12, metric=metric)[0].norm(dim=1)
         if metric == "l2":
@@ -62,7 +64,7 @@ def test_centroids_are_on_the_sphere_where_the_metric_wants_it(metric):
             torch.testing.assert_close(norms, torch.ones(12), rtol=1e-5, atol=0)
 
 
-def test_centroids_are_means_of_what_is_nearest_to_them():
+def test_centroids_are_the_means_of_their_nearest_rows():
     x = blobs(count=6)
     centroids, _ = kmeans(x, 6, niter=30)
     nearest = torch.cdist(x, centroids).argmin(1)
@@ -86,7 +88,7 @@ def test_the_same_seed_gives_the_same_centroids(metric):
     assert torch.equal(first[0], given[0])
 
 
-def test_a_generator_moves_on():
+def test_a_generator_is_advanced():
     generator = torch.Generator().manual_seed(5)
     x = blobs()
     assert not torch.equal(kmeans(x, 12, generator=generator)[0], kmeans(x, 12, generator=generator)[0])
@@ -94,7 +96,7 @@ def test_a_generator_moves_on():
 
 @each_metric
 def test_empty_clusters_are_split(metric):
-    """Most rows are one point, so most random starts coincide: their clusters stay empty unless split."""
+    """Most rows are equal, so most initial centroids are equal and their clusters empty."""
     x = torch.cat([normal(1, 8).expand(400, -1), blobs(count=16, each=10, seed=4)])
     centroids, _ = kmeans(x, 16, niter=15, metric=metric)
     rows = unit(x) if metric == "cosine" else x.double()
@@ -107,7 +109,7 @@ def test_empty_clusters_are_split(metric):
 
 @each_metric
 @pytest.mark.parametrize("kind", ["identical", "zero", "as many as centroids", "two values"])
-def test_hopeless_data_gives_finite_centroids(metric, kind):
+def test_degenerate_data_gives_finite_centroids(metric, kind):
     x = {
         "identical": normal(1, 8).expand(40, -1),
         "zero": torch.zeros(40, 8),
@@ -121,7 +123,7 @@ def test_hopeless_data_gives_finite_centroids(metric, kind):
 
 
 def repeated(kind):
-    """Distinct rows (m, d), and how often each comes."""
+    """Distinct rows (m, d), and how often to repeat each (m,)."""
     times = torch.randint(1, 60, (64,), generator=torch.Generator().manual_seed(1))
     return {
         "normal": lambda: (normal(64, 8), times),
@@ -135,7 +137,7 @@ def repeated(kind):
 KINDS = ["normal", "one more often than all others", "means at zero", "large"]
 
 
-# Far from zero the rows have one direction, as far as a float32 product can tell: l2 only.
+# Far from zero the rows have the same direction within float32 rounding, so this case is for l2 only.
 @pytest.mark.parametrize(
     ("metric", "kind"), [("l2", "far from zero"), *((metric, kind) for metric in METRICS for kind in KINDS)]
 )
@@ -144,8 +146,8 @@ def test_every_distinct_row_gets_a_centroid(metric, nlist, kind):
     distinct, times = repeated(kind)
     distinct = distinct if metric == "l2" else unit(distinct).float()
     centroids, _ = kmeans(distinct.repeat_interleave(times, 0), nlist, niter=20, metric=metric)
-    apart = torch.cdist(distinct.double(), centroids.double(), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
-    assert (apart <= 1e-6 * distinct.double().norm(dim=1)).all()
+    nearest = torch.cdist(distinct.double(), centroids.double(), compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+    assert (nearest <= 1e-6 * distinct.double().norm(dim=1)).all()
 
 
 def test_rows_of_one_direction_count_as_equal_on_the_sphere():
@@ -159,7 +161,7 @@ def test_rows_of_one_direction_count_as_equal_on_the_sphere():
 
 @each_metric
 def test_the_draws_for_empty_clusters_do_not_grow_with_their_number(metric, monkeypatch):
-    """Of 4,096 lists all but a few are empty at first; the rows of the few differ."""
+    """All but four of 4,096 clusters are empty at first; the rows are distinct."""
     draws = []
     drawn = torch.multinomial
     monkeypatch.setattr(torch, "multinomial", lambda *args, **kwargs: draws.append(1) or drawn(*args, **kwargs))
@@ -174,8 +176,8 @@ def test_the_draws_for_empty_clusters_do_not_grow_with_their_number(metric, monk
     assert torch.equal(centroids, centroids[:1].expand_as(centroids))
 
 
-def test_halves_lie_around_the_mean_and_the_large_are_split_most():
-    """One round: the rows of 2 clusters, of which one has 20 times as many, and 20 empty ones."""
+def test_halves_are_around_the_mean_and_large_clusters_are_split_most():
+    """One iteration with 2 clusters, one of them 20 times as large, and 20 empty ones."""
     large, small = normal(2000, 8) * 0.01 + 1, normal(100, 8, seed=1) * 0.01 - 1
     start = torch.cat([torch.ones(1, 8), -torch.ones(1, 8), torch.full((20, 8), 50.0)])
     centroids, _ = kmeans(torch.cat([large, small]), 22, niter=1, start=start)
@@ -197,7 +199,7 @@ def test_rows_are_sampled_where_there_are_many():
     few = kmeans(x, 4, max_points_per_centroid=20)
     assert float(few[1][0]) < objective_of(x, few[0], "l2") / 10
     assert objective_of(x, few[0], "l2") < 1.3 * objective_of(x, kmeans(x, 4)[0], "l2")
-    # The sample follows the seed too.
+    # The sample depends on the seed alone.
     assert torch.equal(few[0], kmeans(x, 4, max_points_per_centroid=20)[0])
 
 
@@ -243,7 +245,7 @@ def test_rows_that_are_refused(x, error, says):
         kmeans(blobs(), 4, start=x)
 
 
-def test_the_rows_are_left_alone():
+def test_kmeans_does_not_change_the_rows():
     x = blobs()
     before = x.clone()
     for metric in METRICS:
@@ -252,7 +254,7 @@ def test_the_rows_are_left_alone():
 
 
 @each_metric
-def test_as_good_as_faiss(faiss, metric):
+def test_objective_as_faiss(faiss, metric):
     x = normal(4000, 16, seed=11)
     if metric == "cosine":
         x = unit(x).float()

@@ -6,19 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.datasets import PLAIN, normal
 from tests.kinds import BUFFERS, STORED, Deep, each_stored, fresh, same_answers
-from tests.problems import (
-    PLAIN,
-    check,
-    few_training_rows,
-    held,
-    normal,
-    probed,
-    same_state,
-    shared,
-    snapshot,
-    unchanged,
-)
+from tests.oracle import check, probed, stored_rows
+from tests.problems import few_training_rows, shared
+from tests.states import same_state, snapshot, unchanged
 from torch_ivf_module import IndexIVFFlat
 
 NESTINGS = {
@@ -123,7 +115,7 @@ def test_loading_converts_to_the_storage_dtype_unless_assigned(assign):
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("nesting", NESTINGS)
-def test_without_next_id_numbering_goes_on_after_the_largest_id(strict, nesting):
+def test_without_next_id_ids_continue_after_the_largest(strict, nesting):
     wrap, unwrap = NESTINGS[nesting]
     index, base, _ = shared()
     index.add_with_ids(base[:2], torch.tensor([7000, -50]))
@@ -139,23 +131,23 @@ def test_without_next_id_numbering_goes_on_after_the_largest_id(strict, nesting)
 
 @pytest.mark.parametrize("assign", [True, False])
 @pytest.mark.parametrize("name", ["list_ids", "packed_embeddings", "centroids"])
-def test_nothing_computed_from_an_older_state_is_used(name, assign):
-    """A state of the same sizes that differs in one part, loaded after a search."""
+def test_loading_a_state_clears_derived_data(name, assign):
+    """A state of the same sizes with one different buffer is loaded after a search."""
     index, _, queries = shared()
     index.search(queries, 10)
     state = snapshot(index)
     state[name] = state[name] + 7 if name == "list_ids" else state[name].flip(1)
     index.load_state_dict(state, assign=assign)
-    check(index.search(queries, 10), queries, held(index), "l2", 10, probed(index, queries))
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, probed(index, queries))
     index.get_buffer(name).copy_(state[name].flip(0))
-    if name == "list_ids":  # ids that were written over may be an average, which nobody can tell from ids
+    if name == "list_ids":  # overwritten ids are refused, since they may be averages of ids
         with pytest.raises(RuntimeError, match=r"list_ids.*AveragedModel"):
             index.search(queries, 10)
         return
-    check(index.search(queries, 10), queries, held(index), "l2", 10, probed(index, queries))
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, probed(index, queries))
 
 
-def test_a_parent_still_hears_of_missing_and_unexpected_keys():
+def test_a_parent_reports_missing_and_unexpected_keys():
     index, _, _ = shared()
     parent = Deep(index)
     state = parent.state_dict()
@@ -169,14 +161,14 @@ def test_a_parent_still_hears_of_missing_and_unexpected_keys():
 
 
 @pytest.mark.parametrize("name", BUFFERS[:4])
-def test_a_state_with_a_part_missing_is_not_half_loaded(name):
+def test_a_state_with_missing_buffers_is_not_loaded_in_part(name):
     index, _, _ = shared()
     state = index.state_dict()
     del state[name]
     target = _filled(fresh(index, nlist=3, nprobe=3))
     with unchanged(target), pytest.raises(RuntimeError, match=name):
         target.load_state_dict(state)
-    # Without strict a part may be kept from before where the whole then fits together; here it does not.
+    # With strict=False the old buffer may be kept if all buffers are then consistent; here they are not.
     with unchanged(target):
         try:
             result = target.load_state_dict(state, strict=False)
@@ -186,7 +178,7 @@ def test_a_state_with_a_part_missing_is_not_half_loaded(name):
             assert name in result.missing_keys
 
 
-def test_a_state_of_something_else_leaves_a_lenient_index_alone():
+def test_a_foreign_state_with_strict_false_does_not_change_the_index():
     target = _filled(fresh(shared()[0]))
     with unchanged(target):
         result = target.load_state_dict({}, strict=False)
@@ -266,8 +258,8 @@ def test_state_that_does_not_fit_is_refused(misfit, nesting, strict, assign):
     target.search(queries, 3)
 
 
-def test_next_id_below_the_ids_never_gives_an_id_twice():
-    """A hand-made state may say anything; the numbers that `add` gives out must still be new."""
+def test_a_next_id_below_the_ids_is_refused_or_corrected():
+    """Whatever next_id a state has, `add` must not assign an id that exists."""
     index, base, _ = shared()
     state = index.state_dict()
     state["next_id"] = torch.tensor(3)

@@ -8,19 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.datasets import PLAIN
 from tests.kinds import KINDS, each_kind
-from tests.problems import (
-    PLAIN,
-    agree,
-    check,
-    few_training_rows,
-    held,
-    probed,
-    same_state,
-    shared,
-    snapshot,
-    unchanged,
-)
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import few_training_rows, shared
+from tests.states import same_state, snapshot, unchanged
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
 
 
@@ -65,7 +57,7 @@ def test_merging_keeps_which_duplicate_was_added_last():
         assert merged.reconstruct(5).tolist() == [x, x]
 
 
-def test_merging_converts_the_dtype_and_refuses_what_it_cannot_hold():
+def test_merging_converts_the_dtype_and_refuses_overflow():
     half, full = IndexFlatL2(2, dtype=torch.float16), IndexFlatL2(2)
     full.add(torch.tensor([[1.0, 2.0], [1e6, 0.0]]))
     with unchanged(half), unchanged(full), pytest.raises(ValueError, match="row 1"):
@@ -86,7 +78,7 @@ def test_merging_converts_the_dtype_and_refuses_what_it_cannot_hold():
         (lambda index: _moved(index), "same centroids"),
     ],
 )
-def test_merging_says_what_differs(other, says):
+def test_merging_different_indexes_names_the_difference(other, says):
     index = shared(PLAIN).index
     other = other(index)
     with unchanged(index), unchanged(other), pytest.raises(ValueError, match=says):
@@ -99,7 +91,7 @@ def _moved(index):
     return other
 
 
-def test_merging_with_what_is_no_index_and_before_training():
+def test_merging_other_objects_and_untrained_indexes():
     index = shared(PLAIN).index
     with unchanged(index), pytest.raises(TypeError, match="list"):
         index.merge_from([])
@@ -109,7 +101,7 @@ def test_merging_with_what_is_no_index_and_before_training():
         IndexIVFFlat(3).merge_from(IndexIVFFlat(3))
 
 
-def test_merged_ids_are_not_given_out_again():
+def test_merged_ids_are_not_assigned_again():
     one, two = IndexFlatIP(2), IndexFlatIP(2)
     one.add(torch.ones(2, 2))
     two.add(torch.ones(3, 2))
@@ -117,11 +109,11 @@ def test_merged_ids_are_not_given_out_again():
     one.add(torch.ones(1, 2))
     two.add(torch.ones(1, 2))
     assert one.list_ids.tolist() == [0, 1, 2, 3, 4, 5]
-    assert two.list_ids.tolist() == [0], "as after reset()"
+    assert two.list_ids.tolist() == [0], "next_id is that after reset()"
 
 
 @each_kind
-def test_a_copied_subset_has_the_settings_and_shares_nothing(kind):
+def test_copy_subset_has_the_settings_and_own_tensors(kind):
     index, base, queries = KINDS[kind](PLAIN, k=3, search_mode="csr")
     before = snapshot(index)
     mask = torch.zeros(len(base), dtype=torch.bool)
@@ -131,7 +123,7 @@ def test_a_copied_subset_has_the_settings_and_shares_nothing(kind):
     assert part.config() == index.config()
     assert part.next_id == index.next_id
     lists = probed(part, queries) if kind == "ivf" else None
-    check(part.search(queries, 4), queries, held(part), "l2", 4, lists)
+    check(part.search(queries, 4), queries, stored_rows(part), "l2", 4, lists)
     for buffer in part.buffers():
         buffer.zero_()
     assert same_state(snapshot(index), before)

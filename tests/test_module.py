@@ -10,29 +10,18 @@ import pytest
 import torch
 from torch import nn
 
+from tests.datasets import PLAIN, normal
 from tests.kinds import BUFFERS, STORED, Deep, each_stored, fresh, same_answers
-from tests.problems import (
-    DTYPES,
-    PLAIN,
-    agree,
-    check,
-    each_metric,
-    held,
-    normal,
-    probed,
-    same_state,
-    settings_of,
-    shared,
-    snapshot,
-    unchanged,
-)
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import DTYPES, each_metric, shared
+from tests.states import same_state, settings_of, snapshot, unchanged
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
 
 # --- buffers --------------------------------------------------------------------------------------------------
 
 
 @each_stored
-def test_state_dict_holds_exactly_the_documented_buffers(kind):
+def test_state_dict_has_exactly_the_documented_buffers(kind):
     index, _, queries = STORED[kind]()
     index.search(queries, 3)
     index.range_search(queries, 1.0)
@@ -58,7 +47,7 @@ def test_state_dict_holds_exactly_the_documented_buffers(kind):
 @pytest.mark.parametrize(
     "make", [lambda: IndexIVFFlat(8, nlist=4), lambda: IndexFlatL2(8), lambda: IndexFlatIP(8)]
 )
-def test_buffers_are_empty_tensors_at_first(make):
+def test_buffers_of_a_new_index_are_empty_tensors(make):
     index = make()
     state = index.state_dict()
     assert list(state) == BUFFERS
@@ -69,7 +58,7 @@ def test_buffers_are_empty_tensors_at_first(make):
     assert index.is_trained == isinstance(index, (IndexFlatL2, IndexFlatIP))
 
 
-def test_a_parent_that_reads_the_buffers_sees_what_was_just_added():
+def test_a_parent_that_reads_the_buffers_sees_pending_rows():
     index, base, _ = shared()
     parent = Deep(index)
     for read in (
@@ -83,7 +72,7 @@ def test_a_parent_that_reads_the_buffers_sees_what_was_just_added():
         assert len(read()) == index.ntotal
 
 
-def test_trained_is_read_off_the_buffers():
+def test_is_trained_depends_on_the_buffers_alone():
     index, _, _ = shared()
     other = fresh(index)
     assert not other.is_trained
@@ -106,7 +95,7 @@ def test_constructor_arguments_and_defaults(metric):
     assert IndexFlatIP(8).metric == "ip"
 
 
-def test_extra_repr_tells_what_the_index_is():
+def test_extra_repr():
     index, _, _ = shared(PLAIN, "cosine", torch.float16)
     text = repr(index)
     for word in (
@@ -146,14 +135,14 @@ def test_storage_dtype_changes_and_centroids_stay_float32(start, end, metric):
         assert torch.equal(moved.centroids, centroids)
         assert moved.centroids.dtype == torch.float32
         assert moved.list_ids.dtype == moved.list_offsets.dtype == moved.next_id.dtype == torch.int64
-        check(moved.search(queries, 10), queries, held(moved), metric, 10, probed(moved, queries))
+        check(moved.search(queries, 10), queries, stored_rows(moved), metric, 10, probed(moved, queries))
         moved.add(normal(5, index.d))
         assert moved.packed_embeddings.dtype == end
         assert moved.ntotal == index.ntotal + 5
 
 
 def test_double_is_not_a_storage_type():
-    """float64 is no storage type: asking for it keeps what there is or says so, and searching works."""
+    """double() keeps the dtype or raises, and searching works."""
     index, _, queries = shared()
     before = snapshot(index)
     try:
@@ -185,11 +174,11 @@ def _torch_saved(index):
 
 @each_stored
 @pytest.mark.parametrize("copy", [deepcopy, _pickled, _torch_saved], ids=["deepcopy", "pickle", "torch.save"])
-@pytest.mark.parametrize("staged", [False, True])
-def test_copies_are_equal_and_independent(kind, copy, staged):
+@pytest.mark.parametrize("pending", [False, True])
+def test_copies_are_equal_and_independent(kind, copy, pending):
     index, base, queries = STORED[kind]()
     index.k, index.max_bytes = 4, 1 << 20
-    if staged:
+    if pending:
         index.add(base[:3] + 1)
     other = copy(index)
     assert type(other) is type(index)
@@ -237,7 +226,7 @@ def test_train_with_a_flag_switches_mode_and_with_a_tensor_fits():
     assert index.eval() is index
     index.train(normal(300, 16))
     assert index.is_trained
-    assert not index.training, "fitting must not switch the mode"
+    assert not index.training, "training on vectors does not change the mode"
     twin = IndexIVFFlat(16, nlist=4)
     twin.fit(normal(300, 16))
     assert torch.equal(twin.centroids, index.centroids)
@@ -245,7 +234,7 @@ def test_train_with_a_flag_switches_mode_and_with_a_tensor_fits():
 
 
 @pytest.mark.parametrize("kind", [IndexFlatL2, IndexFlatIP])
-def test_flat_indexes_take_training_calls_too(kind):
+def test_training_calls_on_flat_indexes(kind):
     index = kind(16)
     index.train(normal(5, 16))
     index.fit(normal(5, 16))

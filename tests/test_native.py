@@ -13,20 +13,9 @@ import math
 import pytest
 import torch
 
-from tests.problems import (
-    DTYPES,
-    PROBLEMS,
-    agree,
-    check,
-    each_metric,
-    flat,
-    held,
-    normal,
-    probed,
-    problem,
-    scores_of,
-    shared,
-)
+from tests.datasets import PROBLEMS, normal, problem
+from tests.oracle import agree, check, probed, scores_of, stored_rows
+from tests.problems import DTYPES, each_metric, flat, shared
 from torch_ivf_module import IndexFlatL2, SearchParams, native
 from torch_ivf_module.functional import metric as metrics
 from torch_ivf_module.functional.search import kept_for
@@ -51,7 +40,7 @@ def test_rounded_vectors_find_what_the_oracle_finds(case, metric, rounded):
     for dtype in DTYPES:
         index, _, queries = shared(case, metric, dtype, search_mode="auto")
         found = index.search(queries, case.k, params=SearchParams(debug_stats=True))
-        check(found, queries, held(index), metric, case.k, probed(index, queries))
+        check(found, queries, stored_rows(index), metric, case.k, probed(index, queries))
         stats = index.last_search_stats
         if stats["mode"] == "native" and case.nb > kept_for(case.k):
             assert stats["certified"] <= len(queries) <= stats["certified"] + stats["searched_again"]
@@ -60,7 +49,7 @@ def test_rounded_vectors_find_what_the_oracle_finds(case, metric, rounded):
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 def test_rounded_vectors_in_a_flat_index_under_filters_and_budgets(metric, rounded):
     index, base, queries = flat(problem("wide"), metric, search_mode="auto")
-    check(index.search(queries, 21), queries, held(index), metric, 21)
+    check(index.search(queries, 21), queries, stored_rows(index), metric, 21)
     allowed = torch.arange(0, len(base), 3)
     ivf, _, _ = shared(problem("wide"), metric, search_mode="auto")
     for settings in ({"selector": allowed}, {"max_codes": 300}, {"candidate_budget": 400}, {"nprobe": 23}):

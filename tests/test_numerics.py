@@ -1,4 +1,4 @@
-"""What float32 can distinguish is not lost: outliers, mixed magnitudes, large d, many equal rows.
+"""Answers are right to float32 resolution: outliers, different magnitudes, large d, many equal rows.
 
 Each case runs with the kernel, where it is built, and without; the expected values are computed in float64.
 Q queries, N vectors, d dim, k results.
@@ -11,7 +11,8 @@ import contextlib
 import pytest
 import torch
 
-from tests.problems import DTYPES, each_metric, flat, normal, problem, shared
+from tests.datasets import normal, problem
+from tests.problems import each_dtype, each_metric, flat, shared
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, SearchParams, native
 from torch_ivf_module.functional.kernels import kernel_for
 from torch_ivf_module.functional.metric import rounding
@@ -42,13 +43,13 @@ def finds_itself(index, rows, first=0):
 
 @pytest.mark.parametrize("place", ["first", "last", "among"])
 @pytest.mark.parametrize("far", [1e6, 1e12, 1e18])
-def test_one_row_far_away_changes_nothing_for_the_others(far, place, mode):
+def test_an_outlier_does_not_change_other_results(far, place, mode):
     rows, outlier = normal(120, 8), torch.full((1, 8), far)
     index = IndexIVFFlat(8, nlist=4, nprobe=1, search_mode=mode).fit(rows.repeat(2, 1))
     before = {"first": 0, "among": 60, "last": 120}[place]
     for part in (rows[:before], outlier, rows[before:]):
         index.add(part)
-        index.search(rows[:1], 1)  # what is derived of few rows must not stay
+        index.search(rows[:1], 1)  # the origin of the first rows must not be reused
     ids = torch.cat([torch.arange(before), torch.arange(before + 1, 121)])
     assert torch.equal(index.search(rows, 1)[1][:, 0], ids)
     assert index.search(outlier, 1)[1].item() == before
@@ -58,7 +59,7 @@ def test_one_row_far_away_changes_nothing_for_the_others(far, place, mode):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_rows_go_to_the_lists_that_queries_visit_whatever_the_order_of_adding(offset, mode):
+def test_assignment_and_probing_agree_for_every_order_of_adding(offset, mode):
     rows = normal(400, 6) + offset
     ordered = IndexIVFFlat(6, nlist=16, nprobe=1, search_mode=mode).fit(rows.repeat(2, 1))
     turned = IndexIVFFlat(6, nlist=16, nprobe=1, search_mode=mode)
@@ -95,7 +96,7 @@ def _mixed(n, d, top, sign):
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 @pytest.mark.parametrize("sign", ["positive", "both"])
 @pytest.mark.parametrize("top", [1e9, 1e18, 1e19])
-def test_magnitudes_far_apart_in_one_index(top, sign, kind, mode):
+def test_very_different_magnitudes_in_one_index(top, sign, kind, mode):
     rows = _mixed(600, 8, top, sign)
     if kind == "flat":
         index = IndexFlatL2(8, search_mode=mode)
@@ -112,7 +113,7 @@ def test_magnitudes_far_apart_in_one_index(top, sign, kind, mode):
 
 
 @pytest.mark.parametrize("top", [1e9, 1e19])
-def test_range_search_and_max_codes_among_magnitudes_far_apart(top, mode):
+def test_range_search_and_max_codes_with_very_different_magnitudes(top, mode):
     rows = _mixed(500, 8, top, "positive")
     index = IndexIVFFlat(8, nlist=8, nprobe=8, search_mode=mode).fit(torch.cat([rows, rows]))
     index.add(rows)
@@ -129,7 +130,7 @@ def test_range_search_and_max_codes_among_magnitudes_far_apart(top, mode):
 
 
 @each_metric
-def test_a_query_that_lies_far_from_everything_else(metric, mode):
+def test_a_query_far_from_all_vectors(metric, mode):
     rows = torch.cat([normal(50, 8), normal(3, 8, seed=9) * 1e19])
     index = IndexFlat(8, metric, search_mode=mode)
     index.add(rows)
@@ -142,19 +143,19 @@ def test_a_query_that_lies_far_from_everything_else(metric, mode):
 # --- large d ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 @each_metric
 @pytest.mark.parametrize("d", [200, 1536, 8192])
 def test_thousands_of_dimensions(d, metric, dtype, mode):
-    # Rows that share a large part, so that a long sum of terms of one sign must tell small differences apart.
+    # Rows with a large common part, so that small differences must be resolved in long sums of terms of one sign.
     rows = (1 + 1e-3 * normal(300, d, seed=1)).to(dtype)
     queries = 1.1 * (1 + 1e-3 * normal(40, d, seed=2))
     index = IndexFlat(d, metric, dtype=dtype, search_mode=mode)
     index.add(rows)
     D, I = index.search(queries, 10)
-    held = index.reconstruct_n(0, 300).double()
+    stored = index.reconstruct_n(0, 300).double()
     unit = queries.double() / queries.double().norm(dim=1, keepdim=True) if metric == "cosine" else queries.double()
-    scores = -squares(queries, held) if metric == "l2" else unit @ held.t()
+    scores = -squares(queries, stored) if metric == "l2" else unit @ stored.t()
     best, got = scores.topk(10, dim=1).values, scores.gather(1, I)
     assert ((best[:, -1] - got.amin(1)) <= 3e-6 * best[:, -1].abs()).all()
     torch.testing.assert_close(D.double().abs(), got.abs(), rtol=2e-6, atol=0.0)
@@ -162,7 +163,7 @@ def test_thousands_of_dimensions(d, metric, dtype, mode):
 
 @pytest.mark.parametrize("d", [1536, 8192])
 @pytest.mark.parametrize("queries", [3, 40])
-def test_the_kernel_ranks_within_its_allowance(d, queries):
+def test_the_kernel_is_within_its_rounding_bound(d, queries):
     if not native.available():
         pytest.skip("no kernel: python -m torch_ivf_module build-native")
     rows, asked = 1 + 1e-3 * normal(200, d, seed=3), 0.1 * (1 + 1e-3 * normal(queries, d, seed=4))
@@ -180,7 +181,7 @@ def _with_centroids(index, centroids):
 
 
 def _equal_numbers(n, d, offset, step):
-    """Rows of one number each: every term of a product has the same sign, and every addition may round the same way."""
+    """Rows of d equal numbers: all terms of a product have one sign, and all additions may round the same way."""
     places = torch.randperm(n, generator=torch.Generator().manual_seed(6)).float() * step
     return (offset + places)[:, None].expand(-1, d).contiguous()
 
@@ -216,7 +217,7 @@ def test_rows_far_from_zero_whose_products_overflow(offset, spread, mode):
     assert torch.equal(rows[found[1][:, 0]], rows[:50])
 
 
-def test_a_list_whose_product_overflows_is_the_nearest(mode):
+def test_the_nearest_list_is_found_when_its_product_overflows(mode):
     centroids = torch.tensor([[0.7071, 0.7071], [1.0, 0.0], [0.0, 1.0]])
     index = IndexIVFFlat(2, nlist=3, nprobe=1, metric="ip", search_mode=mode)
     _with_centroids(index, centroids)
@@ -228,13 +229,13 @@ def test_a_list_whose_product_overflows_is_the_nearest(mode):
 
 
 def _crowded(n, d):
-    """A row, many copies of it, and others."""
+    """n / 2 equal rows and n / 2 random ones."""
     rows = normal(n, d)
     rows[1 : n // 2] = rows[0]
     return rows
 
 
-def test_a_doubtful_query_is_settled_in_one_pass(mode):
+def test_an_uncertified_query_takes_one_second_pass(mode):
     rows = _crowded(3000, 16)
     queries = rows[:1] + 1e-3 * normal(20, 16, seed=5)
     index = IndexIVFFlat(16, nlist=8, nprobe=8, search_mode=mode).fit(rows)
@@ -266,7 +267,7 @@ def test_a_second_pass_reads_what_the_first_may_read(fields, mode):
         assert (found[1] % 3 == 0).all()
 
 
-def test_a_query_in_doubt_among_packed_and_pending_rows_is_counted_once():
+def test_a_second_pass_in_two_segments_is_counted_once():
     rows = _crowded(2000, 16)
     index = IndexFlatL2(16)
     index.add(rows)
@@ -279,13 +280,13 @@ def test_a_query_in_doubt_among_packed_and_pending_rows_is_counted_once():
 
 
 @each_metric
-def test_queries_are_counted_alike_in_every_mode(metric, mode):
+def test_queries_are_counted_equally_in_every_mode(metric, mode):
     index, _, queries = shared(problem("wide"), metric, search_mode=mode)
     index.search(queries, 5, params=SearchParams(debug_stats=True))
     assert index.last_search_stats["certified"] == len(queries)
 
 
-def test_without_doubt_nothing_is_searched_again(mode):
+def test_certified_queries_take_no_second_pass(mode):
     index, _, queries = shared(problem("wide"), search_mode=mode)
     index.search(queries, 5, params=SearchParams(debug_stats=True))
     assert index.last_search_stats["searched_again"] == 0

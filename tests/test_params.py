@@ -1,4 +1,4 @@
-"""Every field of SearchParams in every mode and metric, against plain loops that follow its definition."""
+"""Every field of SearchParams in every mode and metric, against plain loops."""
 
 from __future__ import annotations
 
@@ -10,22 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.problems import (
-    Held,
-    Probed,
-    Problem,
-    agree,
-    check,
-    each_metric,
-    each_mode,
-    few_training_rows,
-    held,
-    list_scores,
-    normal,
-    problem,
-    shared,
-    snapshot,
-)
+from tests.datasets import Problem, normal, problem
+from tests.oracle import Probed, StoredRows, agree, check, list_scores, stored_rows
+from tests.problems import each_metric, each_mode, few_training_rows, shared
+from tests.states import snapshot
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, native
 from torch_ivf_module.functional import scan_lists
 from torch_ivf_module.functional.budget import Budget, row_limits
@@ -40,11 +28,11 @@ LONG = Problem("long lists", nb=2400, d=8, nq=40, nlist=12, nprobe=6, k=10)
 @dataclass
 class Limits:
     rows: list[int]  # of each list, nearest first
-    clear: bool  # whether rounding could not have made them other numbers
+    clear: bool  # whether rounding cannot change `rows`
 
 
 def plain_limits(scores: list[float], sizes: list[int], params: SearchParams) -> Limits:
-    """Rows that a query reads of its lists, nearest first, as docs/search-params.md tells it."""
+    """Rows that a query reads of its lists, nearest first, as docs/search-params.md defines it."""
     budget, probes, clear = params.of("candidate_budget") or 0, len(sizes), True
     caps = [min(size, params.max_codes_cap_per_list or size) for size in sizes]
     even = math.ceil(budget / probes)
@@ -96,9 +84,9 @@ def plain_limits(scores: list[float], sizes: list[int], params: SearchParams) ->
     return Limits(limits, clear)
 
 
-def readable(index, queries, params) -> tuple[Held, Probed]:
-    """What `index` holds, every row a list of its own, and the rows that each query must and may read."""
-    own, (scores, apart) = held(index), list_scores(index, queries)
+def readable(index, queries, params) -> tuple[StoredRows, Probed]:
+    """The stored rows, with each row as its own list, and the rows that each query must and may read."""
+    own, (scores, apart) = stored_rows(index), list_scores(index, queries)
     offsets = index.list_offsets.tolist()
     probes = min(params.nprobe or index.nprobe, index.nlist)
     required = torch.zeros(len(queries), len(own.ids), dtype=torch.bool)
@@ -113,7 +101,7 @@ def readable(index, queries, params) -> tuple[Held, Probed]:
             start = offsets[number]
             required[q, start : start + rows] = judged
             allowed[q, start : start + (rows if judged else size)] = True
-    assert required.any(1).double().mean() > 0.6, "this case is too full of ties to be judged"
+    assert required.any(1).double().mean() > 0.6, "the lists of too many queries are tied to check this case"
     return own._replace(lists=torch.arange(len(own.ids))), Probed(required, allowed)
 
 
@@ -159,7 +147,7 @@ FIELDS = [
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: ", ".join(fields))
 @each_mode
 @each_metric
-def test_a_search_reads_what_the_fields_say(fields, mode, metric):
+def test_a_search_reads_the_rows_that_the_fields_allow(fields, mode, metric):
     index, _, queries = shared(LONG, metric, search_mode=mode)
     params = SearchParams(**fields)
     judge(index, queries, params)
@@ -182,7 +170,7 @@ def test_budgets_on_other_data(name, mode, metric):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @each_mode
 @each_metric
-def test_budgets_on_halves(dtype, mode, metric):
+def test_budgets_with_half_precision(dtype, mode, metric):
     index, _, queries = shared(LONG, metric, dtype, search_mode=mode)
     judge(index, queries, SearchParams(candidate_budget=300))
 
@@ -198,8 +186,8 @@ def test_a_budget_has_a_gradient(mode):
 
 @pytest.mark.parametrize("visitors", [2, 7, 256])
 @each_metric
-def test_beginnings_that_queries_share_change_nothing(visitors, metric, monkeypatch):
-    """In the list-major mode sorted visitors share the beginning of a list: however few do."""
+def test_answers_do_not_depend_on_shared_prefixes(visitors, metric, monkeypatch):
+    """The list-major mode groups queries that read a prefix of a list, `_VISITORS` per group."""
     monkeypatch.setattr(scan_lists, "_VISITORS", visitors)
     index, _, queries = shared(LONG, metric, search_mode="csr")
     for fields in ({"candidate_budget": 300}, {"candidate_budget": 700, "budget_strategy": "uniform"}):
@@ -207,7 +195,7 @@ def test_beginnings_that_queries_share_change_nothing(visitors, metric, monkeypa
 
 
 def test_a_budget_in_long_lists_and_a_large_batch():
-    """Lists of more rows than a section of the list-major scan has, and products of many queries."""
+    """Lists longer than a section of the list-major scan, and products of many queries."""
     base, queries = normal(14_000, 4, seed=3), normal(700, 4, seed=4)
     index = IndexIVFFlat(4, nlist=2, nprobe=2)
     with few_training_rows():
@@ -225,7 +213,7 @@ def test_a_budget_in_long_lists_and_a_large_batch():
 
 
 @each_mode
-def test_rows_that_wait_to_be_packed_are_the_last_of_their_lists(mode):
+def test_pending_rows_count_as_the_last_of_their_lists(mode):
     index, base, queries = shared(LONG, search_mode=mode)
     params = SearchParams(candidate_budget=900)
     index.add(base[:50] + 0.01)
@@ -245,7 +233,7 @@ def test_rows_that_wait_to_be_packed_are_the_last_of_their_lists(mode):
     least=st.integers(0, 40),
     most=st.integers(0, 40),
 )
-def test_limits_keep_to_every_cap(sizes, scores, rows, weighted, even_cap, drop_far, least, most):
+def test_row_limits_respect_every_cap(sizes, scores, rows, weighted, even_cap, drop_far, least, most):
     scores = torch.tensor([sorted(scores[: len(sizes)], reverse=True)])
     lengths = torch.tensor([sizes])
     loose = Budget(rows, weighted, even_cap, False, drop_far, least, most)
@@ -272,7 +260,7 @@ def test_limits_keep_to_every_cap(sizes, scores, rows, weighted, even_cap, drop_
 
 @each_metric
 @each_mode
-def test_ordered_lists_answer_as_before(metric, mode):
+def test_list_ordering_does_not_change_answers(metric, mode):
     index, _, queries = shared(LONG, metric, search_mode=mode)
     before = index.search(queries, 10)
     index.rebuild_lists()
@@ -281,10 +269,10 @@ def test_ordered_lists_answer_as_before(metric, mode):
 
 
 @each_metric
-def test_rows_lie_in_the_order_that_was_asked_for(metric):
+def test_rows_are_sorted_as_list_ordering_says(metric):
     index, _, _ = shared(LONG, metric)
     index.rebuild_lists(ordering="residual_norm_asc" if metric == "l2" else "proj_desc")
-    own = held(index)
+    own = stored_rows(index)
     home = index.centroids.double()[own.lists]
     worth = -(own.vectors - home).norm(dim=1) if metric == "l2" else (own.vectors * home).sum(1)
     same_list = own.lists.diff() == 0
@@ -292,7 +280,7 @@ def test_rows_lie_in_the_order_that_was_asked_for(metric):
     assert (worth.diff()[same_list] <= 1e-6).all()
     assert index.list_ordering == ("residual_norm_asc" if metric == "l2" else "proj_desc")
     index.rebuild_lists()
-    assert torch.equal(held(index).ids, own.ids)
+    assert torch.equal(stored_rows(index).ids, own.ids)
 
 
 def test_ordered_lists_find_more_with_the_same_budget():
@@ -312,7 +300,7 @@ def test_ordered_lists_find_more_with_the_same_budget():
     assert recall() > before + 0.1
 
 
-def test_the_order_goes_where_the_index_goes(tmp_path):
+def test_list_ordering_survives_copies_and_files(tmp_path):
     index, _, queries = shared(LONG)
     index.rebuild_lists()
     index.save(tmp_path / "index.pt")
@@ -322,17 +310,17 @@ def test_the_order_goes_where_the_index_goes(tmp_path):
     agree(other.search(queries, 10, params=params), index.search(queries, 10, params=params))
 
 
-def test_a_threshold_of_added_rows_sorts_the_lists_again():
+def test_enough_added_rows_sort_the_lists_again():
     index, base, queries = shared(LONG)
     kept = SearchParams(rebuild_policy="auto_threshold", rebuild_threshold_adds=100)
     index.search(queries, 1, params=SearchParams(list_ordering="residual_norm_asc"))
     assert index.list_ordering == "none"  # "manual" is the default
     index.search(queries, 1, params=kept)
     assert index.list_ordering == "residual_norm_asc"
-    ids = held(index).ids
+    ids = stored_rows(index).ids
     index.add(base[:99] * 0.5)
     index.search(queries, 1, params=kept)
-    assert held(index).ids[held(index).ids < 2400].tolist() == ids.tolist()
+    assert stored_rows(index).ids[stored_rows(index).ids < 2400].tolist() == ids.tolist()
     assert not _is_ordered(index)
     index.add(base[:1] * 0.5)
     index.search(queries, 1, params=kept)
@@ -340,7 +328,7 @@ def test_a_threshold_of_added_rows_sorts_the_lists_again():
 
 
 def _is_ordered(index):
-    own = held(index)
+    own = stored_rows(index)
     residual = (own.vectors - index.centroids.double()[own.lists]).norm(dim=1)
     return bool((residual.diff()[own.lists.diff() == 0] >= -1e-6).all())
 
@@ -354,10 +342,10 @@ def test_the_row_added_last_of_a_duplicate_id_stays_the_last():
     index.rebuild_lists()
     assert all(torch.equal(index.reconstruct(id), x) for id, x in zip(range(2400, 2500), last, strict=True))
     assert torch.equal(torch.stack(last), base[:100] * 0.8)
-    assert held(index).ids.sort().values.tolist() == [*range(2400), *sorted(twice.tolist())]
+    assert stored_rows(index).ids.sort().values.tolist() == [*range(2400), *sorted(twice.tolist())]
 
 
-def test_the_order_is_gone_after_new_centroids_or_another_state():
+def test_new_centroids_and_a_loaded_state_reset_the_order():
     index, base, _ = shared(LONG)
     index.rebuild_lists()
     other, _, _ = shared(LONG)
@@ -367,11 +355,11 @@ def test_the_order_is_gone_after_new_centroids_or_another_state():
     index.rebuild_lists()
     index.load_state_dict(other.state_dict())
     assert index.list_ordering == "none"
-    assert torch.equal(held(index).ids, held(other).ids)
+    assert torch.equal(stored_rows(index).ids, stored_rows(other).ids)
 
 
 @pytest.mark.parametrize("emptied", ["by reset", "by a state", "by reset_parameters"])
-def test_rows_that_are_gone_no_longer_count_as_added(emptied):
+def test_deleted_rows_do_not_count_as_added(emptied):
     index, base, queries = shared(LONG)
     kept = SearchParams(rebuild_policy="auto_threshold", rebuild_threshold_adds=100)
     index.rebuild_lists()
@@ -406,7 +394,7 @@ def test_an_ordering_of_another_metric_is_refused():
             index.search(queries, 1, params=SearchParams(list_ordering=ordering))
 
 
-# --- what was set, and what was done ------------------------------------------------------------------------
+# --- fields and statistics ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -433,7 +421,7 @@ def test_fields_that_are_refused(fields, error, words):
         SearchParams(**fields)
 
 
-def test_what_is_given_wins_over_the_profile():
+def test_explicit_fields_override_the_profile():
     for profile, rows in (("approx_fast", 32_768), ("approx_balanced", 65_536), ("approx_quality", 131_072)):
         params = SearchParams(profile=profile)
         assert params.of("candidate_budget") == rows
@@ -452,7 +440,7 @@ def test_settings_compare_by_value_and_selectors_by_identity():
     assert repr(SearchParams(nprobe=2, profile="exact")) == "SearchParams(profile='exact', nprobe=2)"
 
 
-def test_no_limit_is_said_with_0():
+def test_0_means_no_limit():
     index, _, queries = shared(LONG)
     expected = index.search(queries, 10)
     index.max_codes = 5
@@ -468,7 +456,7 @@ def test_statistics_of_an_empty_index():
 
 
 @each_mode
-def test_statistics_say_what_was_read(mode):
+def test_statistics_count_the_rows_read(mode):
     index, _, queries = shared(LONG, search_mode=mode)
     index.search(queries, 10)
     assert index.last_search_stats is None

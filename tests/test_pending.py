@@ -1,4 +1,4 @@
-"""What waits to be packed, added or removed, changes no answer, whatever a search is told."""
+"""Answers do not depend on pending and deleted rows that are not packed, for any search parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from copy import deepcopy
 import pytest
 import torch
 
-from tests.problems import METRICS, MODES, agree, few_training_rows, normal, same_state, snapshot
+from tests.datasets import normal
+from tests.oracle import agree
+from tests.problems import each_metric, each_mode, few_training_rows
+from tests.states import same_state, snapshot
 from torch_ivf_module import IndexIVFFlat, SearchParams
 from torch_ivf_module.functional import metric as metrics
 
@@ -26,7 +29,7 @@ PARAMS = [
 
 
 def changed(metric: str, ordered: bool) -> IndexIVFFlat:
-    """An index in which rows wait, and others are gone and still there."""
+    """An index with pending rows, and with deleted rows that are not packed."""
     index = IndexIVFFlat(D, nlist=16, nprobe=5, metric=metric)
     with few_training_rows():
         index.train(normal(N, D)).add(normal(N, D))
@@ -44,10 +47,10 @@ def changed(metric: str, ordered: bool) -> IndexIVFFlat:
     return index
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("mode", MODES)
+@each_metric
+@each_mode
 @pytest.mark.parametrize("ordered", [False, True])
-def test_a_search_finds_what_it_finds_when_all_is_packed(metric, mode, ordered):
+def test_answers_do_not_depend_on_packing(metric, mode, ordered):
     queries = normal(25, D, seed=9)
     for params in PARAMS:
         index = changed(metric, ordered)
@@ -63,16 +66,16 @@ def test_a_search_finds_what_it_finds_when_all_is_packed(metric, mode, ordered):
         assert index.ntotal == packed.ntotal == N - 50 + 60 + 25
 
 
-def test_what_waits_lies_behind_the_rows_in_order():
-    """The rows of a list that were there when it was put in order still are, in front of all that came since."""
+def test_pending_rows_are_appended_in_order():
+    """Rows that were sorted stay sorted, in front of the rows that were added later."""
     index = changed("l2", ordered=True)
     assert index.list_ordering == metrics.ORDERING["l2"]
     before = index.list_ids
-    gone = set(range(0, 150, 3)) | set(range(200, 220))
+    deleted = set(range(0, 150, 3)) | set(range(200, 220))
     for start, end in zip(index.list_offsets[:-1].tolist(), index.list_offsets[1:].tolist(), strict=True):
-        old = [id < N and id not in gone for id in before[start:end].tolist()]
+        old = [id < N and id not in deleted for id in before[start:end].tolist()]
         assert old == sorted(old, reverse=True)
-    again = deepcopy(index)
-    again.rebuild_lists()
-    assert not same_state(snapshot(again), snapshot(index))
-    assert again.list_ids.sort().values.equal(index.list_ids.sort().values)
+    rebuilt = deepcopy(index)
+    rebuilt.rebuild_lists()
+    assert not same_state(snapshot(rebuilt), snapshot(index))
+    assert rebuilt.list_ids.sort().values.equal(index.list_ids.sort().values)

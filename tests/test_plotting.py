@@ -42,14 +42,14 @@ def test_the_histogram_counts_every_list_once(index, axes):
 
 
 @pytest.mark.parametrize("sizes", [[3] * 5, [0, 0, 0], [0, 1], [1] * 99 + [5_000]])
-def test_sizes_alone_will_do(sizes, axes):
+def test_plot_of_list_sizes(sizes, axes):
     plot_list_sizes(torch.tensor(sizes), axes)
     assert sum(bar.get_height() for bar in axes.patches) == len(sizes)
     assert axes.get_yscale() == ("log" if max(sizes) == 5_000 else "linear")
     drawn(axes)
 
 
-def test_the_curve_has_what_was_tried_and_what_was_chosen(axes):
+def test_the_curve_shows_all_settings_and_the_chosen_one(axes):
     curve = [Point(2, None, 0.7, 2e-5), Point(1, None, 0.5, 1e-5), Point(2, 90, 0.65, 1.5e-5)]
     found = Tuned(2, 90, 0.65, 1.5e-5, True, None, curve)
     assert plot_recall(found, axes) is axes
@@ -61,7 +61,7 @@ def test_the_curve_has_what_was_tried_and_what_was_chosen(axes):
     drawn(axes)
 
 
-def test_refusals_name_what_came(axes):
+def test_errors_of_plotting_name_the_argument(axes):
     with pytest.raises(TypeError, match="index must be an IndexIVFFlat or the sizes of its lists, got list"):
         plot_list_sizes([1, 2], axes)
     with pytest.raises(RuntimeError, match="train it"):

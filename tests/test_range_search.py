@@ -1,24 +1,13 @@
-"""Range search over the grid of problems, against the brute-force oracle."""
+"""Range search over the grid of cases, against the brute-force oracle."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.problems import (
-    PLAIN,
-    check_range,
-    comparable,
-    each_dtype,
-    each_metric,
-    each_mode,
-    flat,
-    held,
-    probed,
-    problem,
-    scores_of,
-    shared,
-)
+from tests.datasets import PLAIN, problem
+from tests.oracle import check_range, comparable, probed, scores_of, stored_rows
+from tests.problems import each_dtype, each_metric, each_mode, flat, shared
 from torch_ivf_module import SearchParams
 
 each_flat_metric = pytest.mark.parametrize("metric", ["l2", "ip"])
@@ -46,8 +35,8 @@ RANGED = [
 
 
 def _radii(index, queries):
-    """Radii that let nothing, a little, a lot, and everything in."""
-    scores = scores_of(comparable(queries, index.metric), held(index).vectors, index.metric)
+    """Radii with no, few, many, and all rows inside."""
+    scores = scores_of(comparable(queries, index.metric), stored_rows(index).vectors, index.metric)
     scores = scores[scores.isfinite()]
     sign = -1 if index.metric == "l2" else 1
     middle = [float((sign * scores.quantile(q)).float()) for q in (0.5, 0.95)] if len(scores) else [1.0]
@@ -62,7 +51,7 @@ def test_range_search(name, dtype, metric):
     queries = queries[:24]
     lists = probed(index, queries)
     for radius in _radii(index, queries):
-        check_range(index.range_search(queries, radius), queries, held(index), metric, radius, lists)
+        check_range(index.range_search(queries, radius), queries, stored_rows(index), metric, radius, lists)
 
 
 @pytest.mark.parametrize("name", RANGED)
@@ -72,7 +61,7 @@ def test_flat_range_search(name, dtype, metric):
     index, _, queries = flat(problem(name), metric, dtype)
     queries = queries[:24]
     for radius in _radii(index, queries):
-        check_range(index.range_search(queries, radius), queries, held(index), metric, radius)
+        check_range(index.range_search(queries, radius), queries, stored_rows(index), metric, radius)
 
 
 @pytest.mark.parametrize("kind", ["ivf", "flat"])
@@ -98,12 +87,12 @@ def test_range_search_in_every_mode(mode, metric):
     index, _, queries = shared(problem("wide"), metric, search_mode=mode)
     radius = _radii(index, queries)[0]
     check_range(
-        index.range_search(queries, radius), queries, held(index), metric, radius, probed(index, queries)
+        index.range_search(queries, radius), queries, stored_rows(index), metric, radius, probed(index, queries)
     )
 
 
 @each_metric
-def test_range_search_ignores_max_codes_and_keeps_to_nprobe(metric):
+def test_range_search_ignores_max_codes_and_respects_nprobe(metric):
     index, _, queries = shared(PLAIN, metric, nprobe=3)
     radius = _radii(index, queries)[0]
     plain = index.range_search(queries, radius)
@@ -111,7 +100,7 @@ def test_range_search_ignores_max_codes_and_keeps_to_nprobe(metric):
     for part, other in zip(index.range_search(queries, radius), plain, strict=True):
         assert torch.equal(part, other)
     fewer = index.range_search(queries, radius, params=SearchParams(nprobe=1))
-    check_range(fewer, queries, held(index), metric, radius, probed(index, queries, nprobe=1))
+    check_range(fewer, queries, stored_rows(index), metric, radius, probed(index, queries, nprobe=1))
 
 
 @each_metric
@@ -120,4 +109,4 @@ def test_range_search_within_little_memory(metric):
     radius = _radii(index, queries)[0]
     index.max_bytes = 1 << 12
     lists = probed(index, queries)
-    assert check_range(index.range_search(queries, radius), queries, held(index), metric, radius, lists) > 100
+    assert check_range(index.range_search(queries, radius), queries, stored_rows(index), metric, radius, lists) > 100

@@ -5,27 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.datasets import PLAIN, normal
 from tests.kinds import KINDS, each_empty, each_kind, pending_removals, trained
-from tests.problems import (
-    DTYPES,
-    PLAIN,
-    comparable,
-    each_metric,
-    flat,
-    normal,
-    shared,
-    unchanged,
-)
+from tests.oracle import comparable
+from tests.problems import each_dtype, each_metric, flat, shared
+from tests.states import unchanged
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat
 from torch_ivf_module.functional.id_lookup import last_of, matches, rows_with
 
 LAST = 2**63 - 1
 
 
-# --- reading back ---------------------------------------------------------------------------------------------
+# --- reconstruct ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 @each_metric
 def test_reconstruct(dtype, metric):
     index, base, _ = shared(PLAIN, metric, dtype)
@@ -72,8 +66,8 @@ def test_reconstruct_of_unknown_and_duplicate_ids(empty):
         index.reconstruct_n(5, 3)
 
 
-def test_the_last_added_of_a_duplicate_lies_in_any_list():
-    """The row added last may lie in an earlier list than the row added first."""
+def test_the_last_added_row_of_an_id_may_be_in_any_list():
+    """The row added last may be in an earlier list than the row added first."""
     index = trained()
     near = index.centroids.clone()
     for first in range(4):
@@ -86,11 +80,11 @@ def test_the_last_added_of_a_duplicate_lies_in_any_list():
             assert torch.equal(index.reconstruct_n(1, 1)[0], near[last])
 
 
-# --- reading --------------------------------------------------------------------------------------------------
+# --- search_and_reconstruct, statistics, memory ---------------------------------------------------------------
 
 
-def test_found_vectors_are_the_ones_that_were_found():
-    """Of a duplicate id the row that was found, not the last; NaN for padding; the storage dtype."""
+def test_search_and_reconstruct_returns_the_vectors_of_the_ids():
+    """For a duplicate id the row of the result, not the one added last; NaN for padding; the storage dtype."""
     index = IndexFlatL2(2, dtype=torch.float16)
     index.add_with_ids(torch.tensor([[0.0, 0.0], [4.0, 0.0]]), torch.tensor([7, 7]))
     D_, I, R = index.search_and_reconstruct(torch.tensor([[1.0, 0.0]]), 3)
@@ -104,7 +98,7 @@ def test_found_vectors_are_the_ones_that_were_found():
     assert index.search_and_reconstruct(torch.zeros(1, 2), 2)[2].isnan().all()
 
 
-def test_found_vectors_agree_with_faiss(faiss):
+def test_search_and_reconstruct_agrees_with_faiss(faiss):
     index, base, queries = flat(PLAIN)
     theirs = faiss.IndexFlatL2(PLAIN.d)
     theirs.add(base.numpy())
@@ -142,7 +136,7 @@ def test_list_statistics():
     assert flat(PLAIN).index.list_stats()[:3] == (1, 0, PLAIN.nb)
 
 
-def test_memory_is_what_the_tensors_take():
+def test_memory_bytes_counts_the_tensors():
     index = IndexFlatL2(8)
     empty = index.memory_bytes()
     index.add(torch.zeros(1000, 8))

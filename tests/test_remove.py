@@ -1,4 +1,4 @@
-"""Removing and updating vectors, while removed rows are still packed and after."""
+"""Removing and updating vectors, before and after deleted rows are packed."""
 
 from __future__ import annotations
 
@@ -8,21 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.datasets import PLAIN, normal, problem
 from tests.kinds import KINDS, each_empty, each_kind, pending_removals
-from tests.problems import (
-    PLAIN,
-    agree,
-    check,
-    check_range,
-    each_metric,
-    each_mode,
-    held,
-    normal,
-    probed,
-    problem,
-    shared,
-    unchanged,
-)
+from tests.oracle import agree, check, check_range, probed, stored_rows
+from tests.problems import each_metric, each_mode, shared
+from tests.states import unchanged
 from tests.test_threads import together
 from torch_ivf_module import SearchParams
 from torch_ivf_module.index.pending import PendingUpdates
@@ -52,17 +42,17 @@ def test_remove(kind, how):
     assert type(count) is int
     assert count == int(gone.sum())
     assert index.ntotal == len(base) - count
-    ids, vectors, _ = held(index)
+    ids, vectors, _ = stored_rows(index)
     assert torch.equal(ids.sort().values, (~gone).nonzero()[:, 0])
     assert torch.equal(vectors, base.double()[ids])
     lists = probed(index, queries) if kind == "ivf" else None
-    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, lists)
     index.add(base[:1])
     assert int(index.list_ids.max()) == len(base)
 
 
 @each_empty
-def test_remove_ignores_unknown_ids_and_takes_every_duplicate(empty):
+def test_remove_ignores_unknown_ids_and_removes_every_duplicate(empty):
     index = empty()
     index.add_with_ids(normal(6, 8), torch.tensor([4, 9, 4, -7, 4, LAST]))
     with unchanged(index):
@@ -78,7 +68,7 @@ def test_remove_ignores_unknown_ids_and_takes_every_duplicate(empty):
 
 
 @each_kind
-def test_reset_forgets_the_vectors_and_keeps_the_centroids(kind):
+def test_reset_removes_the_vectors_and_keeps_the_centroids(kind):
     index, base, queries = KINDS[kind]()
     centroids = index.centroids.clone()
     index.add(base[:2])
@@ -94,11 +84,11 @@ def test_reset_forgets_the_vectors_and_keeps_the_centroids(kind):
         "numbered from 0 again, as in faiss"
     )
     lists = probed(index, queries) if kind == "ivf" else None
-    check(index.search(queries, 10), queries, held(index), "l2", 10, lists)
+    check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, lists)
 
 
 @each_kind
-def test_update_replaces_vectors_under_their_ids(kind):
+def test_update_replaces_the_vectors_of_ids(kind):
     index, base, queries = KINDS[kind]()
     ids = torch.tensor([3, 499, 0, 250])
     new = normal(4, PLAIN.d, seed=77)
@@ -108,7 +98,7 @@ def test_update_replaces_vectors_under_their_ids(kind):
     assert int(index.next_id) == numbering
     expected = base.clone()
     expected[ids] = new
-    now = held(index)
+    now = stored_rows(index)
     assert torch.equal(now.vectors, expected.double()[now.ids])
     lists = probed(index, queries) if kind == "ivf" else None
     check(index.search(queries, 10), queries, now, "l2", 10, lists)
@@ -126,7 +116,7 @@ def test_update_right_after_an_add(kind):
     assert torch.equal(index.reconstruct(len(base) + 2), base[2])
 
 
-# --- removal that waits ---------------------------------------------------------------------------------------
+# --- deleted rows before packing ------------------------------------------------------------------------------
 
 
 @each_mode
@@ -140,18 +130,18 @@ def test_update_right_after_an_add(kind):
         (problem("wide"), torch.float32, "speed"),
     ],
 )
-def test_removed_rows_are_not_found_while_they_wait(metric, mode, case, dtype, profile):
+def test_deleted_rows_are_not_found_before_packing(metric, mode, case, dtype, profile):
     index, base, queries = shared(case, metric, dtype, search_mode=mode)
     gone = torch.randperm(len(base), generator=torch.Generator().manual_seed(3))[: len(base) // 10]
     assert index.remove_ids(gone) == len(gone)
     index.add(normal(3, case.d, seed=4))
-    index.remove_ids(torch.tensor([len(base)]))  # one that was added a moment ago
+    index.remove_ids(torch.tensor([len(base)]))  # a pending row
     k, params = 12, SearchParams(profile=profile)
     found = index.search(queries, k, params=params)
     radius = float(found[0][found[1] != -1].median())
     near = index.range_search(queries, radius)
     assert pending_removals(index)
-    reference = held(deepcopy(index))
+    reference = stored_rows(deepcopy(index))
     assert len(reference.ids) == index.ntotal == len(base) - len(gone) + 2
     assert not torch.isin(reference.ids, gone).any()
     check(found, queries, reference, metric, k, probed(index, queries))
@@ -159,7 +149,7 @@ def test_removed_rows_are_not_found_while_they_wait(metric, mode, case, dtype, p
 
 
 @each_mode
-def test_a_cap_on_rows_does_not_count_removed_ones(mode):
+def test_max_codes_does_not_count_deleted_rows(mode):
     index, base, queries = shared(PLAIN, search_mode=mode, nprobe=PLAIN.nlist)
     packed = deepcopy(index)
     for some in torch.arange(len(base) // 10).split(10):
@@ -176,7 +166,7 @@ def test_a_cap_on_rows_does_not_count_removed_ones(mode):
 
 
 @each_kind
-def test_many_removed_rows_are_taken_out_at_once(kind):
+def test_many_deleted_rows_are_packed_at_once(kind):
     index, base, _ = KINDS[kind](PLAIN)
     index.remove_ids(torch.arange(len(base) // 8 - 1))
     assert pending_removals(index)
@@ -186,7 +176,7 @@ def test_many_removed_rows_are_taken_out_at_once(kind):
 
 
 @each_kind
-def test_reading_the_buffers_packs_what_was_removed(kind):
+def test_reading_the_buffers_packs_deleted_rows(kind):
     for read in (
         lambda index: index.state_dict()["list_ids"],
         lambda index: index.list_ids,
@@ -216,7 +206,7 @@ def test_removing_twice_and_again_after_adding():
     assert pending_removals(index)
 
 
-def test_updating_the_same_ids_again_and_again_keeps_nothing_old():
+def test_repeated_updates_keep_no_old_rows():
     index, base, queries = shared(PLAIN, nprobe=PLAIN.nlist)
     ids = torch.arange(40)
     for step in range(60):
@@ -224,11 +214,11 @@ def test_updating_the_same_ids_again_and_again_keeps_nothing_old():
     assert index.store._updates._stored_rows < 1000
     assert index.ntotal == len(base)
     found = index.search(queries, 7)
-    check(found, queries, held(deepcopy(index)), "l2", 7)
+    check(found, queries, stored_rows(deepcopy(index)), "l2", 7)
     assert torch.equal(index.reconstruct_n(0, 40), normal(40, PLAIN.d, seed=59))
 
 
-def test_graphs_notice_a_removal_that_waits():
+def test_graphs_notice_a_removal_that_is_not_packed():
     index, _, queries = shared(PLAIN)
     graph = index.graph()
     index.remove_ids(torch.tensor([10**6]))
@@ -240,7 +230,7 @@ def test_graphs_notice_a_removal_that_waits():
     agree(index.graph()(queries), index.search(queries, index.k))
 
 
-def test_removal_between_inference_mode_and_without():
+def test_removal_inside_and_outside_of_inference_mode():
     index, base, queries = shared(PLAIN)
     with torch.inference_mode():
         index.remove_ids(torch.arange(3))
@@ -249,7 +239,7 @@ def test_removal_between_inference_mode_and_without():
     with torch.inference_mode():
         index.remove_ids(torch.tensor([5, len(base) + 1]))
     index.remove_ids(torch.tensor([6]))
-    check(index.search(queries, 5), queries, held(deepcopy(index)), "l2", 5, probed(index, queries))
+    check(index.search(queries, 5), queries, stored_rows(deepcopy(index)), "l2", 5, probed(index, queries))
 
 
 @each_kind

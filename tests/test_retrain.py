@@ -1,4 +1,4 @@
-"""Training again on a filled index, and what ids go through."""
+"""Training again on a filled index, and the ids of its vectors."""
 
 from __future__ import annotations
 
@@ -7,23 +7,15 @@ from copy import deepcopy
 import pytest
 import torch
 
-from tests.problems import (
-    PLAIN,
-    agree,
-    check,
-    each_metric,
-    few_training_rows,
-    held,
-    ivf,
-    normal,
-    probed,
-    unchanged,
-)
+from tests.datasets import PLAIN, normal
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import each_metric, few_training_rows, ivf
+from tests.states import unchanged
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
 
 
 @each_metric
-def test_retraining_moves_vectors_and_loses_none(metric):
+def test_retraining_moves_vectors_to_their_new_lists(metric):
     index, _, queries = ivf(PLAIN, metric)
     drift = normal(300, PLAIN.d, seed=8) * 0.2 + 2
     index.add(drift)
@@ -34,15 +26,14 @@ def test_retraining_moves_vectors_and_loses_none(metric):
     assert 0 < report.moved <= report.total == index.ntotal == before.ntotal
     assert report.imbalance_before == before.imbalance_factor()
     assert report.imbalance == index.imbalance_factor()
-    lists, old = (
-        dict(zip(now.ids.tolist(), now.lists.tolist(), strict=True)) for now in (held(index), held(before))
-    )
+    contents = (stored_rows(index), stored_rows(before))
+    lists, old = (dict(zip(stored.ids.tolist(), stored.lists.tolist(), strict=True)) for stored in contents)
     assert report.moved == sum(lists[id] != old[id] for id in old)
     agree(index.search(queries, 9, params=everything), before.search(queries, 9, params=everything))
-    check(index.search(queries, 9), queries, held(index), metric, 9, probed(index, queries))
+    check(index.search(queries, 9), queries, stored_rows(index), metric, 9, probed(index, queries))
 
 
-def test_retraining_where_nothing_changes_moves_nothing():
+def test_retraining_without_changes_moves_no_vector():
     x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 9.0], [9.0, 8.0]])
     index = IndexIVFFlat(2, nlist=2)
     with few_training_rows():
@@ -50,7 +41,7 @@ def test_retraining_where_nothing_changes_moves_nothing():
         index.add(x)
         assert index.retrain()[:2] == (0, 4)
         assert index.retrain(x[[0, 0, 0, 2]], niter=1)[:2] == (0, 4)
-        far = torch.cat([x, x + 100])  # one centroid goes to the far ones, and leaves its rows to the other
+        far = torch.cat([x, x + 100])  # one centroid moves to the far rows, and its old rows are assigned to the other
         assert index.retrain(far).moved == 2
     with pytest.raises(RuntimeError, match="train"):
         IndexIVFFlat(2).retrain()
@@ -61,8 +52,8 @@ def test_retraining_where_nothing_changes_moves_nothing():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_retraining_lists_that_have_few_rows(seed):
-    """Splitting a cluster for an empty one, again and again, until no row is left to spare."""
+def test_retraining_lists_with_few_rows(seed):
+    """Clusters are split for empty ones until no cluster has a second distinct row."""
     generator = torch.Generator().manual_seed(seed)
     index = IndexIVFFlat(8, nlist=16)
     with few_training_rows():
@@ -73,7 +64,7 @@ def test_retraining_lists_that_have_few_rows(seed):
     assert torch.isfinite(index.centroids).all()
 
 
-def test_ids_given_out_before_a_merge_are_not_given_again():
+def test_ids_assigned_before_a_merge_are_not_assigned_again():
     index, other = IndexFlatL2(2), IndexFlatL2(2)
     other.add(torch.ones(5, 2))
     other.remove_ids(torch.tensor([4]))
@@ -81,12 +72,12 @@ def test_ids_given_out_before_a_merge_are_not_given_again():
     assert int(index.next_id) == 15
 
 
-def test_updating_nothing_before_training_is_refused_as_adding_is():
+def test_updating_zero_rows_before_training_is_refused():
     with pytest.raises(RuntimeError, match="train"):
         IndexIVFFlat(2, nlist=2).update(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2))
 
 
-def test_ids_that_were_exchanged_are_the_ones_that_are_found():
+def test_list_ids_that_the_caller_replaces_are_returned():
     index = IndexFlatL2(2)
     index.add(torch.eye(2))
     index.search(torch.eye(2), 1)

@@ -1,4 +1,4 @@
-"""What must not change an answer: batches, strides, dtypes, memory, autocast, torch's defaults."""
+"""Answers do not depend on batches, strides, dtypes of the input, memory limits, autocast or torch's defaults."""
 
 from __future__ import annotations
 
@@ -8,28 +8,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.problems import (
-    MODES,
-    PLAIN,
-    Problem,
-    agree,
-    check,
-    defaults,
-    each_dtype,
-    each_metric,
-    each_mode,
-    flat,
-    held,
-    ivf,
-    lattice,
-    normal,
-    probed,
-    problem,
-    same_state,
-    shared,
-    snapshot,
-    unchanged,
-)
+from tests.datasets import PLAIN, Problem, lattice, normal, problem
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import MODES, defaults, each_dtype, each_metric, each_mode, flat, ivf, shared
+from tests.states import same_state, snapshot, unchanged
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams
 
 
@@ -47,7 +29,7 @@ def test_modes_agree(dtype, metric):
 
 @each_mode
 @each_metric
-def test_the_batch_a_query_came_in_does_not_matter(mode, metric):
+def test_answers_do_not_depend_on_the_batch(mode, metric):
     index, _, queries = shared(problem("wide"), metric, search_mode=mode)
     whole = index.search(queries, 10)
     for size in (1, 8, 50):
@@ -60,9 +42,9 @@ def test_the_batch_a_query_came_in_does_not_matter(mode, metric):
 def test_the_same_call_gives_the_same_answer(mode, name):
     index, _, queries = shared(problem(name), "l2", search_mode=mode)
     D, I = index.search(queries, 10)
-    again = index.search(queries, 10)
-    assert torch.equal(D, again[0])
-    assert torch.equal(I, again[1])
+    second = index.search(queries, 10)
+    assert torch.equal(D, second[0])
+    assert torch.equal(I, second[1])
 
 
 @each_mode
@@ -80,7 +62,7 @@ def test_bad_queries_do_not_disturb_others(mode, metric):
 @each_dtype
 @each_metric
 def test_queries_of_any_floating_type(mode, dtype, metric):
-    """A value that two types share is the same query in both."""
+    """Values that are exact in all dtypes give the same answers."""
     index, _, queries = shared(PLAIN, metric, dtype, search_mode=mode)
     queries = lattice(*queries.shape) + 0.5
     plain = index.search(queries, 10)
@@ -96,7 +78,7 @@ def test_vectors_of_any_floating_type(dtype):
     for kind in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         index.add(base.to(kind))
     assert index.packed_embeddings.dtype == dtype
-    assert torch.equal(held(index).vectors[held(index).ids.argsort()], base.double().repeat(4, 1))
+    assert torch.equal(stored_rows(index).vectors[stored_rows(index).ids.argsort()], base.double().repeat(4, 1))
 
 
 STRIDES = {
@@ -139,7 +121,7 @@ def test_little_memory_gives_the_same_answers(mode, metric, max_bytes):
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside the block held at one time."""
+    """The peak number of bytes of the tensors created inside the block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +149,7 @@ class LiveBytes(TorchDispatchMode):
             self.live[ref] = tensor.untyped_storage().nbytes() if own else 0
 
 
-CROWDS = {
+LARGE = {
     "many queries": Problem("many queries", nb=5000, d=8, nq=9000, nlist=16, nprobe=2, k=4),
     "many probes": Problem("many probes", nb=10_000, d=8, nq=150, nlist=256, nprobe=256),
     "one long list": Problem("one long list", nb=20_000, d=8, nq=300, nlist=1, nprobe=1),
@@ -178,15 +160,15 @@ CROWDS = {
 
 
 @each_mode
-@pytest.mark.parametrize("name", CROWDS)
+@pytest.mark.parametrize("name", LARGE)
 def test_memory_stays_within_the_bound(mode, name):
-    case = CROWDS[name]
+    case = LARGE[name]
     index, _, queries = shared(case, search_mode=mode, max_bytes=8 << 20)
-    index.search(queries[:2], case.k)  # what is made once and kept is no scratch
+    index.search(queries[:2], case.k)  # derived data that is computed once is not part of the workspace
     with LiveBytes() as memory:
         D, I = index.search(queries, case.k)
-    scratch = memory.peak - D.nbytes - I.nbytes
-    assert scratch <= index.max_bytes, f"{scratch / 2**20:.1f} MiB of scratch"
+    workspace = memory.peak - D.nbytes - I.nbytes
+    assert workspace <= index.max_bytes, f"{workspace / 2**20:.1f} MiB of workspace"
     index.max_bytes = 1 << 30
     agree((D, I), index.search(queries, case.k), rtol=1e-6)
 
@@ -200,10 +182,10 @@ LONG = {
 
 @each_mode
 @pytest.mark.parametrize("name", LONG)
-def test_sizes_beyond_what_is_handled_in_one_piece(mode, name):
+def test_sizes_beyond_one_chunk(mode, name):
     case = LONG[name]
     index, _, queries = shared(case, search_mode=mode)
-    check(index.search(queries, case.k), queries, held(index), "l2", case.k, probed(index, queries))
+    check(index.search(queries, case.k), queries, stored_rows(index), "l2", case.k, probed(index, queries))
 
 
 @each_mode
@@ -224,7 +206,7 @@ def test_autocast_does_not_change_answers(mode, metric):
     assert torch.equal(found_ranges[0], ranges[0])
 
 
-SURROUNDINGS = {
+SETTINGS = {
     "default dtype float64": lambda: defaults(dtype=torch.float64),
     "default dtype bfloat16": lambda: defaults(dtype=torch.bfloat16),
     "default device meta": lambda: defaults(device="meta"),
@@ -236,9 +218,9 @@ SURROUNDINGS = {
 @each_mode
 @each_metric
 @pytest.mark.parametrize("kind", ["ivf", "flat"])
-@pytest.mark.parametrize("surroundings", SURROUNDINGS)
-def test_what_torch_is_set_to_outside_does_not_matter(kind, surroundings, metric, mode):
-    """Models are often built, and run, under another default dtype or device."""
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_answers_do_not_depend_on_global_settings_of_torch(kind, setting, metric, mode):
+    """Models are often built and run with another default dtype or device."""
     if (kind, metric) == ("flat", "cosine"):
         return
     make = ivf if kind == "ivf" else flat
@@ -249,7 +231,7 @@ def test_what_torch_is_set_to_outside_does_not_matter(kind, surroundings, metric
     ranges = reference.range_search(queries, radius)
     ivf_settings = {"nlist": PLAIN.nlist, "metric": metric} if kind == "ivf" else {}
     index = type(reference)(PLAIN.d, **ivf_settings)
-    with SURROUNDINGS[surroundings]():
+    with SETTINGS[setting]():
         if kind == "ivf":
             index.train(base, niter=4)
             index.nprobe = PLAIN.nprobe
@@ -271,9 +253,9 @@ def test_what_torch_is_set_to_outside_does_not_matter(kind, surroundings, metric
     agree(index.search(queries, 10), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("surroundings", ["default dtype float64", "default dtype bfloat16"])
-def test_an_index_made_under_another_default_dtype(surroundings):
-    with SURROUNDINGS[surroundings]():
+@pytest.mark.parametrize("setting", ["default dtype float64", "default dtype bfloat16"])
+def test_an_index_made_under_another_default_dtype(setting):
+    with SETTINGS[setting]():
         for index in (IndexIVFFlat(8, nlist=2), IndexFlatL2(8)):
             assert index.centroids.dtype == index.packed_embeddings.dtype == torch.float32
             if isinstance(index, IndexIVFFlat):
@@ -296,8 +278,8 @@ def test_search_does_not_change_the_index(mode, kind):
 
 
 @each_mode
-def test_translating_everything_changes_nothing(mode):
-    """Multiples of 1/64 stay exact when 1,000 is added, so distances must too."""
+def test_answers_do_not_depend_on_a_translation(mode):
+    """Multiples of 1/64 are exact after 1,000 is added, and so are their differences."""
     base, queries = (normal(800, 24, seed=3) * 64).round() / 64, (normal(60, 24, seed=4) * 64).round() / 64
     answers = []
     for shift in (0, 1000):

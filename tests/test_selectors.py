@@ -1,35 +1,20 @@
-"""Searches that may find only some ids, and a radius for each query: against exhaustive search of the probed lists."""
+"""Selectors, and a radius per query, against exhaustive search of the probed lists."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.problems import (
-    PLAIN,
-    PROBLEMS,
-    Held,
-    Probed,
-    agree,
-    check,
-    check_range,
-    each_metric,
-    each_mode,
-    flat,
-    held,
-    normal,
-    probed,
-    problem,
-    same_state,
-    shared,
-    snapshot,
-)
+from tests.datasets import PLAIN, PROBLEMS, normal, problem
+from tests.oracle import Probed, StoredRows, agree, check, check_range, probed, stored_rows
+from tests.problems import each_metric, each_mode, flat, shared
+from tests.states import same_state, snapshot
 from torch_ivf_module import IndexPreTransform, SearchParams
 from torch_ivf_module.functional import lists as ragged
 
 
 def ids_of(name: str, nb: int) -> torch.Tensor:
-    """Some of the ids below `nb`, by a name."""
+    """The ids of a case of NAMES, for an index with the ids below `nb`."""
     everything = torch.arange(nb)
     return {
         "all": everything,
@@ -45,10 +30,10 @@ def ids_of(name: str, nb: int) -> torch.Tensor:
 NAMES = ("all", "half", "one in thirty", "one", "none", "unknown", "twice and some unknown")
 
 
-def only(own: Held, ids: torch.Tensor) -> Held:
-    """What is left of `own` with these ids."""
+def only(own: StoredRows, ids: torch.Tensor) -> StoredRows:
+    """The rows of `own` that have these ids."""
     kept = torch.isin(own.ids, ids)
-    return Held(*(part[kept] for part in own))
+    return StoredRows(*(field[kept] for field in own))
 
 
 def mask_of(ids: torch.Tensor, size: int) -> torch.Tensor:
@@ -60,10 +45,10 @@ def mask_of(ids: torch.Tensor, size: int) -> torch.Tensor:
 @pytest.mark.parametrize("chosen", NAMES)
 @each_mode
 @each_metric
-def test_a_selector_is_a_search_among_those_ids(chosen, mode, metric):
+def test_search_with_a_selector(chosen, mode, metric):
     index, base, queries = shared(PLAIN, metric, search_mode=mode)
     ids = ids_of(chosen, len(base))
-    expected = only(held(index), ids)
+    expected = only(stored_rows(index), ids)
     narrow = ids.int() if torch.equal(ids.int().long(), ids) else ids
     for selector in (ids, narrow, mask_of(ids, len(base)), mask_of(ids, len(base) + 100)):
         found = index.search(queries, 10, params=SearchParams(selector=selector))
@@ -77,14 +62,14 @@ def test_a_selector_in_every_case(case, mode, metric):
     index, base, queries = shared(case, metric, search_mode=mode)
     selector = torch.arange(0, len(base), 3)
     found = index.search(queries, case.k, params=SearchParams(selector=selector))
-    check(found, queries, only(held(index), selector), metric, case.k, probed(index, queries))
+    check(found, queries, only(stored_rows(index), selector), metric, case.k, probed(index, queries))
 
 
 @each_mode
 @each_metric
 @pytest.mark.parametrize("copies", [True, False])
-def test_copying_the_chosen_rows_changes_nothing(copies, mode, metric, monkeypatch):
-    """Few rows are copied into lists of their own, many are masked: each way with few and with many."""
+def test_answers_do_not_depend_on_copying_the_chosen_rows(copies, mode, metric, monkeypatch):
+    """Few chosen rows are copied to new lists, many are masked; here few are masked and many copied too."""
     monkeypatch.setattr(ragged, "_COPY", 0 if copies else 10**9)
     monkeypatch.setattr(ragged, "_FEW", 1 if copies else 10**9)
     index, base, queries = shared(problem("wide"), metric, search_mode=mode)
@@ -92,11 +77,11 @@ def test_copying_the_chosen_rows_changes_nothing(copies, mode, metric, monkeypat
         selector = torch.arange(0, len(base), step)
         for profile in ("speed", "exact"):
             found = index.search(queries, 21, params=SearchParams(selector=selector, profile=profile))
-            check(found, queries, only(held(index), selector), metric, 21, probed(index, queries))
+            check(found, queries, only(stored_rows(index), selector), metric, 21, probed(index, queries))
         params = SearchParams(selector=selector, max_codes=300)
         found = index.search(queries, 21, params=params)
         lists = probed(index, queries, max_codes=300)
-        check(found, queries, only(held(index), selector), metric, 21, lists)
+        check(found, queries, only(stored_rows(index), selector), metric, 21, lists)
 
 
 @pytest.mark.parametrize("chosen", NAMES)
@@ -106,7 +91,7 @@ def test_a_selector_of_a_flat_index(chosen, metric):
     ids = ids_of(chosen, len(base))
     for selector in (ids, mask_of(ids, len(base))):
         found = index.search(queries, 10, params=SearchParams(selector=selector))
-        check(found, queries, only(held(index), ids), metric, 10)
+        check(found, queries, only(stored_rows(index), ids), metric, 10)
 
 
 @each_metric
@@ -116,19 +101,19 @@ def test_a_selector_of_ids_that_are_not_in_order(metric):
     index.add_with_ids(base[:3] * 0.99, torch.tensor([7, 7, -30]))
     selector = torch.tensor([2**62, 7, -30, 905, -(2**63), 3])
     found = index.search(queries, 20, params=SearchParams(selector=selector, nprobe=12))
-    check(found, queries, only(held(index), selector), metric, 20)
+    check(found, queries, only(stored_rows(index), selector), metric, 20)
 
 
 @each_mode
-def test_a_selector_reaches_rows_that_wait_to_be_packed(mode):
+def test_a_selector_applies_to_pending_rows(mode):
     index, base, queries = shared(PLAIN, search_mode=mode)
     index.add(base[:30] + 0.02)
     selector = torch.arange(490, 510)
     found = index.search(queries, 10, params=SearchParams(selector=selector, nprobe=12))
-    check(found, queries, only(held(index), selector), "l2", 10)
+    check(found, queries, only(stored_rows(index), selector), "l2", 10)
 
 
-def test_a_selector_behind_a_transform_and_in_the_gradient():
+def test_a_selector_with_a_transform_and_with_gradients():
     index, base, queries = shared(PLAIN)
     params = SearchParams(selector=torch.arange(0, 500, 2))
     expected = index.search(queries, 5, params=params)
@@ -142,7 +127,7 @@ def test_a_selector_behind_a_transform_and_in_the_gradient():
     torch.testing.assert_close(x.grad, slope, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_no_selector_is_refused():
+def test_wrong_selectors_are_refused():
     index, _, queries = shared(PLAIN)
     before = snapshot(index)
     for selector, error in (
@@ -163,13 +148,13 @@ def test_what_is_no_selector_is_refused():
 @pytest.mark.parametrize("chosen", ["half", "one in thirty", "none"])
 @each_mode
 @each_metric
-def test_range_search_among_some_ids(chosen, mode, metric):
+def test_range_search_with_a_selector(chosen, mode, metric):
     index, base, queries = shared(PLAIN, metric, search_mode=mode)
     radius = _radius(index, queries)
     ids = ids_of(chosen, len(base))
     for selector in (ids, mask_of(ids, len(base))):
         found = index.range_search(queries, radius, params=SearchParams(selector=selector))
-        count = check_range(found, queries, only(held(index), ids), metric, radius, probed(index, queries))
+        count = check_range(found, queries, only(stored_rows(index), ids), metric, radius, probed(index, queries))
         assert count > 0 or chosen == "none"
 
 
@@ -181,7 +166,7 @@ def test_a_radius_for_each_query(mode, metric):
     radii = torch.linspace(0.5, 1.5, len(queries)) * middle
     radii[2] = torch.inf if metric == "l2" else -torch.inf
     lims, D, I = index.range_search(queries, radii)
-    own, lists = held(index), probed(index, queries)
+    own, lists = stored_rows(index), probed(index, queries)
     for q, radius in enumerate(radii.tolist()):
         part = slice(int(lims[q]), int(lims[q + 1]))
         one = torch.tensor([0, part.stop - part.start])
@@ -192,7 +177,7 @@ def test_a_radius_for_each_query(mode, metric):
     assert torch.equal(same[0], index.range_search(queries, middle)[0])
 
 
-def test_range_search_on_a_flat_index_with_everything():
+def test_range_search_on_a_flat_index_with_all_parameters():
     index, base, queries = flat(problem("wide"))
     radii = normal(len(queries), seed=2).abs() * 100
     selector = torch.arange(0, len(base), 5)
@@ -203,7 +188,7 @@ def test_range_search_on_a_flat_index_with_everything():
     assert torch.equal(lims.diff()[clear], counts[clear])
 
 
-def test_range_search_reads_lists_whole_whatever_the_budget():
+def test_range_search_ignores_the_budget():
     index, _, queries = shared(PLAIN)
     radius = _radius(index, queries)
     expected = index.range_search(queries, radius)
@@ -212,7 +197,7 @@ def test_range_search_reads_lists_whole_whatever_the_budget():
 
 
 @pytest.mark.parametrize("radius", [torch.ones(3), torch.ones(19, 1), float("nan"), torch.full((19,), torch.nan)])
-def test_what_is_no_radius_is_refused(radius):
+def test_wrong_radii_are_refused(radius):
     index, _, queries = shared(PLAIN)
     with pytest.raises(ValueError, match="radius"):
         index.range_search(queries, radius)

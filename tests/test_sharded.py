@@ -1,4 +1,4 @@
-"""One index over real processes: gloo on loopback. What the processes do is in jobs.py."""
+"""ShardedIndex over real processes, with gloo on loopback. jobs.py has what the processes run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed.checkpoint as dcp
 
 from benchmarks import sharded
 from tests import jobs, processes
-from tests.problems import agree
+from tests.oracle import agree
 from torch_ivf_module import ShardedIndex
 from torch_ivf_module.dcp import IndexLoadPlanner
 from torch_ivf_module.sharded import newest
@@ -23,7 +23,7 @@ each_shard = pytest.mark.parametrize("shard", jobs.SHARDS)
 
 @each_shard
 @each_size
-def test_it_answers_as_one_index_of_all_vectors(size, shard):
+def test_a_sharded_index_answers_as_one_index_of_all_vectors(size, shard):
     assert processes.run(jobs.matrix, size, shard) == [0] * size
 
 
@@ -33,11 +33,11 @@ def test_edges(size, shard):
     assert processes.run(jobs.edges, size, shard) == [0] * size
 
 
-def test_a_group_of_some_processes(tmp_path):
+def test_a_process_group_of_some_processes(tmp_path):
     assert processes.run(jobs.in_a_group, 3, str(tmp_path)) == [0, 0, 0]
 
 
-def test_what_one_process_refuses_no_process_does():
+def test_an_error_on_one_process_raises_on_all():
     assert processes.run(jobs.refusals, 2) == [0, 0]
 
 
@@ -46,7 +46,7 @@ in_one_process = pytest.mark.filterwarnings("ignore:torch.distributed is disable
 
 @in_one_process
 @pytest.mark.parametrize(("shard", "other"), [("rows", "lists"), ("lists", "rows")])
-def test_a_checkpoint_is_that_of_one_index(tmp_path, shard, other):
+def test_a_checkpoint_of_shards_opens_as_one_index(tmp_path, shard, other):
     processes.run(jobs.saves, 2, str(tmp_path), shard)
     processes.run(jobs.loads, 4, str(tmp_path), other)
     plain = jobs.empty()
@@ -58,7 +58,7 @@ def test_a_checkpoint_is_that_of_one_index(tmp_path, shard, other):
 
 
 @in_one_process
-def test_a_checkpoint_of_one_index_is_one_of_many_processes(tmp_path):
+def test_a_checkpoint_of_one_index_opens_as_shards(tmp_path):
     processes.run(jobs.saves, 1, str(tmp_path / "one"), "rows")
     plain = jobs.empty()
     dcp.load({"index": plain}, checkpoint_id=newest(tmp_path / "one"), planner=IndexLoadPlanner(), no_dist=True)
@@ -67,24 +67,24 @@ def test_a_checkpoint_of_one_index_is_one_of_many_processes(tmp_path):
     processes.run(jobs.loads, 2, str(tmp_path / "plain"), "lists")
 
 
-def test_ddp_and_fsdp_leave_it_alone(tmp_path):
+def test_ddp_and_fsdp_do_not_change_shards(tmp_path):
     processes.run(jobs.in_models, 2, str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("step", "after"), [("train", 0), ("train", 5), ("add", 0), ("add", 2), ("search", 3), ("save", 1)]
 )
-def test_the_others_say_which_step_lost_a_process(step, after):
+def test_the_error_names_the_step_at_which_a_process_was_lost(step, after):
     codes = processes.run(jobs.loses_one, 3, step, after, signal.SIGKILL, group_timeout=30)
     assert codes == [0, 0, -signal.SIGKILL]
 
 
-def test_the_others_do_not_wait_for_ever():
+def test_processes_do_not_wait_for_a_stopped_one_for_ever():
     codes = processes.run(jobs.loses_one, 2, "search", 2, signal.SIGSTOP, group_timeout=4, stopped=1)
     assert codes == [0, -signal.SIGSTOP]
 
 
-def test_an_interrupted_save_leaves_the_one_before(tmp_path):
+def test_an_interrupted_save_keeps_the_previous_checkpoint(tmp_path):
     codes = processes.run(jobs.interrupted_save, 2, str(tmp_path), group_timeout=30)
     assert codes == [0, -signal.SIGKILL]
     assert processes.run(jobs.restores, 3, str(tmp_path)) == [0, 0, 0]
@@ -103,8 +103,8 @@ def sent_bytes(s: sharded.Setting) -> dict[str, float]:
     }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked for what was sent")
-def test_what_is_sent_is_what_the_page_says():
+@pytest.mark.skipif(sys.platform != "linux", reason="the bytes sent are counted by the kernel of Linux")
+def test_bytes_sent_are_as_documented():
     setting = sharded.Setting(2, vectors=8_000, nlist=64, queries=400)
     found, formula = sharded.measure(setting), sent_bytes(setting)
     for step in sharded.STEPS:

@@ -1,4 +1,4 @@
-"""Concurrent searches give what one thread gets, also right after an add."""
+"""Concurrent searches give the answers of one thread, also right after an add."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from threading import Barrier
 import pytest
 import torch
 
-from tests.problems import METRICS, MODES, agree, flat, normal, problem, shared
+from tests.datasets import normal, problem
+from tests.oracle import agree
+from tests.problems import each_metric, each_mode, flat, shared
 
 THREADS = 4
 CASE = problem("wide")
 
 
 def together(work):
-    """Run `work(number)` in threads that set out at the same moment; return their results in order."""
+    """Run `work(number)` in threads that start at the same time; return their results in order."""
     barrier = Barrier(THREADS)
 
     def start(number):
@@ -28,8 +30,8 @@ def together(work):
         ]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("metric", METRICS)
+@each_mode
+@each_metric
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 def test_searching_in_threads(mode, metric, warm):
     index, _, queries = shared(CASE, metric, search_mode=mode)
@@ -44,7 +46,7 @@ def test_searching_in_threads(mode, metric, warm):
 @pytest.mark.parametrize("rows", [1, 40, 2000])
 @pytest.mark.parametrize("kind", ["ivf", "flat"])
 def test_searching_in_threads_right_after_an_add(rows, kind):
-    """What was added waits to be packed; the first readers pack it at the same time."""
+    """The first readers after an add pack the pending rows at the same time."""
     index, _, queries = shared(CASE) if kind == "ivf" else flat(CASE)
     reference = shared(CASE).index if kind == "ivf" else flat(CASE).index
     parts = queries.chunk(THREADS)
@@ -82,7 +84,7 @@ def test_different_readers_at_the_same_time(kind):
 
 
 def test_searching_while_others_add():
-    """Every search sees a whole number of the adds: results are always rows that were there."""
+    """A search sees all rows of an add or none: every result is a stored row."""
     index, base, queries = shared(CASE, nprobe=CASE.nlist)
 
     def work(number):

@@ -26,11 +26,11 @@ DOCUMENTED = ("torch._inductor",)  # AOTInductor is documented under this name
 
 
 @pytest.mark.parametrize("name", USES)
-def test_a_name_is_there(name):
+def test_the_private_names_exist(name):
     functools.reduce(getattr, name.split(".")[1:], torch)
 
 
-def test_a_disabled_function_says_why():
+def test_a_disabled_function_raises_the_given_text():
     """torch.compiler.disable leaves its reason where `not_compiled` does."""
     disabled = torch.compiler.disable(lambda x: x, reason="because")
     assert disabled._torchdynamo_disable
@@ -51,7 +51,7 @@ def private(file: Path) -> set[str]:
     return {name for name in inner if not name.rpartition(".")[2].startswith("__")}
 
 
-def test_they_are_used_in_one_file_alone():
+def test_private_names_of_torch_are_used_in_one_file():
     for file in PACKAGE.rglob("*.py"):
         if file.name != "_torch_internals.py":
             assert not [name for name in private(file) if not name.startswith(DOCUMENTED)], file

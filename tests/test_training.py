@@ -11,7 +11,10 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.optim import swa_utils
 
-from tests.problems import agree, few_training_rows, normal, same_state, snapshot
+from tests.datasets import normal
+from tests.oracle import agree
+from tests.problems import few_training_rows
+from tests.states import same_state, snapshot
 from torch_ivf_module import AveragedModel, IndexFlatIP, IndexFlatL2, IndexIVFFlat
 from torch_ivf_module.dcp import IndexLoadPlanner
 
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 class Retriever(nn.Module):
-    """An encoder, an index deep inside, and another beside it."""
+    """An encoder and two indexes in a ModuleDict."""
 
     def __init__(self, nlist: int = 4) -> None:
         super().__init__()
@@ -66,7 +69,7 @@ def test_an_index_of_any_size_takes_the_size_that_was_saved(before, tmp_path):
     assert target.memory["goods"].search(normal(5, D, seed=6), 1)[1].flatten().tolist() == list(range(200, 205))
 
 
-def test_indexes_in_lists_and_what_is_no_index(tmp_path):
+def test_indexes_in_lists_and_other_objects(tmp_path):
     model, other = filled(), nn.Module()
     other.register_buffer("centroids", torch.ones(3))
     state = {"models": [model.state_dict()], "other": other.state_dict()}
@@ -83,9 +86,9 @@ def test_an_index_alone_and_part_of_a_checkpoint(tmp_path):
     model = filled()
     dcp.save({"model": model}, checkpoint_id=tmp_path / "saved", no_dist=True)
     index = IndexIVFFlat(D, nlist=4)
-    held = {f"model.memory.goods.{name}": tensor for name, tensor in index.state_dict().items()}
-    dcp.load(held, checkpoint_id=tmp_path / "saved", planner=IndexLoadPlanner(), no_dist=True)
-    index.load_state_dict({name.rpartition(".")[2]: tensor for name, tensor in held.items()})
+    state = {f"model.memory.goods.{name}": tensor for name, tensor in index.state_dict().items()}
+    dcp.load(state, checkpoint_id=tmp_path / "saved", planner=IndexLoadPlanner(), no_dist=True)
+    index.load_state_dict({name.rpartition(".")[2]: tensor for name, tensor in state.items()})
     assert same_state(snapshot(index), snapshot(model.memory["goods"]))
 
 
@@ -109,30 +112,16 @@ def test_an_average_follows_the_index_and_averages_the_rest(average, use_buffers
     found = mean(normal(5, D, seed=9))
     assert found[1].shape == (5, 10)
     model.memory["goods"].reset()
-    assert mean.module.memory["goods"].ntotal == 231, "the two share nothing"
+    assert mean.module.memory["goods"].ntotal == 231, "the two share no tensors"
 
 
-def test_averaging_one_entry_at_a_time_is_told_where_it_would_ruin_an_index():
-    """What torch's own class does to offsets, which then do not divide the rows: a search must not go on."""
-    model = filled()
-    mean = swa_utils.AveragedModel(model, use_buffers=True)
-    mean.update_parameters(model)
-    with few_training_rows():
-        model.memory["goods"].train(normal(200, D, seed=8), seed=5)
-    mean.update_parameters(model)
-    offsets = mean.module.memory["goods"].list_offsets
-    offsets[2] = offsets[3] + 1
-    with pytest.raises(RuntimeError, match="AveragedModel"):
-        mean.module.memory["goods"].search(normal(2, D), 1)
-
-
-def test_an_average_of_what_no_longer_fits_is_refused():
+def test_an_average_of_different_sizes_is_refused():
     model = filled()
     mean = AveragedModel(model)
     model.memory["more"] = IndexFlatL2(D)
     with pytest.raises(ValueError, match="more"):
         mean.update_parameters(model)
-    assert isinstance(model.memory["goods"], IndexIVFFlat), "the model has its indexes back"
+    assert isinstance(model.memory["goods"], IndexIVFFlat), "the model is unchanged"
     with pytest.raises(TypeError, match="hold an index"):
         AveragedModel(IndexFlatL2(D))
 
@@ -199,7 +188,7 @@ def test_renamed_keys_load_under_their_new_names():
     assert same_state(snapshot(fresh), snapshot(model))
 
 
-def test_a_hook_that_renames_keys_is_heard():
+def test_a_hook_that_renames_keys_is_called():
     model = filled()
     fresh = Retriever()
 
@@ -212,7 +201,7 @@ def test_a_hook_that_renames_keys_is_heard():
     assert same_state(snapshot(fresh), snapshot(model))
 
 
-def test_a_hook_on_the_index_itself_is_heard():
+def test_a_hook_on_the_index_itself_is_called():
     index, fresh = filled().memory["goods"], IndexIVFFlat(D, nlist=4)
 
     def rename(module, state, prefix, *rest):
@@ -226,8 +215,8 @@ def test_a_hook_on_the_index_itself_is_heard():
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e6])
-def test_vectors_that_cannot_be_held_are_not_taken(bad):
-    """One such row would hide others: it is refused where vectors are read anyway."""
+def test_vectors_beyond_the_storage_dtype_are_refused(bad):
+    """Such vectors are checked when a state is loaded or the dtype changes, since all of them are read then."""
     state = filled().memory["goods"].state_dict()
     state["packed_embeddings"] = state["packed_embeddings"].clone()
     state["packed_embeddings"][17, 2] = bad
@@ -244,7 +233,7 @@ def test_vectors_that_cannot_be_held_are_not_taken(bad):
     assert index.dtype == torch.float32
 
 
-def test_a_state_of_a_later_release_is_refused_whole():
+def test_a_state_of_a_later_release_is_refused():
     model, fresh = filled(), Retriever()
     state = copy.copy(model.state_dict())
     state._metadata["memory.goods"]["version"] = 1000

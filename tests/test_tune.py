@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.problems import few_training_rows, flat, normal, unchanged
+from tests.datasets import normal
+from tests.problems import few_training_rows, flat
+from tests.states import unchanged
 from torch_ivf_module import IndexIVFFlat, SearchParams, tune
 from torch_ivf_module.tune import recall
 
@@ -32,7 +34,7 @@ def share(index, queries, **settings):
 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 0.97, 1.0])
-def test_the_least_nprobe_that_reaches_the_recall(case, target):
+def test_tune_finds_the_smallest_nprobe(case, target):
     index, queries = case
     with unchanged(index):
         found = tune(index, queries, target_recall=target, k=K, budget=None)
@@ -47,7 +49,7 @@ def test_the_least_nprobe_that_reaches_the_recall(case, target):
     assert all(point.recall == pytest.approx(share(index, queries, nprobe=point.nprobe)) for point in found.curve)
 
 
-def test_a_budget_reaches_the_recall_too(case):
+def test_tune_finds_a_budget(case):
     index, queries = case
     found = tune(index, queries, target_recall=0.9, k=K)
     assert share(index, queries, nprobe=found.nprobe, max_codes=found.budget) >= 0.9
@@ -86,7 +88,7 @@ def test_an_index_with_a_cap_of_its_own(case):
     assert torch.equal(ids, index.search(queries, K, params=free.params)[1])
 
 
-def test_applying_it(case):
+def test_apply(case):
     index, queries = case
     before = index.nprobe
     try:
@@ -131,7 +133,7 @@ def test_recall():
     assert recall(torch.zeros(0, 3), torch.zeros(0, 3)) == 1
 
 
-def test_what_tune_refuses(case):
+def test_wrong_arguments_of_tune_are_refused(case):
     index, queries = case
     for error, says, call in (
         (TypeError, "IndexFlatL2", lambda: tune(flat().index, queries)),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.problems import normal
+from tests.datasets import normal
 from tests.vector_files import ROWS, WRITERS, D, hdf5, matrix, nested, parquet, records
 from torch_ivf_module import IndexFlatL2, load
 from torch_ivf_module.cli import main
@@ -39,17 +39,17 @@ def test_vectors_are_read_as_they_were_written(file, x):
     assert vectors.read(4, 4).shape == (0, D)
 
 
-def test_every_kind_of_file_is_tried():
+def test_every_format_has_a_test_file():
     elsewhere = {".bvecs", ".ivecs", ".u8bin", ".i8bin", ".ibin", ".pth"}  # and not of floats
     assert {"." + name.rpartition(".")[2] for name in WRITERS} | elsewhere == set(KINDS)
 
 
-def test_what_is_read_is_the_callers_own(file, x):
+def test_vectors_read_are_writable(file, x):
     open_vectors(file).read(0, 10).zero_()
     assert torch.equal(open_vectors(file).read(0, 10), x[:10])
 
 
-def test_a_sample_is_of_the_first_rows_and_repeatable(file, x):
+def test_a_sample_is_of_the_first_rows_and_deterministic(file, x):
     vectors = open_vectors(file)
     sample = vectors.sample(100, 500, 64, seed=3)
     rows = [int(torch.nonzero((x == row).all(1))) for row in sample]
@@ -72,7 +72,7 @@ def test_bytes_and_integers_become_floats(tmp_path):
     assert torch.equal(open_vectors(tmp_path / "x.i8bin").read(0, 40), whole.float() - 127)
 
 
-def test_rare_floats_become_those_that_an_index_takes(tmp_path):
+def test_other_float_dtypes_are_converted(tmp_path):
     x = torch.randint(-8, 8, (9, 3)).float()  # which all of them hold
     torch.save(x.to(torch.float8_e4m3fn), tmp_path / "x8.pt")
     torch.save(x.bfloat16(), tmp_path / "x16.pt", _use_new_zipfile_serialization=False)
@@ -127,7 +127,7 @@ def _broken(tmp_path, x):
     }  # fmt: skip
 
 
-def test_what_holds_no_vectors_is_refused(tmp_path, x):
+def test_files_without_vectors_are_refused(tmp_path, x):
     for name, says in _broken(tmp_path, x).items():
         with pytest.raises((OSError, ValueError), match=says) as caught:
             list(open_vectors(tmp_path / name).batches(100))
@@ -149,7 +149,7 @@ def test_text_is_refused_with_the_conversion(name, separator, x, tmp_path, monke
 
 
 @pytest.mark.parametrize("name", ["x.npy", "alone.pt", "x.fvecs", "x.fbin"])
-def test_a_file_of_one_array_has_no_names(name, x, tmp_path):
+def test_names_for_a_file_of_one_array_are_refused(name, x, tmp_path):
     {**WRITERS, "alone.pt": lambda path, x: torch.save(x, path)}[name](tmp_path / name, x)
     with pytest.raises(ValueError, match="holds no 'foo', but one array without a name: leave --key out"):
         open_vectors(tmp_path / name, "foo")
@@ -197,7 +197,7 @@ def test_parquet_is_read_in_any_order(x, tmp_path):
         ([1.5, 2.5], "must hold an array of shape"),
     ],
 )
-def test_lists_that_are_no_vectors_are_refused(lists, says, tmp_path):
+def test_parquet_lists_that_are_no_vectors_are_refused(lists, says, tmp_path):
     arrow, write = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet").write_table
     write(arrow.table({"x": lists}), tmp_path / "x.parquet", row_group_size=2)
     with pytest.raises(ValueError, match=says) as caught:
@@ -226,7 +226,7 @@ def test_parquet_is_read_after_a_refusal(tmp_path):
         ([True] * ROWS, "bool"),
     ],
 )
-def test_a_column_of_no_numbers_is_called_what_it_is(column, kind, x, tmp_path, capsys, monkeypatch):
+def test_the_error_for_a_column_without_numbers_names_its_type(column, kind, x, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parquet("x.parquet", x, other=column)
     says = rf"x\.parquet, 'other' holds values of type {kind}, not floats or integers"
@@ -296,7 +296,7 @@ def test_ids_of_another_file(x, tmp_path, monkeypatch):
         assert torch.equal(load("index.pt").list_ids, ids)
 
 
-def test_ids_that_are_none_are_refused(x, tmp_path, capsys, monkeypatch):
+def test_arrays_that_are_no_ids_are_refused(x, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("x.npz", x=x.numpy(), label=np.array(["a"] * ROWS), weight=np.zeros(ROWS), short=np.arange(5))
     np.save("huge.npy", np.full(ROWS, 2**63, dtype=np.uint64))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.fuzz.model import Model
-from tests.problems import agree, comparable
+from tests.oracle import agree, comparable
 from torch_ivf_module import SearchParams, to_faiss
 
 with warnings.catch_warnings():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.fuzz.model import Model
-from tests.problems import check, check_range, comparable, scores_of
+from tests.oracle import check, check_range, comparable, scores_of
 from torch_ivf_module import SearchParams
 
 # As a graph of static shapes ranks by scores rounded to float32, it may take either of two rows that are nearer to

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.problems import LARGEST, Held, Reach, comparable, scores_of, unit
+from tests.oracle import LARGEST, Reach, StoredRows, comparable, scores_of, unit
 from torch_ivf_module.functional import metric as metrics
 
 LAST_ID = 2**63 - 1
@@ -81,8 +81,8 @@ class Model:
     # -- what queries find ---------------------------------------------------------------------------------
 
     @property
-    def held(self) -> Held:
-        return Held(self.ids, self.stored.double(), torch.zeros_like(self.ids))
+    def held(self) -> StoredRows:
+        return StoredRows(self.ids, self.stored.double(), torch.zeros_like(self.ids))
 
     def rows_of(self, id: int) -> Tensor:
         """The vectors that `reconstruct` may give for an id: the last one, or all if that is not known."""

@@ -1,20 +1,21 @@
 """Pure functions on tensors: the arithmetic of the index, without its state. Imports torch only.
 
-Shapes: Q queries, N vectors, L lists, P probes a query, d dim, k results, K candidates a query, H hits. A row is a
-position in the packed vectors, an id the user's label of it; functions here speak of rows.
+Shapes: Q queries, N vectors, L lists, P probes per query, d dim, k results, K candidates per query, H hits.
+A row is a position in the packed vectors, an id is the user's label of it; functions here take and return rows.
 
     search.search ─┬─ probe.probe            the P nearest of L centroids        (kernel, or products and rescore)
                    ├─ search.capped_lists    max_codes and budget.row_limits
                    │  for each segment (packed lists, pending rows):
-                   ├─ kernels.Kernel.search  rank, exact scores, second pass in one call, if there is a kernel
+                   ├─ kernels.Kernel.search  scan, exact scores, second pass in one call, if there is a kernel
                    └─ or scan_lists / scan_queries   K candidates by ranking score   (cost.cheapest chooses)
                         ├─ rescore.rescore           exact scores, the k best
-                        └─ scan_above.scan_above     doubtful queries: all rows that may still be results
+                        └─ scan_above.scan_above     second pass for uncertified queries: every row that could still
+                                                     be a result
     range_scan.range_search ── probe.probe, scan_above.scan_above, exact scores
     kmeans.kmeans ── probe.nearest_by_ranking
 
-metric.py has every score and rounding bound, select.py the one top-k, lists.py the inverted lists as one value,
-chunking.py bounds memory, transforms.py makes scores differentiable.
+options.py has the options of a search as one value, metric.py every score and rounding bound, select.py the one top-k,
+lists.py the inverted lists as one value. chunking.py bounds memory, transforms.py makes scores differentiable.
 """
 
 from .kmeans import kmeans

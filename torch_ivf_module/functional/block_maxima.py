@@ -1,13 +1,13 @@
-"""Scores of lists against the queries that visit them, reduced at once to maxima over small groups of rows.
+"""Ranking scores of lists for the queries that probe them, reduced to maxima over small groups of rows.
 
-L lists, N vectors, d dim, B blocks, n rows of a list, m tasks of a list (a task is a query on a list).
+L lists, N vectors, d dim, B blocks, T tasks (a task is one query on one list), n rows and m tasks of one list.
 
-Scores are never kept. They are reduced, while in cache, to the maximum of each group of GROUP rows; BLOCK groups are
-a block. A list that many queries visit is one matrix product; lists that few visit are blocks of one sampled product,
-which reads a list's rows once for all its tasks too, and costs no call a list.
+Scores are not stored. While in cache, they are reduced to the maximum of each group of GROUP rows; BLOCK groups are a
+block. A list that many queries probe is one matrix product. Lists that few queries probe are blocks of one sampled
+product, which also reads the rows of a list once for all its tasks, and needs no call per list.
 
-A list is cut into sections of SECTION rows, and the groups of a section lie as strands: with G groups, group g holds
-rows g, g + G, g + 2 G, ... A maximum over strands reads scores as they lie: 0.08 ns a score, neighbours take 0.6.
+A list is divided into sections of SECTION rows. In a section with G groups, group g has rows g, g + G, g + 2 G, ...:
+a maximum over strided rows takes 0.08 ns per score, one over adjacent rows 0.6 ns.
 """
 
 from __future__ import annotations
@@ -24,57 +24,61 @@ from .sampled_addmm import has_sampled_product, sampled_product
 from .select import NEVER
 from .workspace import Workspace
 
-GROUP = 8  # rows a maximum stands for: 4 stores twice the maxima, 16 scores twice the rows again
-BLOCK = 16  # groups a coarse maximum stands for
-SPAN = GROUP * BLOCK
+GROUP = 8  # rows per group: with 4 there are twice as many maxima, with 16 twice as many rows are scored again
+BLOCK = 16  # groups per block
+SPAN = GROUP * BLOCK  # rows per block
 SECTION = 32 * SPAN  # rows of a list in one product
-TILE_SCORES = 1 << 20  # scores of a product: 4 MiB, so that the pass over them finds them in cache
+TILE_SCORES = 1 << 20  # scores per product: 4 MiB, so that they are still in cache when they are reduced
 _BLOCKS = 1 << 10  # blocks of a sampled product at a time: 2 MiB of pattern
-# A matrix product costs about 100 us a list, a sampled score about 10 ns more than one of a product. Measured on the
-# headline and the photographs, nq 32 to 2,048: between 6,000 and 20,000 little changes, 3,000 and 40,000 lose 10%.
-PRODUCT_PAYS = 10_000  # scores of a list
+# A matrix product costs about 100 us per list, a score of a sampled product about 10 ns more than one of a matrix
+# product. Measured on the headline and the photographs, nq 32 to 2,048: between 6,000 and 20,000 little changes, 3,000
+# and 40,000 are 10% slower.
+PRODUCT_PAYS = 10_000  # scores of a list from which it is a matrix product
 
 
 class Tasks(NamedTuple):
-    """Who visits which list, ordered by list, and where the maxima of each task lie."""
+    """Which queries probe which list, sorted by list, and where the maxima of each task are stored."""
 
     queries: Tensor  # (T,) the query of each task
-    visits: Tensor  # (L + 1,) tasks of each list; the last entry is of no list
+    visits: Tensor  # (L + 1,) tasks of each list; the last entry is for no list
     blocks: Tensor  # (L + 1,) blocks of each list
-    rank: Tensor  # (Q, P) a task's place among those of its list
-    before: Tensor  # (L + 1,) where a list's maxima start, in blocks: list by list, task by task
+    rank: Tensor  # (Q, P) position of a task among the tasks of its list
+    before: Tensor  # (L + 1,) where the maxima of a list start, in blocks: list by list, task by task
     sampled: Tensor  # (L + 1,) whether the list is part of the sampled product
-    limits: Tensor | None  # (T,) the rows of its list that a task may see, where that is not all of them
+    limits: Tensor | None  # (T,) rows of its list that a task reads, None for all
 
 
 class Tile(NamedTuple):
-    """A product of some tasks with a section of one list."""
+    """The product of some tasks of one list with one section of it."""
 
-    scores: Tensor  # (m, n) ranking scores, n made a multiple of GROUP by columns of -inf
+    scores: Tensor  # (m, n) ranking scores; n is a multiple of GROUP, the additional columns are -inf
     queries: Tensor  # (m,)
     row: int  # the first row, counted in this list
     task: int  # the first task, counted in this list
     list: int
 
 
-class Strands(NamedTuple):
-    """The rows of a group: ``first + j * apart`` for j < GROUP, as long as ``along + j * apart < held``."""
+class GroupRows(NamedTuple):
+    """The rows of a group: ``first + j * stride`` for j < GROUP, while ``group + j * stride < size``."""
 
-    first: Tensor
-    along: Tensor  # the group's number in its section
-    apart: Tensor  # groups of the section
-    held: Tensor  # rows of the section, or as many as count
+    first: Tensor  # packed row
+    group: Tensor  # number of the group in its section
+    stride: Tensor  # groups of the section
+    size: Tensor  # rows of the section; with limits, those that are read
 
 
 def blocks_of(sizes: Tensor) -> Tensor:
-    """Blocks of lists of so many rows."""
+    """Blocks of lists with these numbers of rows."""
     return _quotient(sizes + (SPAN - 1), SPAN)
 
 
 def tasks_of(
     x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None = None, *, sample: bool = True
 ) -> Tasks:
-    """Order the tasks of probed (Q, P) by list; list number L is none. limits (Q, P): see `Tasks`."""
+    """Sort the tasks of probed (Q, P), L for no list, by list. limits (Q, P): rows to read, None for all.
+
+    With `sample` false no list is part of a sampled product.
+    """
     nlist = lists.offsets.shape[0] - 1
     target = probed.flatten()
     order = torch.sort(narrow(target, nlist + 1), stable=True).indices
@@ -83,26 +87,26 @@ def tasks_of(
     rank = torch.empty_like(order)
     rank[order] = torch.arange(order.shape[0], device=order.device) - first[target[order]]
     blocks = blocks_of(lists.sizes)
-    held = visits * blocks
-    sampled = torch.zeros_like(held, dtype=torch.bool)
+    stored = visits * blocks
+    sampled = torch.zeros_like(stored, dtype=torch.bool)
     if sample and has_sampled_product(x, lists.packed, SPAN):
-        # A sampled block reads SPAN rows whatever its list; it must not reach behind the last row.
-        reach = lists.offsets + lists.sizes + (GROUP + BLOCK)
-        sampled = (visits * lists.sizes < PRODUCT_PAYS) & (reach <= lists.packed.shape[0])
-    queries, before = _quotient(order, probed.shape[1]), held.cumsum(0) - held
-    seen = None if limits is None else limits.flatten()[order]
-    return Tasks(queries, visits, blocks, rank.view(probed.shape), before, sampled, seen)
+        # A sampled block always reads SPAN rows, also beyond the end of its list, but there must be such rows.
+        end = lists.offsets + lists.sizes + (GROUP + BLOCK)
+        sampled = (visits * lists.sizes < PRODUCT_PAYS) & (end <= lists.packed.shape[0])
+    queries, before = _quotient(order, probed.shape[1]), stored.cumsum(0) - stored
+    task_limits = None if limits is None else limits.flatten()[order]
+    return Tasks(queries, visits, blocks, rank.view(probed.shape), before, sampled, task_limits)
 
 
 def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
-    """The matrix products there are to compute, in one reused piece of memory: a tile is gone when the next comes.
+    """The matrix products of all lists that are not sampled. Each tile overwrites the scores of the one before it.
 
     Waits for the device once.
     """
     starts, ends = lists.offsets.tolist(), (lists.offsets + lists.sizes).tolist()
     counts, skipped = tasks.visits.tolist(), tasks.sampled.tolist()
     firsts = [0, *itertools.accumulate(counts)]
-    scratch = Workspace(x.device)
+    memory = Workspace(x.device)
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         count = counts[number]
         if not count or skipped[number]:
@@ -116,7 +120,7 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
             for task in range(0, count, step):
                 first = firsts[number] + task
                 queries = tasks.queries[first : first + min(step, count - task)]
-                scores = scratch.take(queries.shape[0], padded)
+                scores = memory.take(queries.shape[0], padded)
                 _product(x.index_select(0, queries), vectors, bias, scores)
                 if tasks.limits is not None:
                     _hide(scores[:, :size], tasks.limits[first : first + queries.shape[0]] - (row - start))
@@ -124,7 +128,7 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
 
 
 def _product(x: Tensor, vectors: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """Ranking scores of `vectors` (d, n) for x (m, d), written to the first columns of `out`."""
+    """Write the ranking scores of `vectors` (d, n) for x (m, d) to the first n columns of `out`, -inf to the others."""
     real = out[:, : vectors.shape[1]]
     if bias is None:
         torch.mm(x, vectors, out=real)
@@ -135,17 +139,17 @@ def _product(x: Tensor, vectors: Tensor, bias: Tensor | None, out: Tensor) -> No
 
 
 def _hide(scores: Tensor, limits: Tensor) -> None:
-    """Blank out of scores (m, n) what lies behind the first `limits` (m,) of each row. Waits for the device."""
-    everyone = max(0, int(limits.min()))  # sees so many
-    if everyone < scores.shape[1]:
-        along = torch.arange(everyone, scores.shape[1], device=scores.device)
-        scores[:, everyone:].masked_fill_(along >= limits[:, None], NEVER)
+    """Set scores (m, n) after the first `limits[i]` of row i to -inf; limits (m,). Waits for the device."""
+    start = max(0, int(limits.min()))
+    if start < scores.shape[1]:
+        column = torch.arange(start, scores.shape[1], device=scores.device)
+        scores[:, start:].masked_fill_(column >= limits[:, None], NEVER)
 
 
 def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Workspace) -> tuple[Tensor, Tensor]:
-    """The maxima of every task's blocks (B,) and groups (B, BLOCK), for queries x (Q, d) relative to the origin.
+    """The maxima of the blocks (B,) and of their groups (B, BLOCK) of all tasks, for x (Q, d) relative to the origin.
 
-    The latter lie in `memory`.
+    The maxima of the groups are stored in `memory`.
     """
     total, sampled = torch.stack([(tasks.visits * tasks.blocks).sum(), _sampled_blocks(tasks).sum()]).tolist()
     fine = memory.take(total, BLOCK)
@@ -155,20 +159,21 @@ def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Workspac
         _multiply_lists(x, lists, tasks, fine, blank=False)
     coarse = fine.amax(1)
     if sampled < total and not bool(coarse.amax() < -NEVER):
-        # A product overflowed: its maximum hides the other rows of its group, so overflow is blanked out first.
+        # A product overflowed. As the maximum of its group it would hide the other rows, so it is set to -inf first.
         _multiply_lists(x, lists, tasks, fine, blank=True)
         torch.amax(fine, 1, out=coarse)
     return coarse, fine
 
 
 def _multiply_lists(x: Tensor, lists: InvertedLists, tasks: Tasks, fine: Tensor, *, blank: bool) -> None:
+    """Write the maxima of the lists that are not sampled to `fine` (B, BLOCK); `blank` sets overflow to -inf first."""
     before, counts, blocks = tasks.before.tolist(), tasks.visits.tolist(), tasks.blocks.tolist()
     for tile in tiles(x, lists, tasks):
         count, rows = tile.scores.shape
         if blank:
             tile.scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER)
-        start, held, first = before[tile.list], counts[tile.list] * blocks[tile.list], tile.row // SPAN
-        maxima = fine[start : start + held].view(counts[tile.list], -1)[tile.task : tile.task + count]
+        start, stored, first = before[tile.list], counts[tile.list] * blocks[tile.list], tile.row // SPAN
+        maxima = fine[start : start + stored].view(counts[tile.list], -1)[tile.task : tile.task + count]
         groups = rows // GROUP
         section = maxima[:, first * BLOCK : (first + -(-rows // SPAN)) * BLOCK]
         torch.amax(tile.scores.view(count, GROUP, groups), 1, out=section[:, :groups])
@@ -182,48 +187,49 @@ def _sampled_blocks(tasks: Tasks) -> Tensor:
 
 
 def _sample_blocks(x: Tensor, lists: InvertedLists, tasks: Tasks, fine: Tensor) -> None:
-    """The lists that few queries visit, as rows of a sampled product: one row of SPAN entries a block."""
-    held = _sampled_blocks(tasks)
-    numbers = torch.repeat_interleave(torch.arange(held.shape[0], device=x.device), held)
-    firsts, shifts = tasks.visits.cumsum(0) - tasks.visits, held.cumsum(0) - held
-    for chunk in range(0, numbers.shape[0], _BLOCKS):
-        number = numbers[chunk : chunk + _BLOCKS]
-        along = torch.arange(chunk, chunk + number.shape[0], device=x.device) - shifts[number]
-        task = _quotient(along, tasks.blocks[number])
-        block = along - task * tasks.blocks[number]
-        task = firsts[number] + task
-        at = strands(lists, number, block * BLOCK, None if tasks.limits is None else tasks.limits[task])
+    """Write the maxima of the sampled lists to `fine` (B, BLOCK). A block is one row of the product, SPAN entries."""
+    stored = _sampled_blocks(tasks)
+    list_of = torch.repeat_interleave(torch.arange(stored.shape[0], device=x.device), stored)
+    first_task, first_block = tasks.visits.cumsum(0) - tasks.visits, stored.cumsum(0) - stored
+    for start in range(0, list_of.shape[0], _BLOCKS):
+        number = list_of[start : start + _BLOCKS]
+        position = torch.arange(start, start + number.shape[0], device=x.device) - first_block[number]
+        task = _quotient(position, tasks.blocks[number])
+        block = position - task * tasks.blocks[number]
+        task = first_task[number] + task
+        at = group_rows(lists, number, block * BLOCK, None if tasks.limits is None else tasks.limits[task])
         query = x.index_select(0, tasks.queries[task])
-        runs = at.first[:, None] + at.apart[:, None] * torch.arange(GROUP, device=x.device)
-        rows = runs[:, :, None] + torch.arange(BLOCK, device=x.device)
+        runs = at.first[:, None] + at.stride[:, None] * torch.arange(GROUP, device=x.device)
+        rows = runs[:, :, None] + torch.arange(BLOCK, device=x.device)  # (b, GROUP, BLOCK)
         bias = lists.bias.unfold(0, BLOCK, 1)[runs] if lists.bias.shape[0] else x.new_zeros(rows.shape)
         scores = sampled_product(query, lists.packed, rows.flatten(1), bias.flatten(1)).view(rows.shape)
-        short = torch.nonzero(at.along + (GROUP - 1) * at.apart + BLOCK > at.held)[:, 0]
-        if short.shape[0]:
-            scores[short] = scores[short].masked_fill_(_behind(Strands(*(part[short] for part in at))), NEVER)
-        fine[tasks.before[number] + along] = scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER).amax(1)
+        partial = torch.nonzero(at.group + (GROUP - 1) * at.stride + BLOCK > at.size)[:, 0]
+        if partial.shape[0]:
+            unused = _unused_entries(GroupRows(*(field[partial] for field in at)))
+            scores[partial] = scores[partial].masked_fill_(unused, NEVER)
+        fine[tasks.before[number] + position] = scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER).amax(1)
 
 
-def _behind(at: Strands) -> Tensor:
-    """Entries (B, GROUP, BLOCK) of sampled blocks that are of no group, or of none of its rows."""
-    group = at.along[:, None, None] + torch.arange(BLOCK, device=at.along.device)
-    row = group + at.apart[:, None, None] * torch.arange(GROUP, device=group.device)[:, None]
-    return (group >= at.apart[:, None, None]) | (row >= at.held[:, None, None])
+def _unused_entries(at: GroupRows) -> Tensor:
+    """Entries (b, GROUP, BLOCK) of sampled blocks that are no row of the section; `at` is the first group of each."""
+    group = at.group[:, None, None] + torch.arange(BLOCK, device=at.group.device)
+    row = group + at.stride[:, None, None] * torch.arange(GROUP, device=group.device)[:, None]
+    return (group >= at.stride[:, None, None]) | (row >= at.size[:, None, None])
 
 
-def strands(lists: InvertedLists, number: Tensor, group: Tensor, limits: Tensor | None = None) -> Strands:
-    """Where the rows of a group lie. number, group (...): a list, and a group counted in it.
+def group_rows(lists: InvertedLists, number: Tensor, group: Tensor, limits: Tensor | None = None) -> GroupRows:
+    """The rows of groups. number, group (...): the list of each, and its group counted in that list.
 
-    `limits` (...) are the rows of the list that count; they change no group, but what is in it.
+    `limits` (...) are the rows to read of the list. The division into groups does not depend on them.
     """
     section = _quotient(group, SECTION // GROUP)
-    along = group - section * (SECTION // GROUP)
-    held = (lists.sizes[number] - section * SECTION).clamp_(max=SECTION)
-    first = lists.offsets[number] + section * SECTION + along
-    apart = _quotient(held + (GROUP - 1), GROUP)
+    within = group - section * (SECTION // GROUP)
+    size = (lists.sizes[number] - section * SECTION).clamp_(max=SECTION)
+    first = lists.offsets[number] + section * SECTION + within
+    stride = _quotient(size + (GROUP - 1), GROUP)
     if limits is not None:
-        held = torch.minimum(held, limits - section * SECTION)
-    return Strands(first, along, apart, held)
+        size = torch.minimum(size, limits - section * SECTION)
+    return GroupRows(first, within, stride, size)
 
 
 def _quotient(x: Tensor, y: Tensor | int) -> Tensor:

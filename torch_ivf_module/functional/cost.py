@@ -1,6 +1,6 @@
-"""What a scan costs: the model behind search_mode="auto".
+"""Predicted time of a scan: the model behind search_mode="auto".
 
-Q queries, L lists, P probes, d dim, k results, W candidates a query.
+Q queries, L lists, P probes, d dim, k results, W rows that a query reads.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from .sampled_addmm import has_sampled_product
 
 
 class Costs(NamedTuple):
-    """Nanoseconds on the device's threads together; *_dim is a share for each dimension of a vector."""
+    """Nanoseconds, with all threads of the device; *_dim is the cost per dimension of a vector."""
 
-    candidate: float  # query-major: find a candidate, add its bias, select
+    candidate: float  # query-major: find a row, add its bias, select
     candidate_dim: float
-    order: float  # list-major: the calls that any search takes beyond a query-major one
+    order: float  # list-major: the calls that every search makes in addition to those of a query-major one
     select: float  # list-major: the selections of one query
-    survivor: float  # list-major: one row scored again
+    survivor: float  # list-major: score one row of the selected groups again
     visit: float  # list-major: the calls for one list by matrix product
-    row_dim: float  # list-major: reading a visited row
+    row_dim: float  # list-major: read a row of a visited list
     product: float  # list-major: reduce one score of a matrix product
     product_dim: float
     sampled: float  # list-major: one score of the sampled product
@@ -33,9 +33,9 @@ class Costs(NamedTuple):
 
 # Fitted to the headline and the photographs, nq from 1 to 19,600, on two x86-64 cores with AVX2.
 _CPU = Costs(8.0, 0.18, 1.4e6, 15e3, 60.0, 120e3, 0.15, 0.25, 0.0135, 8.0, 0.06)
-# There is no sampled product for half precision: vectors are gathered and widened, lists are widened once.
+# There is no sampled product for half precision: gathered vectors and visited lists are converted to float32.
 _CPU_HALF = _CPU._replace(candidate=30.0, candidate_dim=1.2, survivor=180.0, row_dim=0.4)
-# Not measured: an accelerator pays for launches, of which list-major takes about ten a list.
+# Not measured: on an accelerator the cost is launches, of which list-major makes about ten per list.
 _OTHER = Costs(0.2, 0.01, 2e6, 100.0, 1.0, 100e3, 0.001, 0.001, 0.0001, 0.0, 0.0)
 
 
@@ -56,10 +56,10 @@ def cheapest(
     else:
         scores = torch.zeros_like(visits).scatter_add_(0, probed.flatten(), limits.flatten())
     sampled = (scores < PRODUCT_PAYS) & fused
-    counted = [(scores * sampled).sum(), scores.sum(), (scores * ~sampled > 0).sum(), lists.sizes[visits > 0].sum()]
-    few, every, products, rows = torch.stack(counted).tolist()
-    by_list += few * (price.sampled + price.sampled_dim * dim) + rows * price.row_dim * dim
-    by_list += products * price.visit + (every - few) * (price.product + price.product_dim * dim)
+    counts = [(scores * sampled).sum(), scores.sum(), (scores * ~sampled > 0).sum(), lists.sizes[visits > 0].sum()]
+    by_samples, total, products, rows = torch.stack(counts).tolist()
+    by_list += by_samples * (price.sampled + price.sampled_dim * dim) + rows * price.row_dim * dim
+    by_list += products * price.visit + (total - by_samples) * (price.product + price.product_dim * dim)
     return "csr" if by_list < by_query else "matrix", _why(by_query, by_list)
 
 

@@ -1,4 +1,4 @@
-"""Which rows carry an id. A row is a position, an id the user's label of it; several rows may carry one id.
+"""The rows of an id. A row is a position, an id the user's label of it; several rows may have the same id.
 
 N rows, W wanted ids, H hits.
 """
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def rows_with(ids: Tensor, order: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """All rows that carry a wanted id (W,): rows (H,) and the place in `wanted` of each (H,), in that order.
+    """All rows that have a wanted id (W,): rows (H,), and the position of their id in `wanted` (H,), which ascends.
 
-    `order` (N,) sorts the ids (N,), stably. Costs W * log N; rows of one id ascend.
+    `order` (N,) sorts the ids (N,), stably. Takes W log N time; the rows of one id ascend.
 
     >>> ids = torch.tensor([7, 5, 7])
     >>> rows_with(ids, torch.argsort(ids, stable=True), torch.tensor([7, 6]))
@@ -21,12 +21,12 @@ def rows_with(ids: Tensor, order: Tensor, wanted: Tensor) -> tuple[Tensor, Tenso
     first = torch.searchsorted(ids, wanted, sorter=order)
     counts = torch.searchsorted(ids, wanted, sorter=order, right=True) - first
     which = torch.repeat_interleave(torch.arange(wanted.shape[0], device=ids.device), counts)
-    along = torch.arange(which.shape[0], device=ids.device) - (counts.cumsum(0) - counts)[which]
-    return order[first[which] + along], which
+    nth = torch.arange(which.shape[0], device=ids.device) - (counts.cumsum(0) - counts)[which]
+    return order[first[which] + nth], which
 
 
 def matches(ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """`rows_with` without an order, for wanted ids (W,) that ascend: one pass over the ids, rows (H,) ascend."""
+    """`rows_with` for wanted ids (W,) that ascend, without a sorted order: one pass over the ids; rows (H,) ascend."""
     if not wanted.shape[0]:
         return ids.new_empty(0), ids.new_empty(0)
     at = torch.searchsorted(wanted, ids).clamp_(max=wanted.shape[0] - 1)
@@ -35,5 +35,5 @@ def matches(ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def last_of(rows: Tensor, which: Tensor, count: int) -> Tensor:
-    """The last row found for each of `count` wanted ids (count,), -1 for none."""
+    """The last row of each of `count` wanted ids (count,), -1 for none; rows and which (H,) as `rows_with` gives."""
     return rows.new_full((count,), -1).scatter_reduce_(0, which, rows, "amax")

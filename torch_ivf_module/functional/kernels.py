@@ -19,13 +19,13 @@ Scan = Callable[[Tensor, InvertedLists, Tensor, Tensor | None, int, int, int], t
 
 
 class Kernel(Protocol):
-    """A device's own implementation. All of it gives what the PyTorch operations give, up to rounding."""
+    """An implementation for one device. Every method gives what the PyTorch operations give, up to rounding."""
 
     def available(self, x: Tensor) -> bool:
         """Whether it can be used now, for queries (Q, d) of this device and dtype."""
 
     def serves(self, vectors: Tensor) -> bool:
-        """Whether it takes such stored vectors (N, d)."""
+        """Whether it supports the dtype, layout and number of these stored vectors (N, d)."""
 
     def search(
         self,
@@ -56,7 +56,7 @@ KERNELS: list[Kernel] = []  # native/ adds its own
 
 
 def kernel_for(x: Tensor) -> Kernel | None:
-    """The kernel for queries x (Q, d), None where there is none. Selected once for a search; never while tracing."""
+    """The kernel for queries x (Q, d), None if there is none. Selected once per search; never while tracing."""
     for kernel in KERNELS:
         if kernel.available(x):
             return kernel

@@ -1,4 +1,4 @@
-"""Fitting centroids: Lloyd's k-means on a sample, empty clusters split, as faiss trains its coarse quantizer.
+"""Training centroids: Lloyd's k-means on a sample; empty clusters are refilled by splitting others, as in faiss.
 
 N rows, L lists, d dim.
 """
@@ -15,33 +15,33 @@ from .._arrays import finite_in_dtype, floats
 from . import metric as metrics
 from .probe import coarse_of, nearest_by_ranking
 
-_SPLIT = 1.0 / 1024  # how far the halves of a split cluster move apart, relative to its spread; faiss: to its mean
-_ROUNDING = 4 * torch.finfo(torch.float32).eps  # how far equal rows may seem to be from their mean, relative to it
-_PART = 1 << 14  # rows that are held in float64 at a time
+_SPLIT = 1.0 / 1024  # distance of the halves of a split cluster, relative to its spread (in faiss: to its mean)
+_ROUNDING = 4 * torch.finfo(torch.float32).eps  # relative error of the mean of equal rows, at most
+_CHUNK_ROWS = 1 << 14  # rows converted to float64 at a time
 
 
 class RowShard(NamedTuple):
-    """Which rows of all there are one process has, where several train together: those from `first` on."""
+    """The position of one process's rows among those of all processes that train together."""
 
-    first: int
-    total: int
-    add: Callable[[Tensor], Tensor]  # the sum of a tensor of every process
+    first: int  # number of its first row
+    total: int  # rows of all processes
+    add: Callable[[Tensor], Tensor]  # the sum of a tensor over all processes
 
     @classmethod
     def alone(cls, x: Tensor) -> RowShard:
-        """The share of a process that has all rows."""
+        """The shard of a process that has all rows, x."""
         return cls(0, x.shape[0], lambda tensor: tensor)
 
     def has(self, x: Tensor, wanted: Tensor) -> Tensor:
-        """Which of the rows `wanted` (n,) of all are in x."""
+        """Whether the rows with the numbers `wanted` (n,) are in x, the rows of this process: bool (n,)."""
         return (wanted >= self.first) & (wanted < self.first + x.shape[0])
 
     def rows(self, x: Tensor, wanted: Tensor) -> Tensor:
-        """Rows `wanted` (n,) of all, whoever has them: (n, d) float32."""
-        mine = self.has(x, wanted)
-        found = torch.zeros(wanted.shape[0], x.shape[1], dtype=torch.float32, device=x.device)
-        found[mine] = x[wanted[mine] - self.first].float()
-        return self.add(found)  # but for one process they are zeros
+        """The rows with the numbers `wanted` (n,), from the processes that have them: (n, d) float32."""
+        local = self.has(x, wanted)
+        rows = torch.zeros(wanted.shape[0], x.shape[1], dtype=torch.float32, device=x.device)
+        rows[local] = x[wanted[local] - self.first].float()
+        return self.add(rows)  # each row is zero in all processes but one
 
 
 def kmeans(
@@ -57,19 +57,20 @@ def kmeans(
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     share: RowShard | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Fit `nlist` centroids to rows `x` (N, d): Lloyd (1982), random start, empty clusters split as faiss does.
+    """Fit `nlist` centroids to rows `x` (N, d): Lloyd (1982), random start, empty clusters refilled as in faiss.
 
     x may be a tensor of any float dtype, an array, or a list of rows.
 
-    At most ``max_points_per_centroid * nlist`` sampled rows are used. For ip and cosine the centroids are kept at
-    unit length. The global random state is not touched; a `generator` (a CPU one) goes before `seed`. `start`, where
-    given, are centroids (nlist, d) to begin with instead of random rows.
+    At most ``max_points_per_centroid * nlist`` sampled rows are used. For ip and cosine the centroids are normalized to
+    unit length. The global random state is neither used nor changed; `generator` (on the CPU) takes precedence over
+    `seed`. `start`, if given, are the initial centroids (nlist, d) instead of random rows.
 
     Returns the centroids (nlist, d) float32 and the objective of each iteration (niter,) float32: the sum of
     squared distances to the assigned centroids for l2, the sum of their products with the rows otherwise.
 
-    With a `share`, x are the rows of one of several processes, all of which call this alike. Sample and start are then
-    those of one process that has all rows; what differs is the order in which rows are summed, and so the rounding.
+    With a `share`, x are the rows of one of several processes, which all make the same call. The sample and the initial
+    centroids are those that one process with all rows would use; only the order of summation, and so the rounding,
+    differs.
 
     Raises ValueError for fewer rows than centroids, rows that float32 does not hold as finite numbers, another shape
     or an unknown metric; TypeError for rows that are not floats or not dense.
@@ -108,7 +109,7 @@ def kmeans(
 
 
 def _checked(x: object, name: str) -> Tensor:
-    """Rows (N, d) of finite floats: float64 as the float32 that they are compared in."""
+    """x as a tensor (N, d) of finite floats, float64 converted to float32."""
     tensor = floats(x, name)
     if tensor.dim() != 2 or tensor.shape[1] == 0:
         raise ValueError(f"{name} must have shape (n, d), got {tuple(tensor.shape)}")
@@ -118,7 +119,7 @@ def _checked(x: object, name: str) -> Tensor:
 
 
 def _sampled(x: Tensor, share: RowShard, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which of all rows are used (S,), at most so many, and those of them that x has (n, d) float32."""
+    """The numbers of at most `most` sampled rows (S,), and those of the rows that are in x, (n, d) float32."""
     order = torch.randperm(share.total, generator=generator, device="cpu")
     if share.total <= most:
         return torch.arange(share.total, device=x.device), x.float()
@@ -134,7 +135,8 @@ def _improved(
     generator: torch.Generator,
     add: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The mean of the rows of each cluster (L, d); an empty one takes a half of another, or else keeps its centroid."""
+    """The mean of the rows of each cluster (L, d). An empty cluster takes half of another if one can be split, else it
+    keeps its centroid."""
     counts = add(torch.bincount(assigned, minlength=centroids.shape[0]))
     means = add(_sums(rows, assigned, centroids)) / counts.clamp(min=1)[:, None]
     empty = torch.nonzero(counts == 0)[:, 0]
@@ -143,51 +145,59 @@ def _improved(
     means[empty] = centroids[empty]
     means = metrics.on_sphere(means, metric)
     spread = (add(_squares(rows, assigned, means, metric)) / counts.clamp(min=1)).sqrt()
-    # Equal rows all go to the same half, so a cluster of them is not split.
+    # A cluster of equal rows is not split, since all of them would be assigned to the same half.
     weights = (counts - 1).clamp(min=0).double().masked_fill_(spread == 0, 0)
     return metrics.on_sphere(_split(means, spread, weights.cpu(), empty, generator), metric)
 
 
-def _parts(rows: Tensor, assigned: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(rows.split(_PART), assigned.split(_PART), strict=True)
+def _chunks(rows: Tensor, assigned: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and their clusters, `_CHUNK_ROWS` at a time."""
+    return zip(rows.split(_CHUNK_ROWS), assigned.split(_CHUNK_ROWS), strict=True)
 
 
 def _sums(rows: Tensor, assigned: Tensor, centroids: Tensor) -> Tensor:
-    """The sum of the rows of each cluster (L, d): made in float64, so that of equal rows the mean is their value but
-    for rounding; float32, which is half as much to send."""
+    """The sum of the rows of each cluster (L, d).
+
+    Summed in float64, so that the mean of equal rows is their value up to rounding; returned in float32, which halves
+    what processes send to each other.
+    """
     sums = torch.zeros_like(centroids, dtype=torch.float64)
-    for part, clusters in _parts(rows, assigned):
-        sums.index_add_(0, clusters, part.double())
+    for chunk, clusters in _chunks(rows, assigned):
+        sums.index_add_(0, clusters, chunk.double())
     return sums.float()
 
 
 def _squares(rows: Tensor, assigned: Tensor, means: Tensor, metric: str) -> Tensor:
-    """The sum of squared distances from the rows of each cluster to its mean (L,) float64; rounding counts as zero."""
+    """The sum of squared distances of the rows of each cluster from its mean (L,) float64.
+
+    Differences that may be due to rounding count as zero.
+    """
     sums = torch.zeros(means.shape[0], dtype=torch.float64, device=means.device)
-    for part, clusters in _parts(rows, assigned):
+    for chunk, clusters in _chunks(rows, assigned):
         mean = means[clusters]
-        apart = metrics.on_sphere(part, metric).double() - mean
-        apart.masked_fill_(apart.abs() <= _ROUNDING * mean.abs(), 0)
-        sums.index_add_(0, clusters, apart.square().sum(1))
+        differences = metrics.on_sphere(chunk, metric).double() - mean
+        differences.masked_fill_(differences.abs() <= _ROUNDING * mean.abs(), 0)
+        sums.index_add_(0, clusters, differences.square().sum(1))
     return sums
 
 
 def _split(means: Tensor, spread: Tensor, weights: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
-    """The means (L, d) with each of the `empty` clusters (E,) at one half of another, drawn by its weight (L,).
+    """The means (L, d) with each `empty` cluster (E,) placed at one half of another, drawn by its weight (L,).
 
-    As in faiss, both halves move, to opposite sides, but by a part of the spread (L,): a step relative to the mean
-    would depend on where zero is. Each split has a random direction, so that a cluster that is split several times
-    falls into as many parts. All draws are made at once. A cluster that is drawn several times is split once, and what
-    is left of its draws is drawn again from the halves: about log2(E) rounds. All tensors but `empty` are overwritten.
+    As in faiss, the two halves move in opposite directions, but by a fraction of the spread (L,): a step relative to
+    the mean would depend on where zero is. Each split has a random direction, so that a cluster that is split several
+    times gives different centroids. A round draws one cluster for each empty one. A cluster that is drawn several
+    times is split once; the empty clusters that remain are filled in the next round, of about log2(E) in all.
+    Overwrites all tensors but `empty`.
     """
     while empty.shape[0] and bool((weights > 0).any()):
         drawn = torch.multinomial(weights, empty.shape[0], replacement=True, generator=generator).unique()
-        weights[drawn] = (weights[drawn] - 1).clamp(min=0) / 2  # of halves of halves: below one there is none to spare
+        weights[drawn] = (weights[drawn] - 1).clamp(min=0) / 2  # a cluster of one row cannot be split
         signs = torch.randint(2, (drawn.shape[0], means.shape[1]), dtype=torch.int8, generator=generator, device="cpu")
         drawn = drawn.to(means.device)
-        fresh, empty = empty[: drawn.shape[0]], empty[drawn.shape[0] :]
+        filled, empty = empty[: drawn.shape[0]], empty[drawn.shape[0] :]
         old, width = means[drawn], spread[drawn]
         step = torch.maximum(2 * _ROUNDING * old.abs(), _SPLIT * width[:, None]) * (2 * signs.to(width) - 1)
-        means[drawn], means[fresh] = (old - step).float(), (old + step).float()
-        weights[fresh.cpu()], spread[fresh] = weights[drawn.cpu()], width
+        means[drawn], means[filled] = (old - step).float(), (old + step).float()
+        weights[filled.cpu()], spread[filled] = weights[drawn.cpu()], width
     return means

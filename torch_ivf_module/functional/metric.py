@@ -5,10 +5,10 @@ Q queries, N vectors, K candidates of one query, d dim.
 Two kinds of score appear:
 
 * the *ranking score* of a scan, ``<x - origin, v> + bias(v)``: one product and one addition. For l2 it is
-  ``(|x - origin|^2 - |x - v|^2) / 2`` less a term that depends on the query alone, so it orders the vectors as
-  the distance does. Taking the origin inside the data keeps the cancellation of the expanded square away from
-  data that lies far from zero.
-* the *exact score* of the few vectors that survive, computed from differences for l2; it is what users see.
+  ``(|x - origin|^2 - |x - v|^2) / 2`` minus a term that depends on the query alone, so it orders the vectors as
+  the distance does. An origin within the data avoids the cancellation of the expanded square where data lies far
+  from zero.
+* the *exact score* of the candidates of a scan, for l2 computed from differences; it is what users see.
 """
 
 from __future__ import annotations
@@ -19,35 +19,38 @@ import torch
 from torch import Tensor
 
 METRICS = ("l2", "ip", "cosine")
-ORDERING = {"l2": "residual_norm_asc", "ip": "proj_desc", "cosine": "proj_desc"}  # see `centrality`
-_SAMPLE = 256  # rows that decide the origin; a median of so many is within a tenth of a spread
+ORDERING = {"l2": "residual_norm_asc", "ip": "proj_desc", "cosine": "proj_desc"}  # the names of `centrality`
+_SAMPLE = 256  # rows whose median is the origin; it is within a tenth of a standard deviation of that of all rows
 
 
 def check_metric(metric: str) -> str:
-    """Return `metric`, or raise ValueError naming the ones there are."""
+    """Return `metric`, or raise a ValueError that names all metrics."""
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
     return metric
 
 
 def prepare(x: Tensor, metric: str) -> Tensor:
-    """What is compared: `x` itself, or for cosine `x` at unit length, at least float32 (a zero row stays zero)."""
+    """The vectors that the metric compares: `x` itself; for cosine `x` at unit length, at least float32.
+
+    A zero row stays zero.
+    """
     if metric != "cosine":
         return x
     x = x if x.dtype == torch.float64 else x.float()
-    # Dividing by the largest entry first keeps the square from overflowing or vanishing.
+    # Dividing by the largest entry first keeps the squares from overflow and underflow.
     largest = x.detach().abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_ones(1)
     x = x / torch.where(largest > 0, largest, torch.ones_like(largest))
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def on_sphere(centroids: Tensor, metric: str) -> Tensor:
-    """Centroids as training keeps them: at unit length unless the metric is l2."""
+    """Centroids at unit length, or unchanged if the metric is l2."""
     return centroids if metric == "l2" else prepare(centroids, "cosine")
 
 
 def clustering_objective(shifted: Tensor, best: Tensor, metric: str) -> Tensor:
-    """What k-means improves: the sum of squared distances (l2), or of products, to the assigned centroids.
+    """The objective of k-means: the sum of squared distances to the assigned centroids (l2), or of products with them.
 
     `best` (N,) are the ranking scores of rows `shifted` (N, d) against centroids relative to the same origin.
     """
@@ -60,38 +63,38 @@ def origin_of(vectors: Tensor, metric: str) -> Tensor:
     """The origin (d,) of distances: a median, which outliers do not move; zero for ip and cosine."""
     if metric != "l2" or vectors.shape[0] == 0:
         return torch.zeros(vectors.shape[1], dtype=torch.float32, device=vectors.device)
-    # Of an expanded tensor, whose rows share their memory, torch's median is garbage now and then.
+    # Contiguous, because torch's median of an expanded tensor, whose rows share their memory, is sometimes wrong.
     return vectors[:: origin_step(vectors.shape[0])].float().contiguous().median(dim=0).values
 
 
 def origin_step(count: int) -> int:
-    """The origin is that of every so many of `count` vectors, and of those alone is the same again."""
+    """The step of the slice of `count` vectors v that decides the origin: ``origin_of(v[::step])`` is the same."""
     return max(1, count // _SAMPLE)
 
 
 def row_bias(vectors: Tensor, origin: Tensor, metric: str) -> Tensor:
-    """The part of the ranking score that a vector brings along, (N,) float32; empty where there is none."""
+    """The term of the ranking score that depends on the vector alone, (N,) float32; (0,) if the metric has none."""
     if metric != "l2":
         return torch.zeros(0, dtype=torch.float32, device=vectors.device)
-    parts = [
-        torch.cdist(part.float(), origin[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
-        for part in vectors.split(1 << 16)
+    norms = [
+        torch.cdist(chunk.float(), origin[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
+        for chunk in vectors.split(1 << 16)
     ]
-    # -inf marks a row that a filter excludes. A square that overflows becomes the lowest finite number: a score that is
-    # too high hides no row.
-    return torch.cat(parts).square_().mul_(-0.5).clamp_(min=torch.finfo(torch.float32).min)
+    # -inf would mean that a filter excludes the row, so a square that overflows becomes the lowest finite number. The
+    # ranking score is then too high, which makes the row a candidate and cannot lose it.
+    return torch.cat(norms).square_().mul_(-0.5).clamp_(min=torch.finfo(torch.float32).min)
 
 
 def by_differences(metric: str) -> bool:
-    """Whether exact scores come from differences of vectors, and not from products."""
+    """Whether exact scores are computed from differences of vectors, not from products."""
     return metric == "l2"
 
 
 def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
     """Exact scores of `vectors` (Q, K, d) for `x` (Q, d): (Q, K), differentiable in `x`.
 
-    l2: the negated squared distance. ip, cosine: the inner product. May overwrite `vectors`: fresh memory for the
-    differences would cost a CPU more than the arithmetic.
+    l2: the negated squared distance. ip, cosine: the inner product. May overwrite `vectors`: on a CPU, allocating
+    memory for the differences would take longer than the arithmetic.
 
     >>> exact_scores(torch.zeros(1, 2), torch.tensor([[[3.0, 4.0]]]), "l2")
     tensor([[-25.]])
@@ -102,26 +105,26 @@ def exact_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
 
 
 def differentiable_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
-    """`exact_scores` that overwrites nothing, for every kind of derivative with respect to `x`."""
+    """`exact_scores` without in-place operations, for every kind of derivative with respect to `x`."""
     if metric != "l2":
         return torch.einsum("qd,qkd->qk", x, vectors)
     return -(x[:, None] - vectors).square().sum(-1)
 
 
 def rounding(d: int) -> float:
-    """No less than the error of a float32 sum of d products, relative to the product of the norms.
+    """A bound of the error of a float32 sum of d products, relative to the product of the norms.
 
-    Half a unit in the last place for each addition of a chain: libraries of matrix products sum at most about 512
-    dimensions in one chain, and then such parts. Some more for the roundings of the factors and the bias.
+    Half a unit in the last place for each addition: matrix product libraries add at most about 512 dimensions one after
+    another, and then add these partial sums. 24 more for the rounding of the factors and of the bias.
     """
     return 2.0**-24 * (min(d, 512) + d // 512 + 24)
 
 
 def needed_ranking(x: Tensor, origin: Tensor, score: Tensor, *, relative: bool = False) -> Tensor:
-    """The ranking score (Q,) float32 that a row reaches if its exact l2 score exceeds `score` (Q,), with rounding.
+    """A lower bound (Q,) float32 of the rounded ranking score of every row whose exact l2 score exceeds `score` (Q,).
 
-    x (Q, d) are the queries before the origin is subtracted; `relative` says that the vectors were multiplied relative
-    to the origin too. -inf where nothing can be said, so that every row counts.
+    x (Q, d) are the queries before the origin is subtracted. `relative` says that the stored vectors are relative to
+    the origin too. The bound is -inf if scores may overflow, so that every row reaches it.
     """
     y, o = shift(x, origin, "l2").double(), torch.zeros_like(origin) if relative else origin
     o = o.double()
@@ -144,22 +147,22 @@ def overflowing(x: Tensor, origin: Tensor) -> Tensor:
     return ~(size * (size + 2.0**64 + torch.linalg.vector_norm(origin.double())) < 2.0**126)
 
 
-def doubtful(x: Tensor, origin: Tensor, lowest: Tensor, kth: Tensor, *, relative: bool = False) -> Tensor:
-    """Queries x (Q, d) for which, by l2, a row that a scan left out may be nearer than the k-th kept: bool (Q,).
+def uncertified(x: Tensor, origin: Tensor, lowest: Tensor, kth: Tensor, *, relative: bool = False) -> Tensor:
+    """Queries x (Q, d) for which, by l2, a row that is no candidate may be nearer than the k-th result: bool (Q,).
 
-    `lowest` (Q,) is what no ranking score left out exceeds, -inf where all rows were kept, and `kth` (Q,) the exact
-    score of the k-th result. (For ip and cosine the exact score is the same product in another order of summation: it
-    tells no more than the ranking score, and nothing is settled.)
+    `lowest` (Q,) is an upper bound of the ranking scores of all rows that are no candidates, -inf if there are none;
+    `kth` (Q,) is the exact score of the k-th result. (For ip and cosine the exact score is the same product in another
+    order of summation, no more precise than the ranking score. There a second pass could not improve the answer.)
     """
     reached = (lowest > -math.inf) & (lowest >= needed_ranking(x, origin, kth, relative=relative))
     return reached | overflowing(x, origin)
 
 
 def centrality(vectors: Tensor, centroids: Tensor, metric: str) -> Tensor:
-    """How likely a vector is a result for whoever visits its list, (N,): what ORDERING names sorts by it.
+    """How likely a vector is a result of a query that probes its list, (N,); the orderings in ORDERING sort by it.
 
-    vectors, centroids (N, d): each vector and the centroid of its list. l2: less for one that lies farther from it,
-    for in many dimensions the far ones are far from queries too; ip, cosine: the product with it.
+    vectors, centroids (N, d): each vector and the centroid of its list. l2: the negated squared distance of the two,
+    since in many dimensions vectors far from the centroid are far from most queries too; ip, cosine: their product.
     """
     if metric == "l2":
         return (vectors - centroids).square().sum(1).neg()
@@ -167,28 +170,28 @@ def centrality(vectors: Tensor, centroids: Tensor, metric: str) -> Tensor:
 
 
 def to_distance(scores: Tensor, metric: str) -> Tensor:
-    """Exact scores to what users see: squared L2, inner product or cosine."""
+    """Exact scores as users see them: squared L2 distance, inner product or cosine."""
     return -scores if metric == "l2" else scores
 
 
 def to_score(distance: Tensor, metric: str) -> Tensor:
-    """Exact scores of what users see; of radii, those that the results of a range search must exceed."""
+    """The exact score of a distance that users see, or of a radius: the results of a range search exceed it."""
     return -distance if metric == "l2" else distance
 
 
 def range_threshold(x: Tensor, origin: Tensor, score: Tensor, vectors: Tensor, metric: str) -> Tensor:
-    """The ranking score (Q,) that every row of `vectors` (N, d) reaches whose exact score exceeds `score` (Q,).
-
-    Rounding is allowed for. x (Q, d) are the queries before the origin is subtracted.
+    """A lower bound (Q,) of the rounded ranking score of every row of `vectors` (N, d) whose exact score exceeds
+    `score` (Q,). x (Q, d) are the queries before the origin is subtracted.
     """
     if metric == "l2":
         return needed_ranking(x, origin, score)
-    norms = [torch.linalg.vector_norm(part.double(), dim=1).amax() for part in vectors.split(1 << 14) if part.shape[0]]
+    chunks = [chunk for chunk in vectors.split(1 << 14) if chunk.shape[0]]
+    norms = [torch.linalg.vector_norm(chunk.double(), dim=1).amax() for chunk in chunks]
     largest = torch.stack(norms).amax() if norms else origin.new_zeros((), dtype=torch.float64)
     slack = 2 * rounding(x.shape[1]) * largest * torch.linalg.vector_norm(x.double(), dim=1)
     return (score.double() - slack).float()
 
 
 def shift(x: Tensor, origin: Tensor, metric: str) -> Tensor:
-    """The queries as the scan multiplies them: relative to the origin for l2."""
+    """The queries that a scan multiplies with the vectors: for l2 relative to the origin, else unchanged."""
     return x - origin if metric == "l2" else x

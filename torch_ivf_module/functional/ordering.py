@@ -1,4 +1,4 @@
-"""The order of rows within a list, such that the first rows of it are the likeliest results.
+"""The order of rows within a list that puts the likeliest results first.
 
 L lists, N vectors, d dim.
 """
@@ -16,17 +16,18 @@ _ROWS = 1 << 14  # vectors at a time: with their centroids 16 MiB of temporaries
 
 
 def order_within_lists(packed: Tensor, offsets: Tensor, ids: Tensor, centroids: Tensor, metric: str) -> Tensor:
-    """The rows (N,) in the order they should lie in: by list, the best first by `metric.centrality`.
+    """The rows (N,) sorted by list, and within a list by falling `metric.centrality`.
 
-    Rows of one list that share an id keep their order among themselves, so that the last stays the last added.
+    Rows of one list that share an id stay in their order, so that the last of them is still the one added last.
     """
     nlist = centroids.shape[0]
-    number = torch.repeat_interleave(torch.arange(nlist, device=packed.device), lengths(offsets))
-    worth = in_chunks(
-        lambda rows, home: metrics.centrality(rows.float(), centroids[home], metric), _ROWS, packed, number
+    assigned = torch.repeat_interleave(torch.arange(nlist, device=packed.device), lengths(offsets))
+    centrality = in_chunks(
+        lambda vectors, lists: metrics.centrality(vectors.float(), centroids[lists], metric), _ROWS, packed, assigned
     )
-    order = torch.sort(worth, descending=True, stable=True).indices
-    order = order[torch.sort(narrow(number[order], nlist), stable=True).indices]
+    order = torch.sort(centrality, descending=True, stable=True).indices
+    order = order[torch.sort(narrow(assigned[order], nlist), stable=True).indices]
+    # Put the rows of one id, wherever they now are, into their former order.
     by_id = torch.sort(ids, stable=True).indices
     order[torch.sort(ids[order], stable=True).indices] = by_id
     return order

@@ -1,6 +1,6 @@
-"""Which lists a query visits. Assigning a vector to a list is probing with nprobe = 1.
+"""The lists that a query probes. Assigning a vector to a list is probing with nprobe = 1.
 
-Q queries, L lists, P probes, d dim, K candidates a query.
+Q queries, L lists, P probes, d dim, K candidates per query.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .rescore import rescore
 from .select import best_positions
 from .workspace import Workspace
 
-_CHUNK_SCORES = 1 << 20  # scores held at a time: 4 MiB stays in cache, where a second pass over it is cheap
+_CHUNK_SCORES = 1 << 20  # scores computed at a time: 4 MiB stays in cache, where reading them again is cheap
 _WORKSPACE = 64 << 20  # bytes that a kernel may use
 
 
 class Coarse(NamedTuple):
-    """The coarse quantizer: centroids, and what is derived from them once."""
+    """The coarse quantizer: centroids, and the tensors that are derived from them once."""
 
     centroids: Tensor  # (L, d) float32
     relative: Tensor  # (L, d) float32, relative to the origin
@@ -33,12 +33,12 @@ class Coarse(NamedTuple):
     sizes: Tensor  # (2,) int64
 
     def as_list(self) -> InvertedLists:
-        """The centroids as one inverted list, whose rows are the numbers of the lists. Its `ids` are of no meaning."""
+        """The centroids as one inverted list: its row l is centroid l. Its `ids` are not used."""
         return InvertedLists(self.centroids, self.offsets, self.offsets, self.sizes, self.bias)
 
 
 def coarse_of(centroids: Tensor, metric: str, origin: Tensor | None = None) -> Coarse:
-    """Centroids (L, d) made ready for `probe`, relative to `origin` (d,) or to their median."""
+    """The coarse quantizer of centroids (L, d), relative to `origin` (d,) or to their median."""
     origin = metrics.origin_of(centroids, metric) if origin is None else origin
     bias = metrics.row_bias(centroids, origin, metric)
     offsets = torch.tensor([0, centroids.shape[0]], device="cpu").to(centroids.device)
@@ -52,29 +52,29 @@ def probe(
 
     x (Q, d) float32, finite, *not* relative to the origin. This is a search among the centroids: they are ranked in
     float32, and ranked again in float64 for queries where rounding or overflow could change which lists are chosen. A
-    kernel finds the lists whatever the mode of the search, so that no answer depends on the mode.
+    kernel, if there is one, is used in every search mode, so that the lists do not depend on the mode.
     """
     nprobe = min(nprobe, coarse.centroids.shape[0])
-    one = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
+    only_list = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)  # list 0 for every query
     if coarse.centroids.shape[0] == 1 and nprobe:
-        return x.new_zeros(x.shape[0], 1), one
-    kept = nprobe + 1 + nprobe // 4
+        return x.new_zeros(x.shape[0], 1), only_list
+    candidates = nprobe + 1 + nprobe // 4
     if kernel is not None and nprobe and kernel.serves(coarse.centroids):
-        scores, found, overflowed = kernel.search(
-            x, coarse.origin, coarse.as_list(), one, None, nprobe, kept, metric, _WORKSPACE
+        scores, lists, overflowed = kernel.search(
+            x, coarse.origin, coarse.as_list(), only_list, None, nprobe, candidates, metric, _WORKSPACE
         )
-        unclear = (found < 0).any(1)  # distances that overflow
+        uncertified = (lists < 0).any(1)  # distances that overflow
         if not metrics.by_differences(metric):
-            unclear |= overflowed
+            uncertified |= overflowed
     else:
-        scores, found, unclear = _certified(x, coarse, nprobe, kept, metric)
-    if bool(unclear.any()):
-        scores[unclear], found[unclear] = _in_float64(x[unclear], coarse, nprobe, metric)
-    return scores, found
+        scores, lists, uncertified = _probe_in_float32(x, coarse, nprobe, candidates, metric)
+    if bool(uncertified.any()):
+        scores[uncertified], lists[uncertified] = _probe_in_float64(x[uncertified], coarse, nprobe, metric)
+    return scores, lists
 
 
 def probe_by_ranking(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
-    """`probe` in operations of static shapes, for graphs: ranking scores and lists (Q, P), nothing ranked again."""
+    """`probe` in operations of static shapes, for graphs: ranking scores and lists (Q, P), not certified."""
     if coarse.centroids.shape[0] == 1 and nprobe:
         return x.new_zeros(x.shape[0], 1), torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
     return best_positions(_ranking(metrics.shift(x, coarse.origin, metric), coarse, None), nprobe)
@@ -89,51 +89,54 @@ def nearest_lists(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
 def nearest_by_ranking(x: Tensor, coarse: Coarse) -> tuple[Tensor, Tensor]:
     """The list of highest ranking score of each row x (Q, d) *relative to the origin*: scores and lists (Q,).
 
-    Not certified: near ties may go either way, as k-means can bear.
+    Not certified: of two lists that are equally near but for rounding, either may be returned. k-means allows that.
     """
     kernel = kernel_for(x)
     if kernel is not None and kernel.serves(coarse.relative):
-        scores, found = kernel.nearest(x, coarse.relative, coarse.bias, 1)
-        if bool(((found >= 0) & scores.isfinite()).all()):  # not where a score overflows
-            return scores[:, 0], found[:, 0]
+        scores, lists = kernel.nearest(x, coarse.relative, coarse.bias, 1)
+        if bool(((lists >= 0) & scores.isfinite()).all()):  # false if a score overflowed
+            return scores[:, 0], lists[:, 0]
     memory = Workspace(x.device)
 
-    def best(part: Tensor) -> tuple[Tensor, Tensor]:
-        return _ranking(part, coarse, memory).max(1)
+    def best(chunk: Tensor) -> tuple[Tensor, Tensor]:
+        return _ranking(chunk, coarse, memory).max(1)
 
     return in_chunks(best, _step(coarse), x)
 
 
-def _certified(
-    x: Tensor, coarse: Coarse, nprobe: int, kept: int, metric: str
+def _probe_in_float32(
+    x: Tensor, coarse: Coarse, nprobe: int, candidates: int, metric: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`probe` by PyTorch operations, and the queries (Q,) whose lists are not certain."""
+    """`probe` in float32 operations, and the queries (Q,) whose lists are not certified.
+
+    `candidates` is how many centroids per query are scored exactly.
+    """
     memory = Workspace(x.device)
-    kept = min(kept, coarse.centroids.shape[0])
+    candidates = min(candidates, coarse.centroids.shape[0])
 
-    def candidates(part: Tensor) -> tuple[Tensor, Tensor]:
-        ranking = _ranking(metrics.shift(part, coarse.origin, metric), coarse, memory)
-        return best_positions(ranking.nan_to_num_(nan=-torch.inf), kept)
+    def best(chunk: Tensor) -> tuple[Tensor, Tensor]:
+        ranking = _ranking(metrics.shift(chunk, coarse.origin, metric), coarse, memory)
+        return best_positions(ranking.nan_to_num_(nan=-torch.inf), candidates)
 
-    ranking, found = in_chunks(candidates, _step(coarse), x)
+    ranking, nearest = in_chunks(best, _step(coarse), x)
     if metric != "l2":
-        return ranking[:, :nprobe], found[:, :nprobe], ~ranking[:, :nprobe].isfinite().all(1)
-    scores, lists = rescore(x, coarse.centroids, found, nprobe, metric)
-    unclear = (lists < 0).any(1)
-    if kept < coarse.centroids.shape[0] and nprobe:
-        unclear |= metrics.doubtful(x, coarse.origin, ranking[:, -1], scores[:, -1], relative=True)
-    return scores, lists, unclear
+        return ranking[:, :nprobe], nearest[:, :nprobe], ~ranking[:, :nprobe].isfinite().all(1)
+    scores, lists = rescore(x, coarse.centroids, nearest, nprobe, metric)
+    uncertified = (lists < 0).any(1)
+    if candidates < coarse.centroids.shape[0] and nprobe:
+        uncertified |= metrics.uncertified(x, coarse.origin, ranking[:, -1], scores[:, -1], relative=True)
+    return scores, lists, uncertified
 
 
 def _step(coarse: Coarse) -> int:
-    """Queries whose scores are held at a time."""
+    """Queries whose scores are computed at a time."""
     return max(1, _CHUNK_SCORES // max(1, coarse.centroids.shape[0]))
 
 
 def _ranking(y: Tensor, coarse: Coarse, memory: Workspace | None) -> Tensor:
     """Ranking scores (Q, L) of the centroids for queries relative to the origin.
 
-    Written to reused memory where it is given: fresh memory for each part fragments the heap (fitting 1,600 lists to
+    Written to `memory` if given: newly allocated memory for each chunk fragments the heap (training 1,600 lists on
     400 MB grew to 2.4 GB at times).
     """
     out = None if memory is None else memory.take(y.shape[0], coarse.relative.shape[0])
@@ -142,17 +145,17 @@ def _ranking(y: Tensor, coarse: Coarse, memory: Workspace | None) -> Tensor:
     return torch.mm(y, coarse.relative.t(), out=out)
 
 
-def _in_float64(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
+def _probe_in_float64(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
     """`probe` in float64, where no square of a float32 number overflows."""
 
-    def best(part: Tensor) -> tuple[Tensor, Tensor]:
-        query, centroids = part.double(), coarse.centroids.double()
+    def best(chunk: Tensor) -> tuple[Tensor, Tensor]:
+        queries, centroids = chunk.double(), coarse.centroids.double()
         if metrics.by_differences(metric):
-            apart = torch.cdist(query, centroids, compute_mode="donot_use_mm_for_euclid_dist")
-            scores = apart.square().neg()
+            distances = torch.cdist(queries, centroids, compute_mode="donot_use_mm_for_euclid_dist")
+            scores = distances.square().neg()
         else:
-            scores = query @ centroids.t()
-        found, at = scores.topk(nprobe, dim=1)
-        return found.float(), at
+            scores = queries @ centroids.t()
+        nearest, lists = scores.topk(nprobe, dim=1)
+        return nearest.float(), lists
 
     return in_chunks(best, _step(coarse), x)

@@ -18,7 +18,7 @@ from .probe import Coarse, probe
 from .scan_above import by_query, scan_above
 from .search import capped_lists, finite_queries
 
-_PROBE_BYTES = 112  # of a query, for each list it visits
+_PROBE_BYTES = 112  # workspace of a query for each list that it probes
 _RESCORE_ROWS = 1 << 13  # vectors gathered at a time for exact scores
 
 
@@ -35,7 +35,7 @@ def range_search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows with an exact score above `score` (Q,): lims (Q + 1,), scores (H,) and rows (H,), query by query.
 
-    x (Q, d) as `metric.prepare` gives it; rows count on from segment to segment. `probed` as for `search`.
+    x (Q, d) as `metric.prepare` gives it; rows are numbered over all segments. `probed` as for `search`.
     """
     x, finite = finite_queries(x)
     kernel = kernel_for(x)
@@ -46,11 +46,11 @@ def range_search(
     before = 0
     for lists in segments:
         for start in range(0, x.shape[0], step):
-            part = slice(start, start + step)
-            found = _segment(x[part], coarse.origin, lists, probed[part], score[part], metric, kernel)
-            queries.append(found[0] + start)
-            scores.append(found[1])
-            rows.append(found[2] + before)
+            chunk = slice(start, start + step)
+            hits = _segment(x[chunk], coarse.origin, lists, probed[chunk], score[chunk], metric, kernel)
+            queries.append(hits[0] + start)
+            scores.append(hits[1])
+            rows.append(hits[2] + before)
         before += lists.packed.shape[0]
     lims, order = by_query(torch.cat(queries), x.shape[0])
     return lims, torch.cat(scores)[order], torch.cat(rows)[order]

@@ -1,6 +1,6 @@
-"""Exact scores of the rows that a scan kept, and the selection among them.
+"""Exact scores of the candidates of a scan, and the selection of the k best.
 
-Q queries, K candidates a query, N vectors, d dim, k results.
+Q queries, K candidates per query, N vectors, d dim, k results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .chunking import in_chunks
 from .select import merge, select_topk
 
 Scores = Callable[[Tensor, Tensor, str], Tensor]
-_RESCORE_BYTES = 1 << 20  # vectors gathered at a time: with two temporaries more leaves the cache
+_RESCORE_BYTES = 1 << 20  # vectors gathered at a time; more, with two temporaries of that size, do not fit the cache
 
 
 def rescore(
@@ -22,17 +22,17 @@ def rescore(
 ) -> tuple[Tensor, Tensor]:
     """The k best of the candidate rows (Q, K), -1 for none, by exact score: scores and rows (Q, k).
 
-    Differentiable in x (Q, d). `scores_of` is `exact_scores`, or `differentiable_scores` for a recording: that serves
-    calls with and without gradients, and must not depend on which of them recorded it.
+    Differentiable in x (Q, d). `scores_of` is `exact_scores`, or `differentiable_scores` while a graph is recorded: the
+    recorded operations must serve calls with and without gradients.
     """
     if packed.shape[0] == 0:
         rows = rows[:, :0]
-    most = max(1, _RESCORE_BYTES // (4 * packed.shape[1]))
-    if rows.shape[1] > most:
-        return merge([rescore(x, packed, part, k, metric, scores_of) for part in rows.split(most, dim=1)], k)
+    columns = max(1, _RESCORE_BYTES // (4 * packed.shape[1]))
+    if rows.shape[1] > columns:
+        return merge([rescore(x, packed, chunk, k, metric, scores_of) for chunk in rows.split(columns, dim=1)], k)
 
-    def score(query: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-        vectors = packed.index_select(0, part.clamp(min=0).flatten()).view(*part.shape, packed.shape[1])
-        return select_topk(scores_of(query, vectors.float(), metric), part, k)
+    def score(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = packed.index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, packed.shape[1])
+        return select_topk(scores_of(queries, vectors.float(), metric), rows, k)
 
     return in_chunks(score, max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1])), x, rows)

@@ -1,7 +1,7 @@
-"""The query-major scan, "matrix": each query's own candidates as one row of a rectangle.
+"""The query-major scan, "matrix": the rows of each query's lists, side by side in one row of a matrix (Q, W).
 
-Q queries, L lists, P probes, W candidates a query, d dim, k results. Shapes depend on `width` alone, so that the
-same functions serve model graphs.
+Q queries, L lists, P probes, W rows per query, d dim, k results. Shapes depend on `width` alone, so that the same
+functions serve model graphs.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from .lists import InvertedLists, ranges_to_positions
 from .sampled_addmm import has_sampled_product, sampled_product
 from .select import NEVER, best_positions, merge
 
-SLICE = 1 << 18  # candidates of a query held at a time
+SLICE = 1 << 18  # rows of a query that are scored at a time
 _GATHER_BYTES = 32 << 20  # vectors gathered at a time where there is no fused gather-and-dot
-_SPLIT_ROWS = 16  # a few queries are cut into this many parts, which keep two to eight threads evenly busy
+_SPLIT_ROWS = 16  # fewer queries than this are split into so many rows, which two to eight threads share evenly
 
 
 def scan_queries(
@@ -24,31 +24,31 @@ def scan_queries(
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists: ranking scores and rows (Q, min(k, width)), -inf and -1 for padding.
 
-    x (Q, d) relative to the origin; probed (Q, P), L where nothing is probed; limits (Q, P) the rows to read of each
-    list, None for all; `width` at least the largest number of rows that a query reads. Takes about `max_bytes` of
-    workspace.
+    x (Q, d) relative to the origin; probed (Q, P), L for no list; limits (Q, P) the rows to read of each list, None for
+    all; `width` is at least the number of rows that any query reads. Takes about `max_bytes` of workspace.
     """
     sizes = lists.sizes[probed] if limits is None else limits
     step = max(1, max_bytes // (72 * min(width, SLICE) + 32 * probed.shape[1]))
     return in_chunks(
-        lambda part, first, some: _scan(part, lists, first, some, k, width), step, x, lists.offsets[probed], sizes
+        lambda x, first, sizes: _scan(x, lists, first, sizes, k, width), step, x, lists.offsets[probed], sizes
     )
 
 
 def _scan(
     x: Tensor, lists: InvertedLists, first: Tensor, sizes: Tensor, k: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    parts = []
+    """`scan_queries` for queries whose list p is the ``sizes[p]`` rows from ``first[p]`` on; first, sizes (Q, P)."""
+    results = []
     for start in range(0, width, SLICE):
         rows = candidate_rows(first, sizes, start, min(SLICE, width - start))
-        parts.append(best_rows(x, lists, rows, k))
-    return parts[0] if len(parts) == 1 else merge(parts, min(k, width))
+        results.append(best_rows(x, lists, rows, k))
+    return results[0] if len(results) == 1 else merge(results, min(k, width))
 
 
 def candidate_rows(first: Tensor, sizes: Tensor, start: int, width: int) -> Tensor:
-    """Candidates ``start : start + width`` of each query (Q, width), negative behind the last.
+    """Rows ``start : start + width`` of the concatenated lists of each query: (Q, width), negative after the last.
 
-    It has, end to end, ``sizes[p]`` rows from ``first[p]`` on; first, sizes (Q, P).
+    List p of a query is the ``sizes[p]`` rows from ``first[p]`` on; first, sizes (Q, P).
     """
     if start:
         skipped = torch.minimum((start - (sizes.cumsum(1) - sizes)).clamp(min=0), sizes)
@@ -57,13 +57,13 @@ def candidate_rows(first: Tensor, sizes: Tensor, start: int, width: int) -> Tens
 
 
 def best_rows(x: Tensor, lists: InvertedLists, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of the candidate rows (Q, W): ranking scores and rows (Q, min(k, W))."""
+    """The k best of the rows (Q, W): ranking scores and rows (Q, min(k, W))."""
     best, at = best_positions(score_rows(x, lists, rows), k)
     return best, rows.gather(1, at).masked_fill_(best == NEVER, -1)
 
 
 def score_rows(x: Tensor, lists: InvertedLists, rows: Tensor) -> Tensor:
-    """Ranking scores (Q, W) of the rows (Q, W) for x (Q, d); -inf for padding and for what is no number."""
+    """Ranking scores (Q, W) of the rows (Q, W) for x (Q, d); -inf for padding and where a score is not finite."""
     at = rows.clamp(min=0)
     if lists.bias.shape[0]:
         start = lists.bias.take(at)
@@ -78,14 +78,15 @@ def score_rows(x: Tensor, lists: InvertedLists, rows: Tensor) -> Tensor:
 
 
 def _gathered_product(x: Tensor, packed: Tensor, rows: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # as the compiler can fuse it: then no vector is gathered anywhere
+    """``<x[q], packed[rows[q]]>`` (Q, W) in float32."""
+    if torch.compiler.is_compiling():  # in a form that the compiler fuses with the gather, so that no copy is made
         return (packed[rows].float() * x[:, None]).sum(2)
     step = max(1, _GATHER_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1]))
-    return in_chunks(lambda query, at: torch.bmm(packed[at].float(), query[:, :, None])[:, :, 0], step, x, rows)
+    return in_chunks(lambda x, rows: torch.bmm(packed[rows].float(), x[:, :, None])[:, :, 0], step, x, rows)
 
 
 def _split_product(x: Tensor, packed: Tensor, rows: Tensor, start: Tensor) -> Tensor:
-    """The sampled product, long rows of a few queries cut: 32,000 entries take 1.1 ms as one row, 0.6 ms as 16."""
+    """`sampled_product`, with the rows of a few queries split: 32,000 entries take 1.1 ms as one row, 0.6 ms as 16."""
     queries, width = rows.shape
     split = max(1, _SPLIT_ROWS // queries)
     if split == 1 or width % split or width < split:

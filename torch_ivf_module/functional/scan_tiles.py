@@ -1,10 +1,10 @@
-"""The query-major scan over a copy of the lists made for compilers: tiles of TILE rows, dimensions outside.
+"""The query-major scan over a copy of the lists in tiles (d, TILE) of TILE rows, a layout for compilers.
 
-Q queries, L lists, P probes, T tiles, W tiles a query, d dim, k results.
+Q queries, L lists, P probes, T tiles, W tiles per query, d dim, k results.
 
-A list takes whole tiles, so that a query's candidates are W numbers of tiles instead of TILE * W numbers of rows, and
-the rows of a tile lie side by side for each dimension, so that a compiler's loop over d fills a vector register with
-rows. Rows that a last tile lacks have a bias of -inf, and so has the one tile behind all lists that stands for "none".
+Each list starts with a new tile, so a query's candidates are W tile numbers instead of TILE * W row numbers. In a tile
+the values of all its rows for one dimension are adjacent, so a compiler's loop over d fills a vector register with
+rows. Unused rows of the last tile of a list have a bias of -inf, and so has the last tile, T, which is of no list.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .lists import InvertedLists, ranges_to_positions
 from .select import NEVER, best_positions
 
 TILE = 16  # rows: two AVX2 registers of float32, one AVX-512 register
-_TILES_AT_A_TIME = 1 << 12  # while copying
+_TILES_AT_A_TIME = 1 << 12  # tiles copied at a time
 _GATHER_BYTES = 32 << 20  # tiles gathered at a time where no compiler fuses the gather with the product
 
 
 class Tiles(NamedTuple):
-    """Vectors of inverted lists, copied."""
+    """A copy of the vectors of inverted lists."""
 
     vectors: Tensor  # (T + 1, d, TILE) any float dtype
     bias: Tensor  # (T + 1, TILE) float32, -inf where there is no row
-    rows: Tensor  # (T + 1,) int64: the packed row that a tile begins with
+    rows: Tensor  # (T + 1,) int64: the first packed row of each tile
     offsets: Tensor  # (L + 1,) int64
     sizes: Tensor  # (L + 1,) int64: tiles of each list, 0 in the last entry
 
@@ -37,44 +37,44 @@ def tiles_of(lists: InvertedLists, dtype: torch.dtype) -> Tiles:
     """Copy the vectors of `lists` into tiles of `dtype`. Waits for the device."""
     sizes = torch.div(lists.sizes + (TILE - 1), TILE, rounding_mode="floor")
     offsets = sizes.cumsum(0) - sizes
-    number = torch.repeat_interleave(torch.arange(sizes.shape[0], device=sizes.device), sizes)
-    within = (torch.arange(number.shape[0], device=sizes.device) - offsets[number]) * TILE
-    rows = torch.nn.functional.pad(lists.offsets[number] + within, (0, 1))
-    left = torch.nn.functional.pad(lists.sizes[number] - within, (0, 1))
+    list_of = torch.repeat_interleave(torch.arange(sizes.shape[0], device=sizes.device), sizes)
+    first = (torch.arange(list_of.shape[0], device=sizes.device) - offsets[list_of]) * TILE  # row within its list
+    rows = torch.nn.functional.pad(lists.offsets[list_of] + first, (0, 1))
+    remaining = torch.nn.functional.pad(lists.sizes[list_of] - first, (0, 1))  # rows of the list from here on
     lane = torch.arange(TILE, device=sizes.device)
-    real = lane < left[:, None]
+    real = lane < remaining[:, None]
     at = (rows[:, None] + lane).masked_fill_(~real, 0)
     vectors = lists.packed.new_zeros((at.shape[0], lists.packed.shape[1], TILE), dtype=dtype)
     bias = torch.zeros(at.shape, dtype=torch.float32, device=at.device)
     if lists.packed.shape[0]:
         for start in range(0, at.shape[0], _TILES_AT_A_TIME):
-            part = slice(start, start + _TILES_AT_A_TIME)
-            vectors[part] = lists.packed[at[part]].transpose(1, 2).to(dtype)
+            chunk = slice(start, start + _TILES_AT_A_TIME)
+            vectors[chunk] = lists.packed[at[chunk]].transpose(1, 2).to(dtype)
         if lists.bias.shape[0]:
             bias = lists.bias[at]
     return Tiles(vectors, bias.masked_fill_(~real, NEVER), rows, offsets, sizes)
 
 
 def only(tiles: Tiles, kept: Tensor) -> Tiles:
-    """The tiles with nothing to be found in them but the packed rows that `kept` (N,) says."""
+    """The tiles with a bias of -inf for the packed rows where `kept` (N,) is false, so that no search returns them."""
     at = tiles.rows[:, None] + torch.arange(TILE, device=kept.device)
     return tiles._replace(bias=torch.where(kept[at.clamp(max=kept.shape[0] - 1)], tiles.bias, NEVER))
 
 
 def most_tiles(tiles: Tiles, nprobe: int) -> int:
-    """The most tiles that `nprobe` lists hold together. Waits for the device."""
+    """Tiles of the `nprobe` longest lists together. Waits for the device."""
     return int(torch.sort(tiles.sizes, descending=True).values[:nprobe].sum())
 
 
 def scan_tiles(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int, max_bytes: int) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists: ranking scores and packed rows (Q, min(k, TILE * width)), -inf and -1.
 
-    x (Q, d) relative to the origin; probed (Q, P), L where nothing is probed; `width` as `most_tiles` says.
-    Outside a graph it takes about `max_bytes` of workspace, or what one query needs.
+    x (Q, d) relative to the origin; probed (Q, P), L for no list; `width` is what `most_tiles` returns.
+    Unless a graph is recorded, it takes about `max_bytes` of workspace, or what one query needs if that is more.
     """
-    # A query's tiles are there twice: gathered, and multiplied.
+    # Two temporaries for the tiles of a query: gathered, and multiplied.
     step = max(1, min(_GATHER_BYTES, max_bytes) // max(1, 8 * TILE * width * x.shape[1]))
-    return in_chunks(lambda part, some: _scan(part, tiles, some, k, width), step, x, probed)
+    return in_chunks(lambda x, probed: _scan(x, tiles, probed, k, width), step, x, probed)
 
 
 def _scan(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:

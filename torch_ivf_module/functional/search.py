@@ -1,13 +1,12 @@
-"""Search: probe, scan, score the candidates exactly, settle what is in doubt, merge.
+"""Search: probe, scan, exact scores of the candidates, second pass for uncertified queries, merge of the segments.
 
-Q queries, L lists, P probes, d dim, k results, W candidates a query. Everything here speaks of rows; a row of
-segment s counts on from the rows of the segments before it.
+Q queries, L lists, P probes, d dim, k results, K candidates a query. Functions here return rows. The rows of a segment
+are numbered after all rows of the segments before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,49 +18,22 @@ from .chunking import in_chunks
 from .cost import cheapest
 from .kernels import Kernel, Scan, kernel_for
 from .lists import InvertedLists
+from .options import Probes as Probes
+from .options import SearchOptions as SearchOptions
 from .probe import Coarse, probe
 from .rescore import rescore
-from .scan_above import as_rectangle, every_candidate, scan_above
+from .scan_above import hits_by_query, probed_rows, scan_above
 from .scan_lists import scan_lists
 from .scan_queries import scan_queries
 from .select import merge, select_topk
-
-Stats = dict[str, Any]
+from .stats import Stats, count_certified, count_rows, record_mode, start_stats
 
 STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
 MODES = ("auto", *STRATEGIES)
 
-_HIT_BYTES = 128  # of a row above a threshold, until its exact score is known
-_ASIDE_BYTES = 64 << 20  # for what a scan holds beside its maxima or candidates, half of max_bytes if that is less
-
-
-class SearchOptions(NamedTuple):
-    """What a search is told besides tensors."""
-
-    k: int
-    nprobe: int
-    metric: str
-    mode: str = "auto"  # one of MODES
-    max_codes: int | None = None
-    budget: Budget | None = None
-    max_bytes: int = 256 << 20  # workspace
-    exact: bool = False  # score every row of the probed lists exactly, instead of the best by ranking score
-
-
-class Probes(NamedTuple):
-    """What a scan of one segment reads."""
-
-    x: Tensor  # (Q, d) finite queries as `metric.prepare` gives them
-    lists: Tensor  # (Q, P) nearest first, L for none
-    limits: Tensor | None  # (Q, P) the rows to read of each list, None for all
-
-    def at(self, queries: Tensor) -> Probes:
-        """Those of some queries (q,)."""
-        return Probes(self.x[queries], self.lists[queries], None if self.limits is None else self.limits[queries])
-
-    def sizes(self, lists: InvertedLists) -> Tensor:
-        """Rows that each query reads of each of its lists, (Q, P)."""
-        return lists.sizes[self.lists] if self.limits is None else self.limits
+_HIT_BYTES = 128  # workspace for a row above a threshold, until its exact score is known
+# Workspace for what a scan allocates besides its maxima or candidates; half of max_bytes if that is less.
+_RESERVED_BYTES = 64 << 20
 
 
 def search(
@@ -75,33 +47,33 @@ def search(
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the `nprobe` nearest lists: exact scores (Q, k) and rows (Q, k).
 
-    x (Q, d) float32 as `metric.prepare` gives it; to be called under `torch.no_grad` (`transforms.scored` gives scores
-    that are differentiable). `segments` are one or more sets of inverted lists over the same centroids. `probed`
-    (Q, P), where given, are the lists that each query reads, nearest first, L for none; `nprobe`, `max_codes` and
-    `budget` are then ignored. `stats`, where given, is filled.
+    x (Q, d) float32 as `metric.prepare` gives it. Call under `torch.no_grad` (`transforms.scored` gives differentiable
+    scores). `segments` are one or more sets of inverted lists over the same centroids. `probed` (Q, P), if given, are
+    the lists that each query reads, nearest first, L for none; `nprobe`, `max_codes` and `budget` are then ignored.
+    `stats`, if given, is filled.
     """
     if stats is not None:
-        stats.update(queries=x.shape[0], nprobe=options.nprobe, mode=None, why="nothing to read")
-        stats.update(lists_read=0, rows_read=0, rows_left_out=0, certified=0, searched_again=0)
+        start_stats(stats, x.shape[0], options.nprobe)
     step = max(1, options.max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], x.shape[1], options))
     kernel = kernel_for(x)
     if x.shape[0] <= step:
         return _search_batch(coarse, segments, options, kernel, stats, x, probed)
-    given = (x,) if probed is None else (x, probed)
-    return in_chunks(lambda *part: _search_batch(coarse, segments, options, kernel, stats, *part), step, *given)
+    tensors = (x,) if probed is None else (x, probed)
+    return in_chunks(lambda *chunk: _search_batch(coarse, segments, options, kernel, stats, *chunk), step, *tensors)
 
 
 def kept_for(k: int) -> int:
-    """Candidates that are scored exactly: a few more than k, since the scan ranks by a rounded score.
+    """Candidates per query that are scored exactly: more than k, since the scan ranks by a rounded score.
 
-    Each candidate more costs every query, and leaves fewer in doubt: with 60 instead of 33 (k = 20) Gaussian data, of
-    which none is in doubt, take 10 to 20% longer; of image patches 17% are in doubt instead of 21%.
+    Each additional candidate costs every query time, and leaves fewer queries uncertified. With 60 instead of 33
+    (k = 20), Gaussian data, where all queries are certified, takes 10 to 20% longer; of image patches 17% of the
+    queries are uncertified instead of 21%.
     """
     return k + 8 + k // 4
 
 
 def finite_queries(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries x (Q, d) with zeros in place of those that are not finite, and which are (Q, 1)."""
+    """Queries x (Q, d) with non-finite queries set to zero, and which queries are finite, bool (Q, 1)."""
     finite = (x * 0).sum(1, keepdim=True) == 0  # 0 * inf and 0 * NaN are NaN
     return x.masked_fill(~finite, 0), finite
 
@@ -112,20 +84,21 @@ def shifted_queries(x: Tensor, origin: Tensor, metric: str) -> Tensor:
 
 
 def capped_lists(
-    found: tuple[Tensor, Tensor],
+    nearest: tuple[Tensor, Tensor],
     finite: Tensor,
     coarse: Coarse,
     segments: Sequence[InvertedLists],
     max_codes: int | None = None,
     budget: Budget | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The lists (Q, P) that each query reads, nearest first, L where a cap or a bad query leaves none; and, where a
-    budget is given, the rows to read of each (Q, P), counted on from segment to segment.
+    """The lists (Q, P) that each query reads, and with a budget the rows to read of each (Q, P), else None.
 
-    `found` are the scores and lists (Q, P) that probing gives, `finite` (Q, 1) says which queries are.
+    `nearest` are the scores and lists (Q, P) that `probe` gives, nearest first; `finite` (Q, 1) says which queries are.
+    A list that `max_codes` leaves out, and every list of a query that is not finite, becomes L. The limits of rows
+    count over all segments together, in their order.
     """
     nlist = coarse.centroids.shape[0]
-    scores, probed = found
+    scores, probed = nearest
     probed = probed.masked_fill_(~finite, nlist)
     if max_codes is None and budget is None:
         return probed, None
@@ -147,24 +120,25 @@ def _search_batch(
     x: Tensor,
     probed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """`search` for one chunk of queries."""
     x, finite = finite_queries(x)
-    limits = None
+    remaining = None  # rows that each query may still read of each list (Q, P)
     if probed is None:
         nearest = probe(x, coarse, options.nprobe, options.metric, kernel)
-        probed, limits = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
-    found, left = [], limits
+        probed, remaining = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
+    results = []
     for lists in segments:
-        some = None if left is None else torch.minimum(left, lists.sizes[probed])
-        probes = Probes(x, probed, some)
+        limits = None if remaining is None else torch.minimum(remaining, lists.sizes[probed])
+        probes = Probes(x, probed, limits)
         if stats is not None:
-            _count(stats, lists, probes)
-        found.append(_search_segment(probes, coarse.origin, lists, options, kernel, stats))
-        left = None if left is None or some is None else left - some
+            count_rows(stats, lists, probes)
+        results.append(_search_segment(probes, coarse.origin, lists, options, kernel, stats))
+        remaining = None if remaining is None or limits is None else remaining - limits
     if stats is not None and not options.exact:
-        _count_doubt(stats, [again for _, _, again in found])
-    if len(found) == 1:
-        return found[0][:2]
-    return _merge(segments, [(scores, rows) for scores, rows, _ in found], options.k)
+        count_certified(stats, [second_pass for _, _, second_pass in results])
+    if len(results) == 1:
+        return results[0][:2]
+    return _merge(segments, [(scores, rows) for scores, rows, _ in results], options.k)
 
 
 def _search_segment(
@@ -177,13 +151,13 @@ def _search_segment(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best rows of one segment: exact scores and rows (Q, k), and which queries (Q,) took a second pass."""
     if lists.packed.shape[0] == 0 or probes.lists.numel() == 0:
-        return _nothing(probes, options.k)
+        return _padding(probes, options.k)
     if options.exact:
-        _note_mode(stats, "exact", "profile")
+        record_mode(stats, "exact", "profile")
         return _score_every_row(probes, lists, options)
     if kernel is None or options.mode != "auto" or not kernel.serves(lists.packed):
         return _scan(probes, origin, lists, options, stats)
-    _note_mode(stats, "native", "there is a kernel for this device")
+    record_mode(stats, "native", "there is a kernel for this device")
     return kernel.search(
         probes.x,
         origin,
@@ -200,111 +174,102 @@ def _search_segment(
 def _scan(
     probes: Probes, origin: Tensor, lists: InvertedLists, options: SearchOptions, stats: Stats | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`_search_segment` by PyTorch operations: rank, score the candidates exactly, settle doubtful queries."""
+    """`_search_segment` in PyTorch operations: scan, exact scores of the candidates, second pass."""
     width = min(int(probes.sizes(lists).sum(1).max()), lists.packed.shape[0])
     if width == 0:
-        return _nothing(probes, options.k)
-    kept = kept_for(options.k)
+        return _padding(probes, options.k)
+    count = kept_for(options.k)
     mode, why = options.mode, "search_mode"
-    y = shifted_queries(probes.x, origin, options.metric)
+    shifted = shifted_queries(probes.x, origin, options.metric)
     if mode == "auto":
-        mode, why = cheapest(y, lists, probes.lists, probes.limits, kept, width)
-    _note_mode(stats, mode, why)
-    ranking, rows = STRATEGIES[mode](y, lists, probes.lists, probes.limits, kept, width, _scan_bytes(options))
-    scores, best = rescore(probes.x, lists.packed, rows, options.k, options.metric)
+        mode, why = cheapest(shifted, lists, probes.lists, probes.limits, count, width)
+    record_mode(stats, mode, why)
+    ranking, candidates = STRATEGIES[mode](
+        shifted, lists, probes.lists, probes.limits, count, width, _scan_bytes(options)
+    )
+    scores, rows = rescore(probes.x, lists.packed, candidates, options.k, options.metric)
     if not metrics.by_differences(options.metric):
-        return scores, best, torch.zeros_like(best[:, 0], dtype=torch.bool)
-    lowest = ranking[:, kept - 1] if ranking.shape[1] >= kept else ranking.new_full((ranking.shape[0],), -torch.inf)
-    doubtful = metrics.doubtful(probes.x, origin, lowest, scores[:, -1])
+        return scores, rows, torch.zeros_like(rows[:, 0], dtype=torch.bool)
+    # No row that the scan left out has a ranking score above that of the last candidate.
+    lowest = ranking[:, count - 1] if ranking.shape[1] >= count else ranking.new_full((ranking.shape[0],), -torch.inf)
+    uncertified = metrics.uncertified(probes.x, origin, lowest, scores[:, -1])
     step = options.max_bytes // (_HIT_BYTES * width)
-    for at in torch.nonzero(doubtful)[:, 0].split(max(1, step)):
+    for queries in torch.nonzero(uncertified)[:, 0].split(max(1, step)):
         if step:
-            scores[at], best[at] = _settle(probes.at(at), y[at], origin, lists, scores[at, -1], options)
-        elif at.shape[0]:  # the rows of one query may take more than max_bytes together
-            scores[at], best[at], _ = _score_every_row(probes.at(at), lists, options)
-    return scores, best, doubtful
+            scores[queries], rows[queries] = _second_pass(
+                probes.at(queries), shifted[queries], origin, lists, scores[queries, -1], options
+            )
+        elif queries.shape[0]:  # the rows of one query may take more than max_bytes together
+            scores[queries], rows[queries], _ = _score_every_row(probes.at(queries), lists, options)
+    return scores, rows, uncertified
 
 
-def _settle(
-    probes: Probes, y: Tensor, origin: Tensor, lists: InvertedLists, kth: Tensor, options: SearchOptions
+def _second_pass(
+    probes: Probes, shifted: Tensor, origin: Tensor, lists: InvertedLists, kth: Tensor, options: SearchOptions
 ) -> tuple[Tensor, Tensor]:
-    """The k best rows among all whose ranking score allows them to be better than the k-th known, of score kth (Q,)."""
+    """Exact scores and rows (Q, k) of the k best among all rows whose ranking score allows an exact score above `kth`.
+
+    `kth` (Q,) is the exact score of the k-th best candidate, `shifted` (Q, d) the queries relative to the origin.
+    """
     threshold = metrics.needed_ranking(probes.x, origin, kth)
-    rows = as_rectangle(*scan_above(y, lists, probes.lists, probes.limits, threshold))
-    return rescore(probes.x, lists.packed, rows, options.k, options.metric)
+    candidates = hits_by_query(*scan_above(shifted, lists, probes.lists, probes.limits, threshold))
+    return rescore(probes.x, lists.packed, candidates, options.k, options.metric)
 
 
 def _score_every_row(
     probes: Probes, lists: InvertedLists, options: SearchOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best of all rows of the probed lists, by exact score alone; no query takes a second pass."""
+    """`_search_segment` by exact scores of all rows of the probed lists; no query takes a second pass."""
     sizes = probes.sizes(lists)
     total = int(sizes.sum(1).max())
     width = max(1, min(total, options.max_bytes // _HIT_BYTES))
 
-    def best(x: Tensor, probed: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-        parts = []
+    def best(x: Tensor, probed: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        results = []
         for start in range(0, max(1, total), width):
-            rows = every_candidate(lists, probed, read, start, min(width, total - start))
-            parts.append(rescore(x, lists.packed, rows, options.k, options.metric))
-        return parts[0] if len(parts) == 1 else merge(parts, options.k)
+            rows = probed_rows(lists, probed, sizes, start, min(width, total - start))
+            results.append(rescore(x, lists.packed, rows, options.k, options.metric))
+        return results[0] if len(results) == 1 else merge(results, options.k)
 
     scores, rows = in_chunks(best, max(1, options.max_bytes // (_HIT_BYTES * width)), probes.x, probes.lists, sizes)
     return scores, rows, torch.zeros_like(rows[:, 0], dtype=torch.bool)
 
 
-def _nothing(probes: Probes, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Padding for every query."""
+def _padding(probes: Probes, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The result of `_search_segment` for queries that read no row."""
     queries = probes.x.shape[0]
     scores, rows = select_topk(probes.x.new_empty(queries, 0), probes.lists.new_empty(queries, 0), k)
     return scores, rows, torch.zeros(queries, dtype=torch.bool, device=rows.device)
 
 
-def _merge(segments: Sequence[InvertedLists], found: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
-    """The k best of what was found in each segment."""
-    rows, before = [], 0
-    for lists, (_, part) in zip(segments, found, strict=True):
-        rows.append(torch.where(part < 0, -1, part + before))
+def _merge(
+    segments: Sequence[InvertedLists], results: Sequence[tuple[Tensor, Tensor]], k: int
+) -> tuple[Tensor, Tensor]:
+    """The k best of the results of all segments, with rows numbered over all segments."""
+    renumbered, before = [], 0
+    for lists, (scores, rows) in zip(segments, results, strict=True):
+        renumbered.append((scores, torch.where(rows < 0, -1, rows + before)))
         before += lists.packed.shape[0]
-    return merge([(scores, moved) for (scores, _), moved in zip(found, rows, strict=True)], k)
+    return merge(renumbered, k)
 
 
 def _scan_bytes(options: SearchOptions) -> int:
-    return options.max_bytes - min(options.max_bytes // 2, _ASIDE_BYTES)
+    """Workspace for the maxima or candidates of a scan."""
+    return options.max_bytes - min(options.max_bytes // 2, _RESERVED_BYTES)
 
 
-def _query_bytes(lists: int, d: int, options: SearchOptions) -> int:
+def _query_bytes(nlist: int, d: int, options: SearchOptions) -> int:
     """Memory that a query takes outside the scan: copies of it, its probes, its candidates, their exact scores."""
-    return 20 * d + 32 * min(lists, options.nprobe) + 48 * kept_for(options.k)
-
-
-def _note_mode(stats: Stats | None, mode: str, why: str) -> None:
-    if stats is not None and stats["mode"] is None:
-        stats.update(mode=mode, why=why)
-
-
-def _count_doubt(stats: Stats, again: Sequence[Tensor]) -> None:
-    """Count queries that took a second pass in any segment, (Q,) each, and the others. Waits for the device."""
-    count = int(torch.stack(list(again)).any(0).sum())
-    stats["searched_again"] += count
-    stats["certified"] += again[0].shape[0] - count
-
-
-def _count(stats: Stats, lists: InvertedLists, probes: Probes) -> None:
-    """Add to `stats` what the queries read of one segment. Waits for the device."""
-    read = probes.sizes(lists)
-    stats["lists_read"] += int((read > 0).sum())
-    stats["rows_read"] += int(read.sum())
-    stats["rows_left_out"] += int((lists.sizes[probes.lists] - read).sum())
+    return 20 * d + 32 * min(nlist, options.nprobe) + 48 * kept_for(options.k)
 
 
 def lookup(ids: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """The ids of rows (Q, k) that count on from segment to segment; -1 stays -1."""
-    found, before = torch.full_like(rows, -1), 0
-    for part in ids:
-        if part.shape[0]:
-            at = rows - before if before else rows
-            other = (at < 0) | (at >= part.shape[0])
-            found = torch.where(other, found, part.take(at.masked_fill(other, 0)))
-        before += part.shape[0]
-    return found
+    """The ids of rows (Q, k) that are numbered over all segments; -1 stays -1. `ids` (N,) of each segment."""
+    result, before = torch.full_like(rows, -1), 0
+    for segment in ids:
+        if segment.shape[0]:
+            local = rows - before if before else rows
+            elsewhere = (local < 0) | (local >= segment.shape[0])
+            result = torch.where(elsewhere, result, segment.take(local.masked_fill(elsewhere, 0)))
+        before += segment.shape[0]
+    return result

@@ -1,6 +1,6 @@
-"""The one top-k: selection by groups, padding, NaN and overflow rules. Merging partial results is selecting too.
+"""The one top-k: selection by groups, padding, rules for NaN and overflow. Partial results are merged by it too.
 
-Q queries, W candidates a query, k results. Scores are higher-is-better; a label is a row or an id, -1 for padding.
+Q queries, W scores per query, k results. Higher scores are better; a label is a row or an id, -1 for padding.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 from .chunking import tracing
 
 NEVER = -math.inf  # the score of padding
-# torch.topk costs 3-5 ns an element on a CPU and a maximum 0.15 ns, so selecting among group maxima first pays
-# once a row is this many times as wide as what the two selections look at.
+# On a CPU torch.topk costs 3-5 ns per element and a maximum 0.15 ns, so selecting among group maxima first pays
+# if a row has at least this many times as many elements as the two selections read together.
 _GROUPING_PAYS = 2
-# A maximum over strided members is vectorised along them: so few want to be a whole number of vectors. Of 512 scores,
-# the best one takes 880 ns by 23 groups, 233 by 32, and 640 without groups.
+# A maximum over strided members is vectorised over the groups, so if there are fewer groups than this, their number is
+# made a multiple of the vector width. For the best of 512 scores: 880 ns by 23 groups, 233 by 32, 640 without groups.
 _SHORT = 64
-_SMALL = 1 << 14  # elements that one call of top-k has done before six smaller calls have begun
+_SMALL = 1 << 14  # up to so many elements one call of top-k takes less time than the overhead of six smaller calls
 
 
 def select_topk(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -33,21 +33,22 @@ def select_topk(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]
     """
     scores = scores.nan_to_num(nan=NEVER, posinf=NEVER, neginf=NEVER).masked_fill(labels < 0, NEVER)
     best, at = best_positions(scores, k)
-    found = labels.gather(1, at).masked_fill(best == NEVER, -1)
-    short = k - best.shape[1]
-    if short > 0:
-        best = torch.nn.functional.pad(best, (0, short), value=NEVER)
-        found = torch.nn.functional.pad(found, (0, short), value=-1)
-    return best, found
+    best_labels = labels.gather(1, at).masked_fill(best == NEVER, -1)
+    missing = k - best.shape[1]
+    if missing > 0:
+        best = torch.nn.functional.pad(best, (0, missing), value=NEVER)
+        best_labels = torch.nn.functional.pad(best_labels, (0, missing), value=-1)
+    return best, best_labels
 
 
-def merge(found: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
-    """The k best of several selections: scores and labels, each (Q, any)."""
-    return select_topk(torch.cat([scores for scores, _ in found], 1), torch.cat([labels for _, labels in found], 1), k)
+def merge(results: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """The k best of several results: scores and labels, each (Q, any width)."""
+    scores, labels = zip(*results, strict=True)
+    return select_topk(torch.cat(scores, 1), torch.cat(labels, 1), k)
 
 
 def best_positions(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The min(k, W) best of each row of `scores` (Q, W), best first, and their positions. No NaN may be in it.
+    """The min(k, W) best of each row of `scores` (Q, W), best first, and their positions. `scores` has no NaN.
 
     The k best elements all lie in the k groups with the best maxima, so on wide rows the groups are selected
     first and then their members.
@@ -62,20 +63,21 @@ def best_positions(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     chosen = _top(maxima, k, False)[1]
     steps = torch.arange(group, device=scores.device) * groups
     members = (chosen[:, :, None] + steps).flatten(1)
-    rest = torch.arange(group * groups, width, device=scores.device).expand(scores.shape[0], -1)
-    members = torch.cat([members, rest], 1)
+    ungrouped = torch.arange(group * groups, width, device=scores.device).expand(scores.shape[0], -1)
+    members = torch.cat([members, ungrouped], 1)
     best, at = _top(scores.gather(1, members), k, True)
     return best, members.gather(1, at)
 
 
 def _top(scores: Tensor, k: int, ordered: bool) -> tuple[Tensor, Tensor]:
+    """Values and positions of the k best of each row."""
     if k == 1:  # a maximum takes a quarter of the time of a top-1
         return torch.max(scores, dim=1, keepdim=True)
     return torch.topk(scores, k, dim=1, sorted=ordered)
 
 
 def _group_size(width: int, k: int) -> int:
-    """Members a group: the size that looks at the fewest elements, or 0 where plain top-k is as good."""
+    """Members per group: the size that reads the fewest elements, or 0 where plain top-k is as good."""
     group = math.isqrt(max(width // max(k, 1), 0))
     if width // max(group, 1) < _SHORT:
         group = 1 << (group.bit_length() - 1) if group else 0

@@ -1,7 +1,7 @@
 """Derivatives and torch.func transforms of a search.
 
-Which rows are nearest has no derivative, so a search is one step that no transform looks into, and the scores of what
-it found are operations on the queries, which every transform understands. Q queries, d dim, k results.
+Which rows are nearest has no derivative. So the search runs outside of all transforms, and the scores of its results
+are then computed again by differentiable operations on the queries. Q queries, d dim, k results.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Find = Callable[[Tensor], tuple[Tensor, ...]]
 def transforming() -> bool:
     """Whether a torch.func transform (grad, jvp, vmap, ...) is running.
 
-    Tensors computed in one are wrappers that are good for nothing once it has ended, even those computed from plain
-    tensors: whatever is kept must be computed by `outside`.
+    Tensors computed inside a transform are wrappers that cannot be used after it has ended, even if they were computed
+    from plain tensors. So a tensor that outlives the transform must be computed in `outside` or `run_outside`.
     """
     return transforms_active()
 
@@ -35,7 +35,7 @@ def wrapped(tensor: Tensor) -> bool:
 
 
 def refuse_transform(action: str) -> None:
-    """RuntimeError inside a torch.func transform, for what cannot be done there."""
+    """Raise RuntimeError inside a torch.func transform: `action` is not supported there."""
     if transforming():
         raise RuntimeError(
             f"{action} is not supported inside a torch.func transform (grad, jvp, vmap, ...): only search, "
@@ -44,32 +44,32 @@ def refuse_transform(action: str) -> None:
 
 
 def differentiable(x: Tensor) -> bool:
-    """Whether derivatives with respect to `x` may be asked for: in reverse or forward mode, or by a transform."""
+    """Whether derivatives with respect to `x` may be needed: in reverse or forward mode, or in a transform."""
     return tracked(x) or transforming()
 
 
 def tracked(x: Tensor) -> bool:
-    """Whether autograd follows `x`, in reverse or forward mode."""
+    """Whether autograd records operations on `x`, in reverse or forward mode."""
     return (x.requires_grad and torch.is_grad_enabled()) or (forward_ad._current_level >= 0 and is_dual(x))
 
 
 def is_dual(x: Tensor) -> bool:
-    """Whether `x` has a tangent, as forward mode gives it."""
+    """Whether `x` is a dual tensor of forward mode."""
     return forward_ad.unpack_dual(x).tangent is not None
 
 
 def outside(find: Find, x: Tensor) -> tuple[Tensor, ...]:
     """``find(x)`` on plain tensors, outside of all transforms, without derivatives.
 
-    x (Q, d). `find` returns tensors (Q, ...), each row from the same row of x alone: under vmap it is called once, with
-    the rows of the whole batch.
+    x (Q, d). `find` returns tensors (Q, ...) whose row i depends on row i of x alone: under vmap it is called once, for
+    the rows of all batch entries together.
     """
     x = x.detach()
     if not transforming():
         with torch.no_grad():
             return find(x)
-    found: tuple[Tensor, ...] = _Outside.apply(x, find)
-    return found
+    results: tuple[Tensor, ...] = _Outside.apply(x, find)
+    return results
 
 
 def run_outside(function: Callable[[], Any]) -> None:
@@ -86,7 +86,7 @@ def run_outside(function: Callable[[], Any]) -> None:
 
 
 class _Outside(torch.autograd.Function):
-    """torch.func calls `forward` of such a function with the transforms set aside and plain tensors."""
+    """An autograd.Function for `outside`: torch.func suspends its transforms and calls `forward` with plain tensors."""
 
     @staticmethod
     def forward(x: Tensor, find: Find) -> tuple[Tensor, ...]:
@@ -107,22 +107,22 @@ class _Outside(torch.autograd.Function):
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         assert in_dims[0] is not None
         batch = x.movedim(in_dims[0], 0)
-        found = outside(find, batch.flatten(0, 1))
-        return tuple(part.unflatten(0, batch.shape[:2]) for part in found), (0,) * len(found)
+        results = outside(find, batch.flatten(0, 1))
+        return tuple(result.unflatten(0, batch.shape[:2]) for result in results), (0,) * len(results)
 
 
 def scored(x: Tensor, ids: Tensor, vectors: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (Q, k) of found vectors (Q, k, d) in operations on x (Q, d), with their ids and the vectors, best first.
+    """Differentiable scores (Q, k) of the results of a search for x (Q, d), with their ids and vectors, best first.
 
-    An id of -1 is padding. The order is made anew, because the step that found them may have rounded differently; a
-    place without a result has a derivative of zero.
+    ids (Q, k), -1 for padding; vectors (Q, k, d). The results are sorted again, because the search may have rounded
+    differently. The score of padding has a derivative of zero.
     """
-    missing = ids == -1
-    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids).masked_fill(missing, -1)
-    known = vectors.float().masked_fill(missing[..., None], 0)
-    scores = metrics.differentiable_scores(x.masked_fill(missing.all(1, keepdim=True), 0), known, metric)
-    scores, places = select_topk(scores, places, ids.shape[1])
-    at = places.clamp(min=0)
-    ids = ids.gather(1, at).masked_fill(places < 0, -1)
-    vectors = vectors.gather(1, at[..., None].expand_as(vectors)).masked_fill((places < 0)[..., None], torch.nan)
+    padding = ids == -1
+    columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids).masked_fill(padding, -1)
+    finite = vectors.float().masked_fill(padding[..., None], 0)
+    scores = metrics.differentiable_scores(x.masked_fill(padding.all(1, keepdim=True), 0), finite, metric)
+    scores, columns = select_topk(scores, columns, ids.shape[1])
+    at = columns.clamp(min=0)
+    ids = ids.gather(1, at).masked_fill(columns < 0, -1)
+    vectors = vectors.gather(1, at[..., None].expand_as(vectors)).masked_fill((columns < 0)[..., None], torch.nan)
     return scores, ids, vectors

@@ -1,7 +1,7 @@
-"""Memory that is used again.
+"""Memory that is reused within a search.
 
-On a CPU every page of fresh memory costs about a microsecond when it is first written to, and what is larger than
-32 MiB goes back to the system each time it is freed: without reuse, a large search spends a sixth of its time there.
+On a CPU every page of newly allocated memory costs about a microsecond when it is first written to, and blocks larger
+than 32 MiB return to the system each time they are freed: without reuse, a large search spends a sixth of its time so.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor
 
 
 class Workspace:
-    """One piece of float32 memory, as large as the largest that was ever taken from it."""
+    """One float32 buffer, as large as the largest tensor that was taken from it."""
 
     def __init__(self, device: torch.device) -> None:
         self._memory = torch.empty(0, dtype=torch.float32, device=device)
 
     def take(self, *shape: int) -> Tensor:
-        """A tensor of `shape` with anything in it; it shares its memory with whatever was taken before."""
+        """An uninitialized tensor of `shape`. It overwrites every tensor that was taken before."""
         size = math.prod(shape)
         if self._memory.shape[0] < size:
-            self._memory = self._memory.new_empty(0)  # let go of the old one first
-            # Written to at once, because that shares the first touch of its pages among the threads.
+            self._memory = self._memory.new_empty(0)  # free the old buffer before the new one is allocated
+            # Filled at once, since that divides the first write to its pages among the threads.
             self._memory = self._memory.new_empty(size).fill_(0)
         return self._memory[:size].view(shape)
