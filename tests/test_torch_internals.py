@@ -18,6 +18,7 @@ USES = {
     "torch._C._are_functorch_transforms_active": "whether torch.func runs, in which nothing may be kept or changed",
     "torch._C._functorch.is_functorch_wrapped_tensor": "whether a tensor belongs to a transform, as ids may not",
     "torch._C._get_dispatch_mode": "whether make_fx, torch.export or torch.func.linearize records, to refuse it",
+    "torch._C._is_tracing": "torch.jit.is_tracing, which is asked at every search, without its two Python calls",
     "torch._C._TorchDispatchModeKey.PROXY": "which of the dispatch modes these are",
     "torch._compile._disable_dynamo": "torch.compiler.disable without importing the compiler",
     "torch._mkldnn": "the layout of oneDNN's tensors, to name the conversion",

@@ -8,10 +8,18 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch._C import _are_functorch_transforms_active as transforms_active
+from torch._C import _is_tracing as is_tracing
 from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
 from torch._compile import _disable_dynamo
 
-__all__ = ["MKLDNN_LAYOUT", "dispatch_recorder", "is_transformed", "not_compiled", "transforms_active"]
+__all__ = [
+    "MKLDNN_LAYOUT",
+    "dispatch_recorder",
+    "is_tracing",
+    "is_transformed",
+    "not_compiled",
+    "transforms_active",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")

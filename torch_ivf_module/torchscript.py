@@ -7,7 +7,7 @@ lists - is scripted around it. Annotations are spelled as it reads them; this fi
 
 import warnings
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional, Tuple  # noqa: UP035
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Tuple  # noqa: UP035
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,15 @@ from .functional.rescore import rescore
 from .functional.scan_lists import BLOCK_BYTES, selected_at_a_time, survivors
 from .functional.scan_queries import best_rows
 from .functional.search import capped_lists, finite_queries, kept_for, lookup, shifted_queries
-from .graph import SearchGraph
+
+if TYPE_CHECKING:
+    from .graph import SearchGraph
 
 
 class ScriptedSearch(nn.Module):
     """What torch.jit.script takes for a SearchGraph, with its `forward`."""
 
-    def __init__(self, graph: SearchGraph) -> None:
+    def __init__(self, graph: "SearchGraph") -> None:
         super().__init__()
         graph.check_current()
         self.d, self.k = graph.d, graph.k
@@ -44,7 +46,7 @@ class ScriptedSearch(nn.Module):
 
 
 class _Search(nn.Module):
-    def __init__(self, graph: SearchGraph) -> None:
+    def __init__(self, graph: "SearchGraph") -> None:
         super().__init__()
         self.graph = graph
 
@@ -64,7 +66,7 @@ class ScriptedLists(nn.Module):
     packed: Tensor
     bias: Tensor
 
-    def __init__(self, graph: SearchGraph) -> None:
+    def __init__(self, graph: "SearchGraph") -> None:
         super().__init__()
         graph.check_current()
         lists = graph.lists()
@@ -139,7 +141,7 @@ class ScriptedLists(nn.Module):
 class _Begin(nn.Module):
     """What comes before the loop: the tasks of each list."""
 
-    def __init__(self, graph: SearchGraph) -> None:
+    def __init__(self, graph: "SearchGraph") -> None:
         super().__init__()
         self.graph = graph
 
@@ -158,7 +160,7 @@ class _Begin(nn.Module):
 class _Finish(nn.Module):
     """What comes behind it: from maxima to D and I."""
 
-    def __init__(self, graph: SearchGraph, width: int) -> None:
+    def __init__(self, graph: "SearchGraph", width: int) -> None:
         super().__init__()
         self.graph, self.width = graph, width
 
@@ -186,7 +188,7 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def _record(module: nn.Module, graph: SearchGraph, *methods: str) -> Any:
+def _record(module: nn.Module, graph: "SearchGraph", *methods: str) -> Any:
     x = torch.zeros(2, graph.d, dtype=torch.float32, device=graph.list_ids.device)
     mask = torch.ones(1, dtype=torch.bool, device=x.device)
     inputs = {name: (x, mask) if name == "masked" else x for name in methods}
@@ -194,7 +196,7 @@ def _record(module: nn.Module, graph: SearchGraph, *methods: str) -> Any:
         return torch.jit.trace_module(module, inputs, check_trace=False)
 
 
-def _record_finish(module: nn.Module, graph: SearchGraph, begin: Any) -> Any:
+def _record_finish(module: nn.Module, graph: "SearchGraph", begin: Any) -> Any:
     x = torch.zeros(2, graph.d, dtype=torch.float32, device=graph.list_ids.device)
     prepared, shifted, probed, _, visits, before, rank = begin(x)
     blocks = blocks_of(graph.lists().sizes)

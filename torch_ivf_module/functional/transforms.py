@@ -20,13 +20,10 @@ from .select import select_topk
 Find = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def transforming() -> bool:
-    """Whether a torch.func transform (grad, jvp, vmap, ...) is running.
-
-    Tensors computed inside a transform are wrappers that cannot be used after it has ended, even if they were computed
-    from plain tensors. So a tensor that outlives the transform must be computed in `outside` or `run_outside`.
-    """
-    return transforms_active()
+# Tensors computed inside a torch.func transform (grad, jvp, vmap, ...) are wrappers that cannot be used after it has
+# ended, even if they were computed from plain tensors. So a tensor that outlives the transform must be computed in
+# `outside` or `run_outside`.
+transforming = transforms_active
 
 
 def wrapped(tensor: Tensor) -> bool:

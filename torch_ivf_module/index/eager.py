@@ -15,7 +15,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._torch_internals import dispatch_recorder, not_compiled
+from .._torch_internals import dispatch_recorder, is_tracing, not_compiled
 from ..functional.transforms import refuse_transform
 from .integrity import refuse_without_values
 
@@ -59,7 +59,8 @@ def eager(method: Callable[P, R]) -> Callable[P, R]:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which scores are float32 whatever autocast says."""
-    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+    known = device.type == "cpu" or torch.amp.is_autocast_available(device.type)
+    if known and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return _UNCHANGED
 
@@ -69,7 +70,7 @@ def refuse_recording(action: str) -> None:
 
     They run a model several times, of which the recording keeps neither what it changes nor what it reads by itself.
     """
-    if dispatch_recorder() is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+    if dispatch_recorder() is not None or is_tracing() or torch.compiler.is_exporting():
         raise RuntimeError(
             f"{action} of an index cannot be recorded by torch.jit.trace, torch.export and the like: call it outside "
             "of the model that is recorded, in which a search is the module that index.graph(...) returns; see "

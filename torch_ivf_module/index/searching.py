@@ -173,23 +173,27 @@ def _answer(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores (Q, k), differentiable in x, best first, ids (Q, k), and vectors (Q, k, d) if asked for."""
     refuse_recording(action)
-    x = validation.vectors(x, "x", index.d, index.device)
+    store = index.store
+    x = validation.vectors(x, "x", store.d, store.device)
     k = positive(k, "k")
-    index.store.require_trained(action)
-    _refuse_transformed_buffers(index.store.buffers)
+    store.require_trained(action)
+    _refuse_transformed_buffers(store.buffers)
     with without_autocast(x.device):
-        queries = metrics.prepare(x.float(), index.metric)
+        queries = metrics.prepare(x.float(), store.metric)
         differentiate = differentiable(queries)
 
         def find(plain: Tensor) -> tuple[Tensor, ...]:
             scores, rows, segments = search_prepared(index, plain, k, index.checked_params(params))
             ids = lookup([part.ids for part in segments], rows)
             if not (with_vectors or differentiate):
-                return scores, ids, scores.new_empty(scores.shape[0], 0)
+                return scores, ids, scores
             return scores, ids, vectors_at([part.packed for part in segments], rows)
 
-        scores, ids, vectors = outside(find, queries)
-        return scored(queries, ids, vectors, index.metric) if differentiate else (scores, ids, vectors)
+        if not differentiate:  # nothing that autograd would record
+            scores, ids, vectors = find(queries)
+            return scores, ids, vectors
+        _, ids, vectors = outside(find, queries)
+        return scored(queries, ids, vectors, store.metric)
 
 
 def _read_lists(

@@ -20,6 +20,10 @@ _IDS = (torch.int64, torch.int32, torch.uint32, torch.uint64)
 
 def vectors(x: object, name: str, d: int, device: torch.device) -> Tensor:
     """`x` as a float tensor (N, d) on `device`, whatever its strides and its float dtype."""
+    if type(x) is Tensor and x.dtype is torch.float32 and x.layout is torch.strided and not x.is_nested:
+        usual = x.dim() == 2 and x.shape[1] == d and x.device == device
+        if usual:  # checked without a call
+            return x
     tensor = floats(x, name, device)
     if tensor.dim() == 1:
         what = f"{name}[None] for one row" if tensor.numel() else f"torch.empty(0, {d}) for no rows"
