@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..functional import metric as metrics
 from ..functional.search import MODES, SearchOptions
 from ..params import DEFAULTS, SearchParams, positive
-from . import building, extensions, module, reading, schema, searching, torch_ivf_compat, validation
+from . import building, extensions, module, operator, reading, schema, searching, torch_ivf_compat, validation
 from .eager import eager, refuse_scripting
 from .integrity import CHECKSUMS
 from .store import OWN_BUFFERS, ListStore
@@ -35,6 +35,7 @@ class IndexBase(nn.Module):
     list_ids: Tensor
     next_id: Tensor
     store: ListStore
+    number: int  # by which compiled models find this index
 
     _flat = False
     _version = 1  # of the state_dict
@@ -217,6 +218,7 @@ class IndexBase(nn.Module):
 
     def _make_store(self) -> None:
         self.__dict__["store"] = ListStore(self.__dict__["_buffers"], self.d, self.metric, flat=self._flat)
+        self.number = operator.number_of(self)
 
     # Everything that reads the buffers, such as a parent's state_dict and buffers(), goes through `_buffers` or
     # `__getattr__`.
@@ -257,7 +259,7 @@ class IndexBase(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self.store.hand_out()
-        settings = {name: value for name, value in self.__dict__.items() if name != "store"}
+        settings = {name: value for name, value in self.__dict__.items() if name not in ("store", "number")}
         return {**settings, **module.store_state(self.store)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from ..params import SearchParams, positive
 from . import extensions, torch_ivf_compat, validation
@@ -73,12 +74,14 @@ class IndexPreTransform(nn.Module):
 
     def apply_transform(self, x: Tensor, name: str = "x") -> Tensor:
         """What the index is given of vectors x (n, d): (n, index.d), float32."""
-        return self._through(validation.vectors(x, name, self.d, self.index.device))
+        if not is_dynamo_compiling():  # where reading the device would make a buffer an input of the compiled graph
+            x = validation.vectors(x, name, self.d, self.index.device)
+        return self._through(x)
 
     def _through(self, x: Tensor) -> Tensor:
         """The transform of x (..., d), in the dtype of its own parameters, whatever autocast says."""
         own = next((part.dtype for part in self.transform.parameters() if part.is_floating_point()), torch.float32)
-        with torch.autocast(self.index.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             found: Tensor = self.transform(x.to(own))
         return found
 
@@ -119,7 +122,8 @@ class IndexPreTransform(nn.Module):
         """``search(x, index.k)`` for x (..., d): D and I of shape (..., k)."""
         if (node := recorded_by_fx(self, x)) is not None:
             return node
-        x = validation.layer_input(x, "x", self.d, self.index.device)
+        if not is_dynamo_compiling():
+            x = validation.layer_input(x, "x", self.d, self.index.device)
         found: tuple[Tensor, Tensor] = self.index(self._through(x))
         return found
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from ..functional import metric as metrics
 from ..functional import range_scan
@@ -20,8 +21,9 @@ from ..functional.search import search as search_lists
 from ..functional.transforms import differentiable, is_dual, outside, scored, tracked, transforming, wrapped
 from ..params import SearchParams, positive
 from . import schema, validation
-from .eager import eager, opaque, recorded_by_fx, refuse_recording, without_autocast
+from .eager import eager, recorded_by_fx, refuse_recording, without_autocast
 from .integrity import refuse_without_values
+from .operator import recorded_search
 
 if TYPE_CHECKING:
     from .base import IndexBase
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 # -- methods -----------------------------------------------------------------------------------------------
 
 
-@opaque
 def search(self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
     """The k nearest stored vectors of each query.
 
@@ -48,11 +49,12 @@ def search(self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = 
     finite this is so in every place. Raises ValueError, TypeError or RuntimeError (untrained index), each naming the
     argument.
     """
+    if is_dynamo_compiling():
+        return recorded_search(self, x, k, params)[:2]
     scores, ids, _ = _answer(self, x, k, params, "search")
     return metrics.to_distance(scores, self.metric), ids
 
 
-@opaque
 def search_and_reconstruct(
     self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,6 +66,8 @@ def search_and_reconstruct(
     >>> index.search_and_reconstruct(torch.tensor([[0.0, 0.9]]), 1)[2]
     tensor([[[0., 1.]]])
     """
+    if is_dynamo_compiling():
+        return recorded_search(self, x, k, params, with_vectors=True)
     scores, ids, vectors = _answer(self, x, k, params, "search_and_reconstruct", with_vectors=True)
     return metrics.to_distance(scores, self.metric), ids, vectors
 
@@ -93,20 +97,16 @@ def forward(self: IndexBase, x: Tensor) -> tuple[Tensor, Tensor]:
 
     Under torch.compile it is the graph made by ``graph()``, if neither index nor settings have changed since.
     """
-    if torch.compiler.is_compiling() and self.store.graph is not None:
+    if is_dynamo_compiling() and self.store.graph is not None:
         compiled: tuple[Tensor, Tensor] = self.store.graph(x)
         return compiled
     if (node := recorded_by_fx(self, x)) is not None:
         return node
-    return _layer(self, x)
-
-
-@opaque
-def _layer(index: IndexBase, x: Tensor) -> tuple[Tensor, Tensor]:
-    refuse_recording("forward")
-    x = validation.layer_input(x, "x", index.d, index.device)
-    found, ids = index.search(x.reshape(-1, index.d), index.k)
-    return found.view(*x.shape[:-1], index.k), ids.view(*x.shape[:-1], index.k)
+    if not is_dynamo_compiling():
+        refuse_recording("forward")
+        x = validation.layer_input(x, "x", self.d, self.device)
+    found, ids = self.search(x.reshape(-1, self.d), self.k)
+    return found.view(*x.shape[:-1], self.k), ids.view(*x.shape[:-1], self.k)
 
 
 # -- functions ---------------------------------------------------------------------------------------------
