@@ -18,7 +18,7 @@ NAME = ROOT.name
 # From the lowest to the highest; a part may import those of its own level and below. `_optional` only finds
 # other packages; `__init__` is the library as its users see it, which is what the programs above it see too.
 LEVELS = [
-    ("_arrays", "_files", "_optional", "_pytorch", "_torch_internals"),
+    ("_arrays", "_crc32", "_files", "_optional", "_pytorch", "_torch_internals"),
     ("photographs",),
     ("functional",),
     ("native",),
