@@ -24,7 +24,7 @@ LEVELS = [
     ("native",),
     ("params",),
     ("index",),
-    ("graph", "torchscript", "parallel", "averaging", "dcp", "faiss_bridge", "torch_ivf_bridge", "sharded"),
+    ("graph", "torchscript", "parallel", "averaging", "dcp", "faiss_bridge", "faiss_export", "torch_ivf_bridge", "sharded"),
     ("checkpoint", "tune"),
     ("hub", "export", "plotting"),
     ("__init__",),
