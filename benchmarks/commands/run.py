@@ -109,8 +109,7 @@ def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], 
         except ImportError as error:
             skipped[name] = f"{LIBRARIES[name]} cannot be imported: {error.msg}"
             print(f"skipping {name}: {skipped[name]}")
-    names = tuple(name for name in asked if name not in skipped)
-    if not names:
+    if not (names := tuple(name for name in asked if name not in skipped)):
         raise SystemExit("no engine is left to measure")
     words += ["--quick"] if options.quick else []
     words += ["--engines " + ",".join(options.engines)] if options.engines else []
