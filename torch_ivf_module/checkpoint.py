@@ -38,7 +38,10 @@ class BadFile(ValueError):
 
 
 def save(index: AnyIndex, path: str | os.PathLike[str]) -> None:
-    """Write `index` to `path`; see `IndexBase.save`."""
+    """Write `index` to `path`: by safetensors where the suffix is .safetensors, else as torch.save, which takes any.
+
+    See `IndexBase.save`.
+    """
     path = Path(path)
     _plain(index).check_buffers()
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "needs": NEEDS, **description(index)}

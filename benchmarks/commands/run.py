@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--quick", action="store_true", help="ours and faiss, few repetitions, stored in quick.jsonl, not committed")
     option("--engines", type=lambda text: text.split(","), help="only these, with commas between them")
     option("--out", type=Path, help="the file to append to")
-    option("--quiet", action="store_true", help="no progress bar")
+    option("--quiet", action="store_true", help="no progress bar on a terminal either")
     machine.add_arguments(parser)
 
 
@@ -135,7 +135,7 @@ def _do(jobs: Sequence[Job], names: tuple[str, ...], options: argparse.Namespace
 
     effort = QUICK if options.quick else Effort()
     failures = 0
-    for case, task in (bar := tqdm(jobs, unit="task", disable=options.quiet)):
+    for case, task in (bar := tqdm(jobs, unit="task", disable=options.quiet or None)):
         bar.set_description(f"{case.name}, {task}")
         start, job = time.perf_counter(), {"case": case.name, "task": task}
         try:
