@@ -164,14 +164,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def announce(device: torch.device) -> Any:
     """Print what the demo runs with; faiss, or None where it is not installed."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = cpuinfo.partition("model name")[2].partition("\n")[0].strip("\t :") or platform.processor()
+    processor = cpuinfo.partition("model name")[2].partition("\n")[0].strip("\t :") or platform.machine()
     try:
         faiss = require("faiss", "faiss")
         version = f"faiss {faiss.__version__}"
     except ImportError:
         faiss, version = None, "no faiss: its columns are skipped (extra: faiss)"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}, {version}"
-    print(f"torch_ivf_module on {model or platform.machine()} ({device}), {torch.get_num_threads()} threads, {versions}", flush=True)
+    print(f"torch_ivf_module on {processor} ({device}), {torch.get_num_threads()} threads, {versions}", flush=True)
     return faiss
 
 
