@@ -78,12 +78,15 @@ CASES: dict[str, Case] = {case.name: case for case in _CASES}
 PLAN: dict[str, tuple[str, ...]] = {
     "headline": (
         *("lists", "search", "flat", "train", "add", "recall", "pairs", "auto", "budgets", "codes", "filters"),
-        *("maintenance", "threads", "memory", "formats", "profile"),
+        *("maintenance", "serving", "contention", "compiled", "memory", "formats", "profile"),
     ),
-    "photographs": ("lists", "search", "flat", "train", "add", "recall", "pairs", "auto", "threads", "memory"),
+    "photographs": (
+        *("lists", "search", "flat", "train", "add", "recall", "pairs", "auto"),
+        *("serving", "contention", "compiled", "memory"),
+    ),
     "tokens": ("lists", "search", "flat", "recall"),
     "even-lists": ("auto",),
-    "uneven-lists": ("lists", "search", "auto", "threads"),
+    "uneven-lists": ("lists", "search", "auto"),
     "one-list": ("memory",),
     **{case.name: ("search",) for case in _GROWTH},
 }

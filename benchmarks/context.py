@@ -76,5 +76,12 @@ class Context:
         self.note(f"{engine} skipped: {reason}")
         self.line("skip", engine=engine, reason=reason, **fields)
 
+    def attempt(self, engine: str, call: Callable[..., Any], *arguments: Any, **fields: Any) -> Any:
+        """The result of `call`; None if it fails, which skips the engine."""
+        try:
+            return call(*arguments)
+        except Exception as error:
+            self.skip(engine, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", **fields)
+
     def line(self, kind: str, **fields: Any) -> None:
         self.write({"kind": kind, "task": self.task, "case": self.case.name, **fields})

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-Timing = dict[str, float]  # seconds per call (median), its quartiles seconds_low and seconds_high, number of calls
+# Seconds per call (median), its quartiles seconds_low and seconds_high, its 95th percentile, and the number of calls.
+Timing = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,12 @@ class Effort:
     most_calls: int = 32  # … or so many calls
     cell_seconds: float = 12.0  # what all engines together may take for one figure
     call_seconds: float = 30.0  # an engine expected to need longer for one call is skipped
+    serve_seconds: float = 1.0  # request threads ask one engine for so long in a turn
     pause_seconds: float = 0.02  # between turns, for the threads of the library before to stop spinning
 
 
 # To compare before and after a change: fewer repetitions, and nothing is skipped.
-QUICK = Effort(rounds=5, fewest_rounds=2, most_calls=16, cell_seconds=8.0, call_seconds=math.inf)
+QUICK = Effort(rounds=5, fewest_rounds=2, most_calls=16, cell_seconds=8.0, serve_seconds=0.2, call_seconds=math.inf)
 
 
 def timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -51,8 +53,8 @@ def interleave(calls: Mapping[str, Callable[[int], Any]], effort: Effort) -> dic
             if cost[name] < 0.5:
                 call(first)  # not timed: wakes the threads and fills the caches
             samples[name] += [timed(call, i)[0] for i in range(first, first + turn)]
-    quartiles = {name: np.percentile(values, (50, 25, 75)).tolist() for name, values in samples.items()}
-    names = ("seconds", "seconds_low", "seconds_high", "calls")
+    quartiles = {name: np.percentile(values, (50, 25, 75, 95)).tolist() for name, values in samples.items()}
+    names = ("seconds", "seconds_low", "seconds_high", "seconds_p95", "calls")
     return {name: dict(zip(names, [*values, rounds * turn], strict=True)) for name, values in quartiles.items()}
 
 

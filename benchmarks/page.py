@@ -5,7 +5,7 @@ from typing import Any
 
 from .cases import CASES, PLAN
 from .results import TaskRun
-from .tables import GROWTH, TABLES, floor_of, pivot, speed, tabulate
+from .tables import GROWTH, TABLES, pivot, tabulate
 
 Tasks = Mapping[tuple[str, str], TaskRun]
 
@@ -16,7 +16,8 @@ Written by `python -m benchmarks report` from `benchmarks/benchmarks.jsonl`; cha
 How each figure is measured is described in [benchmarks/README.md](../benchmarks/README.md). In short: engines take
 turns on the same rows with the same number of threads, and figures are medians of many calls. A ratio in brackets is
 to faiss-cpu in the same run. “recall” is recall@20; “same ids” is the lowest share of ids, over all batch sizes, that
-agree with faiss's, ties aside; “growth” is the largest rise of the process's memory in a first call. Where a native
+agree with faiss's, ties aside; “of the floor” is the best speed as a share of what the matrix products alone, in plain
+calls, would allow; “growth” is the largest rise of the process's memory in a first call. Where a native
 kernel is named, `ours` (`search_mode="auto"`) uses it; `ours-csr` and `ours-matrix` are always PyTorch operations."""
 
 
@@ -28,13 +29,10 @@ def page(tasks: Tasks) -> str:
             parts.append(f"## {name}\n\n{CASES[name].description}.")
             for task in found:
                 parts += [f"### {name}: {TABLES[task.task].title}", *_section(task)]
-    found = grown(tasks)
+    found = [tasks[name, "search"] for name in CASES if name.startswith("growth-") and (name, "search") in tasks]
     if found:
         parts += [f"## {GROWTH.title}", "nlist is close to 4·√nb and nprobe is 32: the rows a query reads grow as √nb."]
-        image = "![Time per query against the number of base rows](img/growth.svg)"
-        parts += [pivot(GROWTH, [r for task in found for r in task.rows]), image, *dict.fromkeys(map(caption, found))]
-    if compared(tasks):
-        parts += ["## auto, all cases", "![Time of auto over that of the best fixed mode](img/auto.svg)"]
+        parts += [pivot(GROWTH, [row for task in found for row in task.rows]), *dict.fromkeys(map(caption, found))]
     runs = {task.facts["run"]: task.facts for task in tasks.values()}
     return "\n\n".join([*parts, "## Runs", *(_run(runs[name]) for name in sorted(runs))]) + "\n"
 
@@ -45,33 +43,12 @@ def plot_file(task: TaskRun) -> str:
 
 def _section(task: TaskRun) -> list[str]:
     table = TABLES[task.task]
-    parts = [tabulate(task), *_floors(task)]
+    parts = [tabulate(task)]
     if task.task == "auto":
         parts.append(f"Unevenness of the lists: {task.rows[0]['unevenness']:.1f} (1 for lists of one size).")
     if table.plot is not None:
         parts.append(f"![{table.title}, {task.case}](img/{plot_file(task)})")
     return [*parts, caption(task), *_left_out(task)]
-
-
-def _floors(task: TaskRun) -> list[str]:
-    parts = [
-        f"{speed(floor_of(task, floor['dtype']) or 0)} queries/s in {floor['dtype']} ({floor['gflops']:,.0f} GFLOP/s)"
-        for floor in task.floors
-    ]
-    return [
-        f"The floor is the time of the products alone, in plain calls of ({m:,} × {d}) · ({d} × {n:,}), for the "
-        f"{floor['rows_read']:,.0f} rows that a query reads: {', '.join(parts)}. Shares are of that in float32."
-        for floor in task.floors[:1]
-        for m, d, n in [floor["tile"]]
-    ]
-
-
-def grown(tasks: Tasks) -> list[TaskRun]:
-    return [tasks[name, "search"] for name in CASES if name.startswith("growth-") and (name, "search") in tasks]
-
-
-def compared(tasks: Tasks) -> list[TaskRun]:
-    return [tasks[name, "auto"] for name in CASES if (name, "auto") in tasks]
 
 
 def caption(task: TaskRun) -> str:

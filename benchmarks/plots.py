@@ -1,7 +1,7 @@
 """The plots: each function draws stored rows and returns the SVG. The same rows give the same bytes."""
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -9,14 +9,11 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
-import torch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from torch_ivf_module.plotting import plot_list_sizes
-
-from .page import SHOWN, Tasks, compared, grown, plot_file
+from .page import SHOWN, Tasks, plot_file
 from .results import TaskRun
-from .tables import TABLES, auto_ratios
+from .tables import TABLES
 
 # Reproducible element ids, text as text, a white background also on a dark page.
 _SVG = {"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "savefig.facecolor": "white"}
@@ -28,17 +25,14 @@ _STYLES: dict[str, tuple[str, str, str]] = {
     "ours": ("#D55E00", "-", "o"),
     "ours-csr": ("#D55E00", "--", "s"),
     "ours-matrix": ("#D55E00", ":", "^"),
-    "ours-graph": ("#D55E00", "-.", "D"),
     "faiss": ("#0072B2", "-", "o"),
     "faiss-lists": ("#0072B2", "--", "s"),
     "torch-ivf": ("#009E73", "-", "o"),
     "torch-ivf-matrix": ("#009E73", ":", "^"),
-    "torch-similarity-search": ("#CC79A7", "-", "v"),
     "sklearn": ("#666666", "-", "x"),
     "hnswlib": ("#E69F00", "-", "P"),
     "usearch": ("#56B4E9", "-", "X"),
 }
-_STEPS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of lines that are not engines
 _MISSED = (0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)  # ticks of recall: 1 minus these
 
 
@@ -47,17 +41,12 @@ def _style(engine: str) -> dict[str, Any]:
     return {**dict(zip(("color", "ls", "marker"), _STYLES[engine], strict=True)), "label": engine, "ms": 4, **front}
 
 
-def _panels(count: int, width: float, height: float, **more: Any) -> tuple[Any, Sequence[Any]]:
-    figure, axes = plt.subplots(1, count, figsize=(width * count, height), squeeze=False, **more)
-    return figure, axes[0]
-
-
-def _svg(figure: Any, named: Any = None, by_height: bool = True) -> str:
+def _svg(figure: Any, named: Any = None) -> str:
     """The file; to the right of all panels the names of one panel's lines, in the order in which they end there."""
     figure.tight_layout()
     if named is not None:
         lines = list(zip(*named.get_legend_handles_labels(), strict=True))
-        lines.sort(key=lambda pair: -pair[0].get_ydata()[-1] if by_height else 0)
+        lines.sort(key=lambda pair: -pair[0].get_ydata()[-1])
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 8, "frameon": False, "handlelength": 3}
         figure.legend(*zip(*lines, strict=True), **place)
     figure.savefig(file := io.StringIO(), format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
@@ -73,7 +62,7 @@ def _ticks(axis: Any, at: Any, text: Any = lambda value: f"{value:,.0f}" if valu
 
 def speed(task: TaskRun, title: str, engines: Iterable[str] | None = None) -> str:
     """Queries/s against nq, of the engines named or of all."""
-    figure, (axes,) = _panels(1, 6.4, 4.2)
+    figure, axes = plt.subplots(figsize=(6.4, 4.2))
     for engine in (engine for engine in task.engines() if engines is None or engine in engines):
         rows = sorted(task.pick(engine=engine), key=lambda row: row["nq"])
         nqs = [row["nq"] for row in rows]
@@ -87,13 +76,11 @@ def speed(task: TaskRun, title: str, engines: Iterable[str] | None = None) -> st
 
 
 def recall(task: TaskRun, title: str) -> str:
-    """Queries/s against recall, one panel per batch size; exhaustive engines are a horizontal line.
-
-    Where recall exceeds 0.95 its scale is logarithmic in 1 - recall, to separate the last percents.
-    """
+    """Queries/s against recall, one panel per batch size; exhaustive engines are a horizontal line. Where recall
+    exceeds 0.95 its scale is logarithmic in 1 - recall, to separate the last percents."""
     nqs, best = task.values("nq"), max((row["recall"] for row in task.rows if row["knob"]), default=0.0)
-    figure, panels = _panels(len(nqs), 4.8, 4.2)
-    for axes, nq in zip(panels, nqs, strict=True):
+    figure, panels = plt.subplots(1, len(nqs), figsize=(4.8 * len(nqs), 4.2), squeeze=False)
+    for axes, nq in zip(panels[0], nqs, strict=True):
         for engine in task.engines():
             rows = sorted(task.pick(engine=engine, nq=nq), key=lambda row: row["recall"])
             if rows and not rows[0]["knob"]:
@@ -109,55 +96,18 @@ def recall(task: TaskRun, title: str) -> str:
             _ticks(axes.xaxis, FixedLocator(shown), lambda value: f"{1 - value:g}")
         axes.set(xlabel=f"recall@{task.rows[0]['k']}", ylabel="queries/s", title=f"{title}, nq {nq:,}", yscale="log")
         _ticks(axes.yaxis, LogLocator(10, (1, 2, 5)))
-    return _svg(figure, panels[0])
-
-
-def growth(tasks: Sequence[TaskRun]) -> str:
-    """Time per query against the number of base rows, one panel per batch size."""
-    nqs, nbs = tasks[0].values("nq"), sorted(task.rows[0]["nb"] for task in tasks)
-    figure, panels = _panels(len(nqs), 3.6, 3.8)
-    for axes, nq in zip(panels, nqs, strict=True):
-        rows = [row for task in tasks for row in task.pick(nq=nq)]
-        for engine in dict.fromkeys(row["engine"] for row in rows):
-            line = sorted((row["nb"], 1e6 * row["seconds"] / nq) for row in rows if row["engine"] == engine)
-            axes.loglog(*zip(*line, strict=True), **_style(engine))
-        _ticks(axes.xaxis, FixedLocator(nbs), lambda value: f"{value / 1024:,.0f}k")
-        _ticks(axes.yaxis, LogLocator(10, (1, 1.5, 2, 3, 5, 7)))
-        axes.set(xlabel="base rows", ylabel="µs per query", title=f"Gaussian, nq {nq:,}")
-    return _svg(figure, panels[0])
-
-
-def auto(tasks: Sequence[TaskRun]) -> str:
-    """Time of auto over that of the best fixed mode, against nq; one panel per case, one line per nprobe."""
-    figure, panels = _panels(len(tasks), 3.6, 3.6, sharey=True)
-    for axes, task in zip(panels, tasks, strict=True):
-        for step, nprobe in enumerate(task.values("nprobe")):
-            line = [(row["nq"], row["ratio"]) for row in auto_ratios(task) if row["nprobe"] == nprobe]
-            style = {"color": _STEPS[step % len(_STEPS)], "marker": "os^Dv"[step % 5], "ms": 4, "lw": 1.3}
-            axes.semilogx(*zip(*line, strict=True), label=f"nprobe {nprobe}", **style)
-        axes.axhline(1.0, color="black", lw=0.8)
-        _ticks(axes.xaxis, FixedLocator(task.values("nq")))
-        axes.set(xlabel="queries in a batch", title=task.case + (", native kernel" if task.facts.get("native") else ""))
-    panels[0].set_ylabel("time of auto / best fixed mode")
-    return _svg(figure, panels[0], by_height=False)
-
-
-def lists(task: TaskRun, title: str) -> str:
-    figure, axes = plt.subplots(figsize=(6.4, 3.2))
-    plot_list_sizes(torch.tensor(task.rows[0]["sizes"]), axes).set_title(title)
-    return _svg(figure)
+    return _svg(figure, panels[0, 0])
 
 
 def plots(tasks: Tasks) -> dict[str, Callable[[], str]]:
     """The files in docs/img/ and what draws each."""
-    kinds, drawn = {"speed": speed, "recall": recall, "lists": lists}, {}
+    kinds, drawn = {"speed": speed, "recall": recall}, {}
     for (case, name), task in tasks.items():
-        if TABLES[name].plot is not None and not case.startswith("growth-"):
+        if name in TABLES and TABLES[name].plot is not None and not case.startswith("growth-"):
             drawn[plot_file(task)] = partial(kinds[TABLES[name].plot], task, f"{case}, {name}")
     if ("headline", "search") in tasks:
         task = tasks["headline", "search"]
         sizes = "{nb:,} vectors, {nlist} lists, nprobe {nprobe}".format(**task.rows[0])
         title = f"{sizes}, {task.facts['threads']} threads"
         drawn["headline.svg"] = partial(speed, task, title, SHOWN)
-    together = {"growth.svg": (growth, grown(tasks)), "auto.svg": (auto, compared(tasks))}
-    return drawn | {name: partial(draw, found) for name, (draw, found) in together.items() if found}
+    return drawn

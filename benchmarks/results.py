@@ -1,4 +1,4 @@
-"""The stored lines: `run` with the facts of a run, then `row`, `skip`, `floor`, `failed` and `done`, which name it."""
+"""The stored lines: `run` with the facts of a run, then `row`, `skip`, `failed` and `done`, which name it."""
 
 import json
 from collections.abc import Iterable
@@ -8,7 +8,6 @@ from typing import Any
 
 DEFAULT = Path(__file__).resolve().parent / "benchmarks.jsonl"
 QUICK = DEFAULT.with_name("quick.jsonl")
-_REPLACED = "ours-native"  # a search mode that "auto" has replaced: its rows repeat those of "ours" in the same run
 
 Row = dict[str, Any]
 
@@ -22,7 +21,6 @@ class TaskRun:
     facts: Row  # of the run: machine, threads, versions, commit, command
     rows: list[Row] = field(default_factory=list)
     skips: list[Row] = field(default_factory=list)
-    floors: list[Row] = field(default_factory=list)
     seconds: float | None = None  # of the whole task, once it is done
 
     def engines(self) -> list[str]:
@@ -50,12 +48,12 @@ def history(paths: Iterable[Path]) -> list[TaskRun]:
     for line in map(json.loads, texts):
         if line["kind"] == "run":
             runs[line["run"]] = line
-        elif line.get("engine") != _REPLACED:
+        else:
             key = (line["run"], line["case"], line["task"])
             task = tasks.setdefault(key, TaskRun(line["case"], line["task"], runs[line["run"]]))
             if line["kind"] == "done":
                 task.seconds = line["seconds"]
-            elif line["kind"] in ("row", "skip", "floor"):
+            elif line["kind"] in ("row", "skip"):
                 getattr(task, line["kind"] + "s").append(line)
     return sorted((task for task in tasks.values() if task.seconds is not None), key=lambda task: task.facts["date"])
 

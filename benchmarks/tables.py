@@ -114,17 +114,6 @@ def tabulate(task: TaskRun) -> str:
     return pivot(TABLES[task.task], TABLES[task.task].rows(task))
 
 
-def floor_of(task: TaskRun, dtype: str = "float32") -> float | None:
-    """Queries/s of this machine, if a search were nothing but its products in `dtype`."""
-    found = [floor for floor in task.floors if floor["dtype"] == dtype]
-    return 1e9 * found[0]["gflops"] / (2 * found[0]["tile"][1] * found[0]["rows_read"]) if found else None
-
-
-def _with_floor(task: TaskRun) -> list[Row]:
-    floor = floor_of(task)
-    return [{**row, "floor": floor and row["qps"] / floor} for row in task.rows]
-
-
 def _levels(task: TaskRun) -> list[Row]:
     """The fastest measured setting that reaches each level of recall; nothing is interpolated."""
     rows = []
@@ -148,16 +137,6 @@ def auto_ratios(task: TaskRun) -> list[Row]:
     return found
 
 
-def _phase_rows(task: TaskRun) -> list[Row]:
-    """Each phase, and the search also without the profiler."""
-    whole = task.pick(phase="search")
-    return task.rows + [{**row, "phase": "search, unprofiled", "seconds": row["alone"]} for row in whole]
-
-
-def _package(row: Row) -> str | None:
-    return None if row["engine"] == "faiss" else "no" if row.get("bytes") else "yes"  # exported files do not need it
-
-
 def scaled(name: str, factor: float) -> Callable[[Row], float | None]:
     return lambda row: None if row.get(name) is None else row[name] * factor
 
@@ -169,7 +148,7 @@ def _step(head: str, step: str, form: Callable[[Any], str] = number, factor: flo
 _FAISS = {"engine": "faiss"}
 TO_FAISS = Figure("", "qps", times, over=_FAISS)
 QPS = Figure("", "qps", speed, note=TO_FAISS)
-_MS = scaled("seconds", 1e3)
+_MS, _P95 = scaled("seconds", 1e3), scaled("seconds_p95", 1e3)
 _SECONDS = (Figure("seconds", "seconds"), Figure("time / faiss's", "seconds", times, over=_FAISS))
 _RATE = Figure("rows/s", lambda row: row["rows"] / row["seconds"], count)
 _OBJECTIVE = (
@@ -177,9 +156,10 @@ _OBJECTIVE = (
     Figure("objective / faiss's", "objective", "{:.4f}".format, over=_FAISS),
 )
 _RECALL = Figure("recall", "recall", "{:.4f}".format, last)
+_MADE = Figure("made in, s", "make_seconds")
 _SAME_IDS = Figure("same ids", "agreement", "{:.5f}".format, min)
 _GROWTH = Figure("growth, MiB", scaled("peak_growth_bytes", 1 / _MIB), count, max)
-_FLOOR = Figure("of the floor", "floor", "{:.0%}".format, max)
+_FLOOR = Figure("of the floor", lambda row: row["qps"] / row["floor"] if "floor" in row else None, "{:.0%}".format, max)
 _BATCHES = ("queries/s", ("engine",), ("nq",), QPS, (_FLOOR, _RECALL, _SAME_IDS, _GROWTH))
 _LIMITS = (
     Figure("recall against unlimited", "recall", "{:.4f}".format),
@@ -190,16 +170,16 @@ _LIMITS = (
 _SELECTED = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "no selector"}))
 _SETTING = Figure("", lambda row: f"{row['knob']} {row['value']}" if row.get("knob") else None, str, last)
 _PART = Figure("", "seconds", "{:.0%}".format, over={"phase": "search"})
-_OPERATORS = Figure("most of it in", lambda row: ", ".join(row.get("operators", ())) or None, str, last)
 _SHAPE = {"lists": len, "empty": lambda sizes: sizes.count(0), "shortest": min, "median": median, "longest": max}
+_EAGER = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "eager"}))
 _PER_QUERY = Figure("", lambda row: 1e6 * row["seconds"] / row["nq"])
 GROWTH = Table("How cost grows", "µs per query", ("nb", "nlist"), ("engine",), _PER_QUERY, block="nq")
 TABLES: dict[str, Table] = {
-    "lists": Table("List sizes", "sizes", ("engine",), plot="lists", figures=(
+    "lists": Table("List sizes", "sizes", ("engine",), figures=(
         *(Figure(name, lambda row, of=of: of(row["sizes"]), count) for name, of in _SHAPE.items()),
         Figure("imbalance factor", "imbalance", "{:.2f}".format),
     )),
-    "search": Table("Searching the same lists", *_BATCHES, rows=_with_floor, plot="speed"),
+    "search": Table("Searching the same lists", *_BATCHES, plot="speed"),
     "flat": Table("Exhaustive search", *_BATCHES, plot="speed"),
     "train": Table("Training", "training", ("engine",), figures=(*_SECONDS, *_OBJECTIVE)),
     "add": Table("Adding", "adding", ("engine",), figures=(*_SECONDS, _RATE)),
@@ -228,11 +208,18 @@ TABLES: dict[str, Table] = {
         _step("ms per small removal", "removes", factor=1e3),
         _step("removal / faiss's", "removes", times, engine="faiss"),
     )),
-    "threads": Table("Concurrent searches", "concurrent searches", ("engine", "concurrent"), figures=(
-        Figure("agreement with one thread", "agreement", "{:.5f}".format),
-        Figure("one thread's queries/s", "qps_alone", speed),
-        Figure("together", "qps", speed),
+    "serving": Table("Request threads", "threads", ("clients", "engine"), figures=(
+        Figure("requests/s", "qps", speed, note=TO_FAISS),
+        Figure("p50, ms", scaled("p50", 1e3)),
+        Figure("p99, ms", scaled("p99", 1e3)),
     )),
+    "contention": Table(
+        "Beside busy processes", "queries/s", ("engine", "threads"), ("nq", "busy"), QPS,
+        tuple(Figure(f"p95 of nq 1, busy {n}, ms", _P95, where={"nq": 1, "busy": n}) for n in (0, 1, 2)),
+    ),
+    "compiled": Table(
+        "Models that hold an index", "queries/s (× eager)", ("engine",), ("nq",), _EAGER, (_MADE, _SAME_IDS)
+    ),
     "memory": Table("Memory", "memory", ("engine", "nq", "nprobe"), figures=(
         Figure("growth, MiB", scaled("scratch_bytes", 1 / _MIB), count),
         Figure("results, MiB", scaled("result_bytes", 1 / _MIB), "{:,.1f}".format),
@@ -243,13 +230,10 @@ TABLES: dict[str, Table] = {
         "Formats of model graphs", "ms per batch", ("engine",), ("nq",),
         Figure("", _MS, "{:.3g}".format, note=TO_FAISS), figures=(
             Figure("files, MiB", lambda row: row["bytes"] / _MIB if row.get("bytes") else None, count),
-            Figure("made in, s", lambda row: row["make_seconds"] if row.get("bytes") else None),
-            Figure("needs the package", _package, str, last),
-            _SAME_IDS,
+            _MADE, _SAME_IDS,
         ),
     ),
     "profile": Table(
-        "Time in each phase, by `torch.profiler`", "ms", ("engine", "phase"), ("nq",),
-        Figure("", _MS, "{:.3g}".format, note=_PART), (_OPERATORS,), rows=_phase_rows,
+        "Time in each phase, by `torch.profiler`", "ms", ("engine", "phase"), ("nq",), Figure("", _MS, note=_PART),
     ),
 }  # fmt: skip

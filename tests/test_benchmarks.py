@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import answers, engines, machine, results
 from benchmarks.__main__ import COMMANDS, main
@@ -26,10 +28,12 @@ from benchmarks.results import latest
 from benchmarks.tables import TABLES, TO_FAISS, Figure, Table, pivot
 from benchmarks.tasks import TASKS
 from benchmarks.tasks.profile import operators
+from benchmarks.tasks.serving import busy_processes, serve
 
 ROOT = Path(__file__).resolve().parents[1]
-TRIED = ("lists", "search", "add", "pairs", "auto", "budgets", "codes", "filters", "maintenance")
-SWIFT = Effort(rounds=2, fewest_rounds=1, turn_seconds=0, most_calls=1, call_seconds=float("inf"), pause_seconds=0)
+TRIED = ("lists", "search", "add", "pairs", "auto", "budgets", "codes", "filters", "maintenance", "serving")
+_NONE = dict.fromkeys(("turn_seconds", "serve_seconds", "pause_seconds"), 0)
+SWIFT = Effort(rounds=2, fewest_rounds=1, most_calls=1, call_seconds=float("inf"), **_NONE)
 README = "before\n<!-- benchmark:begin -->\nold figures\n<!-- benchmark:end -->\nafter\n"
 
 
@@ -103,12 +107,35 @@ def test_a_paired_search_gives_the_same_ids(stored: Path) -> None:
 
 
 def test_the_floor_stands_beside_the_search(stored: Path) -> None:
-    (floor, *_) = latest([stored])["tiny", "search"].floors
-    assert floor["dtype"] == "float32"
-    assert floor["gflops"] > 0
-    case = CASES["tiny"]
-    assert floor["tile"] == [case.total_queries * case.nprobe // case.nlist, case.d, case.nb // case.nlist]
-    assert case.nprobe < floor["rows_read"] < case.nb
+    rows = latest([stored])["tiny", "search"].rows
+    (floor,) = {row["floor"] for row in rows}
+    assert floor > 0
+    assert TABLES["search"].figures[0].at(rows, {"engine": "ours"}) == max(
+        row["qps"] / floor for row in rows if row["engine"] == "ours"
+    )
+
+
+def test_every_number_of_request_threads_is_served(stored: Path) -> None:
+    rows = latest([stored])["tiny", "serving"].pick(engine="ours")
+    assert [row["clients"] for row in rows] == [1, 2, 4, 8]
+    for row in rows:
+        assert row["requests"] >= row["clients"]
+        assert 0 < row["p50"] <= row["p99"]
+        assert row["qps"] > 0
+
+
+def test_a_request_thread_asks_again_when_it_has_the_answer() -> None:
+    asked: list[int] = []
+    with ThreadPoolExecutor(3) as pool:
+        latencies = serve(pool, 3, asked.append, 0.0)
+    assert [len(one) for one in latencies] == [1, 1, 1], "one at least, however short the time"
+    assert sorted(asked) == [0, 31, 62]
+
+
+def test_busy_processes_end_with_the_measurement() -> None:
+    with busy_processes(2) as busy:
+        assert [process.poll() for process in busy] == [None, None]
+    assert all(process.poll() is not None for process in busy)
 
 
 def test_a_profile_accounts_for_the_whole_search() -> None:
@@ -133,6 +160,21 @@ def test_a_profile_is_a_task(tmp_path: Path) -> None:
     task = latest([out])["tiny", "profile"]
     assert task.values("nq") == list(CASES["tiny"].profile_nqs)
     assert min(row["seconds"] for row in task.rows) >= 0
+
+
+@pytest.mark.long
+def test_contention_and_compiled_models_are_tasks(tmp_path: Path) -> None:
+    out, threads = tmp_path / "more.jsonl", torch.get_num_threads()
+    tasks = ("--task", "contention", "--task", "compiled")
+    options = ("--engines", "ours", "--quick", "--quiet", "--threads", threads, "--out", out)
+    done = _benchmarks("run", "--case", "tiny", *tasks, *options)
+    assert done.returncode == 0, done.stderr
+    assert torch.get_num_threads() == threads
+    found = latest([out])
+    assert found["tiny", "contention"].values("busy") == [0, 1, 2]
+    models = found["tiny", "compiled"]
+    assert models.pick(engine="eager", nq=1)
+    assert all(row["agreement"] == 1 for row in models.rows if row["engine"] != "eager")
 
 
 def test_auto_is_scored_on_what_was_measured(stored: Path) -> None:
@@ -273,15 +315,6 @@ def test_a_ratio_is_to_the_median_of_the_same_cell() -> None:
     ratio = Figure("", "seconds", where={"what": "add"}, over={"engine": "faiss"})
     assert ratio.at(rows, {"engine": "ours"}) == 4
     assert ratio.at(rows, {"engine": "nobody"}) is None
-
-
-def test_the_mode_that_auto_replaced_is_not_reported(tmp_path: Path) -> None:
-    lines = [{"kind": "run", "run": "r", "date": "d"}]
-    lines += [{"kind": "row", "run": "r", "case": "c", "task": "t", "engine": e} for e in ("ours", "ours-native")]
-    lines += [{"kind": "done", "run": "r", "case": "c", "task": "t", "seconds": 1}]
-    for line in lines:
-        results.append(tmp_path / "old.jsonl", line)
-    assert results.history([tmp_path / "old.jsonl"])[0].engines() == ["ours"]
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])

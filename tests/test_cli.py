@@ -81,6 +81,17 @@ def test_build_flat_with_ids_and_dtype(metric, x, tmp_path, capsys):
     assert facts["bytes"] == out.stat().st_size
 
 
+def test_bars_are_drawn_on_a_terminal_only(x, tmp_path, capsys, monkeypatch):
+    np.save(tmp_path / "x.npy", x.numpy())
+    words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--nlist", 8, "--batch", 200)
+    assert run(*words) == 0
+    assert not re.search(r"[%\r]", capsys.readouterr().err)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(*words) == 0
+    drawn = capsys.readouterr().err
+    assert all(f"{title}:" in drawn for title in ("sample", "k-means", "add"))
+
+
 def test_of_a_file_larger_than_memory_the_first_rows_are_added_with_a_warning(x, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--json", "--flat")

@@ -19,13 +19,14 @@ NAME = ROOT.name
 # From the lowest to the highest. A file or folder may import those of its own level and below, also inside functions.
 # `_optional` only finds other packages; `__init__` is the library as its users and the programs above it import it.
 LEVELS = [
-    ("_arrays", "_files", "_optional", "_pytorch", "_torch_internals"),
+    ("_arrays", "_crc32", "_files", "_optional", "_pytorch", "_torch_internals"),
     ("photographs",),
     ("functional",),
     ("native",),
     ("params",),
     ("index",),
-    ("graph", "torchscript", "parallel", "averaging", "dcp", "faiss_bridge", "torch_ivf_bridge", "sharded"),
+    ("graph", "torchscript", "parallel", "averaging", "dcp", "sharded"),
+    ("faiss_bridge", "faiss_export", "torch_ivf_bridge"),
     ("checkpoint", "tune"),
     ("hub", "export", "plotting"),
     ("__init__",),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import faiss_bridge, torch_ivf_bridge
 from ._arrays import finite_in_dtype
+from ._crc32 import crc32
 from ._files import replace
 from ._optional import require
 from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
@@ -37,7 +38,10 @@ class BadFile(ValueError):
 
 
 def save(index: AnyIndex, path: str | os.PathLike[str]) -> None:
-    """Write `index` to `path`; see `IndexBase.save`."""
+    """Write `index` to `path`: by safetensors where the suffix is .safetensors, else as torch.save, which takes any.
+
+    See `IndexBase.save`.
+    """
     path = Path(path)
     _plain(index).check_buffers()
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "needs": NEEDS, **description(index)}
@@ -225,7 +229,7 @@ def _linear(d: int, out: int, bias: bool) -> nn.Linear:
 
 def _digest(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data)
+    return crc32(tensor.flatten().view(torch.uint8).numpy().data, torch.get_num_threads())
 
 
 def _digest_of(about: Mapping[str, Any]) -> int:

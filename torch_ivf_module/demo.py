@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +40,7 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def progress(items: Iterable[Any], title: str) -> Any:
-    return require("tqdm", "demo").tqdm(items, desc=title, leave=False)
+    return require("tqdm", "demo").tqdm(items, desc=title, leave=False, disable=None)  # None: on a terminal only
 
 
 def load_data(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -60,7 +61,7 @@ def load_data(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
 
 def build_index(args: argparse.Namespace, base: Tensor) -> IndexIVFFlat:
     index = IndexIVFFlat(base.shape[1], nlist=args.nlist, metric=args.metric, device=args.device)
-    _, seconds = timed(lambda: index.train(base.to(args.device), seed=args.seed, verbose=True))
+    _, seconds = timed(lambda: index.train(base.to(args.device), seed=args.seed, verbose=sys.stderr.isatty()))
     say("train", f"{args.nlist:,} lists, metric {args.metric}", seconds)
     seconds, sizes = timed(lambda: index.add(base.to(args.device)))[1], index.list_sizes()
     spread = f"{int(sizes.min()):,} to {int(sizes.max()):,} a list, median {int(sizes.median()):,}"
@@ -116,7 +117,7 @@ def print_table(curves: list[list[Point]], k: int, exact_qps: float) -> None:
         lines.append([f"{points[0].nprobe}", *cells, f"{points[-1].seconds / points[0].seconds:.2f}"])
     lines.append(["exact", f"{1:.4f}", f"{exact_qps:,.0f}"])
     rows = ["  ".join(cell.rjust(len(title)) for cell, title in zip(line, titles, strict=False)) for line in lines]
-    print("\n" + "\n".join(rows) + "\n")
+    print("", *rows, "", sep="\n")
 
 
 def plot(curves: list[list[Point]], k: int, path: Path) -> None:
@@ -134,7 +135,7 @@ def plot(curves: list[list[Point]], k: int, path: Path) -> None:
 
 
 def survives_saving(index: IndexIVFFlat, queries: Tensor, k: int, path: Path) -> bool:
-    seconds = timed(lambda: index.save(path))[1]
+    _, seconds = timed(lambda: index.save(path))
     say("save", f"{path.name}, {path.stat().st_size / 2**20:,.1f} MiB", seconds)
     again, seconds = timed(lambda: load(path).to(index.device))
     say("load", f"{type(again).__name__} of {again.ntotal:,} vectors", seconds)
@@ -163,8 +164,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def announce(device: torch.device) -> Any:
     """Print what the demo runs with; faiss, or None where it is not installed."""
     cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = cpuinfo.partition("model name")[2].partition("\n")[0].strip("\t :")
-    processor = model or platform.processor() or platform.machine()
+    processor = cpuinfo.partition("model name")[2].partition("\n")[0].strip("\t :") or platform.machine()
     try:
         faiss = require("faiss", "faiss")
         version = f"faiss {faiss.__version__}"

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--quick", action="store_true", help="ours and faiss, few repetitions, stored in quick.jsonl, not committed")
     option("--engines", type=lambda text: text.split(","), help="only these, with commas between them")
     option("--out", type=Path, help="the file to append to")
-    option("--quiet", action="store_true", help="no progress bar")
+    option("--quiet", action="store_true", help="no progress bar on a terminal either")
     machine.add_arguments(parser)
 
 
@@ -109,8 +109,7 @@ def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], 
         except ImportError as error:
             skipped[name] = f"{LIBRARIES[name]} cannot be imported: {error.msg}"
             print(f"skipping {name}: {skipped[name]}")
-    names = tuple(name for name in asked if name not in skipped)
-    if not names:
+    if not (names := tuple(name for name in asked if name not in skipped)):
         raise SystemExit("no engine is left to measure")
     words += ["--quick"] if options.quick else []
     words += ["--engines " + ",".join(options.engines)] if options.engines else []
@@ -136,7 +135,7 @@ def _do(jobs: Sequence[Job], names: tuple[str, ...], options: argparse.Namespace
 
     effort = QUICK if options.quick else Effort()
     failures = 0
-    for case, task in (bar := tqdm(jobs, unit="task", disable=options.quiet)):
+    for case, task in (bar := tqdm(jobs, unit="task", disable=options.quiet or None)):
         bar.set_description(f"{case.name}, {task}")
         start, job = time.perf_counter(), {"case": case.name, "task": task}
         try:

@@ -76,9 +76,6 @@ def run(options: argparse.Namespace) -> int:
             others = sum(map(str.__ne__, chosen[name], chosen[_NOW]))
             rows.append([f"{place}. {name}", f"{mean:.3f}", f"{worst:.2f}", f"{others} of {len(cells)}"])
     print(grid(["rule", "time / fastest", "worst", "chosen otherwise"], rows))
-    for cell, mode in sorted(zip(cells, chosen[_NOW], strict=True), key=lambda pair: -pair[0].cost(pair[1])):
-        if cell.cost(mode) > 1.05:
-            print(f"{cell.name}: {mode} takes {cell.cost(mode):.2f} × the best")
     return 0
 
 

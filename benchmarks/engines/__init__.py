@@ -28,7 +28,6 @@ IVF: dict[str, Entry] = {
     "ours": Entry(adapters.OursIVF, _OURS, {"search_mode": "auto"}),
     "ours-csr": Entry(adapters.OursIVF, _OURS, {"search_mode": "csr"}, kernel=False),
     "ours-matrix": Entry(adapters.OursIVF, _OURS, {"search_mode": "matrix"}, kernel=False),
-    "ours-graph": Entry(adapters.OursGraph, _OURS),
     "faiss": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 0}),  # default: threads share a batch's queries
     "faiss-lists": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 1}),  # threads share one query's lists
     "torch-ivf": Entry(adapters.TorchIVF, "torch_ivf", {"search_mode": "csr"}),
@@ -85,13 +84,9 @@ def make(names: Iterable[str], table: Mapping[str, Entry], spec: Spec) -> dict[s
     return {name: Variant(made[table[name].adapter], table[name]) for name in known}
 
 
-def owners(engines: Mapping[str, Variant]) -> list[Engine]:
-    return list(dict.fromkeys(variant.owner for variant in engines.values()))
-
-
 def build_paired(engines: Mapping[str, Variant], train: Any, base: np.ndarray, centroids: np.ndarray | None) -> None:
     """Build list-based engines on the same centroids: those given, or those that the first engine trains."""
-    for engine in owners(engines):
+    for engine in dict.fromkeys(variant.owner for variant in engines.values()):
         if centroids is None:
             engine.train(train)
             centroids = np.array(engine.centroids())

@@ -79,36 +79,19 @@ class TorchEngine(Engine):
 
 
 class OursIVF(TorchEngine):
+    module, rounds, cosine = "torch_ivf_module", "niter", "cosine"
+
     def make(self, spec: Spec) -> Any:
-        return importlib.import_module("torch_ivf_module").IndexIVFFlat(spec.d, nlist=spec.nlist, metric=spec.metric)
+        metric = self.cosine if spec.metric == "cosine" else spec.metric
+        return importlib.import_module(self.module).IndexIVFFlat(spec.d, nlist=spec.nlist, metric=metric)
 
     def train(self, x: np.ndarray, niter: int | None = None) -> None:
-        iterations = {} if niter is None else {"niter": niter}
-        self.index.train(self.convert(x), seed=self.spec.seed, **iterations)
-
-
-class OursGraph(OursIVF):
-    """The module of static shapes that torch.compile and the export formats take, run eagerly."""
-
-    def add(self, x: Any) -> None:
-        super().add(x)
-        self.graphs: dict[tuple[int, int], Any] = {}
-
-    def search(self, x: Any, k: int) -> Any:
-        setting = k, self.index.nprobe
-        if setting not in self.graphs:
-            self.graphs[setting] = self.index.graph(k=k)
-        return self.graphs[setting](x)
-
-
-class TorchIVF(TorchEngine):
-    def make(self, spec: Spec) -> Any:
-        metric = "l2" if spec.metric == "l2" else "ip"
-        return importlib.import_module("torch_ivf.index").IndexIVFFlat(spec.d, nlist=spec.nlist, metric=metric)
-
-    def train(self, x: np.ndarray, niter: int | None = None) -> None:
-        iterations = {} if niter is None else {"max_iter": niter}
+        iterations = {} if niter is None else {self.rounds: niter}
         self.index.train(self.convert(x), generator=torch.Generator().manual_seed(self.spec.seed), **iterations)
+
+
+class TorchIVF(OursIVF):
+    module, rounds, cosine = "torch_ivf.index", "max_iter", "ip"  # of rows of unit length
 
 
 class FaissIVF(Engine):

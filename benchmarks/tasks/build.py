@@ -119,9 +119,6 @@ def _remove(ctx: Context, engines: dict[str, Engine]) -> None:
 def _objective(rows: np.ndarray, centroids: np.ndarray, metric: str) -> float:
     """Mean squared distance to the nearest centroid (l2), or mean product with the best one; in float64."""
     c = torch.from_numpy(np.ascontiguousarray(centroids)).double()
-    total = 0.0
-    for part in torch.from_numpy(rows).split(8_192):
-        x = part.double()
-        best = torch.cdist(x, c).amin(1).square() if metric == "l2" else (x @ c.T).amax(1)
-        total += float(best.sum())
-    return total / len(rows)
+    parts = (part.double() for part in torch.from_numpy(rows).split(8_192))
+    best = [torch.cdist(x, c).amin(1).square() if metric == "l2" else (x @ c.T).amax(1) for x in parts]
+    return float(torch.cat(best).mean())

@@ -1,32 +1,31 @@
-"""The formats an index is exported to: time per batch, size of the files, agreement with the index."""
+"""An index in models, compiled and eager, and in the files of its graph: time per batch, beside searching it."""
 
+import copy
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from torch_ivf_module import export
 
 from ..context import Context
 from ..measure import rotation, timed
 
-_SMALL, _ALL = (1, 8, 32), (1, 8, 32, 512, 2_048)
-_HALF = {"layout": "tiles", "storage": torch.float16}
-# The format (None: torch.compile in this process), the suffix of its file, settings of the graph, batches.
-_VARIANTS: dict[str, tuple[str | None, str, dict[str, Any], tuple[int, ...]]] = {
-    "compiled, rows": (None, "", {"layout": "rows"}, _SMALL),
-    "compiled, tiles": (None, "", {"layout": "tiles"}, _SMALL),
-    "compiled, float16 tiles": (None, "", _HALF, _SMALL),
+_SMALL, _ALL = (1, 8, 32), (1, 8, 32, 512, 2_048)  # a graph reads as many rows of every list as the longest has
+# The format, the suffix of its file, settings of the graph, batches.
+_VARIANTS: dict[str, tuple[str, str, dict[str, Any], tuple[int, ...]]] = {
     "aoti, tiles": ("aoti", ".pt2", {"layout": "tiles"}, _SMALL),
-    "aoti, float16 tiles": ("aoti", ".pt2", _HALF, _SMALL),
+    "aoti, float16 tiles": ("aoti", ".pt2", {"layout": "tiles", "storage": torch.float16}, _SMALL),
     "exported, rows": ("exported", ".pt2", {"layout": "rows"}, _SMALL),
     "torchscript, rows": ("torchscript", ".pt", {"layout": "rows"}, _SMALL),
     "torchscript, csr": ("torchscript", ".pt", {"search_mode": "csr"}, _ALL),
     "onnx, rows": ("onnx", ".onnx", {"layout": "rows"}, _SMALL),
 }
+Search = Callable[[Any], Any]
 
 
 @torch.no_grad()
@@ -36,35 +35,72 @@ def formats(ctx: Context) -> None:
         return
     index, facts = engines["ours"].index, {}
     index.k = k = ctx.case.k
-    rows = {name: engine.convert(ctx.data.queries) for name, engine in engines.items()}
-    searches: dict[str, Callable[..., Any]] = {n: lambda x, e=engine: e.search(x, k) for n, engine in engines.items()}
+    searches: dict[str, Search] = {name: lambda x, e=engine: e.search(x, k) for name, engine in engines.items()}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, (format, suffix, settings, _) in _VARIANTS.items():
             ctx.note(f"making {name}")
-            try:
-                seconds, (searches[name], size) = timed(_make, index, format, settings, Path(folder) / (name + suffix))
+            path = Path(folder) / (name + suffix)
+            made = ctx.attempt(name, timed, _file, index, format, settings, path)  # packages or a compiler may lack
+            if made is not None:
+                seconds, (searches[name], size) = made
                 facts[name] = {"make_seconds": seconds, "bytes": size}
-            except Exception as error:  # a format whose packages or compiler are missing
-                ctx.skip(name, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
-        for nq in (nq for nq in _ALL if nq <= len(ctx.data.queries)):
-            ctx.note(f"nq {nq:,}")
-            calls, expected = {}, searches["ours"](rows["ours"][:nq])
-            for name in (name for name in searches if name in engines or nq in _VARIANTS[name][-1]):
-                parts = rotation(rows.get(name, rows["ours"]), nq)
-                calls[name] = lambda i, search=searches[name], parts=parts: search(parts[i % len(parts)])
-                if name in facts:
-                    facts[name]["agreement"] = export.compare(searches[name](parts[0]), expected).ids
-            ctx.time(calls, nq, facts)
+        rows = {name: engine.convert(ctx.data.queries) for name, engine in engines.items()}
+        sizes = {name: _VARIANTS[name][-1] if name in _VARIANTS else _ALL for name in searches}
+        _time(ctx, searches, {name: rows.get(name, rows["ours"]) for name in searches}, sizes, facts)
 
 
-def _make(index: Any, format: str | None, settings: dict[str, Any], path: Path) -> tuple[Callable[..., Any], int]:
+def _file(index: Any, format: str, settings: dict[str, Any], path: Path) -> tuple[Search, int]:
     """A search in the format, and the bytes of its files."""
-    mode = {name: value for name, value in settings.items() if name == "search_mode"}
-    graph = index.graph(**{name: value for name, value in settings.items() if name not in mode})
-    if format is None:
-        torch._dynamo.config.recompile_limit = 64  # of all the graphs here together
-        return torch.compile(graph, fullgraph=True, dynamic=True), 0
-    written = export.FORMATS[format](graph, path, **mode)
+    mode = settings if "search_mode" in settings else {}  # which is that of the file, not of the graph
+    written = export.FORMATS[format](index.graph(**({} if mode else settings)), path, **mode)
     size = sum(file.stat().st_size for file in path.parent.glob(f"{written.name}*"))
     return export.runner(written, format), size
+
+
+@torch.no_grad()
+def compiled(ctx: Context) -> None:
+    """nn.Sequential(nn.Linear, index): eager, compiled as it is, and compiled with a graph in the index's place."""
+    for engine in ctx.build_paired("ours").values():
+        index, x = engine.index, engine.convert(ctx.data.queries)
+        index.k = ctx.case.k
+        linear = nn.Linear(index.d, index.d)
+        linear.load_state_dict({"weight": torch.eye(index.d), "bias": torch.zeros(index.d)})  # the queries as they are
+        other = copy.deepcopy(index)  # an index of which a graph was made is compiled as that graph
+        parts: dict[str, nn.Module] = {"eager": index, "compiled": index}
+        parts |= {f"graph of {layout}, compiled": other.graph(layout=layout) for layout in ("rows", "tiles")}
+        models, facts = {name: nn.Sequential(linear, part) for name, part in parts.items()}, {}
+        for name in [name for name in models if name != "eager"]:
+            ctx.note(f"making {name}")
+            torch._dynamo.config.recompile_limit = 64  # of all models here together
+            models[name] = torch.compile(models[name], fullgraph=True, dynamic=True)
+            made = ctx.attempt(name, timed, _several, models[name], x)
+            if made is None:
+                del models[name]
+            else:
+                facts[name] = {"make_seconds": made[0]}
+        sizes = {name: ctx.case.nqs if parts[name] is index else _SMALL for name in models}
+        _time(ctx, models, dict.fromkeys(models, x), sizes, facts)
+
+
+def _several(model: Search, x: Any) -> None:
+    for nq in _SMALL:  # torch compiles one query apart
+        model(x[:nq])
+
+
+def _time(
+    ctx: Context,
+    searches: Mapping[str, Search],
+    rows: Mapping[str, Any],
+    sizes: Mapping[str, Sequence[int]],
+    facts: dict[str, dict[str, Any]],
+) -> None:
+    """Time each search at its own batch sizes, and those that have `facts` beside the answers of the first one."""
+    for nq in sorted({nq for several in sizes.values() for nq in several if nq <= len(ctx.data.queries)}):
+        ctx.note(f"nq {nq:,}")
+        parts = {name: rotation(rows[name], nq) for name in searches if nq in sizes[name]}
+        answers = {name: searches[name](parts[name][0]) for name in parts}
+        for name in facts.keys() & parts.keys():
+            facts[name]["agreement"] = export.compare(answers[name], next(iter(answers.values()))).ids
+        calls = {name: lambda i, n=name, p=part: searches[n](p[i % len(p)]) for name, part in parts.items()}
+        ctx.time(calls, nq, facts)

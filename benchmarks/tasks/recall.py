@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import answers
 from ..context import Context
-from ..engines import FLAT, GRAPH, IVF, Variant, owners
+from ..engines import FLAT, GRAPH, IVF, Variant
 from ..measure import timed
 
 # A mode that only differs in speed from another one of the same library adds nothing to this curve.
@@ -18,8 +18,10 @@ _SLOWEST = 2.0  # seconds for all the checked queries; an engine that needs long
 def recall(ctx: Context) -> None:
     engines = {**ctx.make(IVF, *_LISTS), **ctx.make(GRAPH), **ctx.make(FLAT, "sklearn")}
     ctx.note("building")
-    steps = {e: ((e.train, ctx.train_rows), (e.add, e.convert(ctx.data.base))) for e in owners(engines)}
-    built = {engine: sum(timed(*step)[0] for step in both) for engine, both in steps.items()}
+    built = {}
+    for owner in dict.fromkeys(engine.owner for engine in engines.values()):
+        steps = (owner.train, ctx.train_rows), (owner.add, owner.convert(ctx.data.base))
+        built[owner] = sum(timed(*step)[0] for step in steps)
     rows = {name: engine.convert(ctx.checked) for name, engine in engines.items()}
     values = {"nprobe": ctx.case.nprobes, "ef": ctx.case.efs, None: (0,)}
     for step in zip_longest(*(values[engine.parameter] for engine in engines.values())):

@@ -4,25 +4,19 @@ With the lists comes the floor: the time of the matrix products alone on this ma
 """
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from itertools import accumulate, cycle, takewhile
 from typing import Any
 
 import numpy as np
 import torch
 
-from torch_ivf_module import SearchParams, native
+from torch_ivf_module import SearchParams
 
-from .. import answers, machine, rss
+from .. import answers, rss
 from ..context import Context
 from ..engines import FLAT, Variant
-from ..measure import interleave, timed
+from ..measure import interleave
 
 _CHECKED = 256  # at least so many queries are checked at every batch size
-_THREADS = 4
-_THREADED = ("ours", "ours-csr", "ours-matrix", "faiss")
-_SIZES = (1, 8, 64, 512)  # batch sizes are mixed, so that different scans run at the same time
 _LISTS = 8  # lists that the floor's products alternate between, so that a list is not always in the cache
 
 
@@ -34,9 +28,10 @@ def lists(ctx: Context) -> None:
 
 def search(ctx: Context) -> None:
     engines = ctx.build_paired()
+    fields: dict[str, Any] = {"nb": len(ctx.data.base), "nlist": ctx.case.nlist, "nprobe": ctx.case.nprobe}
     if "ours" in engines:
-        _floor(ctx, engines["ours"])
-    _batches(ctx, engines, ctx.case.nqs, nb=len(ctx.data.base), nlist=ctx.case.nlist, nprobe=ctx.case.nprobe)
+        fields["floor"] = _floor(ctx, engines["ours"])
+    _batches(ctx, engines, ctx.case.nqs, **fields)
 
 
 def flat(ctx: Context) -> None:
@@ -57,11 +52,10 @@ def _batches(ctx: Context, engines: Mapping[str, Variant], nqs: Iterable[int], *
             if expected * nq > ctx.effort.call_seconds:
                 ctx.skip(name, f"one call would take about {expected * nq:.0f} s", nq=nq)
                 continue
-            try:
-                rss.trim()
-                first[name] = rss.growth(engines[name].search, rows[name][:nq], ctx.case.k)
-            except (RuntimeError, MemoryError, ValueError) as error:
-                ctx.skip(name, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", nq=nq)
+            rss.trim()
+            answer = ctx.attempt(name, rss.growth, engines[name].search, rows[name][:nq], ctx.case.k, nq=nq)
+            if answer is not None:
+                first[name] = answer
         calls = {name: ctx.caller(engines[name], rows[name], nq) for name in first}
         timings = ctx.time(calls, nq, _check(ctx, engines, rows, nq, first), **fields)
         per_query = {name: timing["seconds"] / nq for name, timing in timings.items()}
@@ -83,46 +77,14 @@ def _check(ctx: Context, engines: Any, rows: Any, nq: int, first: Mapping[str, A
     return facts
 
 
-def _floor(ctx: Context, engine: Variant) -> None:
-    """GFLOP/s of plain products: the queries that probe a list, if all queries were one batch, with its rows."""
+def _floor(ctx: Context, engine: Variant) -> float:
+    """Queries/s of this machine, if a search were nothing but plain products in float32: the queries that probe a list,
+    if all queries were one batch, with its rows."""
     ctx.note("floor")
     engine.index.search(engine.convert(ctx.checked), ctx.case.k, params=SearchParams(debug_stats=True))
     rows_read = float(engine.index.last_search_stats["rows_read"] / len(ctx.checked))
     nb, d = ctx.data.base.shape
     m, n = max(1, len(ctx.data.queries) * ctx.case.nprobe // ctx.case.nlist), max(1, nb // ctx.case.nlist)
-    fast = {"avx512_bf16", "amx_bf16", "bf16"} & set(machine.simd())  # units that multiply bfloat16; the last is Arm's
-    for dtype in (torch.float32, torch.bfloat16) if fast else (torch.float32,):
-        queries, rows, scores = (torch.rand(*shape, dtype=dtype) for shape in ((m, d), (_LISTS, n, d), (m, n)))
-        calls = {"": lambda i, q=queries, r=rows, out=scores: torch.mm(q, r[i % _LISTS].t(), out=out)}
-        name, seconds = str(dtype).removeprefix("torch."), interleave(calls, ctx.effort)[""]["seconds"]
-        ctx.line("floor", dtype=name, gflops=2 * m * n * d / seconds / 1e9, tile=(m, d, n), rows_read=rows_read)
-
-
-def threads(ctx: Context) -> None:
-    """Several threads searching one index at once: whether they get the answers of one thread, and at what speed."""
-    # Each mode has an index of its own: a mode is set on the index, and here nothing else may change it.
-    for name in (name for name in ctx.names if name in _THREADED):
-        engine = ctx.build_paired(name)[name]
-        ctx.note(f"{name}, {_THREADS} threads")
-        with nullcontext() if engine.entry.kernel else native.disabled():  # for all threads together
-            ctx.row(name, nprobe=ctx.case.nprobe, concurrent=_THREADS, **_concurrent(ctx, engine))
-
-
-def _concurrent(ctx: Context, engine: Variant) -> dict[str, float]:
-    cuts = takewhile(lambda end: end < len(ctx.checked), accumulate(cycle(_SIZES)))
-    parts = [engine.convert(part) for part in np.split(ctx.checked, list(cuts))]
-    engine.search(parts[0], ctx.case.k)
-
-    def answer(order: Iterable[int]) -> np.ndarray:
-        """The ids for all queries, their parts searched in the given order."""
-        found = {i: engine.ids(engine.search(parts[i], ctx.case.k)) for i in order}
-        return np.concatenate([found[i] for i in range(len(parts))])
-
-    alone, single = timed(answer, range(len(parts)))
-    # Every thread searches all the queries, each starting at another part.
-    orders = [np.roll(np.arange(len(parts)), -i * len(parts) // _THREADS) for i in range(_THREADS)]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        together, found = timed(lambda: list(pool.map(answer, orders)))
-    agree = min(answers.agreement(ctx.data.base, ctx.checked, ids, single, ctx.case.metric) for ids in found)
-    total = len(ctx.checked)
-    return {"agreement": agree, "qps_alone": total / alone, "qps": _THREADS * total / together}
+    queries, rows, out = (torch.rand(*shape) for shape in ((m, d), (_LISTS, n, d), (m, n)))
+    calls = {"": lambda i: torch.mm(queries, rows[i % _LISTS].t(), out=out)}
+    return m * n / interleave(calls, ctx.effort)[""]["seconds"] / rows_read

@@ -114,7 +114,7 @@ def _empty(args: argparse.Namespace, d: int, metric: str, nlist: int) -> IndexBa
 def _train(args: argparse.Namespace, talk: Reporter, index: IndexIVFFlat, vectors: Vectors, fits: Plan) -> float:
     began = time.perf_counter()
     sample = vectors.sample(fits.sample, fits.rows, fits.batch, args.seed, lambda parts: talk.progress(parts, "sample"))
-    index.fit(sample.to(args.device), niter=args.niter, seed=args.seed, verbose=True)
+    index.fit(sample.to(args.device), niter=args.niter, seed=args.seed, verbose=sys.stderr.isatty())
     seconds = time.perf_counter() - began
     talk.say("train", f"{index.nlist:,} lists on {sample.shape[0]:,} rows, metric {index.metric}", seconds)
     return seconds

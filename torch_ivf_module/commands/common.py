@@ -52,8 +52,8 @@ class Reporter:
             say(what, text, seconds)
 
     def progress(self, items: Iterable[Item], title: str, **settings: Any) -> Iterable[Item]:
-        """`items` with a bar that is gone when they are (extra `cli`)."""
-        bar: Iterable[Item] = require("tqdm", "cli").tqdm(items, desc=title, leave=False, **settings)
+        """`items` with a bar on a terminal, that is gone when they are (extra `cli`)."""
+        bar: Iterable[Item] = require("tqdm", "cli").tqdm(items, desc=title, leave=False, disable=None, **settings)
         return bar
 
     def result(self, facts: dict[str, Any], text: str = "") -> None:
