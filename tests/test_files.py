@@ -72,7 +72,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_complete_file(suffix, tmp_path):
 HALFWAY = """
 import sys
 from pathlib import Path
-from torch_ivf_module import _files
+sys.path.insert(0, sys.argv[2])
+import _files  # without the package, whose import takes longer than the test
 
 def write(part):
     Path(part).write_text("half of it")
@@ -88,7 +89,7 @@ _files.replace(Path(sys.argv[1]), write)
 def halfway(path):
     """A process that has written half of `path`."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", HALFWAY, str(path)], **pipes) as writer:
+    with subprocess.Popen([sys.executable, "-c", HALFWAY, str(path), str(Path(_files.__file__).parent)], **pipes) as writer:
         try:
             assert writer.stdout.readline() == "begun\n"
             yield writer
