@@ -89,7 +89,8 @@ _files.replace(Path(sys.argv[1]), write)
 def halfway(path):
     """A process that has written half of `path`."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", HALFWAY, str(path), str(Path(_files.__file__).parent)], **pipes) as writer:
+    command = [sys.executable, "-c", HALFWAY, str(path), str(Path(_files.__file__).parent)]
+    with subprocess.Popen(command, **pipes) as writer:
         try:
             assert writer.stdout.readline() == "begun\n"
             yield writer
