@@ -1,4 +1,4 @@
-"""Files of vectors, of ids and of true neighbours, of every kind, whole and damaged."""
+"""Files of vectors, of ids and of true neighbours, in every format, valid and damaged."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_vectors_are_read_as_they_were_written(file, x):
     assert (vectors.rows, vectors.d) == (ROWS, D)
     assert torch.equal(torch.cat(list(vectors.batches(250))), x)
     assert torch.equal(vectors.read(700, 710), x[700:710])
-    assert torch.equal(vectors.read(5, 7), x[5:7]), "a file can be gone back in"
+    assert torch.equal(vectors.read(5, 7), x[5:7]), "rows can be read in any order"
     assert vectors.read(4, 4).shape == (0, D)
 
 
 def test_every_format_has_a_test_file():
-    elsewhere = {".bvecs", ".ivecs", ".u8bin", ".i8bin", ".ibin", ".pth"}  # and not of floats
+    elsewhere = {".bvecs", ".ivecs", ".u8bin", ".i8bin", ".ibin", ".pth"}  # formats of integers
     assert {"." + name.rpartition(".")[2] for name in WRITERS} | elsewhere == set(KINDS)
 
 
@@ -73,7 +73,7 @@ def test_bytes_and_integers_become_floats(tmp_path):
 
 
 def test_other_float_dtypes_are_converted(tmp_path):
-    x = torch.randint(-8, 8, (9, 3)).float()  # which all of them hold
+    x = torch.randint(-8, 8, (9, 3)).float()  # exact in all dtypes
     torch.save(x.to(torch.float8_e4m3fn), tmp_path / "x8.pt")
     torch.save(x.bfloat16(), tmp_path / "x16.pt", _use_new_zipfile_serialization=False)
     np.save(tmp_path / "long.npy", x.numpy().astype(np.longdouble))
@@ -88,7 +88,7 @@ def test_other_float_dtypes_are_converted(tmp_path):
 
 
 def _broken(tmp_path, x):
-    """Files that are no vectors, each with what the error must say."""
+    """Files without vectors, and the text of the error of each."""
     np.save(tmp_path / "flat.npy", np.zeros(7))
     np.save(tmp_path / "bool.npy", np.zeros((7, 2), dtype=bool))
     np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object))
@@ -256,7 +256,7 @@ def run(*words) -> int:
 
 
 def _same_file(name, x, ids):
-    """The vectors, and ids of theirs in the same file."""
+    """Write the vectors and their ids to one file."""
     if name == "x.npz":
         np.savez(name, x=x.numpy(), id=ids)
     elif name == "x.pt":
