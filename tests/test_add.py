@@ -178,7 +178,7 @@ READERS = {
 @pytest.mark.parametrize("reader", READERS)
 @each_kind
 def test_every_method_sees_pending_rows(kind, reader, rows):
-    """Rows may wait to be packed; nobody who reads may notice."""
+    """Pending rows are part of the index for every method."""
     index = KINDS[kind]().index
     if kind == "ivf":
         index.nprobe = index.nlist

@@ -18,7 +18,7 @@ from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, native
 from torch_ivf_module.functional import scan_lists
 from torch_ivf_module.functional.budget import Budget, row_limits
 
-# Lists of some 200 rows: several blocks each, and with 700 queries several beginnings of a list.
+# Lists of about 200 rows, several blocks each; with 700 queries several prefixes per list.
 LONG = Problem("long lists", nb=2400, d=8, nq=40, nlist=12, nprobe=6, k=10)
 
 
