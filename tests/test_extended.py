@@ -12,13 +12,13 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 
 from tests.datasets import normal
+from tests.kinds import BUFFERS
 from tests.oracle import agree
 from tests.problems import few_training_rows
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from torch_ivf_module.dcp import IndexLoadPlanner
 
 D = 8
-BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 

@@ -13,7 +13,7 @@ from tests.kinds import KINDS, each_empty, each_kind, pending_removals
 from tests.oracle import agree, check, check_range, probed, stored_rows
 from tests.problems import each_metric, each_mode, shared
 from tests.states import unchanged
-from tests.test_threads import together
+from tests.threads import together
 from torch_ivf_module import SearchParams
 from torch_ivf_module.index.pending import PendingUpdates
 
