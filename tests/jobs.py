@@ -174,10 +174,10 @@ def _has_no_derivative(index: ShardedIndex) -> None:
     x = QUERIES[:2]
     assert not index.search(x.clone().requires_grad_(), K)[0].requires_grad
     for name, search in (("search", lambda x: index(x)[0]), ("range_search", lambda x: index.range_search(x, 1.0)[1])):
-        told = pytest.raises(RuntimeError, match=rf"{name} of a ShardedIndex has no derivative.*detach x")
-        with torch.autograd.forward_ad.dual_level(), told:
+        refusal = pytest.raises(RuntimeError, match=rf"{name} of a ShardedIndex has no derivative.*detach x")
+        with torch.autograd.forward_ad.dual_level(), refusal:
             search(torch.autograd.forward_ad.make_dual(x, x))
-        with told:
+        with refusal:
             torch.func.grad(lambda x, search=search: search(x).sum())(x)
 
 

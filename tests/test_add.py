@@ -223,7 +223,7 @@ def test_searching_after_each_add(kind, rows, tmp_path):
 
 
 def test_many_small_adds_equal_one():
-    whole, base, queries = shared()
+    reference, base, queries = shared()
     index, _, _ = shared()
     index.reset()
     start = 0
@@ -231,8 +231,8 @@ def test_many_small_adds_equal_one():
         index.add_with_ids(base[start : start + step], torch.arange(start, start + step))
         start += step
     assert start == len(base)
-    assert same_state(snapshot(index), snapshot(whole))
-    agree(index.search(queries, 10), whole.search(queries, 10), rtol=1e-6)
+    assert same_state(snapshot(index), snapshot(reference))
+    agree(index.search(queries, 10), reference.search(queries, 10), rtol=1e-6)
 
 
 def test_rows_of_a_list_are_in_the_order_of_adding():

@@ -259,9 +259,9 @@ def test_a_second_pass_reads_what_the_first_may_read(fields, mode):
     queries = rows[:1] + 1e-3 * normal(20, 16, seed=5)
     index = IndexIVFFlat(16, nlist=8, nprobe=3, search_mode=mode).fit(rows)
     index.add(rows)
-    some = SearchParams(**fields, debug_stats=True)
+    params = SearchParams(**fields, debug_stats=True)
     exact = index.search(queries, 10, params=SearchParams(**fields, profile="exact"))
-    found = index.search(queries, 10, params=some)
+    found = index.search(queries, 10, params=params)
     torch.testing.assert_close(found[0], exact[0], rtol=1e-6, atol=0.0)
     if "selector" in fields:
         assert (found[1] % 3 == 0).all()
