@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests.oracle", "tests.states")
 
-# The same examples at every run, and no folder of remembered ones left behind.
+# The same examples at every run, and no folder of examples on disk.
 settings.register_profile(
     "repeatable",
     deadline=None,

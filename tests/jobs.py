@@ -1,4 +1,4 @@
-"""What the processes of tests/test_sharded.py do; each compares its answers with one index of all vectors."""
+"""Functions that the processes of tests/test_sharded.py run; they compare with one index of all vectors."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ BASE, QUERIES = normal(N, D, seed=1), normal(37, D, seed=2)
 
 
 def mine(x: Tensor, rank: int, size: int) -> Tensor:
-    """An uneven share of the rows: the first process has none where there are several."""
+    """The rows of one process, unevenly divided; with several processes the first has none."""
     ends = {1: [0, 1], 2: [0, 0, 1], 3: [0, 0.2, 0.7, 1], 4: [0, 0, 0.6, 0.7, 1]}[size]
-    start, end = (int(len(x) * part) for part in ends[rank : rank + 2])
+    start, end = (int(len(x) * fraction) for fraction in ends[rank : rank + 2])
     return x[start:end]
 
 
@@ -66,7 +66,7 @@ def single_of(index: ShardedIndex, x: Tensor = BASE, ids: Tensor | None = None, 
 
 
 def same_answers(index: ShardedIndex, single: Any, rank: int, size: int, queries: Tensor = QUERIES) -> None:
-    """Search, range search, caps: as `single` answers, for this process's own share of the queries."""
+    """Assert the answers of `single` to this process's queries: search, range search, max_codes, selectors."""
     own = mine(queries, rank, size)
     assert index.ntotal == single.ntotal
     for k in (1, K, N + 7):
@@ -94,13 +94,13 @@ def matrix(rank: int, size: int, shard: str) -> None:
         torch.testing.assert_close(index.centroids, trained.centroids, rtol=1e-4, atol=1e-5)
         single = single_of(index)
         same_answers(index, single, rank, size)
-        about = index.info()
-        assert sum(about["rows"]) == about["ntotal"] == N
-        assert max(about["rows"]) - min(about["rows"]) <= (1 if shard == "rows" else N // L)
+        info = index.info()
+        assert sum(info["rows"]) == info["ntotal"] == N
+        assert max(info["rows"]) - min(info["rows"]) <= (1 if shard == "rows" else N // L)
 
-        # Every process names some ids, one of them twice and one that nobody has.
-        gone = torch.arange(rank, 120, size)
-        assert index.remove_ids(torch.cat([gone, torch.tensor([7, 10**9])])) == 120
+        # Every process removes some ids, including a duplicate and an unknown one.
+        removed = torch.arange(rank, 120, size)
+        assert index.remove_ids(torch.cat([removed, torch.tensor([7, 10**9])])) == 120
         assert single.remove_ids(torch.arange(120)) == 120
         mask = torch.zeros(200, dtype=torch.bool)
         mask[130 + rank] = True
@@ -118,7 +118,7 @@ def matrix(rank: int, size: int, shard: str) -> None:
 
 
 def edges(rank: int, size: int, shard: str) -> None:
-    """Fewer vectors than processes, none at all, bad queries, half precision, new centroids, one full index."""
+    """Fewer vectors than processes, no vectors, bad queries, half precision, new centroids, a plain index."""
     index = built(rank, size, shard=shard)
     bad = QUERIES.clone()
     bad[::5] = torch.nan
@@ -141,14 +141,14 @@ def edges(rank: int, size: int, shard: str) -> None:
         index.train(mine(BASE, rank, size), generator=torch.Generator().manual_seed(3), **settings)
         trained.train(BASE, generator=torch.Generator().manual_seed(3), **settings)
     torch.testing.assert_close(index.centroids, trained.centroids, rtol=1e-4, atol=1e-5)
-    # Rows that repeat leave clusters empty, which every process splits alike.
+    # Repeated rows give empty clusters, which all processes fill in the same way.
     repeated = BASE[: L - 2].repeat(12, 1)
     with few_training_rows():
         index.train(mine(repeated, rank, size))
         trained.train(repeated)
     torch.testing.assert_close(index.centroids, trained.centroids, rtol=1e-4, atol=1e-5)
 
-    index = ShardedIndex(single_of(index), shard=shard)  # every process has the whole, and keeps its part
+    index = ShardedIndex(single_of(index), shard=shard)  # every process has all rows, and keeps its shard
     assert index.index.ntotal < N or size == 1
     same_answers(index, single_of(index), rank, size)
     index = built(rank, size, shard=shard, dtype=torch.bfloat16)
@@ -157,13 +157,13 @@ def edges(rank: int, size: int, shard: str) -> None:
         single_of(index, dtype=torch.bfloat16).search(QUERIES[rank:9], K),
     )
     if shard == "rows":
-        flat, whole = ShardedIndex(IndexFlatL2(D)), IndexFlatL2(D)
+        flat, single = ShardedIndex(IndexFlatL2(D)), IndexFlatL2(D)
         flat.train(mine(BASE, rank, size)).add(mine(BASE, rank, size))
-        whole.add(BASE)
-        same_answers(flat, whole, rank, size)
-        again = ShardedIndex(IndexFlatL2(D))
-        again.load_state_dict(flat.state_dict())
-        same_answers(again, whole, rank, size)
+        single.add(BASE)
+        same_answers(flat, single, rank, size)
+        loaded = ShardedIndex(IndexFlatL2(D))
+        loaded.load_state_dict(flat.state_dict())
+        same_answers(loaded, single, rank, size)
     fresh = built(rank, size, shard=shard)
     fresh.load_state_dict(ShardedIndex(empty(), shard=shard).state_dict())
     assert fresh.ntotal == 0
@@ -172,19 +172,19 @@ def edges(rank: int, size: int, shard: str) -> None:
 
 
 def _has_no_derivative(index: ShardedIndex) -> None:
-    """D does not require grad, and forward mode and transforms, which would go on with zeros, are refused."""
+    """D does not require grad; forward mode and transforms, which would give zeros, are refused."""
     x = QUERIES[:2]
     assert not index.search(x.clone().requires_grad_(), K)[0].requires_grad
     for name, search in (("search", lambda x: index(x)[0]), ("range_search", lambda x: index.range_search(x, 1.0)[1])):
-        told = pytest.raises(RuntimeError, match=rf"{name} of a ShardedIndex has no derivative.*detach x")
-        with torch.autograd.forward_ad.dual_level(), told:
+        refusal = pytest.raises(RuntimeError, match=rf"{name} of a ShardedIndex has no derivative.*detach x")
+        with torch.autograd.forward_ad.dual_level(), refusal:
             search(torch.autograd.forward_ad.make_dual(x, x))
-        with told:
+        with refusal:
             torch.func.grad(lambda x, search=search: search(x).sum())(x)
 
 
 def in_a_group(rank: int, size: int, folder: str) -> None:
-    """The last processes are a group of their own, in which ranks are others."""
+    """All processes but the first form a group, with other ranks in it."""
     group = dist.new_group(list(range(1, size)))
     if rank == 0:
         with pytest.raises(ValueError, match="does not contain"):
@@ -205,7 +205,7 @@ def in_a_group(rank: int, size: int, folder: str) -> None:
 
 
 def only_one_refuses(rank: int, error: type[Exception], match: str, step: str) -> Any:
-    """Rank 1 raises an error of its own, the others say that it did."""
+    """Expects this error on rank 1, and on the others the error that rank 1 refused its input."""
     expected = (error, match) if rank == 1 else (RuntimeError, f"{step}: rank 1 refused its input")
     return pytest.raises(expected[0], match=expected[1])
 
@@ -234,7 +234,7 @@ def _one_process_is_wrong(index: ShardedIndex, rank: int) -> None:
 def _calls_differ(index: ShardedIndex, rank: int) -> None:
     with pytest.raises(RuntimeError, match="search: rank 1 makes another call"):
         index.search(QUERIES, K + rank)
-    chosen = torch.arange(5000) != 2500 + rank  # which looks the same when it is printed
+    chosen = torch.arange(5000) != 2500 + rank  # printed with "...", so that they look the same
     with pytest.raises(RuntimeError, match="search: rank 1 makes another call"):
         index.search(QUERIES, K, params=SearchParams(selector=chosen))
     with pytest.raises(RuntimeError, match="rank 1 makes another call"):
@@ -250,7 +250,7 @@ def refusals(rank: int, size: int) -> None:
     before = index.search(QUERIES, K)
     _one_process_is_wrong(index, rank)
     _calls_differ(index, rank)
-    torch.set_printoptions(edgeitems=1 + rank)  # what is the same may look different
+    torch.set_printoptions(edgeitems=1 + rank)  # equal tensors then print differently
     params = SearchParams(selector=torch.arange(5000))
     agree(index.search(QUERIES, K, params=params), before)
     torch.set_printoptions(profile="default")
@@ -272,17 +272,17 @@ def refusals(rank: int, size: int) -> None:
     assert (index.nlist, index.dtype, index.device) == (L, torch.float32, index.centroids.device)
     assert index.config() == empty().config()
     assert not hasattr(ShardedIndex(IndexFlatL2(D)), "nlist")
-    held = index.index.store.buffers["packed_embeddings"]
+    before = index.index.store.buffers["packed_embeddings"]
     assert index.remove_ids(torch.tensor([3])) == 1
-    assert index.index.store.buffers["packed_embeddings"] is held  # a small removal copies no shard
+    assert index.index.store.buffers["packed_embeddings"] is before  # a small removal copies no shard
     for shard in SHARDS:
         _half_done(rank, size, shard)
 
 
 def _half_done(rank: int, size: int, shard: str) -> None:
-    """What works on one process only is undone there too."""
+    """A call that fails on one process changes the index on none."""
     index = built(rank, size, shard=shard)
-    index.add(mine(BASE[:5], rank, size))  # which waits to be packed
+    index.add(mine(BASE[:5], rank, size))  # pending rows
     single = single_of(index, torch.cat([BASE, BASE[:5]]))
 
     move_to = training.move_to
@@ -298,19 +298,19 @@ def _half_done(rank: int, size: int, shard: str) -> None:
             index.train(mine(BASE + 1, rank, size), niter=2)
     same_answers(index, single, rank, size)
 
-    # One state in full, one in parts, that is wrong on one process.
-    whole = {name: tensor.clone() for name, tensor in single.state_dict().items()}
-    parts = index.state_dict()
-    for state, ids in ((whole, whole["list_ids"]), (parts, parts["list_ids"].to_local())):
+    # A full state and a sharded one, each wrong on one process.
+    full = {name: tensor.clone() for name, tensor in single.state_dict().items()}
+    sharded = index.state_dict()
+    for state, ids in ((full, full["list_ids"]), (sharded, sharded["list_ids"].to_local())):
         if rank == 1:
             ids[0] = -1
         match = "holds -1" if rank == 1 else "load_state_dict: rank 1 refused its input"
         with pytest.raises(RuntimeError, match=match):
             index.load_state_dict(state)
         same_answers(index, single, rank, size)
-    whole["list_ids"][0] = 10**6 + rank
+    full["list_ids"][0] = 10**6 + rank
     with pytest.raises(RuntimeError, match=r"load_state_dict: rank 1 .* has other settings"):
-        index.load_state_dict(whole)
+        index.load_state_dict(full)
     same_answers(index, single, rank, size)
 
 
@@ -322,7 +322,7 @@ def saves(rank: int, size: int, folder: str, shard: str) -> None:
 
 
 def loads(rank: int, size: int, folder: str, shard: str) -> None:
-    """Load what `saves` has saved, or a plain index in its place, then go on and save again."""
+    """Load the checkpoint of `saves` or of a plain index, change the index, and save it again."""
     index = ShardedIndex(empty(), shard=shard).restore(folder)
     expected = torch.load(f"{folder}/expected.pt")
     assert torch.equal(index.centroids, expected["centroids"])
@@ -336,7 +336,7 @@ def loads(rank: int, size: int, folder: str, shard: str) -> None:
     other = ShardedIndex(empty(), shard="rows")
     other.load_state_dict(index.state_dict())
     same_answers(other, single, rank, size)
-    other.load_state_dict(single.state_dict())  # of a plain index, which every process has
+    other.load_state_dict(single.state_dict())  # the state of a plain index, on every process
     same_answers(other, single, rank, size)
     damaged = {**single.state_dict(), "list_offsets": single.list_offsets + 1}
     with pytest.raises(RuntimeError, match="list_offsets must run from 0"):
@@ -349,7 +349,7 @@ def loads(rank: int, size: int, folder: str, shard: str) -> None:
 
 
 def in_models(rank: int, size: int, folder: str) -> None:
-    """DDP and FSDP2 leave the vectors of each process alone, and a model's checkpoint holds them all."""
+    """DDP and FSDP2 do not change the vectors of each process, and a checkpoint of the model contains all of them."""
     x = normal(6, 8, seed=rank)
     encoder = nn.Linear(8, D)
     nn.init.ones_(encoder.weight)
@@ -379,7 +379,7 @@ def in_models(rank: int, size: int, folder: str) -> None:
 
 @contextmanager
 def ends_in(step: str, after: int, signal_number: int) -> Iterator[None]:
-    """This process gets a signal in its exchange number `after` of a step."""
+    """Sends this process a signal before exchange number `after` of a step."""
     run, seen = Exchange.run, []
 
     def run_or_die(self: Exchange, name: str, *rest: Any) -> Any:
@@ -439,7 +439,7 @@ def interrupted_save(rank: int, size: int, folder: str) -> None:
 
 
 def restores(rank: int, size: int, folder: str) -> None:
-    """Restore where only rank 0 sees the pointer as it is, and save where other things lie too."""
+    """Restore when only rank 0 reads the right `newest` file, and save in a folder with other files."""
     foreign = ["7", "index-2", "index-000001b"]
     seen = Path(folder)
     if rank == 0:
@@ -463,7 +463,7 @@ def _model_of(rows: int) -> nn.Sequential:
 
 
 def checked_with_different_rows(rank: int, size: int) -> None:
-    """DDP compares the shapes of parameters only; of indexes it is `check_ddp` that refuses, on every rank."""
+    """DDP compares the shapes of parameters only; `check_ddp` refuses different indexes, on every rank."""
     wrap = nn.parallel.DistributedDataParallel
     for rows in ((10, 20), (20, 10), (0, 5)):
         shapes = rf"\({rows[0]}, {D}\) on rank 0 and \({rows[1]}, {D}\) on rank 1"
@@ -486,7 +486,7 @@ def checked_with_different_rows(rank: int, size: int) -> None:
 
 
 def growing_apart_after_wrapping(rank: int, size: int) -> None:
-    """What rank 0 sends fits a part of a longer buffer, which is then no longer sound."""
+    """The buffer of rank 0 overwrites a part of a longer buffer, which is then inconsistent."""
     model = _model_of(50)
     wrapped = nn.parallel.DistributedDataParallel(model)
     model[1].add(BASE[: 1 + rank])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.datasets import PLAIN, Problem, data
+from tests.datasets import PLAIN, PROBLEMS, Problem, data
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
 from torch_ivf_module.functional.search import MODES as MODES  # the search modes
 
@@ -21,8 +21,10 @@ METRICS = ("l2", "ip", "cosine")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 each_metric = pytest.mark.parametrize("metric", METRICS)
+each_flat_metric = pytest.mark.parametrize("metric", ["l2", "ip"])  # of IndexFlatL2 and IndexFlatIP
 each_mode = pytest.mark.parametrize("mode", MODES)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_problem = pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
 
 
 class Built(NamedTuple):

@@ -178,7 +178,7 @@ READERS = {
 @pytest.mark.parametrize("reader", READERS)
 @each_kind
 def test_every_method_sees_pending_rows(kind, reader, rows):
-    """Rows may wait to be packed; nobody who reads may notice."""
+    """Pending rows are part of the index for every method."""
     index = KINDS[kind]().index
     if kind == "ivf":
         index.nprobe = index.nlist
@@ -223,7 +223,7 @@ def test_searching_after_each_add(kind, rows, tmp_path):
 
 
 def test_many_small_adds_equal_one():
-    whole, base, queries = shared()
+    reference, base, queries = shared()
     index, _, _ = shared()
     index.reset()
     start = 0
@@ -231,8 +231,8 @@ def test_many_small_adds_equal_one():
         index.add_with_ids(base[start : start + step], torch.arange(start, start + step))
         start += step
     assert start == len(base)
-    assert same_state(snapshot(index), snapshot(whole))
-    agree(index.search(queries, 10), whole.search(queries, 10), rtol=1e-6)
+    assert same_state(snapshot(index), snapshot(reference))
+    agree(index.search(queries, 10), reference.search(queries, 10), rtol=1e-6)
 
 
 def test_rows_of_a_list_are_in_the_order_of_adding():
@@ -244,7 +244,7 @@ def test_rows_of_a_list_are_in_the_order_of_adding():
 
 
 def test_many_small_adds_copy_little():
-    """A thousand calls must not copy the index a thousand times: count the bytes of vectors they allocate."""
+    """The bytes of vectors that several hundred calls allocate must not grow with the square of their number."""
 
     class Written(TorchDispatchMode):
         total = 0
@@ -256,10 +256,10 @@ def test_many_small_adds_copy_little():
             return out
 
     index = trained()
-    x = normal(3000, 8)
+    x = normal(1000, 8)
     with Written() as written:
-        for row in x.split(3):
-            index.add(row)
+        for rows in x.split(3):
+            index.add(rows)
     packed = index.packed_embeddings
     assert written.total < 40 * packed.nbytes
 

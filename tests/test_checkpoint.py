@@ -127,8 +127,8 @@ def test_derived_data_is_not_saved(path):
 def test_a_truncated_file_is_refused(part, mmap, path):
     index, _, _ = shared()
     index.save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(part * len(whole)) if isinstance(part, float) else part])
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content)) if isinstance(part, float) else part])
     with pytest.raises(ValueError, match=path.name):
         load(path, mmap=mmap)
 
@@ -138,12 +138,12 @@ def test_an_altered_tensor_is_refused(name, path):
     """One changed bit, such that the shapes and offsets of the state are still consistent."""
     index, _, _ = shared()
     index.save(path)
-    whole = bytearray(path.read_bytes())
+    content = bytearray(path.read_bytes())
     wanted = bytes(index.state_dict()[name].contiguous().view(torch.uint8).numpy().tobytes())
-    at = whole.find(wanted)
+    at = content.find(wanted)
     assert at > 0
-    whole[at + (8 * 3 if name == "list_offsets" else 0)] ^= 1
-    path.write_bytes(whole)
+    content[at + (8 * 3 if name == "list_offsets" else 0)] ^= 1
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=path.name):
         load(path)
 
@@ -153,11 +153,11 @@ def test_a_file_altered_anywhere_is_refused_or_loads_correctly(place, path):
     """A change of a byte that matters (not padding or a date) must not give an index."""
     index, _, _ = shared()
     index.save(path)
-    whole = bytearray(path.read_bytes())
+    content = bytearray(path.read_bytes())
     # At the start, in the middle and at the end of the file.
-    at = [2, 12, 40, 75, 150, 300, len(whole) // 3, len(whole) // 2, -700, -120, -60, -20][place]
-    whole[at] ^= 0x55
-    path.write_bytes(whole)
+    at = [2, 12, 40, 75, 150, 300, len(content) // 3, len(content) // 2, -700, -120, -60, -20][place]
+    content[at] ^= 0x55
+    path.write_bytes(content)
     try:
         loaded = load(path)
     except ValueError as error:

@@ -34,7 +34,7 @@ def run(*words) -> int:
     return main([str(word) for word in words])
 
 
-def told(capsys, *words):
+def facts_of(capsys, *words):
     """The JSON object that a command prints with --json, which must be its whole output."""
     assert run(*words, "--json") == 0
     return json.loads(capsys.readouterr().out)
@@ -59,7 +59,7 @@ def index(x, tmp_path):
 
 def test_build_writes_the_index_that_python_would_build(file, x, tmp_path, capsys):
     out = tmp_path / "index.pt"
-    facts = told(capsys, "build", file, out, "--nlist", 8, "--nprobe", 8, "--batch", 200)
+    facts = facts_of(capsys, "build", file, out, "--nlist", 8, "--nprobe", 8, "--batch", 200)
     index = load(out)
     assert (facts["ntotal"], facts["nlist"], facts["left_out"]) == (ROWS, 8, 0)
     assert (index.nprobe, index.metric, index.ntotal) == (8, "l2", ROWS)
@@ -74,7 +74,7 @@ def test_build_flat_with_ids_and_dtype(metric, x, tmp_path, capsys):
     np.save(tmp_path / "ids.npy", np.arange(ROWS) * 5)
     out = tmp_path / "index.safetensors"
     words = ("--flat", "--metric", metric, "--ids-from", tmp_path / "ids.npy", "--dtype", "float16", "--rows", 300)
-    facts = told(capsys, "build", tmp_path / "x.npy", out, *words)
+    facts = facts_of(capsys, "build", tmp_path / "x.npy", out, *words)
     index = load(out)
     assert (index.metric, index.dtype, index.ntotal) == (metric, torch.float16, 300)
     assert (index.list_ids == torch.arange(300) * 5).all()
@@ -96,13 +96,13 @@ def test_of_a_file_larger_than_memory_the_first_rows_are_added_with_a_warning(x,
     np.save(tmp_path / "x.npy", x.numpy())
     words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--json", "--flat")
     assert run(*words, "--max-memory", "100K") == 0
-    said = capsys.readouterr()
-    rows = ROWS - json.loads(said.out)["left_out"]
+    printed = capsys.readouterr()
+    rows = ROWS - json.loads(printed.out)["left_out"]
     assert 100 < rows < ROWS * 2 // 3
-    assert f"allows {rows}" in said.err
+    assert f"allows {rows}" in printed.err
     index = load(tmp_path / "index.pt")
     assert torch.equal(index.packed_embeddings, x[:rows])
-    half = int(re.search(r"float16 it would hold (\d+)", said.err)[1])
+    half = int(re.search(r"float16 it would hold (\d+)", printed.err)[1])
     assert run(*words, "--max-memory", "100K", "--dtype", "float16") == 0
     assert load(tmp_path / "index.pt").ntotal == half > rows
     assert "float16" not in capsys.readouterr().err
@@ -115,11 +115,11 @@ def test_a_smaller_training_sample_is_preferred_to_fewer_rows(tmp_path, capsys):
     np.save(tmp_path / "x.npy", normal(4_000, 64).numpy())
     words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--dtype", "float16", "--max-memory", "2700K")
     assert run(*words, "--nlist", 80) == 0
-    said = capsys.readouterr()
-    trained = int(re.search(r"80 lists on ([\d,]+) rows", said.out)[1].replace(",", ""))
+    printed = capsys.readouterr()
+    trained = int(re.search(r"80 lists on ([\d,]+) rows", printed.out)[1].replace(",", ""))
     assert load(tmp_path / "index.pt").ntotal == 4_000
     assert 80 < trained < 39 * 80
-    assert f"allows training on {trained:,} rows of 4,000, which is few for 80 lists" in said.err
+    assert f"allows training on {trained:,} rows of 4,000, which is few for 80 lists" in printed.err
     assert run(*words, "--nlist", 3_900) == 1
     assert "smaller --nlist" in capsys.readouterr().err
 
@@ -154,7 +154,7 @@ def test_without_max_memory_free_memory_is_the_limit(x, tmp_path, capsys, monkey
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Free)
     words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat")
-    assert told(capsys, *words)["ntotal"] == told(capsys, *words, "--max-memory", 100_000)["ntotal"] < ROWS
+    assert facts_of(capsys, *words)["ntotal"] == facts_of(capsys, *words, "--max-memory", 100_000)["ntotal"] < ROWS
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
@@ -175,9 +175,9 @@ def test_a_bad_row_is_named_with_its_batch_and_no_file_is_written(x, tmp_path, c
     bad[613, 2] = torch.nan
     np.save(tmp_path / "x.npy", bad.numpy())
     assert run("build", tmp_path / "x.npy", tmp_path / "index.pt", "--flat", "--batch", 100) == 1
-    said = capsys.readouterr().err
-    assert "rows 600 to 699" in said
-    assert "row 13 holds" in said
+    printed = capsys.readouterr().err
+    assert "rows 600 to 699" in printed
+    assert "row 13 holds" in printed
     assert not (tmp_path / "index.pt").exists()
 
 
@@ -230,7 +230,7 @@ def test_no_command_overwrites_its_input(index, x, tmp_path, capsys, monkeypatch
 def test_the_suffix_decides_the_format(x, faiss, tmp_path, capsys):
     np.save(tmp_path / "x.npy", x.numpy())
     for name in ("index.pth", "INDEX.SAFETENSORS", "index.Faiss"):
-        assert told(capsys, "build", tmp_path / "x.npy", tmp_path / name, "--nlist", 8)["ntotal"] == ROWS
+        assert facts_of(capsys, "build", tmp_path / "x.npy", tmp_path / name, "--nlist", 8)["ntotal"] == ROWS
         assert load(tmp_path / name).ntotal == ROWS
         assert (
             run("convert", tmp_path / name, tmp_path / "c.npy") == run("convert", tmp_path / name, tmp_path / "c") == 1
@@ -242,14 +242,14 @@ def test_the_suffix_decides_the_format(x, faiss, tmp_path, capsys):
 def test_the_metric_is_read_from_the_file(x, tmp_path, capsys):
     for distance, metric in {"euclidean": "l2", "angular": "cosine", "dot": "ip"}.items():
         hdf5(tmp_path / "x.hdf5", x, distance)
-        assert told(capsys, "build", tmp_path / "x.hdf5", tmp_path / "index.pt", "--nlist", 8)["metric"] == metric
-        assert "recall" in told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5")
+        assert facts_of(capsys, "build", tmp_path / "x.hdf5", tmp_path / "index.pt", "--nlist", 8)["metric"] == metric
+        assert "recall" in facts_of(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5")
     words = ("build", tmp_path / "x.hdf5", tmp_path / "index.pt", "--nlist", 8, "--metric", "l2")
-    assert told(capsys, *words)["metric"] == "l2"
+    assert facts_of(capsys, *words)["metric"] == "l2"
     assert run("search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--json") == 0
-    said = capsys.readouterr()
-    assert "recall" not in json.loads(said.out)
-    assert "are by 'ip', the index is by 'l2'" in said.err
+    printed = capsys.readouterr()
+    assert "recall" not in json.loads(printed.out)
+    assert "are by 'ip', the index is by 'l2'" in printed.err
     hdf5(tmp_path / "x.hdf5", x, np.bytes_(b"hamming"))
     assert run(*words[:5]) == 1
     assert "'hamming'" in capsys.readouterr().err
@@ -282,7 +282,7 @@ def test_search_arguments_that_do_not_fit_the_index_are_refused(index, x, tmp_pa
 
 def test_search_writes_arrays(index, file, x, tmp_path, capsys):
     words = ("--ids", tmp_path / "I.npy", "--distances", tmp_path / "D.npy", "-k", 4, "--batch", 37, "--mmap")
-    facts = told(capsys, "search", tmp_path / "index.pt", file, *words)
+    facts = facts_of(capsys, "search", tmp_path / "index.pt", file, *words)
     queries = x[:20] if file.suffix == ".hdf5" else x
     found = torch.from_numpy(np.load(tmp_path / "D.npy")), torch.from_numpy(np.load(tmp_path / "I.npy"))
     agree(found, index.search(queries, 4), rtol=1e-5, atol=1e-5)
@@ -297,7 +297,7 @@ def test_search_prints_the_first_results(index, x, tmp_path, capsys):
     assert "0 (0)" in out
     assert "9 (0)" in out
     assert "the first 10 of 30 queries" in out
-    facts = told(capsys, "search", tmp_path / "index.pt", tmp_path / "q.npy", "-k", 1000, "--nprobe", 1)
+    facts = facts_of(capsys, "search", tmp_path / "index.pt", tmp_path / "q.npy", "-k", 1000, "--nprobe", 1)
     assert facts["results"][7]["ids"][0] == 7
     assert facts["results"][7]["distances"][-1] is None
     assert facts["results"][7]["ids"][-1] == -1
@@ -305,8 +305,8 @@ def test_search_prints_the_first_results(index, x, tmp_path, capsys):
 
 def test_recall_against_the_neighbours_in_the_file(index, x, tmp_path, capsys):
     hdf5(tmp_path / "x.hdf5", x)
-    assert told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--nprobe", 8)["recall"] == 1
-    assert 0.3 < told(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--nprobe", 1)["recall"] < 1
+    assert facts_of(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--nprobe", 8)["recall"] == 1
+    assert 0.3 < facts_of(capsys, "search", tmp_path / "index.pt", tmp_path / "x.hdf5", "--nprobe", 1)["recall"] < 1
 
 
 def test_searching_an_untrained_index_is_refused(x, tmp_path, capsys):
@@ -322,7 +322,7 @@ def test_searching_an_untrained_index_is_refused(x, tmp_path, capsys):
 
 
 def test_info_reports_sizes_and_list_lengths(index, tmp_path, capsys):
-    facts = told(capsys, "info", tmp_path / "index.pt")
+    facts = facts_of(capsys, "info", tmp_path / "index.pt")
     sizes = index.list_offsets.diff()
     assert (facts["ntotal"], facts["nlist"], facts["dtype"]) == (ROWS, 8, "float32")
     assert facts["bytes"]["packed_embeddings"] == 4 * D * ROWS
@@ -335,7 +335,7 @@ def test_info_reports_sizes_and_list_lengths(index, tmp_path, capsys):
 def test_imbalance_factor_as_faiss(index, faiss, tmp_path, capsys):
     from torch_ivf_module import to_faiss
 
-    facts = told(capsys, "info", tmp_path / "index.pt")
+    facts = facts_of(capsys, "info", tmp_path / "index.pt")
     assert facts["lists"]["imbalance"] == pytest.approx(to_faiss(index).invlists.imbalance_factor())
 
 
@@ -360,7 +360,7 @@ def test_advice():
 
 
 def test_convert_to_faiss_and_back(index, faiss, x, tmp_path, capsys):
-    assert told(capsys, "convert", tmp_path / "index.pt", tmp_path / "there.faiss")["ntotal"] == ROWS
+    assert facts_of(capsys, "convert", tmp_path / "index.pt", tmp_path / "there.faiss")["ntotal"] == ROWS
     assert faiss.read_index(str(tmp_path / "there.faiss")).ntotal == ROWS
     assert run("convert", tmp_path / "there.faiss", tmp_path / "back.safetensors") == 0
     agree(load(tmp_path / "back.safetensors").search(x[:9], 5), index.search(x[:9], 5), rtol=1e-5, atol=1e-5)
@@ -370,7 +370,7 @@ def test_convert_to_faiss_and_back(index, faiss, x, tmp_path, capsys):
 
 
 def test_export_and_check(index, tmp_path, capsys):
-    facts = told(capsys, "export", tmp_path / "index.pt", "--format", "torchscript", "--check")
+    facts = facts_of(capsys, "export", tmp_path / "index.pt", "--format", "torchscript", "--check")
     assert [check["ok"] for check in facts["check"]] == [True] * 3
     assert export.runner(facts["files"][0], "torchscript")(torch.zeros(2, D))[1].shape == (2, 10)
 

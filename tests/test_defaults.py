@@ -152,8 +152,8 @@ def files(folder: Path) -> Iterator[Any]:
         for suffix in (".pt", ".safetensors"):
             made.save(folder / f"index{suffix}")
             for mmap in (False, True):
-                again = load(folder / f"index{suffix}", mmap=mmap)
-                yield again.search(QUERIES, 5)
+                loaded = load(folder / f"index{suffix}", mmap=mmap)
+                yield loaded.search(QUERIES, 5)
     empty = IndexIVFFlat(D, nlist=8, nprobe=3, metric="cosine", **ON)
     empty.load_state_dict(index.state_dict())
     yield empty.search(QUERIES, 5)

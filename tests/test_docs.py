@@ -54,11 +54,20 @@ def test_code_blocks_run(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.ja.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
-def test_links_point_to_files(page):
+def test_links_point_to_files_and_headings(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", text):
+        if "://" in target:
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of the headings of a page, as Markdown renderers name them."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 def test_the_site_has_every_page_and_public_name():

@@ -218,7 +218,7 @@ def test_export_script(tmp_path, monkeypatch, capsys):
     assert done.returncode == 0, done.stderr
     assert "batch 33: 100.00% of the ids agree" in done.stdout
     monkeypatch.setattr(sys, "argv", [*script, "--out", str(tmp_path / "index.pt")])
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(SystemExit) as caught:
         runpy.run_path(script[0], run_name="__main__")
-    assert refused.value.code == 1
+    assert caught.value.code == 1
     assert "would overwrite" in capsys.readouterr().err

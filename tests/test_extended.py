@@ -12,13 +12,13 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 
 from tests.datasets import normal
+from tests.kinds import BUFFERS
 from tests.oracle import agree
 from tests.problems import few_training_rows
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform
 from torch_ivf_module.dcp import IndexLoadPlanner
 
 D = 8
-BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
@@ -211,16 +211,16 @@ def test_keys_are_reported_as_torch_reports_them(change, strict, wrap):
     CHANGES[change](state)
     prefix = next(iter(inside(source).state_dict())).rpartition("scale")[0]
     state = {prefix + name: value for name, value in state.items()}
-    told = []
+    reports = []
     for module in (MAKERS["ivf"](), Twin(source)):
         try:
             result = inside(module).load_state_dict(state, strict=strict)
             expected = [key for key in result.missing_keys if not key.endswith("next_id")]
-            told.append((sorted(expected), sorted(result.unexpected_keys)))
+            reports.append((sorted(expected), sorted(result.unexpected_keys)))
         except RuntimeError as error:
             lines = str(error).replace(f'"{prefix}next_id"', "").replace("Twin", "MyInvertedFile")
-            told.append(sorted(lines.replace(",", " ").split()))
-    assert told[0] == told[1]
+            reports.append(sorted(lines.replace(",", " ").split()))
+    assert reports[0] == reports[1]
 
 
 def test_load_hooks_see_and_change_the_whole_state():

@@ -10,7 +10,7 @@ import torch
 
 from tests.datasets import Problem, normal, problem
 from tests.oracle import agree, probed, stored_rows, unit
-from tests.problems import METRICS, each_metric, each_mode, flat, ivf, shared
+from tests.problems import METRICS, each_flat_metric, each_metric, each_mode, flat, ivf, shared
 from torch_ivf_module import IndexIVFFlat, SearchParams
 
 CASES = [
@@ -178,7 +178,7 @@ def test_max_codes_as_faiss(faiss, gaussian, metric, mode):
         agree(found, theirs, atol=2e-6 * _reach(index, queries))
 
 
-@pytest.mark.parametrize("metric", ["l2", "ip"])
+@each_flat_metric
 def test_flat_as_faiss(faiss, metric):
     index, base, queries = flat(problem("wide"), metric)
     other = (faiss.IndexFlatL2 if metric == "l2" else faiss.IndexFlatIP)(index.d)

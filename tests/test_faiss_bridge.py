@@ -130,9 +130,9 @@ def test_after_removals(faiss, recipe, direct):
         if not recipe.startswith("IVF"):
             pytest.skip("a direct map belongs to an inverted file")
         index.set_direct_map_type(getattr(faiss.DirectMap, direct))
-    gone = (LABELS if recipe.startswith("IDMap") else torch.arange(ROWS))[100:400]
+    removed = (LABELS if recipe.startswith("IDMap") else torch.arange(ROWS))[100:400]
     if direct != "Array":  # which cannot remove
-        index.remove_ids(gone.numpy())
+        index.remove_ids(removed.numpy())
     ours = from_faiss(index)
     assert ours.ntotal == index.ntotal
     same_answers(ours, index)
@@ -304,8 +304,8 @@ def test_vectors_that_are_not_finite_are_refused(faiss):
 def test_a_damaged_file_is_refused(faiss, tmp_path):
     path = tmp_path / "index.faiss"
     faiss.write_index(theirs(faiss, "IVF16,Flat", faiss.METRIC_L2), str(path))
-    whole = path.read_bytes()
-    for wrong in (whole[:40], whole[: len(whole) // 2], b"IxZZ" + whole[4:]):
+    content = path.read_bytes()
+    for wrong in (content[:40], content[: len(content) // 2], b"IxZZ" + content[4:]):
         path.write_bytes(wrong)
         with pytest.raises(ValueError, match=r"index\.faiss"):
             load(path)

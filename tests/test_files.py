@@ -72,7 +72,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_complete_file(suffix, tmp_path):
 HALFWAY = """
 import sys
 from pathlib import Path
-from torch_ivf_module import _files
+sys.path.insert(0, sys.argv[2])
+import _files  # without the package, whose import takes longer than the test
 
 def write(part):
     Path(part).write_text("half of it")
@@ -88,7 +89,8 @@ _files.replace(Path(sys.argv[1]), write)
 def halfway(path):
     """A process that has written half of `path`."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", HALFWAY, str(path)], **pipes) as writer:
+    command = [sys.executable, "-c", HALFWAY, str(path), str(Path(_files.__file__).parent)]
+    with subprocess.Popen(command, **pipes) as writer:
         try:
             assert writer.stdout.readline() == "begun\n"
             yield writer
@@ -287,22 +289,22 @@ def trained() -> IndexIVFFlat:
 def forge(path, **wrong) -> None:
     """Write a file with valid checksums, but with some tensors or settings replaced."""
     index = trained()
-    about = {"format": files.FORMAT, "version": files.VERSION, "needs": files.NEEDS, **files.description(index)}
+    header = {"format": files.FORMAT, "version": files.VERSION, "needs": files.NEEDS, **files.description(index)}
     tensors = dict(index.state_dict())
     for name, value in wrong.items():
-        if name in about:
-            about[name] = value
-        elif name in about["config"]:
-            about["config"][name] = value
+        if name in header:
+            header[name] = value
+        elif name in header["config"]:
+            header["config"][name] = value
         else:
             tensors[name] = value
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    about["digests"] = {name: files._digest(tensor.contiguous()) for name, tensor in tensors.items()}
-    about["digest"] = files._digest_of(about)
+    header["digests"] = {name: files._digest(tensor.contiguous()) for name, tensor in tensors.items()}
+    header["digest"] = files._digest_of(header)
     if path.suffix == ".pt":
-        torch.save({**about, "state": tensors}, path)
+        torch.save({**header, "state": tensors}, path)
     else:
-        words = {key: json.dumps(value) for key, value in about.items()}
+        words = {key: json.dumps(value) for key, value in header.items()}
         pytest.importorskip("safetensors.torch").save_file(tensors, path, metadata=words)
 
 
@@ -365,10 +367,10 @@ def test_a_hand_made_correct_file_loads(tmp_path):
 
 def test_a_transform_inside_a_transform_is_refused(tmp_path):
     index = IndexPreTransform(6, torch.nn.Linear(6, 3), IndexFlatL2(3))
-    about = files.description(index)
-    about["config"]["index"] = files.description(index)
+    header = files.description(index)
+    header["config"]["index"] = files.description(index)
     with pytest.raises(TypeError, match="within"):
-        files.rebuilt(about)
+        files.rebuilt(header)
     index.save(tmp_path / "index.pt")
     content = torch.load(tmp_path / "index.pt", weights_only=True)
     content["config"]["steps"] = [[6, 2**40, True]]
@@ -390,12 +392,12 @@ def test_a_flipped_bit_anywhere_is_refused_or_harmless(suffix, tmp_path):
     path = tmp_path / f"index{suffix}"
     index = trained()
     index.save(path)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     places = random.Random(11)
     refused = 0
     for _ in range(150):
-        damaged = bytearray(whole)
-        damaged[places.randrange(len(whole))] ^= 1 << places.randrange(8)
+        damaged = bytearray(content)
+        damaged[places.randrange(len(content))] ^= 1 << places.randrange(8)
         path.write_bytes(damaged)
         try:
             loaded = load(path)

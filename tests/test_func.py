@@ -166,11 +166,11 @@ def swapped(module, name, tensor, x=Q):
 def test_a_derivative_with_respect_to_a_buffer_is_refused(kind, name):
     index, _ = made(kind, "l2")
     buffer = getattr(index, name).clone()
-    told = pytest.raises(RuntimeError, match=rf"{name} requires grad or is a dual tensor, .* x alone: detach it")
+    refusal = pytest.raises(RuntimeError, match=rf"{name} requires grad or is a dual tensor, .* x alone: detach it")
     for x in (Q, Q.clone().requires_grad_()):
-        with told:
+        with refusal:
             swapped(index, name, buffer.clone().requires_grad_(), x)
-        with forward_ad.dual_level(), told:
+        with forward_ad.dual_level(), refusal:
             swapped(index, name, forward_ad.make_dual(buffer, buffer), x)
     with pytest.raises(RuntimeError, match=rf"{name} belongs to a torch.func transform"):
         grad(lambda buffer: swapped(index, name, buffer).sum())(buffer)
@@ -186,12 +186,12 @@ def test_derivatives_of_a_graph_with_respect_to_its_buffers_are_correct_or_refus
     rows = X.clone().requires_grad_()
     (Q[:, None, :] - rows).square().sum(-1).topk(K, largest=False)[0].sum().backward()
     torch.testing.assert_close(buffer.grad, rows.grad, rtol=1e-4, atol=1e-4)
-    told = pytest.raises(RuntimeError, match=r"packed_embeddings requires grad or is a dual tensor, .*detach it")
-    with told:
+    refusal = pytest.raises(RuntimeError, match=r"packed_embeddings requires grad or is a dual tensor, .*detach it")
+    with refusal:
         swapped(graph, "packed_embeddings", buffer, Q.clone().requires_grad_())
-    with told:
+    with refusal:
         grad(lambda buffer: swapped(graph, "packed_embeddings", buffer).sum())(X)
-    with told:
+    with refusal:
         jvp(lambda buffer: swapped(graph, "packed_embeddings", buffer), (X,), (X,))
 
 

@@ -99,7 +99,7 @@ def state(request):
     state = Fuzz()
     state.start(ivf=True, metric=request.param, dtype="float32", d=8, nlist=5, data="plain", seed=0)
     state.add("plain", 60, 0)
-    state.add_with_ids("lattice", 12, 1, "held")
+    state.add_with_ids("lattice", 12, 1, "present")
     return state
 
 

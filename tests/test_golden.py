@@ -78,16 +78,16 @@ def test_the_classmethod_of_torch_ivf_opens_its_files():
 
 
 def test_an_altered_torch_ivf_file_is_refused(tmp_path):
-    whole = torch.load(HERE / "torch-ivf-0.1.1" / "l2.pt", weights_only=True)
+    content = torch.load(HERE / "torch-ivf-0.1.1" / "l2.pt", weights_only=True)
     for name, wrong in {
-        "list_offsets": whole["list_offsets"].flip(0),
-        "list_ids": whole["list_ids"][:-1],
-        "packed_embeddings": whole["packed_embeddings"].numpy().tolist(),
+        "list_offsets": content["list_offsets"].flip(0),
+        "list_ids": content["list_ids"][:-1],
+        "packed_embeddings": content["packed_embeddings"].numpy().tolist(),
         "metric": "manhattan",
         "nlist": -3,
         "d": 5,
     }.items():
-        torch.save({**whole, name: wrong}, tmp_path / "index.pt")
+        torch.save({**content, name: wrong}, tmp_path / "index.pt")
         with pytest.raises(ValueError, match=r"index\.pt"):
             load(tmp_path / "index.pt")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.graphs import GRAPHS, D, K, Model, index_of, queries, same
-from tests.problems import each_metric
+from tests.problems import each_flat_metric, each_metric
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, export
 from torch_ivf_module.graph import LAYOUTS
 
@@ -45,7 +45,7 @@ def test_a_graph_shares_the_vectors_and_saves_none():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("metric", ["l2", "ip"])
+@each_flat_metric
 def test_results_are_ids_that_the_mask_allows(layout, metric):
     index = index_of(metric)
     graph = index.graph(nprobe=9, layout=layout)

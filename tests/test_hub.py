@@ -46,11 +46,11 @@ def behind() -> IndexPreTransform:
 def test_round_trip(make, tmp_path):
     index = make()
     index.save_pretrained(tmp_path)
-    again = type(index).from_pretrained(tmp_path)
-    assert same_state(snapshot(again), snapshot(index))
-    assert type(again) is type(index)
+    loaded = type(index).from_pretrained(tmp_path)
+    assert same_state(snapshot(loaded), snapshot(index))
+    assert type(loaded) is type(index)
     if not isinstance(index, IndexPreTransform):
-        assert settings_of(again) == settings_of(index)
+        assert settings_of(loaded) == settings_of(index)
     assert same_state(snapshot(load(tmp_path / "model.safetensors")), snapshot(index)), "also a file that load opens"
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
 
@@ -62,8 +62,8 @@ def test_the_configuration_can_be_read_and_set_by_hand(tmp_path):
     assert (config["config"]["nlist"], config["config"]["metric"]) == (4, "cosine")
     config["config"].update(nprobe=1, k=2)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    again = IndexIVFFlat.from_pretrained(tmp_path, mmap=True)
-    assert (again.nprobe, again.k) == (1, 2)
+    loaded = IndexIVFFlat.from_pretrained(tmp_path, mmap=True)
+    assert (loaded.nprobe, loaded.k) == (1, 2)
 
 
 def _config(tmp_path, **wrong):

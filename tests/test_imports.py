@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -205,29 +206,59 @@ def test_without_pytorch_the_import_says_how_to_get_it():
     assert "pip install 'torch-ivf-module[pytorch]'" in done.stderr
 
 
-def test_importing_the_package_imports_nothing_optional():
-    script = (
-        "import sys, torch\n"
-        "before = set(sys.modules)\n"
-        f"import {NAME}\n"
-        f"print(sorted({{m.partition('.')[0] for m in set(sys.modules) - before}} & {OPTIONAL!r}))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT.parent
-    )
-    assert done.stdout.strip() == "[]"
+# Every fact about the import from one process, since importing torch takes most of its time.
+FACTS = f"""
+import json, sys, torch
+from torch.nn.modules import module
+
+def hooks():
+    names = [name for name in dir(module) if name.startswith("_global_") and name.endswith(("hooks", "kwargs"))]
+    return {{name: len(getattr(module, name)) for name in names}}
+
+modules, before = set(sys.modules), hooks()
+import {NAME} as t
+facts = {{"imported": sorted({{name.partition(".")[0] for name in set(sys.modules) - modules}})}}
+facts["eager"] = sorted(set(sys.modules) & {{"{NAME}.export", "torch._dynamo"}})
+facts.update(hooks=[before, hooks()], names=dir(t))
+index = t.IndexFlatL2(2)
+index.add(torch.eye(2))
+index.search(torch.eye(2).requires_grad_(), 1)
+facts["compiler"] = "torch._dynamo" in sys.modules
+from {NAME}.functional import kmeans
+facts["kmeans"] = kmeans is t.functional.kmeans
+facts["native"] = t.native.available() in (True, False)
+facts["missing"] = not hasattr(t, "nothing")
+from {NAME} import export
+facts["export"] = export is t.export and callable(t.export.to_onnx)
+print(json.dumps(facts))
+"""
 
 
-def test_submodules_are_attributes_without_an_import_of_their_own():
-    script = (
-        f"import sys, {NAME} as t\n"
-        f"assert '{NAME}.export' not in sys.modules\n"
-        "assert {'export', 'functional', 'native', 'load'} <= set(dir(t))\n"
-        "assert callable(t.export.to_onnx) and callable(t.functional.kmeans)\n"
-        "assert t.native.available() in (True, False)\n"
-        f"from {NAME} import export\n"
-        f"from {NAME}.functional import kmeans\n"
-        "assert export is t.export and kmeans is t.functional.kmeans\n"
-        "assert not hasattr(t, 'nothing')\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT.parent)
+@pytest.fixture(scope="module")
+def facts():
+    done = subprocess.run([sys.executable, "-c", FACTS], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    return json.loads(done.stdout)
+
+
+def test_importing_the_package_imports_nothing_optional(facts):
+    assert NAME in facts["imported"]
+    assert not OPTIONAL & set(facts["imported"])
+    assert facts["eager"] == []
+
+
+def test_importing_the_package_registers_no_hook(facts):
+    before, after = facts["hooks"]
+    assert before
+    assert before == after
+
+
+def test_a_search_does_not_import_the_compiler(facts):
+    assert not facts["compiler"]
+
+
+def test_submodules_are_attributes_that_are_imported_on_first_use(facts):
+    assert {"export", "functional", "native", "load"} <= set(facts["names"])
+    assert facts["kmeans"]
+    assert facts["native"]
+    assert facts["export"]
+    assert facts["missing"]

@@ -383,13 +383,13 @@ def test_uninitialized_memory_is_not_searched():
 def test_a_checksum_depends_on_every_entry_and_its_position():
     ids = torch.arange(200_000) * 3 - 5
     state = {"list_offsets": torch.zeros(0, dtype=torch.int64), "list_ids": ids, "next_id": torch.tensor(9)}
-    whole = checksums(state)
+    expected = checksums(state)
     for at in (0, 1, 65_535, 65_536, 199_998):
         changed = ids.clone()
         changed[at] += 1
-        assert not torch.equal(checksums({**state, "list_ids": changed}), whole)
+        assert not torch.equal(checksums({**state, "list_ids": changed}), expected)
         moved = ids.roll(at + 1)
-        assert not torch.equal(checksums({**state, "list_ids": moved}), whole)
+        assert not torch.equal(checksums({**state, "list_ids": moved}), expected)
     for other in (ids[:-1], torch.cat([ids, ids[:0], torch.zeros(1, dtype=torch.int64)]), ids.view(2, -1).T.flatten()):
-        assert not torch.equal(checksums({**state, "list_ids": other}), whole)
-    assert torch.equal(checksums({**state, "list_ids": ids.repeat_interleave(2)[::2]}), whole)
+        assert not torch.equal(checksums({**state, "list_ids": other}), expected)
+    assert torch.equal(checksums({**state, "list_ids": ids.repeat_interleave(2)[::2]}), expected)

@@ -21,13 +21,13 @@ def test_append_equals_pack(first, second):
     assigned = torch.tensor([*first, *second], dtype=torch.int64)
     ids = torch.arange(100, 100 + len(assigned))
     x = torch.arange(2.0 * len(assigned)).view(-1, 2)
-    whole = ragged.pack(x, ids, assigned, NLIST)
+    expected = ragged.pack(x, ids, assigned, NLIST)
     split = len(first)
     packed, offsets, kept = ragged.pack(x[:split], ids[:split], assigned[:split], NLIST)
     both = ragged.append(packed, offsets, kept, x[split:], ids[split:], assigned[split:])
-    for one, other in zip(both, whole, strict=True):
+    for one, other in zip(both, expected, strict=True):
         assert torch.equal(one, other)
-    packed, offsets, kept = whole
+    packed, offsets, kept = expected
     assert offsets.shape == (NLIST + 1,)
     sizes = ragged.lengths(offsets)
     assert torch.equal(sizes, torch.bincount(assigned, minlength=NLIST))
@@ -81,14 +81,14 @@ def test_merge_equals_selection_among_all(width, k, parts, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(3, width, generator=generator)
     labels = torch.arange(width).expand(3, -1)
-    whole = select_topk(scores, labels, k)
+    selected = select_topk(scores, labels, k)
     expected = scores.topk(k, dim=1)
-    assert torch.equal(whole[0], expected.values)
-    assert torch.equal(whole[1], expected.indices)
+    assert torch.equal(selected[0], expected.values)
+    assert torch.equal(selected[1], expected.indices)
     found = [select_topk(s, l, k) for s, l in zip(scores.chunk(parts, 1), labels.chunk(parts, 1), strict=True)]
     merged = select_topk(torch.cat([f[0] for f in found], 1), torch.cat([f[1] for f in found], 1), k)
-    assert torch.equal(merged[0], whole[0])
-    assert torch.equal(merged[1], whole[1])
+    assert torch.equal(merged[0], selected[0])
+    assert torch.equal(merged[1], selected[1])
 
 
 @given(

@@ -97,8 +97,8 @@ def test_load_from_a_mapped_file(kind, assign, tmp_path):
     loaded.add(base[:4])
     loaded.remove_ids(torch.arange(3))
     assert loaded.ntotal == index.ntotal + 1
-    again = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert same_state(again, snapshot(index))
+    reloaded = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert same_state(reloaded, snapshot(index))
 
 
 @pytest.mark.parametrize("assign", [True, False])

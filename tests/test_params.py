@@ -18,7 +18,7 @@ from torch_ivf_module import IndexFlatL2, IndexIVFFlat, SearchParams, native
 from torch_ivf_module.functional import scan_lists
 from torch_ivf_module.functional.budget import Budget, row_limits
 
-# Lists of some 200 rows: several blocks each, and with 700 queries several beginnings of a list.
+# Lists of about 200 rows, several blocks each; with 700 queries several prefixes per list.
 LONG = Problem("long lists", nb=2400, d=8, nq=40, nlist=12, nprobe=6, k=10)
 
 
@@ -273,11 +273,11 @@ def test_rows_are_sorted_as_list_ordering_says(metric):
     index, _, _ = shared(LONG, metric)
     index.rebuild_lists(ordering="residual_norm_asc" if metric == "l2" else "proj_desc")
     own = stored_rows(index)
-    home = index.centroids.double()[own.lists]
-    worth = -(own.vectors - home).norm(dim=1) if metric == "l2" else (own.vectors * home).sum(1)
+    centroids = index.centroids.double()[own.lists]
+    centrality = -(own.vectors - centroids).norm(dim=1) if metric == "l2" else (own.vectors * centroids).sum(1)
     same_list = own.lists.diff() == 0
     assert (own.lists.diff() >= 0).all()
-    assert (worth.diff()[same_list] <= 1e-6).all()
+    assert (centrality.diff()[same_list] <= 1e-6).all()
     assert index.list_ordering == ("residual_norm_asc" if metric == "l2" else "proj_desc")
     index.rebuild_lists()
     assert torch.equal(stored_rows(index).ids, own.ids)
@@ -461,23 +461,23 @@ def test_statistics_count_the_rows_read(mode):
     index.search(queries, 10)
     assert index.last_search_stats is None
     index.search(queries, 10, params=SearchParams(debug_stats=True))
-    whole = index.last_search_stats
+    stats = index.last_search_stats
     sizes = index.list_offsets.diff()
     nearest = list_scores(index, queries)[0].topk(index.nprobe, dim=1).indices
-    assert whole["rows_read"] == int(sizes[nearest].sum())
-    assert (whole["queries"], whole["nprobe"], whole["rows_left_out"]) == (len(queries), 6, 0)
-    assert whole["lists_read"] == 6 * len(queries)
+    assert stats["rows_read"] == int(sizes[nearest].sum())
+    assert (stats["queries"], stats["nprobe"], stats["rows_left_out"]) == (len(queries), 6, 0)
+    assert stats["lists_read"] == 6 * len(queries)
     taken = ("native",) if native.available() else ("csr", "matrix")
-    assert whole["mode"] in (taken if mode == "auto" else (mode,))
-    assert whole["mode"] == "native" or mode != "auto" or "ms" in whole["why"]
+    assert stats["mode"] in (taken if mode == "auto" else (mode,))
+    assert stats["mode"] == "native" or mode != "auto" or "ms" in stats["why"]
     params = SearchParams(candidate_budget=100, strict_budget=True, debug_stats=True)
     index.search(queries, 10, params=params)
-    fewer = index.last_search_stats
-    assert fewer is not whole
-    assert 0 < fewer["rows_read"] <= 100 * len(queries)
-    assert fewer["rows_read"] + fewer["rows_left_out"] == whole["rows_read"]
+    limited_stats = index.last_search_stats
+    assert limited_stats is not stats
+    assert 0 < limited_stats["rows_read"] <= 100 * len(queries)
+    assert limited_stats["rows_read"] + limited_stats["rows_left_out"] == stats["rows_read"]
     index.search(queries, 10)
-    assert index.last_search_stats is fewer
+    assert index.last_search_stats is limited_stats
 
 
 def test_a_flat_index_reads_everything_whatever_the_budget():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from copy import deepcopy
 
 import pytest
@@ -28,13 +29,20 @@ PARAMS = [
 ]
 
 
-def changed(metric: str, ordered: bool) -> IndexIVFFlat:
-    """An index with pending rows, and with deleted rows that are not packed."""
+@functools.cache
+def filled(metric: str, ordered: bool) -> IndexIVFFlat:
+    """A trained index with N vectors."""
     index = IndexIVFFlat(D, nlist=16, nprobe=5, metric=metric)
     with few_training_rows():
         index.train(normal(N, D)).add(normal(N, D))
     if ordered:
         index.rebuild_lists()
+    return index
+
+
+def changed(metric: str, ordered: bool) -> IndexIVFFlat:
+    """An index with pending rows, and with deleted rows that are not packed."""
+    index = deepcopy(filled(metric, ordered))
     index.store.pack()
     index.remove_ids(torch.arange(0, 150, 3))
     index.add(normal(60, D, seed=4))

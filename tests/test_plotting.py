@@ -1,4 +1,4 @@
-"""Pictures say what the numbers say, are drawn on the axes given, and name the extra where matplotlib is missing."""
+"""Plots show the given numbers on the given axes; without matplotlib the error names the extra."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_the_curve_shows_all_settings_and_the_chosen_one(axes):
     curve = [Point(2, None, 0.7, 2e-5), Point(1, None, 0.5, 1e-5), Point(2, 90, 0.65, 1.5e-5)]
     found = Tuned(2, 90, 0.65, 1.5e-5, True, None, curve)
     assert plot_recall(found, axes) is axes
-    whole, limited, chosen = axes.get_lines()
-    assert whole.get_xydata() == pytest.approx(np.array([[0.5, 1e5], [0.7, 5e4]]))
+    unlimited, limited, chosen = axes.get_lines()
+    assert unlimited.get_xydata() == pytest.approx(np.array([[0.5, 1e5], [0.7, 5e4]]))
     assert limited.get_xydata() == pytest.approx(np.array([[0.65, 1 / 1.5e-5]]))
     assert chosen.get_label() == "chosen: nprobe 2, 90 rows"
     assert [text.get_text() for text in axes.texts] == ["1", "2"]

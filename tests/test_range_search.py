@@ -7,11 +7,8 @@ import torch
 
 from tests.datasets import PLAIN, problem
 from tests.oracle import check_range, comparable, probed, scores_of, stored_rows
-from tests.problems import each_dtype, each_metric, each_mode, flat, shared
+from tests.problems import each_dtype, each_flat_metric, each_metric, each_mode, flat, shared
 from torch_ivf_module import SearchParams
-
-each_flat_metric = pytest.mark.parametrize("metric", ["l2", "ip"])
-
 
 RANGED = [
     "plain",

@@ -13,7 +13,7 @@ from tests.kinds import KINDS, each_empty, each_kind, pending_removals
 from tests.oracle import agree, check, check_range, probed, stored_rows
 from tests.problems import each_metric, each_mode, shared
 from tests.states import unchanged
-from tests.test_threads import together
+from tests.threads import together
 from torch_ivf_module import SearchParams
 from torch_ivf_module.index.pending import PendingUpdates
 
@@ -35,15 +35,15 @@ def deepcopied(index):
 @pytest.mark.parametrize("how", ["ids", "mask"])
 def test_remove(kind, how):
     index, base, queries = KINDS[kind]()
-    gone = torch.zeros(len(base), dtype=torch.bool)
-    gone[::3] = True
-    given = gone if how == "mask" else gone.nonzero()[:, 0].flip(0)
+    removed = torch.zeros(len(base), dtype=torch.bool)
+    removed[::3] = True
+    given = removed if how == "mask" else removed.nonzero()[:, 0].flip(0)
     count = index.remove_ids(given)
     assert type(count) is int
-    assert count == int(gone.sum())
+    assert count == int(removed.sum())
     assert index.ntotal == len(base) - count
     ids, vectors, _ = stored_rows(index)
-    assert torch.equal(ids.sort().values, (~gone).nonzero()[:, 0])
+    assert torch.equal(ids.sort().values, (~removed).nonzero()[:, 0])
     assert torch.equal(vectors, base.double()[ids])
     lists = probed(index, queries) if kind == "ivf" else None
     check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, lists)
@@ -132,8 +132,8 @@ def test_update_right_after_an_add(kind):
 )
 def test_deleted_rows_are_not_found_before_packing(metric, mode, case, dtype, profile):
     index, base, queries = shared(case, metric, dtype, search_mode=mode)
-    gone = torch.randperm(len(base), generator=torch.Generator().manual_seed(3))[: len(base) // 10]
-    assert index.remove_ids(gone) == len(gone)
+    removed = torch.randperm(len(base), generator=torch.Generator().manual_seed(3))[: len(base) // 10]
+    assert index.remove_ids(removed) == len(removed)
     index.add(normal(3, case.d, seed=4))
     index.remove_ids(torch.tensor([len(base)]))  # a pending row
     k, params = 12, SearchParams(profile=profile)
@@ -142,8 +142,8 @@ def test_deleted_rows_are_not_found_before_packing(metric, mode, case, dtype, pr
     near = index.range_search(queries, radius)
     assert pending_removals(index)
     reference = stored_rows(deepcopy(index))
-    assert len(reference.ids) == index.ntotal == len(base) - len(gone) + 2
-    assert not torch.isin(reference.ids, gone).any()
+    assert len(reference.ids) == index.ntotal == len(base) - len(removed) + 2
+    assert not torch.isin(reference.ids, removed).any()
     check(found, queries, reference, metric, k, probed(index, queries))
     check_range(near, queries, reference, metric, radius, probed(index, queries))
 
@@ -152,9 +152,9 @@ def test_deleted_rows_are_not_found_before_packing(metric, mode, case, dtype, pr
 def test_max_codes_does_not_count_deleted_rows(mode):
     index, base, queries = shared(PLAIN, search_mode=mode, nprobe=PLAIN.nlist)
     packed = deepcopy(index)
-    for some in torch.arange(len(base) // 10).split(10):
-        index.remove_ids(some)
-        packed.remove_ids(some)
+    for ids in torch.arange(len(base) // 10).split(10):
+        index.remove_ids(ids)
+        packed.remove_ids(ids)
         packed.list_ids  # noqa: B018 - packs
         assert pending_removals(index)
         for cap in (150, 200, 250, 300):

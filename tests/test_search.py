@@ -7,17 +7,11 @@ import math
 import pytest
 import torch
 
-from tests.datasets import PLAIN, PROBLEMS, problem
+from tests.datasets import PLAIN, problem
 from tests.oracle import agree, check, comparable, probed, stored_rows
-from tests.problems import each_dtype, each_metric, each_mode, flat, shared
+from tests.problems import each_dtype, each_flat_metric, each_metric, each_mode, each_problem, flat, shared
 from tests.states import unchanged
 from torch_ivf_module import SearchParams
-
-each_flat_metric = pytest.mark.parametrize("metric", ["l2", "ip"])
-
-
-each_problem = pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
-
 
 # --- the grid -------------------------------------------------------------------------------------------------
 

@@ -31,10 +31,10 @@ def test_modes_agree(dtype, metric):
 @each_metric
 def test_answers_do_not_depend_on_the_batch(mode, metric):
     index, _, queries = shared(problem("wide"), metric, search_mode=mode)
-    whole = index.search(queries, 10)
+    expected = index.search(queries, 10)
     for size in (1, 8, 50):
         parts = [index.search(part, 10) for part in queries.split(size)]
-        agree(tuple(map(torch.cat, zip(*parts, strict=True))), whole, rtol=1e-5, atol=1e-5)
+        agree(tuple(map(torch.cat, zip(*parts, strict=True))), expected, rtol=1e-5, atol=1e-5)
 
 
 @each_mode
@@ -239,7 +239,7 @@ def test_answers_do_not_depend_on_global_settings_of_torch(kind, setting, metric
         index.add(base[:200])
         index.add_with_ids(base[200:], torch.arange(200, len(base), device="cpu"))
         found = index.search(queries, 10)
-        again = index.range_search(queries, radius)
+        found_ranges = index.range_search(queries, radius)
         index.add(base[:1])
         index.remove_ids(torch.tensor([len(base)], device="cpu"))
         index.update(torch.tensor([7], device="cpu"), base[7:8])
@@ -249,7 +249,7 @@ def test_answers_do_not_depend_on_global_settings_of_torch(kind, setting, metric
     )
     assert found[0].dtype == torch.float32
     agree(found, expected, rtol=1e-6, atol=1e-6)
-    assert torch.equal(again[0], ranges[0])
+    assert torch.equal(found_ranges[0], ranges[0])
     agree(index.search(queries, 10), expected, rtol=1e-6, atol=1e-6)
 
 

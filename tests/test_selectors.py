@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.datasets import PLAIN, PROBLEMS, normal, problem
+from tests.datasets import PLAIN, normal, problem
 from tests.oracle import Probed, StoredRows, agree, check, check_range, probed, stored_rows
-from tests.problems import each_metric, each_mode, flat, shared
+from tests.problems import each_flat_metric, each_metric, each_mode, each_problem, flat, shared
 from tests.states import same_state, snapshot
 from torch_ivf_module import IndexPreTransform, SearchParams
 from torch_ivf_module.functional import lists as ragged
@@ -55,7 +55,7 @@ def test_search_with_a_selector(chosen, mode, metric):
         check(found, queries, expected, metric, 10, probed(index, queries))
 
 
-@pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
+@each_problem
 @each_mode
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_a_selector_in_every_case(case, mode, metric):
@@ -85,7 +85,7 @@ def test_answers_do_not_depend_on_copying_the_chosen_rows(copies, mode, metric, 
 
 
 @pytest.mark.parametrize("chosen", NAMES)
-@pytest.mark.parametrize("metric", ["l2", "ip"])
+@each_flat_metric
 def test_a_selector_of_a_flat_index(chosen, metric):
     index, base, queries = flat(PLAIN, metric)
     ids = ids_of(chosen, len(base))
@@ -117,8 +117,8 @@ def test_a_selector_with_a_transform_and_with_gradients():
     index, base, queries = shared(PLAIN)
     params = SearchParams(selector=torch.arange(0, 500, 2))
     expected = index.search(queries, 5, params=params)
-    whole = IndexPreTransform(16, torch.nn.Identity(), index)
-    agree(whole.search(queries, 5, params=params), expected)
+    transformed = IndexPreTransform(16, torch.nn.Identity(), index)
+    agree(transformed.search(queries, 5, params=params), expected)
     x = queries.clone().requires_grad_()
     D, I = index.search(x, 5, params=params)
     assert torch.equal(I, expected[1])

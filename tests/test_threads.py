@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
-
 import pytest
 import torch
 
 from tests.datasets import normal, problem
+from tests.kinds import KINDS, each_kind
 from tests.oracle import agree
-from tests.problems import each_metric, each_mode, flat, shared
+from tests.problems import each_metric, each_mode, shared
+from tests.threads import THREADS, together
 
-THREADS = 4
 CASE = problem("wide")
-
-
-def together(work):
-    """Run `work(number)` in threads that start at the same time; return their results in order."""
-    barrier = Barrier(THREADS)
-
-    def start(number):
-        barrier.wait(timeout=60)
-        return work(number)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [
-            future.result(timeout=120) for future in [pool.submit(start, number) for number in range(THREADS)]
-        ]
 
 
 @each_mode
@@ -44,11 +28,11 @@ def test_searching_in_threads(mode, metric, warm):
 
 
 @pytest.mark.parametrize("rows", [1, 40, 2000])
-@pytest.mark.parametrize("kind", ["ivf", "flat"])
+@each_kind
 def test_searching_in_threads_right_after_an_add(rows, kind):
     """The first readers after an add pack the pending rows at the same time."""
-    index, _, queries = shared(CASE) if kind == "ivf" else flat(CASE)
-    reference = shared(CASE).index if kind == "ivf" else flat(CASE).index
+    index, _, queries = KINDS[kind](CASE)
+    reference = KINDS[kind](CASE).index
     parts = queries.chunk(THREADS)
     for round in range(3):
         extra = normal(rows, CASE.d, seed=70 + round)
@@ -64,9 +48,9 @@ def test_searching_in_threads_right_after_an_add(rows, kind):
     assert index.ntotal == reference.ntotal
 
 
-@pytest.mark.parametrize("kind", ["ivf", "flat"])
+@each_kind
 def test_different_readers_at_the_same_time(kind):
-    index, _, queries = shared(CASE) if kind == "ivf" else flat(CASE)
+    index, _, queries = KINDS[kind](CASE)
     extra = normal(30, CASE.d, seed=3)
     index.add(extra)
     total = index.ntotal

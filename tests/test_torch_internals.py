@@ -1,6 +1,6 @@
-"""What the library uses of PyTorch beside its public interface is still there, and used in one file alone.
+"""The private names of PyTorch that the library uses exist, and are used in one file only.
 
-The package is not imported: where a release of PyTorch lacks a name, this test is what says which.
+The package is not imported, so that this test names what a release of PyTorch lacks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch._compile  # `import torch` alone may leave it out
 
 PACKAGE = Path(__file__).parents[1] / "torch_ivf_module"
 USES = {
-    "torch._C._are_functorch_transforms_active": "whether torch.func runs, in which nothing may be kept or changed",
-    "torch._C._functorch.is_functorch_wrapped_tensor": "whether a tensor belongs to a transform, as ids may not",
+    "torch._C._are_functorch_transforms_active": "whether a torch.func transform runs, to refuse changes of an index",
+    "torch._C._functorch.is_functorch_wrapped_tensor": "whether a tensor belongs to a transform, to refuse such ids",
     "torch._C._get_dispatch_mode": "whether make_fx, torch.export or torch.func.linearize records, to refuse it",
     "torch._C._is_tracing": "torch.jit.is_tracing, which is asked at every search, without its two Python calls",
     "torch._C._TorchDispatchModeKey.PROXY": "which of the dispatch modes these are",
@@ -32,14 +32,14 @@ def test_the_private_names_exist(name):
 
 
 def test_a_disabled_function_raises_the_given_text():
-    """torch.compiler.disable leaves its reason where `not_compiled` does."""
+    """torch.compiler.disable stores its reason in the same attribute as `not_compiled`."""
     disabled = torch.compiler.disable(lambda x: x, reason="because")
     assert disabled._torchdynamo_disable
     assert disabled._torchdynamo_disable_msg == "because"
 
 
 def private(file: Path) -> set[str]:
-    """Names under torch, as they are written, one part of which begins with an underscore."""
+    """Names under torch with a component that begins with an underscore."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):

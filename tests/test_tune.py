@@ -16,7 +16,7 @@ K = 10
 
 @pytest.fixture(scope="module", params=["l2", "ip"])
 def case(request):
-    """An index and held-out queries."""
+    """An index and queries that are not in it."""
     x = normal(3100, 8, seed=2)
     index = IndexIVFFlat(8, nlist=24, nprobe=3, metric=request.param)
     with few_training_rows():
@@ -58,7 +58,7 @@ def test_tune_finds_a_budget(case):
         assert point.nprobe == found.nprobe
         measured = share(index, queries, nprobe=point.nprobe, max_codes=point.budget)
         assert point.recall == pytest.approx(measured)
-    # The least of the budgets that reach it was tried, a 64th less does not, and no other than these was taken.
+    # The smallest budget that reaches the recall was tried; with 1/64 less the recall is too low.
     unit = -(-int(index.list_sizes().topk(found.nprobe).values.sum()) // 64)
     least = min(point.budget for point in limited if point.recall >= 0.9)
     assert share(index, queries, nprobe=found.nprobe, max_codes=max(1, least - unit)) < 0.9 or least == unit
@@ -81,7 +81,7 @@ def test_an_index_with_a_cap_of_its_own(case):
         with unchanged(index):
             found = tune(index, queries, target_recall=0.9, k=K, budget=None)
         ids = index.search(queries, K, params=found.params)[1]
-        assert found.params.max_codes == 0, "no number that more vectors would pass"
+        assert found.params.max_codes == 0, "0 is no limit, also after more vectors are added"
     finally:
         index.max_codes = None
     assert (found.nprobe, found.recall) == (free.nprobe, free.recall)

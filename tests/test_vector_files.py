@@ -1,4 +1,4 @@
-"""Files of vectors, of ids and of true neighbours, of every kind, whole and damaged."""
+"""Files of vectors, of ids and of true neighbours, in every format, valid and damaged."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_vectors_are_read_as_they_were_written(file, x):
     assert (vectors.rows, vectors.d) == (ROWS, D)
     assert torch.equal(torch.cat(list(vectors.batches(250))), x)
     assert torch.equal(vectors.read(700, 710), x[700:710])
-    assert torch.equal(vectors.read(5, 7), x[5:7]), "a file can be gone back in"
+    assert torch.equal(vectors.read(5, 7), x[5:7]), "rows can be read in any order"
     assert vectors.read(4, 4).shape == (0, D)
 
 
 def test_every_format_has_a_test_file():
-    elsewhere = {".bvecs", ".ivecs", ".u8bin", ".i8bin", ".ibin", ".pth"}  # and not of floats
+    elsewhere = {".bvecs", ".ivecs", ".u8bin", ".i8bin", ".ibin", ".pth"}  # formats of integers
     assert {"." + name.rpartition(".")[2] for name in WRITERS} | elsewhere == set(KINDS)
 
 
@@ -61,19 +61,19 @@ def test_a_sample_is_of_the_first_rows_and_deterministic(file, x):
 
 
 def test_bytes_and_integers_become_floats(tmp_path):
-    whole = torch.randint(0, 255, (40, D))
-    records(tmp_path / "x.bvecs", whole, "u1")
-    matrix(tmp_path / "x.u8bin", whole, "u1")
-    matrix(tmp_path / "x.ibin", whole, "<i4")
-    np.save(tmp_path / "x.npy", whole.numpy().astype(np.int16))
+    integers = torch.randint(0, 255, (40, D))
+    records(tmp_path / "x.bvecs", integers, "u1")
+    matrix(tmp_path / "x.u8bin", integers, "u1")
+    matrix(tmp_path / "x.ibin", integers, "<i4")
+    np.save(tmp_path / "x.npy", integers.numpy().astype(np.int16))
     for name in ("x.bvecs", "x.u8bin", "x.ibin", "x.npy"):
-        assert torch.equal(open_vectors(tmp_path / name).read(0, 40), whole.float())
-    matrix(tmp_path / "x.i8bin", whole - 127, "i1")
-    assert torch.equal(open_vectors(tmp_path / "x.i8bin").read(0, 40), whole.float() - 127)
+        assert torch.equal(open_vectors(tmp_path / name).read(0, 40), integers.float())
+    matrix(tmp_path / "x.i8bin", integers - 127, "i1")
+    assert torch.equal(open_vectors(tmp_path / "x.i8bin").read(0, 40), integers.float() - 127)
 
 
 def test_other_float_dtypes_are_converted(tmp_path):
-    x = torch.randint(-8, 8, (9, 3)).float()  # which all of them hold
+    x = torch.randint(-8, 8, (9, 3)).float()  # exact in all dtypes
     torch.save(x.to(torch.float8_e4m3fn), tmp_path / "x8.pt")
     torch.save(x.bfloat16(), tmp_path / "x16.pt", _use_new_zipfile_serialization=False)
     np.save(tmp_path / "long.npy", x.numpy().astype(np.longdouble))
@@ -88,15 +88,16 @@ def test_other_float_dtypes_are_converted(tmp_path):
 
 
 def _broken(tmp_path, x):
-    """Files that are no vectors, each with what the error must say."""
+    """Files without vectors, and the text of the error of each."""
     np.save(tmp_path / "flat.npy", np.zeros(7))
     np.save(tmp_path / "bool.npy", np.zeros((7, 2), dtype=bool))
     np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object))
     np.savez(tmp_path / "two.npz", a=x.numpy(), b=x.numpy())
     records(tmp_path / "cut.fvecs", x, "<f4")
-    whole = (tmp_path / "cut.fvecs").read_bytes()
-    (tmp_path / "cut.fvecs").write_bytes(whole[:-2])
-    (tmp_path / "mixed.fvecs").write_bytes(whole[: 40 * (4 + 4 * D)] + b"\x07\0\0\0" + whole[4 + 40 * (4 + 4 * D) :])
+    content = (tmp_path / "cut.fvecs").read_bytes()
+    (tmp_path / "cut.fvecs").write_bytes(content[:-2])
+    row_40 = 40 * (4 + 4 * D)
+    (tmp_path / "mixed.fvecs").write_bytes(content[:row_40] + b"\x07\0\0\0" + content[row_40 + 4 :])
     (tmp_path / "empty.fvecs").write_bytes(b"")
     matrix(tmp_path / "cut.fbin", x, "<f4")
     (tmp_path / "cut.fbin").write_bytes((tmp_path / "cut.fbin").read_bytes()[:-1])
@@ -239,11 +240,11 @@ def test_the_error_for_a_column_without_numbers_names_its_type(column, kind, x, 
 
 def test_a_damaged_parquet_file_is_refused(x, tmp_path):
     parquet(tmp_path / "x.parquet", x)
-    whole = (tmp_path / "x.parquet").read_bytes()
-    (tmp_path / "x.parquet").write_bytes(whole[:-20])
+    content = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(content[:-20])
     with pytest.raises(ValueError, match=r"x\.parquet cannot be read"):
         open_vectors(tmp_path / "x.parquet")
-    (tmp_path / "x.parquet").write_bytes(whole[:100] + bytes(9000) + whole[9100:])
+    (tmp_path / "x.parquet").write_bytes(content[:100] + bytes(9000) + content[9100:])
     with pytest.raises(ValueError, match=r"x\.parquet, 'vectors' cannot be read"):
         open_vectors(tmp_path / "x.parquet").read(0, ROWS)
 
@@ -256,7 +257,7 @@ def run(*words) -> int:
 
 
 def _same_file(name, x, ids):
-    """The vectors, and ids of theirs in the same file."""
+    """Write the vectors and their ids to one file."""
     if name == "x.npz":
         np.savez(name, x=x.numpy(), id=ids)
     elif name == "x.pt":

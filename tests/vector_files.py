@@ -1,4 +1,4 @@
-"""Files of vectors of every kind, for the tests of the commands that read them."""
+"""Files of vectors in every format, for the tests of the commands that read them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def safetensors(path, x):
 
 
 def matrix(path, x, item):
-    """A file of big-ann-benchmarks."""
+    """A file in the format of big-ann-benchmarks."""
     path.write_bytes(np.array(x.shape, "<u4").tobytes() + x.numpy().astype(item).tobytes())
 
 
 def nested(path, x):
-    """An HDF5 file of groups, one of which leads back to the first, and a link to nothing."""
+    """An HDF5 file with nested groups, a link to a parent group, and a broken link."""
     h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w") as file:
         file["images/vectors/x"], file["images/ids"] = x.numpy(), np.arange(len(x)) * 3
@@ -45,7 +45,7 @@ def nested(path, x):
 
 
 def parquet(path, x, fixed=True, **columns):
-    """Row groups of 250 rows; the vectors are lists of a fixed length by their type, or plain ones."""
+    """A Parquet file with row groups of 250 rows; the type of the vectors is a list of fixed or of variable length."""
     arrow = pytest.importorskip("pyarrow")
     if fixed:
         vectors = arrow.FixedSizeListArray.from_arrays(arrow.array(x.numpy().ravel()), x.shape[1])

@@ -1,7 +1,7 @@
-"""`python -m tests.fuzz`: run random sequences until the time is over, or until an answer is wrong.
+"""`python -m tests.fuzz`: run random sequences until the time is over or an answer is wrong.
 
-The last line says how much ran. A wrong answer, or any error, ends the run with exit code 1 and with the shortest
-sequence of calls that hypothesis finds for it, as Python text: `--replay FILE` runs such a text, `--seed` the whole.
+The last line counts what ran. A wrong answer or any error ends the run with exit code 1 and the shortest sequence of
+calls that hypothesis finds for it, as a Python program: `--replay FILE` runs such a program, `--seed` the same search.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEADER = "from tests.fuzz.machine import Fuzz\n\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
+    """Run the command and return its exit code."""
     options = parsed(arguments)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fuzz(options: argparse.Namespace) -> int:
-    """Batches of sequences, each with a seed of its own, until a mismatch or the end."""
+    """Run batches of sequences, each with another seed, until a mismatch or the end."""
     began = time.monotonic()
     TALLY.cases = TALLY.operations = TALLY.comparisons = 0
     with tqdm(total=options.cases or round(options.seconds), unit=" cases" if options.cases else " s") as bar:
@@ -77,7 +77,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def build_kernel() -> None:
-    """Have the kernel before the first search, so that a sequence meets the same code at every run."""
+    """Build the kernel before the first search, so that a sequence runs the same code every time."""
     try:
         native.build()
     except (ImportError, RuntimeError) as error:
@@ -95,7 +95,7 @@ def next_batch(options: argparse.Namespace, spent: float) -> int:
 
 
 def mismatch(number: int, cases: int, *, shrink: bool = False) -> str | None:
-    """Run so many sequences of one seed; a report of one that goes wrong, of the shortest that does if `shrink`."""
+    """Run `cases` sequences of one seed; a report of a mismatch, with `shrink` of the shortest sequence, or None."""
     lines: list[str] = []
     machine = seed(number)(type("Fuzz", (Fuzz,), {"__module__": Fuzz.__module__}))
     limits = settings(

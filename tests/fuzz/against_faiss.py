@@ -1,4 +1,4 @@
-"""The same queries answered by faiss, on data on which its float32 arithmetic is accurate.
+"""Comparison with faiss, on data for which its float32 arithmetic is accurate.
 
 Q queries, N rows, d dim, k results.
 """
@@ -24,7 +24,7 @@ ROUNDING = 1e-6  # of the squared norms, for faiss computes distances of many qu
 
 
 def check_flat(index: Any, model: Model, x: Tensor, k: int) -> None:
-    """All lists of the index against faiss's exhaustive search over the rows of the model."""
+    """Compare a search of all lists with faiss's exhaustive search of the rows of the model."""
     theirs = faiss.IndexFlat(model.d, faiss.METRIC_L2 if model.metric == "l2" else faiss.METRIC_INNER_PRODUCT)
     theirs.add(model.stored.float().numpy())
     E, J = theirs.search(comparable(x, model.metric).float().numpy(), k)
@@ -35,7 +35,7 @@ def check_flat(index: Any, model: Model, x: Tensor, k: int) -> None:
 
 
 def check_same_lists(index: Any, model: Model, x: Tensor, k: int, nprobe: int) -> None:
-    """The index against what `to_faiss` makes of it, for queries that are sure of their lists."""
+    """Compare the index with `to_faiss` of it, for queries whose nearest lists are not tied."""
     reach = model.reach(x, nprobe)
     x = x[(reach.required == reach.allowed).all(1)]
     theirs = to_faiss(index)

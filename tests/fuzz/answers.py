@@ -1,4 +1,4 @@
-"""Searches of every kind of an index, compared with the model of it.
+"""Searches of an index, compared with its model.
 
 Q queries, N rows, d dim, k results.
 """
@@ -14,8 +14,8 @@ from tests.fuzz.model import Model
 from tests.oracle import check, check_range, comparable, scores_of
 from torch_ivf_module import SearchParams
 
-# As a graph of static shapes ranks by scores rounded to float32, it may take either of two rows that are nearer to
-# one another than this part of the squared norms.
+# A graph ranks by scores rounded to float32, so of two rows whose scores differ by less than this part of the squared
+# norms it may return either.
 GRAPH_ROUNDING = 1e-5
 
 
@@ -36,7 +36,7 @@ class Query(NamedTuple):
 
 
 def selected(model: Model, selector: Tensor | None) -> Tensor | None:
-    """The rows (N,) that a selector lets through, None for all."""
+    """The rows that a selector allows, bool (N,), None for all."""
     if selector is None:
         return None
     if selector.dtype == torch.bool:
@@ -50,19 +50,19 @@ def check_search(index: Any, model: Model, query: Query) -> None:
     if query.profile.startswith("approx_"):  # which leaves rows out
         reach = reach._replace(required=torch.zeros_like(reach.required))
     found = index.search(query.x, query.k, params=query.params(debug_stats=True))
-    check(found, query.x, model.held, model.metric, query.k, reach)
+    check(found, query.x, model.rows, model.metric, query.k, reach)
     assert index.last_search_stats["queries"] == len(query.x)
 
 
 def check_search_and_reconstruct(index: Any, model: Model, query: Query) -> None:
     reach = model.reach(query.x, query.nprobe)
     D, I, R = index.search_and_reconstruct(query.x, query.k, params=SearchParams(nprobe=query.nprobe))
-    check((D, I), query.x, model.held, model.metric, query.k, reach)
+    check((D, I), query.x, model.rows, model.metric, query.k, reach)
     assert R.dtype == model.dtype
     assert R.shape == (*I.shape, model.d)
     assert R[I == -1].isnan().all()
     for id, row in zip(I[I != -1].tolist(), R[I != -1], strict=True):
-        assert (model.stored[model.ids == id] == row).all(1).any(), f"id {id} came with a vector that is not its own"
+        assert (model.stored[model.ids == id] == row).all(1).any(), f"id {id} has the vector of another id"
 
 
 def check_range_search(index: Any, model: Model, query: Query, pick: int, factor: float) -> None:
@@ -72,7 +72,7 @@ def check_range_search(index: Any, model: Model, query: Query, pick: int, factor
     radius = float(torch.tensor(factor * float(scores[pick % len(scores)]) if len(scores) else factor))
     reach = model.reach(query.x, query.nprobe, selected=selected(model, query.selector))
     found = index.range_search(query.x, radius, params=query.params())
-    check_range(found, query.x, model.held, model.metric, radius, reach)
+    check_range(found, query.x, model.rows, model.metric, radius, reach)
 
 
 def check_reconstruct(index: Any, model: Model, pick: int) -> None:
@@ -87,7 +87,7 @@ def check_reconstruct(index: Any, model: Model, pick: int) -> None:
             index.reconstruct(unknown)
         except KeyError:
             return
-        raise AssertionError(f"reconstruct({unknown}) of an id that is not held")
+        raise AssertionError(f"reconstruct({unknown}) of an unknown id")
 
 
 def check_graph(index: Any, model: Model, query: Query, layout: str) -> None:
@@ -96,13 +96,13 @@ def check_graph(index: Any, model: Model, query: Query, layout: str) -> None:
     x, stored = comparable(query.x, model.metric), model.stored.double()
     size = (x.square().sum(1) + (stored.square().sum(1).max() if model.n else 0))[:, None]
     found = graph(query.x)
-    check(found, query.x, model.held, model.metric, query.k, reach, slack=GRAPH_ROUNDING * size.nan_to_num(0))
-    for part, whole in zip(graph(query.x[:, None]), found, strict=True):
-        assert torch.equal(part[:, 0], whole)
+    check(found, query.x, model.rows, model.metric, query.k, reach, slack=GRAPH_ROUNDING * size.nan_to_num(0))
+    for batched, expected in zip(graph(query.x[:, None]), found, strict=True):
+        assert torch.equal(batched[:, 0], expected)
 
 
 def check_state(index: Any, model: Model) -> None:
-    """The buffers hold the rows of the model, each in a list that is nearest to it."""
+    """Assert that the buffers have the rows of the model, each in the list of its nearest centroid."""
     state = index.state_dict()
     offsets, ids, packed = (state[name] for name in ("list_offsets", "list_ids", "packed_embeddings"))
     assert int(offsets[-1]) == len(ids) == len(packed) == model.n
@@ -112,7 +112,7 @@ def check_state(index: Any, model: Model) -> None:
         return
     assert torch.equal(state["centroids"], model.centroids)
     lists = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
-    # Of each list: equal rows are told apart by where they may be.
+    # The lists that each row may be in. Equal rows may be in the lists of any of them.
     may = model.in_lists()
     where: dict[Any, Tensor] = {}
     for row, one in zip(_rows(model.ids, model.stored), may, strict=True):

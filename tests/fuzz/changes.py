@@ -1,4 +1,4 @@
-"""Rules of the state machine that change what the index holds."""
+"""Rules of the state machine that change the contents of the index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_NUMBERS = 400_000  # N * d
 SEEDS = st.integers(0, 2**16)
 DATA = st.sampled_from(sorted(KINDS))
 SIZES = st.one_of(st.integers(0, 12), st.integers(0, 60), st.sampled_from([0, 1, 300, 700]))
-ID_STYLES = st.sampled_from(["fresh", "held", "repeated", "negative", "huge", "last"])
+ID_STYLES = st.sampled_from(["fresh", "present", "repeated", "negative", "huge", "last"])
 CHOICES = st.sampled_from(["some", "pending", "unknown", "none", "all", "mask", "one"])
 
 
@@ -28,11 +28,11 @@ def raises(error: type[Exception] | tuple[type[Exception], ...], call: Any, *arg
         call(*arguments)
     except error:
         return
-    raise AssertionError(f"{call} took what it must refuse with {error}")
+    raise AssertionError(f"{call} did not raise {error}")
 
 
 class Changes(RuleBasedStateMachine):
-    """Adding, removing, replacing, merging, copying a part, training."""
+    """Adding, removing, updating, merging, copying a subset, training."""
 
     index: Any
     model: Model
@@ -49,7 +49,7 @@ class Changes(RuleBasedStateMachine):
     def some_ids(self, style: str, size: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         numbers = torch.randint(0, 50, (size,), generator=generator)
-        if style == "held" and self.model.n:
+        if style == "present" and self.model.n:
             return self.model.ids[numbers % self.model.n]
         if style == "fresh":
             return torch.arange(size) + self.model.next_id % 2**40 + int(numbers.sum())
@@ -61,7 +61,7 @@ class Changes(RuleBasedStateMachine):
         }.get(style, numbers)
 
     def chosen(self, choice: str, seed: int) -> tuple[Tensor, Tensor]:
-        """What is handed to remove_ids or copy_subset, and the rows (N,) of the model that it means."""
+        """An argument for remove_ids or copy_subset, and the rows of the model that it selects, bool (N,)."""
         generator, ids = torch.Generator().manual_seed(seed), self.model.ids
         if choice == "mask":
             mask = torch.rand(60, generator=generator) < 0.3
@@ -101,7 +101,7 @@ class Changes(RuleBasedStateMachine):
 
     @rule()
     def change_nothing(self) -> None:
-        """Calls with no rows: what they leave behind must not matter to the next call."""
+        """Calls with zero rows, which must not affect later calls."""
         x, ids = torch.empty(0, self.model.d), torch.empty(0, dtype=torch.int64)
         self.index.add(x)
         self.index.add_with_ids(x, ids)
@@ -113,7 +113,7 @@ class Changes(RuleBasedStateMachine):
     def add_what_is_refused(self, seed: int) -> None:
         x = vectors("plain", 3, self.model.d, seed, self.model.dtype)
         bad = x.index_fill(0, torch.tensor([1]), torch.nan)
-        raises((ValueError, RuntimeError), self.index.add, bad)  # the latter where no numbers are left
+        raises((ValueError, RuntimeError), self.index.add, bad)  # the latter if no ids are left
         raises(ValueError, self.index.add_with_ids, bad, torch.arange(3))
         raises(ValueError, self.index.add_with_ids, x, torch.tensor([3, -1, 4]))
         raises(ValueError, self.index.add_with_ids, x, torch.arange(2))

@@ -1,4 +1,4 @@
-"""The state machine: an index, its model, and the rules that change and question both."""
+"""The state machine: an index, its model, and the rules that search both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPOILT = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf}
 
 @dataclass
 class Tally:
-    """What has run so far."""
+    """Counters of what has run."""
 
     cases: int = 0
     operations: int = 0
@@ -66,7 +66,7 @@ class Fuzz(Moves):
             self.took_centroids()
 
     def made(self) -> Any:
-        """An empty index of the settings of this case."""
+        """An empty index with the settings of this sequence."""
         d, metric, dtype, nlist = (self.settings[name] for name in ("d", "metric", "dtype", "nlist"))
         if self.settings["ivf"]:
             return IndexIVFFlat(d, nlist=nlist, metric=metric, dtype=dtype)
@@ -84,10 +84,10 @@ class Fuzz(Moves):
         assert self.index.dtype == self.model.dtype
         assert self.index.centroids.dtype == torch.float32
 
-    # -- questions -----------------------------------------------------------------------------------------
+    # -- searches -----------------------------------------------------------------------------------------
 
     def queries(self, data: str, count: int, seed: int, own: bool, spoilt: str | None = None) -> Tensor:
-        """Queries (count, d): some of the kind, every second one of the stored rows if `own`, one `spoilt`."""
+        """Queries (count, d): of the kind `data`; if `own`, every second is a stored row; the last with `spoilt`."""
         x = vectors(data, count, self.model.d, seed, self.model.dtype)
         if own and self.model.n:
             rows = torch.randint(0, self.model.n, (len(x[::2]),), generator=torch.Generator().manual_seed(seed))
@@ -141,7 +141,7 @@ class Fuzz(Moves):
 
     @rule(data=DATA, seed=SEEDS, nprobe=NPROBES)
     def modes_agree(self, data: str, seed: int, nprobe: int) -> None:
-        """One call in every mode: what was packed or cached for one is read by the next."""
+        """One search in every mode; the later ones use what the first has packed and cached."""
         query = Query(self.queries(data, 5, seed, own=True), 10, nprobe)
         for mode in MODES:
             self.index.search_mode = mode

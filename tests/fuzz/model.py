@@ -1,4 +1,4 @@
-"""What an index must hold after a sequence of calls, and which rows a query must and may find.
+"""The expected contents of an index after a sequence of calls, and which rows a query must and may find.
 
 N rows, Q queries, L lists, d dim.
 """
@@ -14,12 +14,12 @@ from tests.oracle import LARGEST, Reach, StoredRows, comparable, scores_of, unit
 from torch_ivf_module.functional import metric as metrics
 
 LAST_ID = 2**63 - 1
-ROUNDING = 3e-6  # of the squared distance (l2) or of |x| |c|, within which two lists count as equally near
+ROUNDING = 3e-6  # lists count as equally near if their scores differ by this part of the distance (l2) or of |x| |c|
 SAFE = LARGEST / 4  # squared norms and products of norms beyond it may overflow on the way to a score
 
 
 class Model:
-    """Rows in the order they were added, each with its id and the vector by which its list was chosen."""
+    """Rows in the order of adding, each with its id and the vector by which its list was chosen."""
 
     def __init__(self, d: int, metric: str, dtype: torch.dtype) -> None:
         self.d, self.metric, self.dtype = d, metric, dtype
@@ -36,7 +36,7 @@ class Model:
 
     @property
     def trainable(self) -> bool:
-        """Whether the rows are enough for the lists there are, and none so long that means of them may overflow."""
+        """Whether there are enough rows for the lists, and no row is so long that means of them may overflow."""
         if self.centroids is None or self.n < len(self.centroids):
             return False
         return bool((self.stored.double().square().sum(1) < SAFE).all())
@@ -57,35 +57,35 @@ class Model:
         self.unordered -= set(ids.tolist())
 
     def keep(self, kept: Tensor) -> int:
-        """Keep the rows marked in `kept` (N,); how many went."""
+        """Keep the rows where `kept` (N,) is true; return how many were removed."""
         self.ids, self.stored, self.placed = self.ids[kept], self.stored[kept], self.placed[kept]
         return int((~kept).sum())
 
     def number_after(self, ids: Tensor) -> int:
-        """next_id once `ids` were given."""
+        """next_id after rows with `ids` were added."""
         return max(self.next_id, min(int(ids.max()), LAST_ID - 1) + 1) if len(ids) else self.next_id
 
     def convert(self, dtype: torch.dtype) -> None:
         self.stored, self.dtype = self.stored.to(dtype), dtype
 
     def place_again(self) -> None:
-        """Every row moves to the list that is nearest now."""
+        """Assign every row to its nearest list."""
         self.placed = self.stored.double()
 
     def forget_order(self) -> None:
-        """A file does not keep which row of a duplicate id was the last, if they are in different lists."""
+        """A file does not store which row of a duplicate id was added last if they are in different lists."""
         if self.centroids is not None:
             ids, counts = self.ids.unique(return_counts=True)
             self.unordered = set(ids[counts > 1].tolist())
 
-    # -- what queries find ---------------------------------------------------------------------------------
+    # -- searches ------------------------------------------------------------------------------------------
 
     @property
-    def held(self) -> StoredRows:
+    def rows(self) -> StoredRows:
         return StoredRows(self.ids, self.stored.double(), torch.zeros_like(self.ids))
 
     def rows_of(self, id: int) -> Tensor:
-        """The vectors that `reconstruct` may give for an id: the last one, or all if that is not known."""
+        """The vectors that `reconstruct` may return for an id: the last one, or all if that is unknown."""
         rows = self.stored[self.ids == id]
         return rows if id in self.unordered else rows[-1:]
 
@@ -118,16 +118,16 @@ class Model:
         return nearest_lists(self.placed, self.centroids, 1, self.metric).allowed
 
     def _capped(self, queries: Tensor, nprobe: int, max_codes: int, lists: Tensor, may: Tensor) -> ListReach:
-        """Whole lists, nearest first, until the next would pass the cap; the first always.
+        """The nearest lists that have at most `max_codes` rows together, and always the nearest one.
 
-        Judged where the sizes of the lists and the order of the nearest are clear.
+        Only for queries for which the sizes of the lists and the order of the nearest are not tied.
         """
         assert self.centroids is not None
         nlist = len(self.centroids)
         unjudged = ListReach(torch.zeros_like(may), may)
         if (lists.sum(1) != 1).any():
             return unjudged
-        # How many lists are nearer, by how many lists one must and may be preceded.
+        # The rank of each list, from the searches for the 1, 2, ... nearest lists.
         orders = [nearest_lists(queries, self.centroids, width, self.metric) for width in range(1, nlist + 1)]
         clear = torch.stack([must.eq(may).all(1) for must, may in orders]).all(0)
         rank = torch.stack([~must for must, _ in orders]).sum(0)  # (Q, L), from 0
@@ -140,24 +140,24 @@ class Model:
 
 
 class ListReach(NamedTuple):
-    """Lists that a query must visit and lists that it may visit, bool (Q, L)."""
+    """Lists that a query must probe and lists that it may probe, bool (Q, L)."""
 
     required: Tensor
     allowed: Tensor
 
 
 def nearest_lists(queries: Tensor, centroids: Tensor, width: int, metric: str) -> ListReach:
-    """The `width` nearest lists of queries (Q, d) as compared; lists as near within rounding are only allowed."""
+    """The `width` nearest lists of comparable queries (Q, d). All lists that are tied for the last rank are allowed."""
     centroids = centroids.double()
     everything = torch.ones(len(queries), len(centroids), dtype=torch.bool)
     if width >= len(centroids):
         return ListReach(everything, everything)
     scores = scores_of(queries, centroids, metric)
     if metric == "l2":
-        apart = ROUNDING * (scores.abs() + torch.finfo(torch.float32).tiny)
+        margin = ROUNDING * (scores.abs() + torch.finfo(torch.float32).tiny)
     else:
-        apart = ROUNDING * (queries.norm(dim=1)[:, None] * centroids.norm(dim=1) + torch.finfo(torch.float32).tiny)
-    low, high = scores - apart, scores + apart
+        margin = ROUNDING * (queries.norm(dim=1)[:, None] * centroids.norm(dim=1) + torch.finfo(torch.float32).tiny)
+    low, high = scores - margin, scores + margin
     # (Q, L, L): whether list j may be, or must be, nearer than list i
     may_precede = (high[:, None, :] >= low[:, :, None]).sum(2) - 1  # itself left out
     must_precede = (low[:, None, :] > high[:, :, None]).sum(2)

@@ -1,4 +1,4 @@
-"""Rules of the state machine that put the index into another form: dtypes, copies, files, states, faiss."""
+"""Rules of the state machine that convert or copy the index: dtypes, copies, files, states, faiss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.floa
 
 
 class Moves(Changes):
-    """Conversions and copies, after which the index answers as before."""
+    """Conversions and copies, which do not change answers."""
 
     @rule(name=st.sampled_from(sorted(DTYPES)), by_to=st.booleans(), nested=st.booleans())
     def convert(self, name: str, by_to: bool, nested: bool) -> None:

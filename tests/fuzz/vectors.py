@@ -1,4 +1,4 @@
-"""Kinds of vectors, each a function of a generator, a size and the largest norm that the storage dtype allows.
+"""Kinds of vectors: functions of a generator, a size, d and the largest norm that the storage dtype allows.
 
 n rows, d dim.
 """
@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# The largest norm of a row: two such rows are less than the square root of the largest float32 apart, so that no
-# distance overflows. float16 holds numbers to 65,504.
+# The largest norm of a row. The squared distance of two such rows is less than the largest float32; the largest float16
+# is 65,504.
 LARGEST = {torch.float32: 9e18, torch.bfloat16: 9e18, torch.float16: 3e4}
 SMALLEST = 1e-3
-OVERFLOWING = 1e25  # a norm whose square float32 does not hold
+OVERFLOWING = 1e25  # a norm whose square overflows float32
 
 Kind = Callable[[torch.Generator, int, int, float], Tensor]
 
@@ -25,7 +25,7 @@ def _plain(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor
 
 
 def _lattice(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
-    """Small whole numbers: products and distances are exact, and ties common."""
+    """Small integers: products and distances are exact, and ties frequent."""
     return torch.randint(-2, 3, (n, d), generator=generator).float()
 
 
@@ -36,13 +36,13 @@ def _zeros(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor
 
 
 def _copies(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
-    """One of three rows, the same three at every call, many times."""
+    """Copies of one of three fixed rows."""
     rows = torch.randn(3, d, generator=torch.Generator().manual_seed(d))
     return rows[torch.randint(0, 3, (1,), generator=generator)].repeat(n, 1)
 
 
 def _near_copies(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
-    """Rows that lie about one of three, closer together than to the origin."""
+    """Rows around one of three fixed rows, closer to each other than to the origin."""
     return _copies(generator, n, d, largest) + 1e-3 * torch.randn(n, d, generator=generator)
 
 
@@ -55,7 +55,7 @@ def _one_enormous(generator: torch.Generator, n: int, d: int, largest: float) ->
 
 
 def _mixed(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
-    """Norms over as many decades as the dtype allows."""
+    """Norms of all magnitudes that the dtype allows."""
     return _of_norm(torch.randn(n, d, generator=generator), _log_uniform(generator, n, SMALLEST, largest))
 
 
@@ -64,15 +64,15 @@ def _translated(generator: torch.Generator, n: int, d: int, largest: float) -> T
 
 
 def _equal_entries(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
-    """Every entry of a row the same number, in small steps from 1 or from 1000: rounding errors of a product all have
-    one sign and add up, and whole rows lie within them of one another."""
+    """Rows of equal entries, in small steps around 1 or 1000: all rounding errors of a product have one sign, and their
+    sum is larger than the differences of rows."""
     offset = (1.0, 1000.0)[int(torch.randint(0, 2, (1,), generator=generator))]
     steps = torch.randint(-8, 9, (n, 1), generator=generator) / 1024
     return (offset * (1 + steps)).repeat(1, d)
 
 
 def _beyond_float16(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
-    """Some rows with a number that float16 does not hold, where the dtype does."""
+    """Some rows have a value beyond the range of float16, unless that is the dtype."""
     x = _plain(generator, n, d, largest)
     if largest > 1e5:
         x[::3, 0] = 65_536 * (1 + 9 * torch.rand(len(x[::3]), generator=generator))
@@ -86,7 +86,7 @@ def _first_rows_far(generator: torch.Generator, n: int, d: int, largest: float) 
 
 
 def _overflowing(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
-    """Some rows so long that their distances do not fit float32; not for float16, which does not hold them."""
+    """Some rows so long that their distances overflow float32, unless the dtype is float16."""
     x = _plain(generator, n, d, largest)
     if largest > 1e5:
         x[::3] = _of_norm(x[::3], torch.tensor(OVERFLOWING))
@@ -107,12 +107,12 @@ KINDS: dict[str, Kind] = {
     "first_rows_far": _first_rows_far,
     "overflowing": _overflowing,
 }
-# Data on which faiss's own float32 answers are accurate: no cancellation, no overflow.
+# Data for which the float32 answers of faiss are accurate: no cancellation, no overflow.
 GENTLE = ("plain", "lattice", "zeros", "copies")
 
 
 def vectors(kind: str, n: int, d: int, seed: int, dtype: torch.dtype) -> Tensor:
-    """Rows (n, d) float32 of a kind; those of one seed are always the same."""
+    """Rows (n, d) float32 of a kind; the same for the same seed."""
     return KINDS[kind](torch.Generator().manual_seed(seed), n, d, LARGEST[dtype])
 
 
@@ -122,7 +122,7 @@ def _log_uniform(generator: torch.Generator, n: int, least: float, most: float) 
 
 
 def _of_norm(x: Tensor, norm: Tensor) -> Tensor:
-    """Rows in the directions of x (n, d), of the lengths `norm` (n,) or ()."""
+    """Rows with the directions of x (n, d) and the lengths `norm` (n,) or ()."""
     x = x.double()
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-9)
     return (x / length * norm.double().reshape(-1, 1)).float()

@@ -1,6 +1,6 @@
 """Write the golden files of the current format: python tests/golden/make.py ours|torch-ivf|faiss
 
-A folder that is there already is left alone. torch-ivf and faiss have to be installed for theirs.
+An existing folder is not changed. The files of torch-ivf and faiss need these packages.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main() -> None:
     make, name = {**makers, "faiss": (faiss, "faiss-1.15.1")}[sys.argv[1]]
     folder = HERE / name
     if folder.exists():
-        raise SystemExit(f"{folder} is there already; golden files are not written again")
+        raise SystemExit(f"{folder} is there already; golden files are never changed")
     folder.mkdir()
     warnings.simplefilter("ignore")
     answers = {"queries": vectors()[1].tolist(), "k": K, "answers": make(folder)}

@@ -101,7 +101,7 @@ def tasks_of(
 def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
     """The matrix products of all lists that are not sampled. Each tile overwrites the scores of the one before it.
 
-    Waits for the device once.
+    Synchronizes with the device once.
     """
     starts, ends = lists.offsets.tolist(), (lists.offsets + lists.sizes).tolist()
     counts, skipped = tasks.visits.tolist(), tasks.sampled.tolist()
@@ -139,7 +139,7 @@ def _product(x: Tensor, vectors: Tensor, bias: Tensor | None, out: Tensor) -> No
 
 
 def _hide(scores: Tensor, limits: Tensor) -> None:
-    """Set scores (m, n) after the first `limits[i]` of row i to -inf; limits (m,). Waits for the device."""
+    """Set scores (m, n) after the first `limits[i]` of row i to -inf; limits (m,). Synchronizes with the device."""
     start = max(0, int(limits.min()))
     if start < scores.shape[1]:
         column = torch.arange(start, scores.shape[1], device=scores.device)

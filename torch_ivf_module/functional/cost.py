@@ -42,7 +42,7 @@ _OTHER = Costs(0.2, 0.01, 2e6, 100.0, 1.0, 100e3, 0.001, 0.001, 0.0001, 0.0, 0.0
 def cheapest(
     x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int
 ) -> tuple[str, str]:
-    """The strategy with the lower predicted time for this batch, and why. Waits for the device once."""
+    """The strategy with the lower predicted time for this batch, and why. Synchronizes with the device once."""
     queries, dim = x.shape
     fused = has_sampled_product(x, lists.packed, SPAN)
     price = _OTHER if x.device.type != "cpu" else _CPU if fused else _CPU_HALF

@@ -93,7 +93,8 @@ def prefixes(lists: InvertedLists, probed: Tensor, limits: Tensor, visitors: int
     """New lists that are prefixes of the lists, and which of the new lists each query reads instead of probed (Q, P).
 
     The queries that probe a list are sorted by how many rows `limits` (Q, P) lets them read. Each `visitors` of them
-    share a prefix as long as the longest of them needs, so that few rows are read in vain. Waits for the device.
+    share a prefix as long as the longest of them needs, so that few rows are read in vain. Synchronizes with the
+    device.
     """
     target, most = probed.flatten(), limits.flatten()
     nlist, longest = lists.sizes.shape[0] - 1, int(most.max())
@@ -148,7 +149,7 @@ def only(lists: InvertedLists, kept: Tensor) -> InvertedLists:
 
 
 def restricted(lists: InvertedLists, chosen: Tensor, visits: float | None) -> InvertedLists:
-    """The lists restricted to the ids that are `chosen`, see `marked`. Waits for the device.
+    """The lists restricted to the ids that are `chosen`, see `marked`. Synchronizes with the device.
 
     `visits` is how many queries probe a list on average. If a copy pays for them, the result is new lists of only the
     chosen rows; otherwise, and always with None, it is `only` the chosen rows of the same lists. A caller that limits

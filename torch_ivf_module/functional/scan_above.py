@@ -59,7 +59,7 @@ def _grouped(queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]
 def hits_by_query(lims: Tensor, rows: Tensor) -> Tensor:
     """Hits, lims (Q + 1,) and rows (H,), as one row of candidates per query (Q, K), padded with -1.
 
-    K is the largest number of hits of a query. Waits for the device.
+    K is the largest number of hits of a query. Synchronizes with the device.
     """
     sizes = lims.diff()
     width = int(sizes.max()) if sizes.shape[0] else 0

@@ -34,7 +34,7 @@ class Tiles(NamedTuple):
 
 
 def tiles_of(lists: InvertedLists, dtype: torch.dtype) -> Tiles:
-    """Copy the vectors of `lists` into tiles of `dtype`. Waits for the device."""
+    """Copy the vectors of `lists` into tiles of `dtype`. Synchronizes with the device."""
     sizes = torch.div(lists.sizes + (TILE - 1), TILE, rounding_mode="floor")
     offsets = sizes.cumsum(0) - sizes
     list_of = torch.repeat_interleave(torch.arange(sizes.shape[0], device=sizes.device), sizes)
@@ -62,7 +62,7 @@ def only(tiles: Tiles, kept: Tensor) -> Tiles:
 
 
 def most_tiles(tiles: Tiles, nprobe: int) -> int:
-    """Tiles of the `nprobe` longest lists together. Waits for the device."""
+    """Tiles of the `nprobe` longest lists together. Synchronizes with the device."""
     return int(torch.sort(tiles.sizes, descending=True).values[:nprobe].sum())
 
 

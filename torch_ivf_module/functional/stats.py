@@ -27,7 +27,7 @@ def record_mode(stats: Stats | None, mode: str, why: str) -> None:
 
 
 def count_rows(stats: Stats, lists: InvertedLists, probes: Probes) -> None:
-    """Add the lists and rows that the queries read of one segment. Waits for the device."""
+    """Add the lists and rows that the queries read of one segment. Synchronizes with the device."""
     sizes = probes.sizes(lists)
     stats["lists_read"] += int((sizes > 0).sum())
     stats["rows_read"] += int(sizes.sum())
@@ -35,7 +35,10 @@ def count_rows(stats: Stats, lists: InvertedLists, probes: Probes) -> None:
 
 
 def count_certified(stats: Stats, second_pass: Sequence[Tensor]) -> None:
-    """Add the queries that took a second pass in any segment, bool (Q,) each, and the others. Waits for the device."""
+    """Add the queries that took a second pass in any segment, bool (Q,) each, and the others.
+
+    Synchronizes with the device.
+    """
     count = int(torch.stack(list(second_pass)).any(0).sum())
     stats["searched_again"] += count
     stats["certified"] += second_pass[0].shape[0] - count
