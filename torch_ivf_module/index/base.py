@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import native
+from .. import native  # noqa: F401  registers the kernel
 from ..functional import metric as metrics
 from ..functional.kernels import kernel_for
 from ..functional.lists import InvertedLists, restricted, vectors_at
@@ -192,9 +192,6 @@ class IndexBase(TorchIvfNames, Saves, Builds):
         options = self.search_options(k, params)
         counted = options.max_codes is not None or options.budget is not None
         coarse, segments = self._chosen(params, queries.shape[0] * options.nprobe, counted=counted)
-        if options.mode == "auto" and not options.exact and queries.is_cpu:
-            rows = sum(part.packed.shape[0] for part in segments)
-            native.prepare(queries.shape[0] * options.nprobe / max(1, coarse.centroids.shape[0]) * rows * self.d)
         stats: dict[str, Any] | None = {} if params.debug_stats else None
         scores, found = search(queries, coarse, segments, options, probed=probed, stats=stats)
         if stats is not None:

@@ -112,8 +112,8 @@ class ExactTopK {
       for (int64_t i = begin; i < std::min(d_, begin + kPanelChunk); ++i) {
         const Vec low = Vec(x[i]) - Vec::loadu(panel + i * kPanel);
         const Vec high = Vec(x[i]) - Vec::loadu(panel + i * kPanel + kLanes);
-        sum[0] = at::vec::fmadd(low, low, sum[0]);
-        sum[1] = at::vec::fmadd(high, high, sum[1]);
+        sum[0] = fmadd(low, low, sum[0]);
+        sum[1] = fmadd(high, high, sum[1]);
       }
       total[0] = total[0] + sum[0];
       total[1] = total[1] + sum[1];

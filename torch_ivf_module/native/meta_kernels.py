@@ -12,13 +12,9 @@ def register_meta_kernels() -> None:
     def _scan(x, packed, bias, offsets, sizes, probed, limits, k, max_bytes):  # type: ignore[no-untyped-def]
         return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k)
 
-    @torch.library.register_fake("torch_ivf_module::scan_bounds")
-    def _scan_bounds(x, packed, bias, offsets, sizes, probed, limits, k, max_bytes, differences):  # type: ignore[no-untyped-def]
-        return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k)
-
     @torch.library.register_fake("torch_ivf_module::search_lists")
     def _search_lists(  # type: ignore[no-untyped-def]
-        x, origin, packed, bias, offsets, sizes, probed, limits, k, kept, differences, coded, max_bytes
+        x, origin, packed, bias, offsets, sizes, probed, limits, k, kept, differences, max_bytes
     ):
         return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k), x.new_empty(x.shape[0], dtype=torch.bool)
 

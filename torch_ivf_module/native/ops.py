@@ -16,9 +16,6 @@ from ..functional.lists import InvertedLists
 from . import library
 
 _MOST_ROWS = 1 << 31  # the kernel counts rows in 32 bits
-# Queries that visit a list, on average, from which rounding them and its rows to bfloat16 should pay. Not measured: no
-# CPU with units for bfloat16 was at hand.
-_CODES_PAY = 24
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WORKSPACE = 64 << 20  # bytes for finding the nearest of some vectors
 
@@ -48,14 +45,10 @@ class NativeKernel:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The k best rows of the probed lists by exact score, and which queries took a second pass."""
         kept = max(k, min(kept, lists.packed.shape[0] + 1))
-        visits = probed.numel() / (lists.sizes.shape[0] - 1)
-        coded = kept <= lists.packed.shape[0] and visits >= _CODES_PAY and has_bfloat16_units()
         x, limits = x.contiguous(), None if limits is None else limits.contiguous()
-        differences = metrics.by_differences(metric)
-        rest = probed.contiguous(), limits, k, kept, differences, coded, max_bytes
-        return _call(
-            "search_lists", x, origin, lists.packed, lists.bias, lists.offsets, lists.sizes, *rest
-        )
+        held = lists.packed, lists.bias, lists.offsets, lists.sizes
+        rest = probed.contiguous(), limits, k, kept, metrics.by_differences(metric), max_bytes
+        return _call("search_lists", x, origin, *held, *rest)
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,)."""
@@ -67,11 +60,6 @@ class NativeKernel:
         offsets = torch.tensor([0, vectors.shape[0]], device=x.device)
         lists = offsets, offsets.flip(0), offsets.new_zeros(x.shape[0], 1)  # one list, which every query visits
         return _call("scan", x.contiguous(), vectors, bias, *lists, None, k, _WORKSPACE)
-
-
-def has_bfloat16_units() -> bool:
-    """Whether torch multiplies bfloat16 tiles by units of this CPU made for it."""
-    return bool(_call("has_bfloat16_units"))
 
 
 def _call(name: str, *arguments: Any) -> Any:

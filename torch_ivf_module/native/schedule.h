@@ -3,14 +3,13 @@
 // Q queries, L lists, P probes, N vectors, d dim, k results, T tasks (a query and one of its lists).
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
+#include "core.h"
+#include "threads.h"
 #include "topk.h"
 
 namespace torch_ivf_module {
@@ -22,16 +21,6 @@ constexpr int64_t kShareQueries = 64;
 constexpr int64_t kBlockTasks = 512;
 // Lists are cut between threads at multiples of so many rows, so that panels are full.
 constexpr int64_t kCut = 64;
-
-struct Problem {
-  const float* x; // (Q, d) as they are multiplied: relative to the origin for l2
-  const float* bias; // (N,) or null
-  const int64_t* offsets; // (L + 1,)
-  const int64_t* sizes; // (L + 1,)
-  const int64_t* probed; // (Q, P)
-  const int64_t* limits; // (Q, P) or null
-  int64_t queries, lists, probes, d, k;
-};
 
 struct Task {
   int32_t query; // counted from the first of its block
@@ -118,19 +107,6 @@ inline std::vector<int64_t> cuts_of(const Problem& p, const Tasks& tasks, int64_
   return cuts;
 }
 
-// Call job(i) for every i below `count`, each on the next free thread.
-template <typename Job>
-void on_threads(int64_t count, const Job& job) {
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t first, int64_t last) {
-    for (int64_t thread = first; thread < last; ++thread) {
-      for (int64_t i = next++; i < count; i = next++) {
-        job(i);
-      }
-    }
-  });
-}
-
 // Scan the lists that have tasks, restricted to packed rows [first, last), for queries that `found` collects.
 template <typename Scanner, typename Found>
 void scan_tasks(const Problem& p, const Tasks& tasks, int64_t first, int64_t last, Found& found, Scanner& scanner) {
@@ -153,7 +129,7 @@ void scan_tasks(const Problem& p, const Tasks& tasks, int64_t first, int64_t las
 template <typename Scanner, typename Found>
 void scan_by_queries(
     const Problem& p, const Scanner& scanner, const Found& found, int64_t block, float* scores, int64_t* rows) {
-  on_threads((p.queries + block - 1) / block, [&](int64_t i) {
+  parallel_items((p.queries + block - 1) / block, [&](int64_t i) {
     const int64_t query = i * block, last = std::min(p.queries, query + block);
     auto best = found(query, last - query);
     auto scan = scanner();
@@ -172,7 +148,7 @@ void scan_by_queries(
 template <typename Scanner, typename Found>
 void scan_by_rows(
     const Problem& p, const Scanner& scanner, const Found& found, int64_t block, float* scores, int64_t* rows) {
-  const int64_t shares = at::get_num_threads();
+  const int64_t shares = num_threads();
   for (int64_t query = 0; query < p.queries; query += block) {
     const int64_t last = std::min(p.queries, query + block);
     const Tasks tasks = tasks_of(p, query, last, 0, p.probes);
@@ -181,17 +157,15 @@ void scan_by_rows(
     for (int64_t share = 0; share < shares; ++share) {
       best.push_back(found(query, last - query));
     }
-    on_threads(shares, [&](int64_t share) {
+    parallel_items(shares, [&](int64_t share) {
       auto scan = scanner();
       scan_tasks(p, tasks, cuts[share], cuts[share + 1], best[share], scan);
     });
-    at::parallel_for(query, last, 64, [&](int64_t first, int64_t end) {
-      for (int64_t q = first; q < end; ++q) {
-        for (int64_t share = 1; share < shares; ++share) {
-          best[0].merge(q - query, best[share]);
-        }
-        best[0].write(q - query, scores + q * p.k, rows + q * p.k);
+    parallel_items(last - query, [&](int64_t i) {
+      for (int64_t share = 1; share < shares; ++share) {
+        best[0].merge(i, best[share]);
       }
+      best[0].write(i, scores + (query + i) * p.k, rows + (query + i) * p.k);
     });
   }
 }
@@ -203,7 +177,7 @@ void scan_all(
   if (p.queries == 0) {
     return;
   }
-  const int64_t threads = at::get_num_threads();
+  const int64_t threads = num_threads();
   const int64_t tasks = p.queries * p.probes / std::max<int64_t>(1, p.lists); // a list
   const int64_t held = std::max<int64_t>(1, max_bytes / (8 * TopK::room(p.k) * threads + 24 * p.probes + 16));
   if (threads > 1 && tasks < kShareQueries * threads) {
