@@ -18,7 +18,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parent
 # The stable ABI of torch 2.10: what is compiled with the headers of a later version runs with this one too.
 OLDEST_TORCH = (2, 10)
-_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The core is compiled once for each of these; isa.cpp selects one when it is first called. "baseline" is what every CPU
 # of the architecture has.
 _X86_ISAS = {
@@ -54,7 +54,7 @@ def compile_kernel(target: Path, torch_folder: Path) -> None:
         work = Path(folder)
         objects = _compile_objects(cxx, torch_folder, work)
         library = work / target.name
-        _run([*cxx, "-shared", "-o", library, *objects, *_link_flags(torch_folder)])
+        _run([*cxx, "-shared", "-pthread", "-o", library, *objects, *_link_flags(torch_folder)])
         replace(library, target)
 
 
@@ -74,7 +74,7 @@ def _compile_objects(cxx: Sequence[str], torch_folder: Path, work: Path) -> list
 
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(core, isa) for isa in ("baseline", *isas)]
-        jobs.append(pool.submit(compiled, "kernel.cpp", "kernel"))
+        jobs += [pool.submit(compiled, f"{name}.cpp", name) for name in ("kernel", "threads")]
         jobs.append(pool.submit(compiled, "isa.cpp", "isa", *(["-DTORCH_IVF_X86_ISAS"] if isas else [])))
         return [job.result() for job in jobs]
 
