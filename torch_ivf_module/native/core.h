@@ -77,7 +77,8 @@ struct Request {
   // Queries as functional/metric.py prepares them; probed and probes only where the lists are given.
   Problem problem;
   Coarse coarse;
-  int64_t nprobe, max_codes; // where no lists are given; max_codes 0 for no cap
+  int64_t nprobe; // lists to choose, 0 where they are given
+  int64_t max_codes; // a cap on the rows of chosen lists, 0 for none
   int64_t kept; // candidates a query that are scored exactly, at least k
   bool differences; // whether exact scores come from differences of vectors, and not from products
 };

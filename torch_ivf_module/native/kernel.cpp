@@ -179,7 +179,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> search_index(
   check_that(probed || nprobe > 0, "nprobe must be >= 1, got ", nprobe);
   check_that(probed || !limits, "limits must come with probed");
   check_that(max_codes >= 0, "max_codes must be >= 0, got ", max_codes);
-  Request request{problem_of(x, k, max_bytes), {}, nprobe, max_codes, kept, differences};
+  Request request{problem_of(x, k, max_bytes), {}, 0, max_codes, kept, differences};
   Problem& p = request.problem;
   int64_t rows = 0;
   for (size_t i = 0; i < segments.size(); i += kFields) {

@@ -65,11 +65,11 @@ class SearchPart {
   }
 
   void choose_lists() {
-    const bool given = request_.problem.probed != nullptr;
+    const bool given = request_.nprobe == 0;
     if (given && cleaned_.empty()) {
       p_.probed = request_.problem.probed + first_ * p_.probes;
     } else {
-      p_.probes = given ? p_.probes : std::min(request_.nprobe, p_.lists);
+      p_.probes = given ? p_.probes : request_.nprobe;
       probed_.resize(p_.queries * p_.probes);
       if (given) {
         std::copy_n(request_.problem.probed + first_ * p_.probes, probed_.size(), probed_.begin());
@@ -118,7 +118,7 @@ class SearchPart {
 template <typename T>
 void search(const Request& request, const Answer& answer) {
   const Problem& p = request.problem;
-  const int64_t probes = p.probed ? p.probes : request.nprobe;
+  const int64_t probes = request.nprobe ? request.nprobe : p.probes;
   const int64_t bytes = kBytesADimension * p.d + kBytesAProbe * probes;
   const int64_t step = std::max<int64_t>(1, p.within.max_bytes / 4 / bytes);
   Request part = request;
