@@ -1,4 +1,4 @@
-"""The kernel in C++: its functions by themselves, what it proves, and the rounded scan over the grid.
+"""The kernel in C++: its functions by themselves, and what it proves.
 
 The grid of tests/test_search.py runs with the kernel too, as search_mode="auto". Without a built kernel (`python -m
 torch_ivf_module build-native`) what is here is skipped; tests/test_native_build.py needs none.
@@ -13,52 +13,15 @@ import math
 import pytest
 import torch
 
-from tests.datasets import PROBLEMS, normal, problem
-from tests.oracle import agree, check, probed, scores_of, stored_rows
-from tests.problems import DTYPES, each_metric, flat, shared
+from tests.datasets import normal, problem
+from tests.oracle import agree
+from tests.problems import DTYPES, flat, shared
 from torch_ivf_module import IndexFlatL2, SearchParams, native
-from torch_ivf_module.functional import metric as metrics
-from torch_ivf_module.functional.search import kept_for
-from torch_ivf_module.native import ops
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no kernel: python -m torch_ivf_module build-native")
 
 
-@pytest.fixture
-def rounded(monkeypatch):
-    """Every search tries rounded vectors first, whatever pays on this CPU."""
-    monkeypatch.setattr(ops, "_CODES_PAY", 0)
-    monkeypatch.setattr(ops, "has_bfloat16_units", lambda: True)
-
-
-# --- the rounded scan over the grid -------------------------------------------------------------------------
-
-
-@each_metric
-@pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
-def test_rounded_vectors_find_what_the_oracle_finds(case, metric, rounded):
-    for dtype in DTYPES:
-        index, _, queries = shared(case, metric, dtype, search_mode="auto")
-        found = index.search(queries, case.k, params=SearchParams(debug_stats=True))
-        check(found, queries, stored_rows(index), metric, case.k, probed(index, queries))
-        stats = index.last_search_stats
-        if stats["mode"] == "native" and case.nb > kept_for(case.k):
-            assert stats["certified"] <= len(queries) <= stats["certified"] + stats["searched_again"]
-
-
-@pytest.mark.parametrize("metric", ["l2", "ip"])
-def test_rounded_vectors_in_a_flat_index_under_filters_and_budgets(metric, rounded):
-    index, base, queries = flat(problem("wide"), metric, search_mode="auto")
-    check(index.search(queries, 21), queries, stored_rows(index), metric, 21)
-    allowed = torch.arange(0, len(base), 3)
-    ivf, _, _ = shared(problem("wide"), metric, search_mode="auto")
-    for settings in ({"selector": allowed}, {"max_codes": 300}, {"candidate_budget": 400}, {"nprobe": 23}):
-        found = ivf.search(queries, 21, params=SearchParams(**settings))
-        plain, _, _ = shared(problem("wide"), metric, search_mode="csr")
-        agree(found, plain.search(queries, 21, params=SearchParams(**settings)), atol=1e-4)
-
-
-# --- data that is meant to break the bound ------------------------------------------------------------------
+# --- data that is meant to break the certificate ------------------------------------------------------------------
 
 
 def _near_duplicates(n, d):
@@ -87,7 +50,6 @@ ADVERSARIES = {
     "squares that vanish": lambda n, d: normal(n, d, seed=10) * 1e-25,
     "zeros": lambda n, d: torch.zeros(n, d),
     "one bright place": lambda n, d: torch.eye(d)[torch.arange(n) % d] * 3e4 + 1e-3 * normal(n, d, seed=11),
-    "halfway between roundings": lambda n, d: (normal(n, d, seed=12).bfloat16().float() * (1 + 2.0**-8)),
 }
 
 
@@ -97,47 +59,8 @@ def _queries_near(base):
     return torch.cat([some, some * (1 + 1e-5) + 1e-6, normal(10, base.shape[1], seed=13) * base.abs().amax() / 3])
 
 
-@each_metric
-@pytest.mark.parametrize("d", [1, 7, 64, 129])
 @pytest.mark.parametrize("name", ADVERSARIES)
-def test_no_exact_score_exceeds_its_bound(name, d, metric):
-    base = metrics.prepare(ADVERSARIES[name](200, d), metric)
-    queries = metrics.prepare(_queries_near(base), metric)
-    n, nq = len(base), len(queries)
-    bounds, rows = torch.ops.torch_ivf_module.scan_bounds(
-        queries.contiguous(),
-        base.contiguous(),
-        torch.zeros(0),
-        torch.tensor([0, n]),
-        torch.tensor([n, 0]),
-        torch.zeros(nq, 1, dtype=torch.int64),
-        None,
-        n,
-        1 << 28,
-        metrics.by_differences(metric),
-    )
-    said = ~bounds[:, -1].isposinf()  # of others it is said that nothing is known
-    kept = rows.clamp(min=0)
-    real = rows >= 0
-    assert real[said].all() or (name in ("mixed scales", "an enormous vector"))
-    # The kernel's own exact scores of all rows, of which those that overflow are left out.
-    whole = torch.zeros(0), torch.tensor([0, n]), torch.tensor([n, 0]), torch.zeros(nq, 1, dtype=torch.int64), None
-    origin, by_differences = torch.zeros(d), metrics.by_differences(metric)
-    search = torch.ops.torch_ivf_module.search_lists
-    flags = by_differences, False, 1 << 28
-    scores, at, _ = search(queries.contiguous(), origin, base.contiguous(), *whole, n, n, *flags)
-    own = torch.full((nq, n + 1), -math.inf).scatter_(1, torch.where(at < 0, n, at), scores)[:, :n]
-    for exact in (scores_of(queries, base, metric).gather(1, kept), own.gather(1, kept).double()):
-        over = (exact > bounds.double()) & real & said[:, None]
-        assert not over.any(), f"by {(exact - bounds)[over].amax():.3g}"
-    if name == "gaussian":
-        assert said.all()
-        spread = (queries.norm(dim=1)[:, None] + base.norm(dim=1).amax()) ** 2
-        assert ((bounds - exact) / spread).amax() < 0.01
-
-
-@pytest.mark.parametrize("name", ADVERSARIES)
-def test_answers_on_such_data_are_those_of_float32(name, rounded):
+def test_answers_on_such_data_are_those_of_float32(name):
     base = ADVERSARIES[name](600, 24)
     queries = _queries_near(base)
     plain = IndexFlatL2(24, search_mode="csr")
@@ -150,12 +73,12 @@ def test_answers_on_such_data_are_those_of_float32(name, rounded):
     stats = index.last_search_stats
     if name in ("all equal", "near duplicates"):
         assert stats["searched_again"] > 0  # nothing tells equal rows apart, so nothing is certain
-    if name in ("gaussian", "a huge offset"):
+    if name == "gaussian":
         assert stats["certified"] >= 40  # all but the queries from elsewhere
 
 
 @pytest.mark.long
-def test_a_million_random_queries_of_hard_data(rounded):
+def test_a_million_random_queries_of_hard_data():
     left, seed = 1_000_000, 0
     while left > 0:
         generator = torch.Generator().manual_seed(seed)
@@ -174,7 +97,7 @@ def test_a_million_random_queries_of_hard_data(rounded):
         left, seed = left - len(queries), seed + 1
 
 
-def test_distances_that_overflow_beside_others_in_a_small_index(rounded):
+def test_distances_that_overflow_beside_others_in_a_small_index():
     base = normal(15, 8, seed=20) * 3e18
     for dtype in DTYPES:
         if dtype == torch.float16:
@@ -206,6 +129,12 @@ def _arguments(dtype=torch.float32, limits=False):
     return queries, lists.packed, lists.bias, lists.offsets, lists.sizes, probes, most, 5, 1 << 20
 
 
+def _index_arguments(dtype=torch.float32):
+    """The coarse quantizer and the one segment of the index of `_arguments`."""
+    coarse, (lists,) = shared(problem("plain"), "l2", dtype).index._segments()
+    return [coarse.centroids, coarse.bias, coarse.origin], list(lists)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rows_above_a_threshold(threads):
     queries, packed, bias, offsets, sizes, probes, *_ = _arguments()
@@ -231,10 +160,12 @@ def test_no_queries_and_no_probes():
         lims, rows = torch.ops.torch_ivf_module.scan_above(*few, scores[:, 0].contiguous())
         assert torch.equal(lims, torch.zeros(q + 1, dtype=torch.int64))
         assert rows.shape == (0,)
-        held = packed.new_zeros(packed.shape[1]), *few[1:]
-        found = torch.ops.torch_ivf_module.search_lists(few[0], *held, None, k, k, True, False, most)
-        assert (found[1] == -1).all()
-        assert found[1].shape == (q, k)
+        coarse, segments = _index_arguments()
+        settings = k, k, 1, 0, True, most
+        found = torch.ops.torch_ivf_module.search_index(few[0], coarse, segments, few[-1], None, *settings)
+        for part in found[1:3]:
+            assert (part == -1).all()
+            assert part.shape == (q, k)
 
 
 @pytest.mark.parametrize("limits", [False, True])
@@ -243,10 +174,12 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
     arguments = _arguments(dtype, limits)
     ops = torch.ops.torch_ivf_module
     torch.library.opcheck(ops.scan.default, arguments)
-    torch.library.opcheck(ops.scan_bounds.default, (*arguments, True))
-    queries = arguments[0]
-    search = (queries, torch.ones(queries.shape[1]), *arguments[1:8], 8)
-    torch.library.opcheck(ops.search_lists.default, (*search, True, False, 1 << 20))
+    queries, probes, most = arguments[0], *arguments[5:7]
+    coarse, segments = _index_arguments(dtype)
+    torch.library.opcheck(ops.probe.default, (queries, *coarse, 3, True, 1 << 20))
+    settings = 5, 8, 3, 0, True, 1 << 20
+    for given in ((None, None), (probes, most)):
+        torch.library.opcheck(ops.search_index.default, (queries, coarse, segments, *given, *settings))
     torch.library.opcheck(ops.scan_above.default, (*arguments[:6], torch.zeros(len(queries))))
 
 
@@ -274,13 +207,52 @@ def test_wrong_arguments_are_named_and_so_is_what_lies_out_of_bounds():
             arguments[place] = value
         with pytest.raises(RuntimeError, match=said):
             scan(*arguments)
-    search, origin = torch.ops.torch_ivf_module.search_lists, torch.zeros(queries.shape[1])
-    lists = packed, bias, offsets, sizes, probes, None
-    with pytest.raises(RuntimeError, match="x must be contiguous"):
-        search(queries[:1].expand(len(queries), -1), origin, *lists, k, k, True, False, most)
-    for kept, start, said in ((k - 1, origin, "kept"), (k, origin[1:], "origin"), (k, origin.double(), "origin")):
-        with pytest.raises(RuntimeError, match=f"{said} must"):
-            search(queries, start, packed, bias, offsets, sizes, probes, None, k, kept, True, False, most)
+
+
+def test_wrong_arguments_of_a_whole_search_are_named():
+    queries, *_, probes, _, k, most = _arguments()
+    coarse, segments = _index_arguments()
+    centroids, bias, origin = coarse
+    packed, offsets, ids, sizes, row_bias = segments
+    good = {
+        "x": queries,
+        "coarse": coarse,
+        "segments": segments,
+        "probed": None,
+        "limits": None,
+        "k": k,
+        "kept": k,
+        "nprobe": 3,
+        "max_codes": 0,
+        "differences": True,
+        "max_bytes": most,
+    }
+    search = torch.ops.torch_ivf_module.search_index
+    search(**good)
+    for change, said in (
+        ({"x": queries[:1].expand(len(queries), -1)}, "x must be contiguous"),
+        ({"kept": k - 1}, "kept must"),
+        ({"k": 0, "kept": 0}, "k must"),
+        ({"nprobe": 0}, "nprobe must"),
+        ({"max_codes": -1}, "max_codes must"),
+        ({"coarse": [centroids, bias]}, "coarse must"),
+        ({"coarse": [centroids, bias, origin[1:]]}, "origin must"),
+        ({"coarse": [centroids, bias, origin.double()]}, "origin must"),
+        ({"coarse": [centroids[:, 1:].contiguous(), bias, origin]}, "centroids must"),
+        ({"coarse": [centroids, bias[1:], origin]}, "bias must"),
+        ({"coarse": [centroids[1:], bias[1:], origin]}, "a list for each centroid"),
+        ({"segments": []}, "segments must"),
+        ({"segments": segments[:4]}, "segments must"),
+        ({"segments": segments * 3}, "segments must"),
+        ({"segments": [*segments, packed.half(), *segments[1:]]}, "segments must have the same lists and dtype"),
+        ({"segments": [packed, offsets, ids[1:], sizes, row_bias]}, "ids must"),
+        ({"limits": probes}, "limits must come with probed"),
+        ({"probed": probes - 5}, "no list below 0"),
+        ({"probed": probes[1:]}, "probed must"),
+        ({"segments": [packed, offsets - 10, ids, sizes, row_bias], "probed": probes}, "must lie in packed"),
+    ):
+        with pytest.raises(RuntimeError, match=said):
+            search(**{**good, **change})
 
 
 def test_lists_that_are_not_there_are_not_visited():
@@ -294,7 +266,7 @@ def test_lists_that_are_not_there_are_not_visited():
 # --- when it serves -----------------------------------------------------------------------------------------
 
 
-def test_auto_takes_the_kernel_and_exact_never_does(rounded):
+def test_auto_takes_the_kernel_and_exact_never_does():
     index, _, queries = shared(problem("wide"), "l2", search_mode="auto")
     for settings, mode in (({}, "auto"), ({"profile": "exact"}, None), ({"profile": "approx_fast"}, "auto")):
         index.search(queries, 5, params=SearchParams(debug_stats=True, **settings))

@@ -13,13 +13,11 @@ from torch import Tensor
 from . import metric as metrics
 from .chunking import in_chunks
 from .kernels import Kernel, kernel_for
-from .lists import InvertedLists
 from .rescore import rescore
 from .select import best_positions
 from .workspace import Workspace
 
 _CHUNK_SCORES = 1 << 20  # scores computed at a time: 4 MiB stays in cache, where reading them again is cheap
-_WORKSPACE = 64 << 20  # bytes that a kernel may use
 
 
 class Coarse(NamedTuple):
@@ -29,20 +27,13 @@ class Coarse(NamedTuple):
     relative: Tensor  # (L, d) float32, relative to the origin
     bias: Tensor  # (L,) float32, or (0,); see metric.row_bias
     origin: Tensor  # (d,) float32
-    offsets: Tensor  # (2,) int64: all centroids as one inverted list, as a kernel takes them
-    sizes: Tensor  # (2,) int64
-
-    def as_list(self) -> InvertedLists:
-        """The centroids as one inverted list: its row l is centroid l. Its `ids` are not used."""
-        return InvertedLists(self.centroids, self.offsets, self.offsets, self.sizes, self.bias)
 
 
 def coarse_of(centroids: Tensor, metric: str, origin: Tensor | None = None) -> Coarse:
     """The coarse quantizer of centroids (L, d), relative to `origin` (d,) or to their median."""
     origin = metrics.origin_of(centroids, metric) if origin is None else origin
     bias = metrics.row_bias(centroids, origin, metric)
-    offsets = torch.tensor([0, centroids.shape[0]], device="cpu").to(centroids.device)
-    return Coarse(centroids, centroids - origin, bias, origin, offsets, offsets.flip(0))
+    return Coarse(centroids, centroids - origin, bias, origin)
 
 
 def probe(
@@ -55,19 +46,11 @@ def probe(
     kernel, if there is one, is used in every search mode, so that the lists do not depend on the mode.
     """
     nprobe = min(nprobe, coarse.centroids.shape[0])
-    only_list = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)  # list 0 for every query
     if coarse.centroids.shape[0] == 1 and nprobe:
-        return x.new_zeros(x.shape[0], 1), only_list
-    candidates = nprobe + 1 + nprobe // 4
+        return x.new_zeros(x.shape[0], 1), torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
     if kernel is not None and nprobe and kernel.serves(coarse.centroids):
-        scores, lists, overflowed = kernel.search(
-            x, coarse.origin, coarse.as_list(), only_list, None, nprobe, candidates, metric, _WORKSPACE
-        )
-        uncertified = (lists < 0).any(1)  # distances that overflow
-        if not metrics.by_differences(metric):
-            uncertified |= overflowed
-    else:
-        scores, lists, uncertified = _probe_in_float32(x, coarse, nprobe, candidates, metric)
+        return kernel.probe(x, coarse, nprobe, metric)
+    scores, lists, uncertified = _probe_in_float32(x, coarse, nprobe, nprobe + 1 + nprobe // 4, metric)
     if bool(uncertified.any()):
         scores[uncertified], lists[uncertified] = _probe_in_float64(x[uncertified], coarse, nprobe, metric)
     return scores, lists

@@ -6,7 +6,8 @@ are numbered after all rows of the segments before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ def search(
     *,
     probed: Tensor | None = None,
     stats: Stats | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The k best rows of the `nprobe` nearest lists: exact scores (Q, k) and rows (Q, k).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best rows of the `nprobe` nearest lists: exact scores, rows and ids, each (Q, k).
 
     x (Q, d) float32 as `metric.prepare` gives it. Call under `torch.no_grad` (`transforms.scored` gives differentiable
     scores). `segments` are one or more sets of inverted lists over the same centroids. `probed` (Q, P), if given, are
@@ -54,12 +55,14 @@ def search(
     """
     if stats is not None:
         start_stats(stats, x.shape[0], options.nprobe)
-    step = max(1, options.max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], x.shape[1], options))
     kernel = kernel_for(x)
-    if x.shape[0] <= step:
-        return _search_batch(coarse, segments, options, kernel, stats, x, probed)
+    if kernel is not None and options.mode == "auto" and not options.exact and kernel.serves(segments[0].packed):
+        return _search_by_kernel(kernel, x, coarse, segments, options, probed, stats)
+    step = max(1, options.max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], x.shape[1], options))
     tensors = (x,) if probed is None else (x, probed)
-    return in_chunks(lambda *chunk: _search_batch(coarse, segments, options, kernel, stats, *chunk), step, *tensors)
+    chunk = functools.partial(_search_chunk, coarse, segments, options, kernel, stats)
+    scores, rows = chunk(*tensors) if x.shape[0] <= step else in_chunks(chunk, step, *tensors)
+    return scores, rows, lookup([lists.ids for lists in segments], rows)
 
 
 def kept_for(k: int) -> int:
@@ -111,7 +114,54 @@ def capped_lists(
     return probed, limits
 
 
-def _search_batch(
+def _search_by_kernel(
+    kernel: Kernel,
+    x: Tensor,
+    coarse: Coarse,
+    segments: Sequence[InvertedLists],
+    options: SearchOptions,
+    probed: Tensor | None,
+    stats: Stats | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`search` in one call. Lists are probed separately only if a budget or `stats` needs the rows that are read."""
+    limits = None
+    if probed is None and (options.budget is not None or stats is not None):
+        x, finite = finite_queries(x)
+        nearest = probe(x, coarse, options.nprobe, options.metric, kernel)
+        probed, limits = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
+    scores, rows, ids, second_pass = kernel.search(
+        x,
+        coarse,
+        segments,
+        probed,
+        limits,
+        k=options.k,
+        kept=kept_for(options.k),
+        nprobe=options.nprobe,
+        max_codes=options.max_codes,
+        metric=options.metric,
+        max_bytes=options.max_bytes,
+    )
+    if stats is not None and probed is not None:
+        for lists, probes in _probes_by_segment(x, segments, probed, limits):
+            count_rows(stats, lists, probes)
+            if lists.packed.shape[0] and probed.numel():
+                record_mode(stats, "native", "there is a kernel for this device")
+        count_certified(stats, [second_pass])
+    return scores, rows, ids
+
+
+def _probes_by_segment(
+    x: Tensor, segments: Sequence[InvertedLists], probed: Tensor, limits: Tensor | None
+) -> Iterator[tuple[InvertedLists, Probes]]:
+    """Each segment with its probes; `limits` (Q, P) count the rows of a list over all segments, in their order."""
+    for lists in segments:
+        of_segment = None if limits is None else torch.minimum(limits, lists.sizes[probed])
+        yield lists, Probes(x, probed, of_segment)
+        limits = None if limits is None or of_segment is None else limits - of_segment
+
+
+def _search_chunk(
     coarse: Coarse,
     segments: Sequence[InvertedLists],
     options: SearchOptions,
@@ -120,20 +170,17 @@ def _search_batch(
     x: Tensor,
     probed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`search` for one chunk of queries."""
+    """`search` by PyTorch operations for one chunk of queries: scores and rows (Q, k)."""
     x, finite = finite_queries(x)
-    remaining = None  # rows that each query may still read of each list (Q, P)
+    limits = None
     if probed is None:
         nearest = probe(x, coarse, options.nprobe, options.metric, kernel)
-        probed, remaining = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
+        probed, limits = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
     results = []
-    for lists in segments:
-        limits = None if remaining is None else torch.minimum(remaining, lists.sizes[probed])
-        probes = Probes(x, probed, limits)
+    for lists, probes in _probes_by_segment(x, segments, probed, limits):
         if stats is not None:
             count_rows(stats, lists, probes)
-        results.append(_search_segment(probes, coarse.origin, lists, options, kernel, stats))
-        remaining = None if remaining is None or limits is None else remaining - limits
+        results.append(_search_segment(probes, coarse.origin, lists, options, stats))
     if stats is not None and not options.exact:
         count_certified(stats, [second_pass for _, _, second_pass in results])
     if len(results) == 1:
@@ -146,7 +193,6 @@ def _search_segment(
     origin: Tensor,
     lists: InvertedLists,
     options: SearchOptions,
-    kernel: Kernel | None,
     stats: Stats | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best rows of one segment: exact scores and rows (Q, k), and which queries (Q,) took a second pass."""
@@ -155,20 +201,7 @@ def _search_segment(
     if options.exact:
         record_mode(stats, "exact", "profile")
         return _score_every_row(probes, lists, options)
-    if kernel is None or options.mode != "auto" or not kernel.serves(lists.packed):
-        return _scan(probes, origin, lists, options, stats)
-    record_mode(stats, "native", "there is a kernel for this device")
-    return kernel.search(
-        probes.x,
-        origin,
-        lists,
-        probes.lists,
-        probes.limits,
-        options.k,
-        kept_for(options.k),
-        options.metric,
-        _scan_bytes(options),
-    )
+    return _scan(probes, origin, lists, options, stats)
 
 
 def _scan(

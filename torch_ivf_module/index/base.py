@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .. import native  # noqa: F401  registers the kernel
 from ..functional import metric as metrics
 from ..functional.search import MODES, SearchOptions
 from ..params import DEFAULTS, SearchParams, positive

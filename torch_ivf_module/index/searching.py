@@ -133,8 +133,8 @@ def probed_lists(index: IndexBase, queries: Tensor, params: SearchParams, sizes:
 
 def search_prepared(
     index: IndexBase, queries: Tensor, k: int, params: SearchParams, probed: Tensor | None = None
-) -> tuple[Tensor, Tensor, list[InvertedLists]]:
-    """Scores and rows (Q, k) of prepared queries, and the segments that the rows are counted in.
+) -> tuple[Tensor, Tensor, Tensor, list[InvertedLists]]:
+    """Scores, rows and ids (Q, k) of prepared queries, and the segments that the rows are counted in.
 
     Of the lists `probed` (Q, P) where they are given. To be called without autocast and under `torch.no_grad`.
     """
@@ -142,10 +142,10 @@ def search_prepared(
     counted = options.max_codes is not None or options.budget is not None
     coarse, segments = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=counted)
     stats: dict[str, Any] | None = {} if params.debug_stats else None
-    scores, rows = search_lists(queries, coarse, segments, options, probed=probed, stats=stats)
+    scores, rows, ids = search_lists(queries, coarse, segments, options, probed=probed, stats=stats)
     if stats is not None:
         index.last_search_stats = stats
-    return scores, rows, segments
+    return scores, rows, ids, segments
 
 
 def range_of_prepared(
@@ -183,8 +183,7 @@ def _answer(
         differentiate = differentiable(queries)
 
         def find(plain: Tensor) -> tuple[Tensor, ...]:
-            scores, rows, segments = search_prepared(index, plain, k, index.checked_params(params))
-            ids = lookup([part.ids for part in segments], rows)
+            scores, rows, ids, segments = search_prepared(index, plain, k, index.checked_params(params))
             if not (with_vectors or differentiate):
                 return scores, ids, scores
             return scores, ids, vectors_at([part.packed for part in segments], rows)

@@ -1,10 +1,10 @@
-"""A fused kernel for CPUs: the scan of inverted lists in C++, which stores no scores. Built on the machine it runs on.
+"""A fused kernel for CPUs: the scan of inverted lists in C++, which stores no scores.
 
-It does what a search does with PyTorch operations, and is only ever an addition: where it is not built, cannot be, or
-does not serve, they answer. The environment variable TORCH_IVF_NATIVE=0 keeps it out.
+It does what a search does with PyTorch operations, and is only ever an addition: where it is not there or does not
+serve, they answer. The environment variable TORCH_IVF_NATIVE=0 turns it off.
 """
 
 from . import ops  # noqa: F401  registers the kernel
-from .library import available, build, disabled, enabled, prepare
+from .library import available, build, disabled, enabled, info
 
-__all__ = ["available", "build", "disabled", "enabled", "prepare"]
+__all__ = ["available", "build", "disabled", "enabled", "info"]

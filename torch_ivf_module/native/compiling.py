@@ -1,32 +1,29 @@
-"""Compiling the kernel, once for a version of torch, a kind of CPU and a state of the source.
+"""Compiling the kernel: a C++ compiler, and of torch the headers of its stable ABI and the name of its library.
 
-What is built lies in ``torch_ivf_module/<key>`` under torch's folder of extensions (TORCH_EXTENSIONS_DIR, or
-``~/.cache/torch_extensions``). It is compiled in a folder of its own and renamed, so that it is there whole or not at
-all; a lock that the system drops with its process keeps two processes from doing the same work.
+Imports the standard library alone, since setup.py runs this file too, where the package cannot be imported yet.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import platform
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os import environ, replace
 from pathlib import Path
 
-import torch
-from filelock import FileLock
-
-_SOURCES = Path(__file__).parent
-_PATIENCE = 600.0  # seconds to wait for another process that builds the same
-# What the compiler may take for granted on a CPU, by the name torch has for it; with another name, nothing.
-_ARCHITECTURE = {
-    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
-    "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mfma", "-mf16c"],
+SOURCES = Path(__file__).parent
+# The stable ABI of torch 2.10: what is compiled with the headers of a later version runs with this one too.
+OLDEST_TORCH = (2, 10)
+_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+# The core is compiled once for each of these; isa.cpp selects one when it is first called. "baseline" is what every CPU
+# of the architecture has.
+_X86_ISAS = {
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"],
 }
 
 
@@ -34,96 +31,78 @@ class BuildError(RuntimeError):
     """The kernel cannot be built here; the text says what would help."""
 
 
-def kernel_file() -> Path:
-    """Where the kernel for this torch, this CPU and this source is, once it is built."""
-    return _folder() / "kernel.so"
+def compiler() -> list[str]:
+    """The C++ compiler, as a command: CXX, or c++. Raises BuildError if it is not there."""
+    command = shlex.split(environ.get("CXX", "")) or ["c++"]
+    if shutil.which(command[0]) is None:
+        raise BuildError(f"there is no C++ compiler {command[0]!r}: install g++ or clang++, or name yours in CXX")
+    return command
 
 
-def failure_file() -> Path:
-    """What the compiler said when it last refused this source; not there if it did not."""
-    return _folder() / "failed.txt"
+def compile_kernel(target: Path, torch_folder: Path) -> None:
+    """Compile the kernel into the file `target`, which is there whole or not at all. Takes about half a minute.
 
-
-def _folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache, "torch_extensions"))
-    return root.expanduser() / "torch_ivf_module" / _key()
-
-
-def _key() -> str:
-    parts = [torch.__version__, str(torch.version.git_version), platform.machine(), *_flags()]
-    parts += [path.read_text(encoding="utf-8") for path in sorted(_SOURCES.glob("*.[ch]*"))]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _flags() -> list[str]:
-    capability = torch.backends.cpu.get_cpu_capability()
-    known = capability if capability in _ARCHITECTURE else "DEFAULT"
-    defines = [f"-DCPU_CAPABILITY={known}", f"-DCPU_CAPABILITY_{known}"]
-    return ["-O3", *_ARCHITECTURE.get(known, []), *defines, *([] if sys.platform == "darwin" else ["-fopenmp"])]
-
-
-def missing_tools() -> str | None:
-    """What is missing that a build needs, in words, or None."""
-    from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available
-
-    compiler = get_cxx_compiler()
-    if shutil.which(shlex.split(compiler)[0]) is None:
-        return f"there is no C++ compiler {compiler!r}: install g++ or clang++, or name yours in CXX"
-    with _scripts_on_path():
-        return None if is_ninja_available() else "ninja is missing: pip install ninja"
-
-
-@contextlib.contextmanager
-def _scripts_on_path() -> Iterator[None]:
-    """Programs that pip installed beside this Python are found, activated environment or not."""
-    before = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before])
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before
-
-
-def build_kernel(*, again: bool = False) -> Path:
-    """Build the kernel if it is not there, or `again`, and return its file. Raises BuildError or OSError."""
-    target = kernel_file()
-    if target.exists() and not again:
-        return target
-    if lack := missing_tools():
-        raise BuildError(f"the native kernel cannot be built: {lack}")
+    torch_folder is that of the package torch. Raises BuildError or OSError.
+    """
+    headers = torch_folder / "include" / "torch" / "csrc" / "stable" / "library.h"
+    if not headers.exists():
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise BuildError(f"the kernel needs torch {oldest} or later, with its headers: there is no {headers}")
+    cxx = compiler()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / "lock", timeout=_PATIENCE):
-        if target.exists() and not again:
-            return target
-        for left in target.parent.glob("building-*"):  # by a build that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent, ignore_cleanup_errors=True) as work:
-            os.replace(_compile(Path(work)), target)
-        failure_file().unlink(missing_ok=True)
-    return target
+    with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent, ignore_cleanup_errors=True) as folder:
+        work = Path(folder)
+        objects = _compile_objects(cxx, torch_folder, work)
+        library = work / target.name
+        _run([*cxx, "-shared", "-pthread", "-o", library, *objects, *_link_flags(torch_folder)])
+        replace(library, target)
 
 
-def _compile(work: Path) -> Path:
-    from torch.utils import cpp_extension
+def _compile_objects(cxx: Sequence[str], torch_folder: Path, work: Path) -> list[Path]:
+    machine = _run([*cxx, "-dumpmachine"]).split("-")[0]
+    isas = _X86_ISAS if machine == "x86_64" and sys.platform == "linux" else {}
+    flags: list[str | Path] = [*_FLAGS, "-I", torch_folder / "include"]
 
-    flags = _flags()
-    try:
-        with _scripts_on_path():
-            cpp_extension.load(
-                "kernel",
-                [str(_SOURCES / "kernel.cpp")],
-                extra_cflags=flags,
-                extra_ldflags=[flag for flag in flags if flag == "-fopenmp"],
-                build_directory=str(work),
-                with_cuda=False,
-                is_python_module=False,
-            )
-    except (RuntimeError, OSError) as error:
-        with contextlib.suppress(OSError):
-            failure_file().write_text(str(error), encoding="utf-8")
-        raise BuildError(
-            f"the compiler refused the native kernel; what it said is in {failure_file()}. "
-            "python -m torch_ivf_module build-native tries again"
-        ) from error
-    return work / f"kernel{cpp_extension.LIB_EXT}"
+    def compiled(source: str, name: str, *more: str) -> Path:
+        out = work / f"{name}.o"
+        _run([*cxx, *flags, *more, "-c", SOURCES / source, "-o", out])
+        return out
+
+    def core(isa: str) -> Path:
+        out = compiled("core.cpp", isa, f"-DTORCH_IVF_ISA={isa}", *isas.get(isa, []))
+        return _with_own_symbols(cxx, out, f"core_{isa}") if isas else out
+
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(core, isa) for isa in ("baseline", *isas)]
+        jobs += [pool.submit(compiled, f"{name}.cpp", name) for name in ("kernel", "threads")]
+        jobs.append(pool.submit(compiled, "isa.cpp", "isa", *(["-DTORCH_IVF_X86_ISAS"] if isas else [])))
+        return [job.result() for job in jobs]
+
+
+def _with_own_symbols(cxx: Sequence[str], file: Path, exported: str) -> Path:
+    """The same object with one symbol that others see.
+
+    Templates of the standard library are instantiated in each of the cores, with the instructions of each. The linker
+    would take one of them for all, also for the CPU that does not have these instructions.
+    """
+    alone = file.with_suffix(".alone.o")
+    _run([*cxx, "-r", "-nostdlib", "-Wl,--force-group-allocation", "-o", alone, file])
+    objcopy = _run([*cxx, "-print-prog-name=objcopy"]).strip()
+    _run([objcopy, "--wildcard", f"--keep-global-symbol=*{exported}*", alone])
+    return alone
+
+
+def _link_flags(torch_folder: Path) -> list[str | Path]:
+    # By its name alone: this process has loaded it when it loads the kernel.
+    torch_library: list[str | Path] = ["-L", torch_folder / "lib", "-ltorch_cpu"]
+    if sys.platform == "darwin":
+        return [*torch_library, f"-Wl,-rpath,{torch_folder / 'lib'}"]
+    return [*torch_library, "-Wl,--strip-all"]
+
+
+def _run(command: Sequence[str | Path]) -> str:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
+        raise BuildError(f"{command[0]} refused the kernel:\n{said[:4000]}")
+    return done.stdout

@@ -1,369 +1,291 @@
-// The operators torch.ops.torch_ivf_module.*: checks of their arguments, and their schemas.
+// The operators torch.ops.torch_ivf_module.*: checks of their arguments, and their schemas. By torch's stable ABI alone, so
+// that one binary serves every version of torch from 2.10 on.
 //
-// Q queries, L lists, P probes, N vectors, d dim, k results, K candidates a query, H hits.
+// Q queries, L lists, P probes, N vectors, d dim, k results, H hits.
 
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/sub.h>
-#include <ATen/ops/zeros.h>
-#include <c10/util/Exception.h>
-#include <torch/library.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
 
-#include <numeric>
+#include <algorithm>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
 
-#include "certify.h"
-#include "range_hits.h"
-#include "scan_codes.h"
-#include "scan_float.h"
-#include "schedule.h"
+#include "isa.h"
 
 namespace torch_ivf_module {
 namespace {
 
-void check(const at::Tensor& tensor, const char* name, int64_t dim, at::ScalarType dtype) {
-  TORCH_CHECK(tensor.device().is_cpu(), name, " must be on the CPU, got ", tensor.device());
-  TORCH_CHECK(tensor.dim() == dim, name, " must have ", dim, " dimensions, got ", tensor.dim());
-  TORCH_CHECK(tensor.scalar_type() == dtype, name, " must be ", dtype, ", got ", tensor.scalar_type());
-  TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+constexpr int64_t kMost = int64_t{1} << 31; // rows of a tensor, which are counted in 32 bits
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+void check_that(bool holds, const Parts&... parts) {
+  if (!holds) {
+    std::ostringstream text;
+    (text << ... << parts);
+    throw std::runtime_error(text.str());
+  }
 }
 
-template <typename Call>
-auto with_rows(const at::Tensor& packed, const Call& call) {
+void check(const Tensor& tensor, const char* name, int64_t dim, ScalarType dtype) {
+  check_that(tensor.is_cpu(), name, " must be on the CPU");
+  check_that(tensor.dim() == dim, name, " must have ", dim, " dimensions, got ", tensor.dim());
+  check_that(tensor.scalar_type() == dtype, name, " must be ", dtype, ", got ", tensor.scalar_type());
+  check_that(tensor.is_contiguous(), name, " must be contiguous");
+}
+
+template <typename T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+// A new tensor of the CPU.
+Tensor empty(std::initializer_list<int64_t> shape, int32_t dtype) {
+  int64_t strides[2] = {shape.size() > 1 ? shape.begin()[1] : 1, 1};
+  AtenTensorHandle handle;
+  const auto dim = static_cast<int64_t>(shape.size());
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dim, shape.begin(), strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+template <typename T>
+T* results(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+Dtype dtype_of(const Tensor& packed) {
   switch (packed.scalar_type()) {
-    case at::kFloat:
-      return call(packed.const_data_ptr<float>());
-    case at::kHalf:
-      return call(packed.const_data_ptr<at::Half>());
-    case at::kBFloat16:
-      return call(packed.const_data_ptr<at::BFloat16>());
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
     default:
-      TORCH_CHECK(false, "packed must be float32, float16 or bfloat16, got ", packed.scalar_type());
+      check_that(false, "packed must be float32, float16 or bfloat16, got ", packed.scalar_type());
+      return {};
   }
 }
 
-// The arguments that all scans take, checked.
-Problem problem_of(
-    const at::Tensor& x,
-    const at::Tensor& packed,
-    const at::Tensor& bias,
-    const at::Tensor& offsets,
-    const at::Tensor& sizes,
-    const at::Tensor& probed,
-    const std::optional<at::Tensor>& limits,
-    int64_t k) {
-  check(x, "x", 2, at::kFloat);
+// Queries of a problem without lists.
+Problem problem_of(const Tensor& x, int64_t k, int64_t max_bytes) {
+  check(x, "x", 2, ScalarType::Float);
+  Problem p{};
+  p.x = data<float>(x);
+  p.queries = x.size(0);
+  p.d = x.size(1);
+  p.k = k;
+  uint32_t threads = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  p.within = {std::max<int64_t>(1, threads), max_bytes};
+  check_that(p.d > 0, "x must have columns");
+  check_that(p.queries < kMost, "x must have less than 2^31 rows, got ", p.queries);
+  check_that(k > 0, "k must be >= 1, got ", k);
+  return p;
+}
+
+void add_segment(
+    Problem& p, const Tensor& packed, const Tensor& bias, const Tensor& offsets, const Tensor& sizes,
+    const Tensor* ids) {
   check(packed, "packed", 2, packed.scalar_type());
-  check(bias, "bias", 1, at::kFloat);
-  check(offsets, "offsets", 1, at::kLong);
-  check(sizes, "sizes", 1, at::kLong);
-  check(probed, "probed", 2, at::kLong);
-  TORCH_CHECK(x.size(1) == packed.size(1), "x has ", x.size(1), " columns, packed has ", packed.size(1));
-  TORCH_CHECK(bias.size(0) == 0 || bias.size(0) == packed.size(0), "bias must be empty or of one entry a row");
-  TORCH_CHECK(sizes.size(0) == offsets.size(0) && sizes.size(0) > 0, "offsets and sizes must be of equal length");
-  TORCH_CHECK(probed.size(0) == x.size(0), "probed must have a row for each query");
-  TORCH_CHECK(packed.size(0) < (int64_t(1) << 31), "packed must have less than 2^31 rows, got ", packed.size(0));
-  TORCH_CHECK(k > 0, "k must be >= 1, got ", k);
-  TORCH_CHECK(x.size(1) > 0, "x must have columns");
-  TORCH_CHECK(x.size(0) < (int64_t(1) << 31), "x must have less than 2^31 rows, got ", x.size(0));
-  const int64_t* offset = offsets.const_data_ptr<int64_t>();
-  const int64_t* size = sizes.const_data_ptr<int64_t>();
-  for (int64_t l = 0; l < sizes.size(0); ++l) {
-    const bool inside = offset[l] >= 0 && size[l] >= 0 && size[l] <= packed.size(0) && offset[l] <= packed.size(0) - size[l];
-    TORCH_CHECK(inside, "list ", l, " must lie in packed, got rows ", offset[l], " and ", size[l], " more");
+  check(bias, "bias", 1, ScalarType::Float);
+  check(offsets, "offsets", 1, ScalarType::Long);
+  check(sizes, "sizes", 1, ScalarType::Long);
+  const int64_t n = packed.size(0), lists = sizes.size(0) - 1;
+  check_that(p.d == packed.size(1), "x has ", p.d, " columns, packed has ", packed.size(1));
+  check_that(bias.size(0) == 0 || bias.size(0) == n, "bias must be empty or of one entry a row");
+  check_that(sizes.size(0) == offsets.size(0) && lists >= 0, "offsets and sizes must be of equal length");
+  check_that(n < kMost, "packed must have less than 2^31 rows, got ", n);
+  const Dtype dtype = dtype_of(packed);
+  if (p.segment_count) {
+    check_that(lists == p.lists && dtype == p.dtype, "segments must have the same lists and dtype");
   }
-  const int64_t* list = probed.const_data_ptr<int64_t>();
-  const bool known = std::all_of(list, list + probed.numel(), [](int64_t l) { return l >= 0; });
-  TORCH_CHECK(known, "probed must have no list below 0");
+  if (ids) {
+    check(*ids, "ids", 1, ScalarType::Long);
+    check_that(ids->size(0) == n, "ids must have an entry for each row");
+  }
+  p.lists = lists;
+  p.dtype = dtype;
+  p.segments[p.segment_count++] = {
+      packed.const_data_ptr(),
+      bias.size(0) ? data<float>(bias) : nullptr,
+      data<int64_t>(offsets),
+      data<int64_t>(sizes),
+      ids ? data<int64_t>(*ids) : nullptr,
+      n};
+}
+
+void set_probed(Problem& p, const Tensor& probed, const std::optional<Tensor>& limits) {
+  check(probed, "probed", 2, ScalarType::Long);
+  check_that(probed.size(0) == p.queries, "probed must have a row for each query");
+  p.probed = data<int64_t>(probed);
+  p.probes = probed.size(1);
   if (limits) {
-    check(*limits, "limits", 2, at::kLong);
-    TORCH_CHECK(limits->sizes() == probed.sizes(), "limits must have the shape of probed");
-  }
-  return {
-      x.const_data_ptr<float>(),
-      bias.size(0) ? bias.const_data_ptr<float>() : nullptr,
-      offsets.const_data_ptr<int64_t>(),
-      sizes.const_data_ptr<int64_t>(),
-      probed.const_data_ptr<int64_t>(),
-      limits ? limits->const_data_ptr<int64_t>() : nullptr,
-      x.size(0),
-      sizes.size(0) - 1,
-      probed.size(1),
-      x.size(1),
-      k};
-}
-
-std::tuple<at::Tensor, at::Tensor> empty_results(const Problem& p, const at::Tensor& x) {
-  return {at::empty({p.queries, p.k}, x.options()), at::empty({p.queries, p.k}, x.options().dtype(at::kLong))};
-}
-
-// The k best rows by ranking score, relative to the origin where it is given; or by upper bounds of exact scores.
-template <typename T>
-void rank(
-    const Problem& p, const T* packed, const float* origin, const float* offsets, int64_t max_bytes, float* scores,
-    int64_t* rows) {
-  const auto best = [&](int64_t, int64_t count) { return TopK(count, p.k); };
-  scan_all(p, [&] { return FloatScanner(p, packed, origin, offsets); }, best, max_bytes, scores, rows);
-}
-
-template <typename T>
-void rank_by_bounds(
-    const Problem& p, const T* packed, bool differences, int64_t max_bytes, float* scores, int64_t* rows) {
-  const auto best = [&](int64_t, int64_t count) { return TopK(count, p.k); };
-  scan_all(p, [&] { return CodeScanner(p, packed, differences); }, best, max_bytes, scores, rows);
-}
-
-// Exact scores of a query's candidates (count): the k best, best first, padded with kNever and -1.
-template <typename T>
-void rescore(
-    const float* x, const T* packed, const int64_t* candidates, int64_t count, int64_t d, bool differences, int64_t k,
-    std::vector<float>& scratch, std::vector<uint64_t>& keys, float* scores, int64_t* rows) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  float* row = take(scratch, d);
-  keys.clear();
-  for (int64_t i = 0; i < count && candidates[i] >= 0; ++i) {
-    // The rows lie anywhere: request the second next one while this one is scored.
-    if (i + 2 < count && candidates[i + 2] >= 0) {
-      for (int64_t j = 0; j < d; j += kLine) {
-        __builtin_prefetch(packed + candidates[i + 2] * d + j);
-      }
-    }
-    const float score = exact_score(differences, x, as_float(packed + candidates[i] * d, d, row), d);
-    if (std::isfinite(score)) {
-      keys.push_back(as_key(score, static_cast<uint32_t>(candidates[i])));
-    }
-  }
-  const int64_t found = std::min<int64_t>(k, keys.size());
-  std::partial_sort(keys.begin(), keys.begin() + found, keys.end(), std::greater<>());
-  for (int64_t i = 0; i < k; ++i) {
-    scores[i] = i < found ? score_of(keys[i]) : kNever;
-    rows[i] = i < found ? static_cast<int64_t>(row_of(keys[i])) : -1;
+    check(*limits, "limits", 2, ScalarType::Long);
+    const bool alike = limits->size(0) == p.queries && limits->size(1) == p.probes;
+    check_that(alike, "limits must have the shape of probed");
+    p.limits = data<int64_t>(*limits);
   }
 }
 
-// One more pass for queries whose candidates prove nothing: results (Q, k) of those queries are replaced.
-template <typename T>
-void retry(
-    const Problem& p, const float* x, const T* packed, bool differences, const std::vector<int64_t>& queries,
-    const std::vector<float>& needed, int64_t max_bytes, float* scores, int64_t* rows) {
-  std::vector<int64_t> bounded, unbounded;
-  for (int64_t q : queries) {
-    (needed[q] == kNever ? unbounded : bounded).push_back(q);
-  }
-  const Subset some(p, x, bounded, needed);
-  std::vector<float> found_scores(bounded.size() * p.k);
-  std::vector<int64_t> found_rows(bounded.size() * p.k);
-  const auto exact = [&](int64_t first, int64_t count) {
-    return ExactTopK<T>(
-        count, p.k, some.plain.data() + first * p.d, some.thresholds.data() + first, packed, p.d, differences);
-  };
-  const auto scanner = [&] { return FloatScanner(some.problem, packed); };
-  scan_all(some.problem, scanner, exact, max_bytes, found_scores.data(), found_rows.data());
-  for (size_t i = 0; i < bounded.size(); ++i) {
-    std::copy_n(&found_scores[i * p.k], p.k, scores + bounded[i] * p.k);
-    std::copy_n(&found_rows[i * p.k], p.k, rows + bounded[i] * p.k);
-  }
-  on_threads(static_cast<int64_t>(unbounded.size()), [&](int64_t i) {
-    const int64_t q = unbounded[i];
-    ExactTopK<T> best(1, p.k, x + q * p.d, &needed[q], packed, p.d, differences);
-    score_every_row(p, q, best);
-    best.write(0, scores + q * p.k, rows + q * p.k);
-  });
+Coarse coarse_of(const Problem& p, const Tensor& centroids, const Tensor& bias, const Tensor& origin) {
+  check(centroids, "centroids", 2, ScalarType::Float);
+  check(bias, "bias", 1, ScalarType::Float);
+  check(origin, "origin", 1, ScalarType::Float);
+  const int64_t lists = centroids.size(0);
+  check_that(centroids.size(1) == p.d, "centroids must have the columns of x");
+  check_that(origin.size(0) == p.d, "origin must have the columns of x");
+  check_that(bias.size(0) == 0 || bias.size(0) == lists, "bias must be empty or of one entry a centroid");
+  return {data<float>(centroids), bias.size(0) ? data<float>(bias) : nullptr, data<float>(origin), lists};
 }
 
-// The k best rows of the probed lists by exact score, which do not depend on rounding in the scan: scores and rows
-// (Q, k), and which queries (Q,) took a second pass, or have products that overflow. `kept` candidates are ranked, by
-// upper bounds if `coded`.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> search_lists(
-    const at::Tensor& x,
-    const at::Tensor& origin,
-    const at::Tensor& packed,
-    const at::Tensor& bias,
-    const at::Tensor& offsets,
-    const at::Tensor& sizes,
-    const at::Tensor& probed,
-    const std::optional<at::Tensor>& limits,
+// Scores and rows (Q, k), to be filled.
+struct Results {
+  Tensor scores, rows;
+
+  Results(int64_t queries, int64_t k)
+      : scores(empty({queries, k}, aoti_torch_dtype_float32())), rows(empty({queries, k}, aoti_torch_dtype_int64())) {}
+
+  Best best() const {
+    return {results<float>(scores), results<int64_t>(rows)};
+  }
+};
+
+// A whole search of one or two segments: see search_index of meta_kernels.py.
+std::tuple<Tensor, Tensor, Tensor, Tensor> search_index(
+    const Tensor& x,
+    const std::vector<Tensor>& coarse,
+    const std::vector<Tensor>& segments,
+    const std::optional<Tensor>& probed,
+    const std::optional<Tensor>& limits,
     int64_t k,
     int64_t kept,
+    int64_t nprobe,
+    int64_t max_codes,
     bool differences,
-    bool coded,
     int64_t max_bytes) {
-  TORCH_CHECK(kept >= k && k > 0, "kept must be >= k >= 1, got ", kept, " and ", k);
-  check(x, "x", 2, at::kFloat);
-  check(origin, "origin", 1, at::kFloat);
-  TORCH_CHECK(origin.size(0) == x.size(1), "origin must have the columns of x");
-  const at::Tensor shifted = differences ? at::sub(x, origin) : x;
-  Problem p = problem_of(shifted, packed, bias, offsets, sizes, probed, limits, kept);
-  Problem of_x = p; // codes are differences from points among the rows, not from the origin
-  of_x.x = x.const_data_ptr<float>();
-  auto [ranking, candidates] = empty_results(p, x);
-  p.k = k;
-  auto [scores, rows] = empty_results(p, x);
-  p.k = kept;
-  const float* o = origin.const_data_ptr<float>();
-  std::vector<QueryNorms> norms;
-  std::vector<float> with_origin, needed(p.queries, kNever);
-  const double origin_norm = norm(o, p.d);
-  for (int64_t q = 0; differences && q < p.queries; ++q) {
-    norms.emplace_back(p.x + q * p.d, o, origin_norm, p.d);
-    with_origin.push_back(static_cast<float>(norms.back().offset));
+  constexpr size_t kFields = 5;
+  const size_t count = segments.size() / kFields;
+  check_that(coarse.size() == 3, "coarse must be 3 tensors, got ", coarse.size());
+  const bool known = segments.size() % kFields == 0 && count >= 1 && count <= kMostSegments;
+  check_that(known, "segments must be 5 tensors for each of at most 2 segments, got ", segments.size());
+  check_that(kept >= k, "kept must be >= k, got ", kept, " and ", k);
+  check_that(probed || nprobe > 0, "nprobe must be >= 1, got ", nprobe);
+  check_that(probed || !limits, "limits must come with probed");
+  check_that(max_codes >= 0, "max_codes must be >= 0, got ", max_codes);
+  Request request{problem_of(x, k, max_bytes), {}, 0, max_codes, kept, differences};
+  Problem& p = request.problem;
+  int64_t rows = 0;
+  for (size_t i = 0; i < segments.size(); i += kFields) {
+    add_segment(p, segments[i], segments[i + 4], segments[i + 1], segments[i + 3], &segments[i + 2]);
+    rows += segments[i].size(0);
   }
-  at::Tensor again = at::zeros({p.queries}, x.options().dtype(at::kBool));
-  bool* doubtful = again.mutable_data_ptr<bool>();
-  std::vector<int64_t> second;
-  with_rows(packed, [&](const auto* vectors) {
-    float* best = scores.template mutable_data_ptr<float>();
-    int64_t* found = rows.template mutable_data_ptr<int64_t>();
-    float* ranks = ranking.template mutable_data_ptr<float>();
-    int64_t* kept_rows = candidates.template mutable_data_ptr<int64_t>();
-    if (coded) {
-      rank_by_bounds(of_x, vectors, differences, max_bytes, ranks, kept_rows);
-    } else {
-      const float* relative = differences ? o : nullptr;
-      rank(p, vectors, relative, differences ? with_origin.data() : nullptr, max_bytes, ranks, kept_rows);
-    }
-    at::parallel_for(0, p.queries, 16, [&](int64_t first, int64_t last) {
-      std::vector<float> scratch;
-      std::vector<uint64_t> keys;
-      for (int64_t q = first; q < last; ++q) {
-        rescore(
-            of_x.x + q * p.d, vectors, kept_rows + q * kept, kept, p.d, differences, k, scratch, keys, best + q * k,
-            found + q * k);
-        const float lowest = ranks[q * kept + kept - 1], kth = best[q * k + k - 1];
-        const bool left_out = lowest > kNever; // rows that the scan ranked and did not keep
-        if (coded) {
-          doubtful[q] = left_out && !(lowest < kth);
-        } else if (differences) {
-          const bool reached = left_out && lowest >= needed_ranking(norms[q], kth, p.d, true);
-          doubtful[q] = reached || overflows(norms[q].size, norms[q].origin_norm);
-        } else {
-          doubtful[q] = std::isinf(lowest) && left_out;
-        }
-      }
-    });
-    for (int64_t q = 0; q < p.queries; ++q) {
-      if (doubtful[q] && (coded || differences)) {
-        second.push_back(q);
-        if (differences) { // panels of the second pass hold vectors as they are, for exact scores
-          needed[q] = needed_ranking(norms[q], best[q * k + k - 1], p.d, false);
-        }
-      }
-    }
-    if (!second.empty()) {
-      p.k = k;
-      retry(p, of_x.x, vectors, differences, second, needed, max_bytes, best, found);
-    }
-  });
-  return {scores, rows, again};
+  request.kept = std::max(k, std::min(kept, rows + 1));
+  request.coarse = coarse_of(p, coarse[0], coarse[1], coarse[2]);
+  if (probed) {
+    set_probed(p, *probed, limits);
+  } else {
+    check_that(request.coarse.lists == p.lists, "segments must have a list for each centroid");
+    request.nprobe = std::min(nprobe, p.lists);
+  }
+  const Results found(p.queries, k);
+  const Tensor ids = empty({p.queries, k}, aoti_torch_dtype_int64());
+  const Tensor again = empty({p.queries}, aoti_torch_dtype_bool());
+  core().search(request, {found.best(), results<int64_t>(ids), results<bool>(again)});
+  return {found.scores, found.rows, ids, again};
+}
+
+// The nearest lists of finite queries, nearest first: exact scores and lists (Q, P).
+std::tuple<Tensor, Tensor> probe(
+    const Tensor& x, const Tensor& centroids, const Tensor& bias, const Tensor& origin, int64_t nprobe,
+    bool differences, int64_t max_bytes) {
+  const Problem p = problem_of(x, nprobe, max_bytes);
+  const Coarse coarse = coarse_of(p, centroids, bias, origin);
+  const int64_t probes = std::min(nprobe, coarse.lists);
+  const Results found(p.queries, probes);
+  core().probe(coarse, p.x, p.queries, p.d, probes, differences, p.within, found.best());
+  return {found.scores, found.rows};
 }
 
 // The k best rows of the probed lists by ranking score: scores and rows (Q, k).
-std::tuple<at::Tensor, at::Tensor> scan(
-    const at::Tensor& x,
-    const at::Tensor& packed,
-    const at::Tensor& bias,
-    const at::Tensor& offsets,
-    const at::Tensor& sizes,
-    const at::Tensor& probed,
-    const std::optional<at::Tensor>& limits,
+std::tuple<Tensor, Tensor> scan(
+    const Tensor& x,
+    const Tensor& packed,
+    const Tensor& bias,
+    const Tensor& offsets,
+    const Tensor& sizes,
+    const Tensor& probed,
+    const std::optional<Tensor>& limits,
     int64_t k,
     int64_t max_bytes) {
-  const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, limits, k);
-  auto [scores, rows] = empty_results(p, x);
-  with_rows(packed, [&](const auto* vectors) {
-    rank(
-        p, vectors, nullptr, nullptr, max_bytes, scores.template mutable_data_ptr<float>(),
-        rows.template mutable_data_ptr<int64_t>());
-  });
-  return {scores, rows};
-}
-
-// The same by upper bounds of exact scores; the last is +inf for a query that the bounds do not serve. Searches call it
-// through search_lists; it is an operator of its own so that tests can hold the bounds against exact scores.
-std::tuple<at::Tensor, at::Tensor> scan_bounds(
-    const at::Tensor& x,
-    const at::Tensor& packed,
-    const at::Tensor& bias,
-    const at::Tensor& offsets,
-    const at::Tensor& sizes,
-    const at::Tensor& probed,
-    const std::optional<at::Tensor>& limits,
-    int64_t k,
-    int64_t max_bytes,
-    bool differences) {
-  const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, limits, k);
-  auto [scores, rows] = empty_results(p, x);
-  with_rows(packed, [&](const auto* vectors) {
-    rank_by_bounds(
-        p, vectors, differences, max_bytes, scores.template mutable_data_ptr<float>(),
-        rows.template mutable_data_ptr<int64_t>());
-  });
-  return {scores, rows};
+  Problem p = problem_of(x, k, max_bytes);
+  add_segment(p, packed, bias, offsets, sizes, nullptr);
+  set_probed(p, probed, limits);
+  const Results found(p.queries, k);
+  core().scan(p, found.best());
+  return {found.scores, found.rows};
 }
 
 // The rows of the probed lists with a ranking score above the query's threshold (Q,): lims (Q + 1,) and rows (H,), query
-// by query. Threads divide the rows.
-std::tuple<at::Tensor, at::Tensor> scan_above(
-    const at::Tensor& x,
-    const at::Tensor& packed,
-    const at::Tensor& bias,
-    const at::Tensor& offsets,
-    const at::Tensor& sizes,
-    const at::Tensor& probed,
-    const at::Tensor& threshold) {
-  const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, std::nullopt, 1);
-  check(threshold, "threshold", 1, at::kFloat);
-  TORCH_CHECK(threshold.size(0) == p.queries, "threshold must have an entry for each query");
-  const int64_t shares = at::get_num_threads();
-  const Tasks tasks = tasks_of(p, 0, p.queries, 0, p.probes);
-  const std::vector<int64_t> cuts = cuts_of(p, tasks, shares);
-  std::vector<RangeHits> found(shares, RangeHits(threshold.const_data_ptr<float>()));
-  with_rows(packed, [&](const auto* from) {
-    on_threads(shares, [&](int64_t share) {
-      FloatScanner scanner(p, from);
-      scan_tasks(p, tasks, cuts[share], cuts[share + 1], found[share], scanner);
-    });
-  });
-  at::Tensor lims = at::zeros({p.queries + 1}, probed.options());
-  int64_t* end = lims.mutable_data_ptr<int64_t>() + 1; // of each query's rows; first their number
-  for (const RangeHits& part : found) {
-    for (const Hit& hit : part.hits()) {
-      ++end[hit.query];
-    }
-  }
-  std::partial_sum(end, end + p.queries, end);
-  std::vector<int64_t> next(end - 1, end + p.queries);
-  at::Tensor rows = at::empty({next.back()}, probed.options());
-  int64_t* out = rows.mutable_data_ptr<int64_t>();
-  for (const RangeHits& part : found) {
-    for (const Hit& hit : part.hits()) {
-      out[next[hit.query]++] = hit.row;
-    }
-  }
-  return {lims, rows};
+// by query.
+std::tuple<Tensor, Tensor> scan_above(
+    const Tensor& x,
+    const Tensor& packed,
+    const Tensor& bias,
+    const Tensor& offsets,
+    const Tensor& sizes,
+    const Tensor& probed,
+    const Tensor& threshold) {
+  Problem p = problem_of(x, 1, 0);
+  add_segment(p, packed, bias, offsets, sizes, nullptr);
+  set_probed(p, probed, std::nullopt);
+  check(threshold, "threshold", 1, ScalarType::Float);
+  check_that(threshold.size(0) == p.queries, "threshold must have an entry for each query");
+  const Tensor lims = empty({p.queries + 1}, aoti_torch_dtype_int64());
+  std::optional<Tensor> rows;
+  const auto rows_of_hits = [&](int64_t hits) {
+    rows = empty({hits}, aoti_torch_dtype_int64());
+    return results<int64_t>(*rows);
+  };
+  core().scan_above(p, data<float>(threshold), results<int64_t>(lims), rows_of_hits);
+  return {lims, *rows};
 }
 
-TORCH_LIBRARY(torch_ivf_module, library) {
+std::string isa() {
+  return core().isa;
+}
+
+STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
+  library.def("isa() -> str");
   library.def(
       "scan(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor? limits, "
       "int k, int max_bytes) -> (Tensor, Tensor)");
   library.def(
-      "scan_bounds(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor? limits, "
-      "int k, int max_bytes, bool differences) -> (Tensor, Tensor)");
-  library.def(
       "scan_above(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor threshold) "
       "-> (Tensor, Tensor)");
   library.def(
-      "search_lists(Tensor x, Tensor origin, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, "
-      "Tensor? limits, int k, int kept, bool differences, bool coded, int max_bytes) -> (Tensor, Tensor, Tensor)");
-  library.def("has_bfloat16_units() -> bool", [] { return at::native::cpublas::could_pack(at::kBFloat16); });
+      "probe(Tensor x, Tensor centroids, Tensor bias, Tensor origin, int nprobe, bool differences, int max_bytes) "
+      "-> (Tensor, Tensor)");
+  library.def(
+      "search_index(Tensor x, Tensor[] coarse, Tensor[] segments, Tensor? probed, Tensor? limits, int k, int kept, "
+      "int nprobe, int max_codes, bool differences, int max_bytes) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(torch_ivf_module, CPU, library) {
-  library.impl("search_lists", &search_lists);
-  library.impl("scan", &scan);
-  library.impl("scan_bounds", &scan_bounds);
-  library.impl("scan_above", &scan_above);
+STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CompositeExplicitAutograd, library) {
+  library.impl("isa", TORCH_BOX(&isa));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CPU, library) {
+  library.impl("probe", TORCH_BOX(&probe));
+  library.impl("search_index", TORCH_BOX(&search_index));
+  library.impl("scan", TORCH_BOX(&scan));
+  library.impl("scan_above", TORCH_BOX(&scan_above));
 }
 
 } // namespace

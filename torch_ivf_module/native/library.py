@@ -1,26 +1,26 @@
-"""Whether the kernel is there: loading it, and having it built without keeping anyone waiting."""
+"""Which kernel there is, and loading it: the one in the package, or else the one that `build` has compiled."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import hashlib
 import os
-import subprocess
-import sys
+import platform
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock
 
-from .compiling import BuildError, failure_file, kernel_file, missing_tools
+from .compiling import SOURCES, BuildError, compile_kernel
 from .meta_kernels import register_meta_kernels
 
-_log = logging.getLogger("torch_ivf_module")
-# Multiply-adds of a scan from which a build is worth the while: half a second of one core in PyTorch operations.
-_WORTH_BUILDING = 1 << 34
-_TRY_AGAIN = "python -m torch_ivf_module build-native"
+PACKAGED = SOURCES / "_kernel.so"  # in a wheel that was built with it
+_PATIENCE = 600.0  # seconds to wait for another process that builds the same
 
 
 class _Library:
@@ -28,10 +28,9 @@ class _Library:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.loaded = False
-        self.looked = False  # for a finished build
-        self.build: subprocess.Popen[str] | None = None
-        self.given_up = False
+        self.looked = False
+        self.file: Path | None = None  # that is loaded
+        self.why_not: str | None = None
         self.disabled: list[int] = []  # for each open `disabled()` context the thread that opened it
 
 
@@ -39,9 +38,8 @@ _library = _Library()
 
 
 def _after_fork() -> None:
-    """In a child: its parent's builds are not its own, nor what other threads of the parent held or had opened."""
+    """In a child: what other threads of its parent held or had opened is not its own."""
     _library.lock = threading.Lock()
-    _library.build = None
     _library.disabled = [thread for thread in _library.disabled if thread == threading.get_ident()]
 
 
@@ -74,116 +72,94 @@ def disabled() -> Iterator[None]:
 
 
 def available() -> bool:
-    """Whether the kernel is loaded, or built so that it can be loaded now. Builds nothing."""
+    """Whether the kernel is loaded, or can be loaded now. Builds nothing.
+
+    A kernel that is there and cannot be loaded is told of in one warning. Raises RuntimeError if TORCH_IVF_NATIVE_ISA
+    names an instruction set that this CPU lacks.
+    """
     if not enabled():
         return False
-    library = _library
-    if library.loaded or library.given_up or (library.looked and library.build is None):
-        return library.loaded
-    with library.lock:
-        if library.build is not None:
-            _collect(library.build)
-        if not library.loaded and not library.given_up and library.build is None:
-            library.looked = True
-            _load()
-    return library.loaded
-
-
-def prepare(work: float) -> None:
-    """Before a scan of so many multiply-adds: start a build in the background where it would gain and is missing."""
-    if work < _WORTH_BUILDING or available() or not enabled():
-        return
-    with _library.lock:
-        if _library.given_up or _library.build is not None or _library.loaded:
-            return
-        try:
-            if kernel_file().exists():  # another process has built it since
+    if not _library.looked:
+        with _library.lock:
+            if not _library.looked:
                 _load()
-            elif lack := missing_tools():
-                _give_up(f"{lack}. TORCH_IVF_NATIVE=0 keeps this line away")
-            elif failure_file().exists():
-                _give_up(f"an earlier build failed, see {failure_file()}; {_TRY_AGAIN} tries again")
-            else:
-                kernel_file().parent.mkdir(parents=True, exist_ok=True)
-                _log.warning("building a kernel for this CPU in the background, once; until then searches do without")
-                _library.build = subprocess.Popen(
-                    _command("--background"),
-                    env=_environment(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    start_new_session=True,
-                )
-        except OSError as error:
-            _give_up(str(error))
+                _library.looked = True
+    return _library.file is not None
+
+
+def info() -> dict[str, Any]:
+    """What serves searches on the CPU: available (bool), file (str), isa (str), and why_not (str), each or None.
+
+    isa is the instruction set in use, "baseline", "avx2" or "avx512": the best of this CPU's, or the one that the
+    environment variable TORCH_IVF_NATIVE_ISA names. Raises RuntimeError where this CPU lacks that one.
+
+    >>> from torch_ivf_module import native
+    >>> sorted(native.info())
+    ['available', 'file', 'isa', 'why_not']
+    """
+    if available():
+        isa = torch.ops.torch_ivf_module.isa()
+        return {"available": True, "file": str(_library.file), "isa": isa, "why_not": None}
+    why_not = "it is turned off" if not enabled() else _library.why_not
+    return {"available": False, "file": None, "isa": None, "why_not": why_not}
 
 
 def build(*, again: bool = False) -> Path:
-    """Build the kernel if it is not there, or `again`, and wait for it: its file.
+    """Compile the kernel if there is none that can be loaded, or `again`, and wait for it: its file.
 
-    It takes about half a minute, a C++ compiler and ninja. Raises RuntimeError saying what is missing or what failed.
-    A kernel that this process has loaded stays loaded.
+    It takes about half a minute and a C++ compiler. Raises RuntimeError saying what is missing or what failed. A kernel
+    that this process has loaded stays loaded.
 
     >>> from torch_ivf_module import native
     >>> native.build().name  # doctest: +SKIP
     'kernel.so'
     """
     if available() and not again:
-        return kernel_file()
-    done = subprocess.run(
-        _command(*(["--again"] if again else [])), env=_environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise BuildError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "the build was stopped")
-    with _library.lock:
-        _library.looked = _library.given_up = False
-    return Path(done.stdout.strip().splitlines()[-1])
+        assert _library.file is not None
+        return _library.file
+    target = kernel_file()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / "lock", timeout=_PATIENCE):
+            if again or not target.exists():
+                for left in target.parent.glob("building-*"):  # by a build that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                compile_kernel(target, Path(torch.__file__).parent)
+    except OSError as error:
+        raise BuildError(f"the kernel cannot be compiled into {target.parent}: {error}") from error
+    _library.looked = _library.file is not None
+    return target
 
 
-def _command(*words: str) -> list[str]:
-    """Run native/__main__.py of this package, and import nothing from the current folder."""
-    if getattr(sys, "frozen", False) or not sys.executable:
-        raise OSError("there is no Python to build it with beside this program")
-    code = (
-        "import runpy, sys; sys.path = [*filter(None, sys.path), sys.argv.pop(1)]; "
-        "runpy.run_module('torch_ivf_module.native', run_name='__main__')"
-    )
-    return [sys.executable, "-c", code, str(Path(__file__).parents[2]), *words]
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "TORCH_IVF_NATIVE": "0"}
-
-
-def _collect(build: subprocess.Popen[str]) -> None:
-    """Look whether the build has ended, and how."""
-    if build.poll() is None:
-        return
-    _library.build = None
-    _library.looked = False
-    if build.returncode or not kernel_file().exists():
-        said = build.stderr.read().strip() if build.stderr else ""
-        refused = build.returncode == 1 and said
-        _give_up(said.splitlines()[-1] if refused else f"its build was stopped (exit status {build.returncode})")
-    if build.stderr:
-        build.stderr.close()
+def kernel_file() -> Path:
+    """Where `build` puts the kernel that is compiled of this source: below TORCH_EXTENSIONS_DIR, or a cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache, "torch_extensions"))
+    files = [SOURCES / "compiling.py", *sorted(SOURCES.glob("*.[ch]*"))]
+    parts = [platform.machine(), *(path.read_text(encoding="utf-8") for path in files)]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return root.expanduser() / "torch_ivf_module" / key / "kernel.so"
 
 
 def _load() -> None:
-    try:
-        file = kernel_file()
-        if file.exists():
-            if os.name == "posix" and file.stat().st_uid not in (0, os.getuid()):
+    """Load the first file that can be."""
+    refused = []
+    for file in (PACKAGED, kernel_file()):
+        try:
+            if not file.exists():
+                continue
+            if file != PACKAGED and os.name == "posix" and file.stat().st_uid not in (0, os.getuid()):
                 raise OSError(f"{file} belongs to another user")
             torch.ops.load_library(file)
-            register_meta_kernels()
-            _library.loaded = True
-    except (OSError, RuntimeError) as error:
-        _give_up(f"{error}; {_TRY_AGAIN} --again builds it anew")
-
-
-def _give_up(why: str) -> None:
-    """For this process: say so once, and let PyTorch operations answer."""
-    _library.given_up = True
-    warnings.warn(f"searching without the native kernel, which is faster: {why}", RuntimeWarning, stacklevel=2)
+        except OSError as error:
+            refused.append(str(error))
+            continue
+        torch.ops.torch_ivf_module.isa()  # raises if TORCH_IVF_NATIVE_ISA asks for what this CPU lacks
+        register_meta_kernels()
+        _library.file = file
+        return
+    _library.why_not = "; ".join(refused) or "there is none: python -m torch_ivf_module build-native compiles one"
+    if refused:
+        again = "python -m torch_ivf_module build-native --again builds it anew"
+        text = f"searching without the native kernel, which is faster: {_library.why_not}; {again}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)

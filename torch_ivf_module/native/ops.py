@@ -5,6 +5,7 @@ Q queries, L lists, P probes, N vectors, d dim, k results, H hits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,10 @@ from torch import Tensor
 from ..functional import metric as metrics
 from ..functional.kernels import KERNELS
 from ..functional.lists import InvertedLists
+from ..functional.probe import Coarse
 from . import library
 
 _MOST_ROWS = 1 << 31  # the kernel counts rows in 32 bits
-# Queries that visit a list, on average, from which rounding them and its rows to bfloat16 should pay. Not measured: no
-# CPU with units for bfloat16 was at hand.
-_CODES_PAY = 24
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _WORKSPACE = 64 << 20  # bytes for finding the nearest of some vectors
 
@@ -34,28 +33,37 @@ class NativeKernel:
         """Whether it takes such stored vectors (N, d)."""
         return vectors.dtype in _DTYPES and vectors.is_contiguous() and vectors.shape[0] < _MOST_ROWS
 
+    def probe(self, x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
+        """The nearest lists of finite queries x (Q, d), nearest first: exact scores and lists (Q, min(nprobe, L))."""
+        own = coarse.centroids, coarse.bias, coarse.origin
+        return _call("probe", x.contiguous(), *own, nprobe, metrics.by_differences(metric), _WORKSPACE)
+
     def search(
         self,
         x: Tensor,
-        origin: Tensor,
-        lists: InvertedLists,
-        probed: Tensor,
+        coarse: Coarse,
+        segments: Sequence[InvertedLists],
+        probed: Tensor | None,
         limits: Tensor | None,
+        *,
         k: int,
         kept: int,
+        nprobe: int,
+        max_codes: int | None,
         metric: str,
         max_bytes: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The k best rows of the probed lists by exact score, and which queries took a second pass."""
-        kept = max(k, min(kept, lists.packed.shape[0] + 1))
-        visits = probed.numel() / (lists.sizes.shape[0] - 1)
-        coded = kept <= lists.packed.shape[0] and visits >= _CODES_PAY and has_bfloat16_units()
-        x, limits = x.contiguous(), None if limits is None else limits.contiguous()
-        differences = metrics.by_differences(metric)
-        rest = probed.contiguous(), limits, k, kept, differences, coded, max_bytes
-        return _call(
-            "search_lists", x, origin, lists.packed, lists.bias, lists.offsets, lists.sizes, *rest
-        )
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A whole search in one call: scores, rows and ids (Q, k), and which queries (Q,) took a second pass.
+
+        The operator takes, beside x: [centroids, bias, origin]; the fields of one or two InvertedLists; None, or the
+        lists and the rows to read of each (Q, P); k, kept, nprobe, max_codes (0 for no cap), whether exact scores are
+        of differences, and the workspace in bytes. Where lists are given, it reads neither nprobe nor max_codes.
+        """
+        own = [coarse.centroids, coarse.bias, coarse.origin]
+        held = [tensor.contiguous() for lists in segments for tensor in lists]
+        given = (None if tensor is None else tensor.contiguous() for tensor in (probed, limits))
+        settings = k, kept, nprobe, max_codes or 0, metrics.by_differences(metric), max_bytes
+        return _call("search_index", x.contiguous(), own, held, *given, *settings)
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,)."""
@@ -67,11 +75,6 @@ class NativeKernel:
         offsets = torch.tensor([0, vectors.shape[0]], device=x.device)
         lists = offsets, offsets.flip(0), offsets.new_zeros(x.shape[0], 1)  # one list, which every query visits
         return _call("scan", x.contiguous(), vectors, bias, *lists, None, k, _WORKSPACE)
-
-
-def has_bfloat16_units() -> bool:
-    """Whether torch multiplies bfloat16 tiles by units of this CPU made for it."""
-    return bool(_call("has_bfloat16_units"))
 
 
 def _call(name: str, *arguments: Any) -> Any:

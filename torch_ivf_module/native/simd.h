@@ -1,45 +1,28 @@
-// Vector registers, and the test of a vector of scores against a query's threshold.
+// Panels of rows, and the test of their scores against a query's threshold.
 #pragma once
 
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
-#include <c10/util/llvmMathExtras.h>
-
+#include <type_traits>
 #include <vector>
 
 #include "schedule.h"
 #include "topk.h"
+#include "vec.h"
 
 namespace torch_ivf_module {
-
-using Vec = at::vec::Vectorized<float>;
-constexpr int64_t kLanes = Vec::size();
 
 // Rows of a panel: two vectors. With six queries that is twelve sums, which with two rows and a query nearly fill the
 // sixteen registers of AVX2; AVX-512 has thirty-two.
 constexpr int64_t kPanel = 2 * kLanes;
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(__AVX512F__)
 constexpr int kQueries = 12;
 #else
 constexpr int kQueries = 6;
 #endif
 
-// Sums stay in registers only where every loop over them is unrolled.
-#define UNROLLED _Pragma("GCC unroll 16")
-
-inline float sum_of(const Vec& values) {
-  return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return a + b; }, values);
-}
-
-// One bit for each score above the threshold.
-inline unsigned exceeding(const Vec& scores, const Vec& threshold) {
-  return ~static_cast<unsigned>((scores > threshold).zero_mask()) & ((1u << kLanes) - 1);
-}
-
 // Offer the rows of a panel whose bit is set in `which`. Rarely called: most rows do not exceed the threshold. `found` is
 // a TopK or RangeHits, which take ranking scores, or an ExactTopK, which has its own for a whole panel.
 template <typename Found>
-C10_NOINLINE void offer_some(
+__attribute__((noinline)) void offer_some(
     const Vec (&scored)[2],
     uint64_t which,
     Task task,
@@ -55,7 +38,7 @@ C10_NOINLINE void offer_some(
     scored[1].store(scores + kLanes);
   }
   for (; which; which &= which - 1) {
-    const int64_t i = c10::llvm::countTrailingZeros(which);
+    const int64_t i = __builtin_ctzll(which);
     if (row + i < task.limit) {
       found.take(task.query, scores[i], static_cast<uint32_t>(start + row + i));
     }

@@ -15,7 +15,6 @@ from torch import Tensor
 from .._optional import require
 from ..functional import metric as metrics
 from ..functional.kmeans import RowShard
-from ..functional.search import lookup
 from ..functional.transforms import is_dual, wrapped
 from ..index import IndexIVFFlat, building, schema, searching, training, validation
 from ..index.eager import without_autocast
@@ -219,8 +218,7 @@ class ShardedIndex(ShardedModule):
             probed = searching.probed_lists(self.index, queries, settings, sizes)
             asked, theirs, lists = routing.ask(self._exchange, "search", queries, probed, self._asked_owners())
             with without_autocast(theirs.device):
-                scores, rows, segments = searching.search_prepared(self.index, theirs, k, settings, lists)
-            ids = lookup([part.ids for part in segments], rows)
+                scores, _, ids, _ = searching.search_prepared(self.index, theirs, k, settings, lists)
             scores, ids = routing.best(self._exchange, "search", asked, scores, ids)
             return metrics.to_distance(scores, self.metric), ids
 

@@ -1,0 +1,46 @@
+// Searches on plain pointers. Compiled once for each instruction set, as core_TORCH_IVF_ISA.
+
+#include "range_scan.h"
+#include "search.h"
+
+namespace torch_ivf_module {
+namespace {
+
+// call(a number of the type in which vectors are stored).
+template <typename Call>
+void with_type(Dtype dtype, const Call& call) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return call(float());
+    case Dtype::kFloat16:
+      return call(Half());
+    case Dtype::kBFloat16:
+      return call(BFloat16());
+  }
+}
+
+void search_request(const Request& request, const Answer& answer) {
+  with_type(request.problem.dtype, [&](auto number) { search<decltype(number)>(request, answer); });
+}
+
+void scan_problem(const Problem& p, Best best) {
+  with_type(p.dtype, [&](auto number) { scan<decltype(number)>(p, best); });
+}
+
+void scan_problem_above(
+    const Problem& p, const float* threshold, int64_t* lims, const std::function<int64_t*(int64_t)>& rows_of) {
+  with_type(p.dtype, [&](auto number) { scan_above<decltype(number)>(p, threshold, lims, rows_of); });
+}
+
+} // namespace
+
+#define TEXT_OF(name) #name
+#define QUOTED(name) TEXT_OF(name)
+#define JOINED(one, other) one##other
+#define CORE_OF(isa) JOINED(core_, isa)
+
+extern const Core CORE_OF(TORCH_IVF_ISA);
+const Core CORE_OF(TORCH_IVF_ISA) = {
+    QUOTED(TORCH_IVF_ISA), search_request, nearest_lists, scan_problem, scan_problem_above};
+
+} // namespace torch_ivf_module

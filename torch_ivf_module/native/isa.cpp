@@ -1,0 +1,53 @@
+#include "isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace torch_ivf_module {
+
+extern const Core core_baseline;
+
+#if defined(TORCH_IVF_X86_ISAS)
+extern const Core core_avx2, core_avx512;
+#endif
+
+namespace {
+
+struct Choice {
+  const Core* core;
+  bool runs;
+};
+
+const Core& chosen() {
+#if defined(TORCH_IVF_X86_ISAS)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+  const Choice choices[] = {{&core_avx512, avx512}, {&core_avx2, avx2}, {&core_baseline, true}};
+#else
+  const Choice choices[] = {{&core_baseline, true}};
+#endif
+  const char* variable = std::getenv("TORCH_IVF_NATIVE_ISA");
+  const std::string_view name = variable ? variable : "";
+  std::string known;
+  for (const Choice& choice : choices) {
+    if (choice.runs && (name.empty() || name == choice.core->isa)) {
+      return *choice.core;
+    }
+    known += choice.runs ? (known.empty() ? "" : ", ") + std::string(choice.core->isa) : "";
+  }
+  throw std::runtime_error(
+      "TORCH_IVF_NATIVE_ISA must be one that this CPU and this kernel have, got " + std::string(name) + "; it has " + known);
+}
+
+} // namespace
+
+const Core& core() {
+  static const Core& one = chosen(); // an exception leaves it to be set by the next call
+  return one;
+}
+
+} // namespace torch_ivf_module
