@@ -70,8 +70,13 @@ def searched():
 
 
 def said(code, **variables):
-    """What a process that runs `code` prints."""
-    setting = "from tests.test_native_build import *\n"
+    """What a process that runs `code` prints. It has loaded no kernel before."""
+    setting = (
+        "import os\n"
+        "os.environ['TORCH_IVF_NATIVE'] = '0'\n"
+        "from tests.test_native_build import *\n"
+        "os.environ['TORCH_IVF_NATIVE'] = '1'\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", setting + code],
         cwd=ROOT,
@@ -87,7 +92,7 @@ def said(code, **variables):
 @needs_kernel
 def test_it_is_compiled_once_and_later_processes_load_it(tmp_path, compiler):
     variables = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": compiler(HANDS_OVER)}
-    code = "library.PACKAGED = Path('nothing')\nlibrary._library = library._Library()\n"
+    code = "library.PACKAGED = Path('nothing')\n"
     file = said(code + "print(searched()[1], native.build())\nprint(searched())", **variables)
     assert file[0].startswith("[] ")
     assert file[1] == "('native', [])"
@@ -101,7 +106,7 @@ def test_it_is_compiled_once_and_later_processes_load_it(tmp_path, compiler):
 def test_the_packaged_one_comes_first_unless_it_cannot_be_loaded(tmp_path, compiler):
     variables = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "cache"), "CXX": compiler(HANDS_OVER)}
     packaged = tmp_path / "_kernel.so"
-    code = f"library.PACKAGED = Path('{packaged}')\nlibrary._library = library._Library()\n"
+    code = f"library.PACKAGED = Path('{packaged}')\n"
     packaged.write_bytes(b"not a library")
     lines = said(code + "print(*searched()[1])\nprint(native.build())\nprint(searched())", **variables)
     assert str(packaged) in lines[0]
@@ -199,7 +204,7 @@ def test_a_build_that_is_killed_leaves_nothing_in_the_way(cache, compiler, tmp_p
 
 @needs_kernel
 def test_an_instruction_set_that_is_not_there_is_refused():
-    code = "try: native.info()\nexcept RuntimeError as error: print(error)"
+    code = "try: native.available()\nexcept RuntimeError as error: print(error)"
     (told,) = said(code, TORCH_IVF_NATIVE_ISA="mmx")
     assert "TORCH_IVF_NATIVE_ISA must be one that this CPU and this kernel have, got mmx; it has" in told
     assert "baseline" in told
