@@ -43,7 +43,7 @@ def require_tools(torch_folder: Path) -> None:
 
 
 def compile_kernel(target: Path, torch_folder: Path) -> None:
-    """Compile the kernel into the file `target`, which is there whole or not at all. Takes about half a minute.
+    """Compile the kernel into the file `target`, which is there whole or not at all. Takes about a minute.
 
     torch_folder is that of the package torch. Raises BuildError or OSError.
     """
