@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the wheel holds the native kernel where torch and a C++ compiler are there to build it.
+"""What pyproject.toml cannot say: a wheel holds the native kernel where torch and a C++ compiler are there to build it.
 
 Elsewhere, as in an environment that pip makes for the build alone, it is a wheel of Python that serves every platform.
 TORCH_IVF_NATIVE=0 asks for that one.
@@ -24,7 +24,7 @@ def torch_folder() -> Path:
     if os.environ.get("TORCH_IVF_NATIVE") == "0":
         raise compiling["BuildError"]("TORCH_IVF_NATIVE=0")
     if found is None or not found.origin:
-        raise compiling["BuildError"]("there is no torch here; pip install --no-build-isolation takes the installed one")
+        raise compiling["BuildError"]("no torch is here; pip install --no-build-isolation takes the installed one")
     folder = Path(found.origin).parent
     compiling["require_tools"](folder)
     return folder

@@ -159,7 +159,7 @@ def test_turned_off_nothing_is_loaded_and_nothing_said(cache, monkeypatch):
 
 def test_a_compiler_that_refuses_is_quoted(cache, compiler, monkeypatch):
     monkeypatch.setenv("CXX", compiler("echo 'it cannot be done' >&2; exit 1\n"))
-    with pytest.raises(RuntimeError, match="(?s)refused the kernel:.*it cannot be done"):
+    with pytest.raises(RuntimeError, match=r"(?s)refused the kernel:.*it cannot be done"):
         native.build()
     assert [path.name for path in cache.rglob("*") if path.is_file()] == ["lock"]
     assert searched()[1] == []
@@ -183,8 +183,7 @@ def test_the_headers_that_a_build_takes(compiler, version, monkeypatch, tmp_path
 
 @needs_kernel
 def test_a_build_that_is_killed_leaves_nothing_in_the_way(cache, compiler, tmp_path):
-    build = "from torch_ivf_module import native; from torch_ivf_module.native import library; from pathlib import Path\n"
-    build += "library.PACKAGED = Path('nothing'); print(native.build())"
+    build = "from torch_ivf_module.native import library as l; l.PACKAGED = l.SOURCES / 'nothing'; print(l.build())"
     command = [sys.executable, "-c", build]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "CXX": compiler("sleep 60\n")}
     killed = subprocess.Popen(command, env=variables, start_new_session=True)

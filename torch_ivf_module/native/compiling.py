@@ -18,7 +18,7 @@ from pathlib import Path
 SOURCES = Path(__file__).parent
 # The stable ABI of torch 2.10: what is compiled with the headers of a later version runs with this one too.
 OLDEST_TORCH = (2, 10)
-_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The core is compiled once for each of these; isa.cpp selects one when it is first called. "baseline" is what every CPU
 # of the architecture has.
 _X86_ISAS = {
@@ -53,7 +53,7 @@ def compile_kernel(target: Path, torch_folder: Path) -> None:
         work = Path(folder)
         objects = _compile_objects(torch_folder, work)
         library = work / target.name
-        _run([*_compiler(), "-shared", "-o", library, *objects, *_link_flags(torch_folder)])
+        _run([*_compiler(), "-shared", "-pthread", "-o", library, *objects, *_link_flags(torch_folder)])
         replace(library, target)
 
 
@@ -65,7 +65,7 @@ def _compile_objects(torch_folder: Path, work: Path) -> list[Path]:
     cxx = _compiler()
     machine = _run([*cxx, "-dumpmachine"]).split("-")[0]
     isas = _X86_ISAS if machine == "x86_64" and sys.platform == "linux" else {}
-    flags: list[str | Path] = [*_FLAGS, "-I", torch_folder / "include"]
+    flags: list[str | Path] = [*_FLAGS, *(["-DTORCH_IVF_X86_ISAS"] if isas else []), "-I", torch_folder / "include"]
 
     def compiled(source: str, name: str, *more: str) -> Path:
         out = work / f"{name}.o"
@@ -78,8 +78,8 @@ def _compile_objects(torch_folder: Path, work: Path) -> list[Path]:
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         jobs = [pool.submit(core, isa) for isa in ("baseline", *isas)]
-        jobs.append(pool.submit(compiled, "kernel.cpp", "kernel"))
-        jobs.append(pool.submit(compiled, "isa.cpp", "isa", *(["-DTORCH_IVF_X86_ISAS"] if isas else [])))
+        others = (path for path in sorted(SOURCES.glob("*.cpp")) if path.name != "core.cpp")
+        jobs += [pool.submit(compiled, path.name, path.stem) for path in others]
         return [job.result() for job in jobs]
 
 
