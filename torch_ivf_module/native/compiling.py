@@ -21,7 +21,7 @@ OLDEST_TORCH = (2, 10)
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The core is compiled once for each of these; isa.cpp selects one when it is first called. "baseline" is what every CPU
 # of the architecture has.
-_X86_ISAS = {
+X86_ISAS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"],
 }
@@ -64,8 +64,8 @@ def _compiler() -> list[str]:
 def _compile_objects(torch_folder: Path, work: Path) -> list[Path]:
     cxx = _compiler()
     machine = _run([*cxx, "-dumpmachine"]).split("-")[0]
-    isas = _X86_ISAS if machine == "x86_64" and sys.platform == "linux" else {}
-    flags: list[str | Path] = [*_FLAGS, *(["-DTORCH_IVF_X86_ISAS"] if isas else []), "-I", torch_folder / "include"]
+    isas = X86_ISAS if machine == "x86_64" and sys.platform == "linux" else {}
+    flags: list[str | Path] = [*_FLAGS, *(["-DTORCH_IVFX86_ISAS"] if isas else []), "-I", torch_folder / "include"]
 
     def compiled(source: str, name: str, *more: str) -> Path:
         out = work / f"{name}.o"
