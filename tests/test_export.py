@@ -37,8 +37,9 @@ def written(tmp_path_factory):
         suffix = {"torchscript": "pt", "onnx": "onnx"}.get(format, "pt2")
         path = folder / f"{name}.{suffix}"
         settings = {} if format == "torchscript" else dict(mask=mask)
-        # Precompiled headers save time from the third model on only.
-        with FileLock(f"{path}.lock"), inductor.patch({"aot_inductor.precompile_headers": False}):
+        # Precompiled headers save time from the third model on only. The wrapper of the kernels need not be optimized.
+        faster = {"aot_inductor.precompile_headers": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
+        with FileLock(f"{path}.lock"), inductor.patch(faster):
             if not path.exists():
                 export.FORMATS[format](index_of(metric).graph(**GRAPHS[graph]), path, **settings)
         return path

@@ -28,7 +28,7 @@ CASES = [
 GAUSSIAN = Problem("gaussian against faiss", nb=20_000, d=64, nq=500, nlist=64, nprobe=8, k=20)
 
 
-def twin(faiss, index):
+def faiss_of(faiss, index):
     """A faiss index with the centroids and the lists of `index`, row for row."""
     measure = faiss.METRIC_L2 if index.metric == "l2" else faiss.METRIC_INNER_PRODUCT
     quantizer = (faiss.IndexFlatL2 if index.metric == "l2" else faiss.IndexFlatIP)(index.d)
@@ -47,7 +47,7 @@ def twin(faiss, index):
     return other
 
 
-def asked(queries, metric):
+def prepared(queries, metric):
     """The queries for faiss: at unit length for cosine, which faiss computes as the inner product of unit vectors."""
     return (unit(queries).float() if metric == "cosine" else queries).contiguous().numpy()
 
@@ -61,11 +61,11 @@ def answers(metric, D, I):
 def compare(index, other, queries, k):
     """Assert that both indexes give the same answers to all queries whose nearest lists are not tied."""
     found = index.search(queries, k)
-    theirs = answers(index.metric, *other.search(asked(queries, index.metric), k))
+    theirs = answers(index.metric, *other.search(prepared(queries, index.metric), k))
     lists = probed(index, queries)
     clear = (lists.required == lists.allowed).all(1)
     assert clear.double().mean() > 0.95
-    agree(*((D[clear], I[clear]) for D, I in (found, theirs)), atol=2e-6 * _reach(index, queries))
+    agree(*((D[clear], I[clear]) for D, I in (found, theirs)), atol=2e-6 * _largest_product(index, queries))
 
 
 # In one dimension there are two directions, so by inner product the lists of every query are tied.
@@ -75,7 +75,7 @@ def compare(index, other, queries, k):
 @each_mode
 def test_search_as_faiss(faiss, name, mode, metric):
     index, _, queries = shared(problem(name), metric, search_mode=mode)
-    compare(index, twin(faiss, index), queries, index.k)
+    compare(index, faiss_of(faiss, index), queries, index.k)
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +88,13 @@ def gaussian():
 def test_gaussian_vectors_as_faiss(faiss, gaussian, metric, mode):
     index, _, queries = gaussian[metric]
     index.search_mode = mode
-    other = twin(faiss, index)
+    other = faiss_of(faiss, index)
     for nprobe, k in ((1, 5), (8, 20), (64, 20)):
         index.nprobe = other.nprobe = nprobe
         compare(index, other, queries, k)
 
 
-def _reach(index, queries):
+def _largest_product(index, queries):
     """The largest product of norms, in proportion to the rounding of inner products; 0 for l2."""
     if index.metric == "l2" or index.ntotal == 0:
         return 0.0
@@ -107,19 +107,19 @@ def _reach(index, queries):
 def test_range_search_as_faiss(faiss, name, metric):
     """max_codes is ignored, as faiss does."""
     index, _, queries = shared(problem(name), metric)
-    other = twin(faiss, index)
+    other = faiss_of(faiss, index)
     middle = float(index.search(queries, 8)[0][:, 7].median())
     radius = middle + 0.013 if metric == "l2" else middle - 0.013
     index.max_codes = other.max_codes = 5
     lims, D, I = index.range_search(queries, radius)
-    their_lims, theirs, J = other.range_search(asked(queries, metric), radius)
+    their_lims, theirs, J = other.range_search(prepared(queries, metric), radius)
     assert lims.tolist() == their_lims.tolist()
     assert lims[-1] > 0
     for start, end in zip(lims[:-1].tolist(), lims[1:].tolist(), strict=True):
         order, other_order = I[start:end].argsort(), J[start:end].argsort()
         assert I[start:end][order].tolist() == J[start:end][other_order].tolist()
         expected = torch.from_numpy(theirs[start:end][other_order])
-        atol = 2e-6 * _reach(index, queries) + 1e-12
+        atol = 2e-6 * _largest_product(index, queries) + 1e-12
         torch.testing.assert_close(D[start:end][order], expected, rtol=1e-4, atol=atol)
 
 
@@ -131,12 +131,12 @@ def among(faiss, gaussian):
     def search(metric, share):
         index, _, queries = gaussian[metric]
         index.nprobe = 8
-        other = twin(faiss, index)
+        other = faiss_of(faiss, index)
         ids = normal(20_000, seed=share).argsort()[: 20_000 // share]
         settings = faiss.SearchParametersIVF(sel=faiss.IDSelectorBatch(ids.numpy()), nprobe=12)
-        theirs = answers(metric, *other.search(asked(queries, metric), 10, params=settings))
+        theirs = answers(metric, *other.search(prepared(queries, metric), 10, params=settings))
         radius = float(theirs[0][:, 3].median()) + (0.013 if metric == "l2" else -0.013)
-        lims, _, I = other.range_search(asked(queries, metric), radius, params=settings)
+        lims, _, I = other.range_search(prepared(queries, metric), radius, params=settings)
         return ids, theirs, radius, [sorted(part.tolist()) for part in np.split(I, lims[1:-1].astype(np.int64))]
 
     return search
@@ -154,7 +154,7 @@ def test_selectors_as_faiss(among, gaussian, metric, mode, share):
     for selector in (ids, torch.zeros(20_000, dtype=torch.bool).index_fill_(0, ids, True)):
         params = SearchParams(selector=selector, nprobe=12)
         found = index.search(queries, 10, params=params)
-        agree(*((D[clear], I[clear]) for D, I in (found, theirs)), atol=2e-6 * _reach(index, queries))
+        agree(*((D[clear], I[clear]) for D, I in (found, theirs)), atol=2e-6 * _largest_product(index, queries))
         lims, _, I = index.range_search(queries, radius, params=params)
         for q in clear.nonzero()[:, 0].tolist():
             assert I[lims[q] : lims[q + 1]].sort().values.tolist() == inside[q]
@@ -166,7 +166,7 @@ def test_max_codes_as_faiss(faiss, gaussian, metric, mode):
     """faiss also reads a part of the first list that does not fit. With the rows read here as max_codes it agrees."""
     index, _, queries = gaussian[metric]
     index.search_mode, index.nprobe, queries = mode, 8, queries[:30]
-    other = twin(faiss, index)
+    other = faiss_of(faiss, index)
     params = SearchParams(max_codes=1200, debug_stats=True)
     lists = probed(index, queries, max_codes=1200)
     clear = (lists.required == lists.allowed).all(1)
@@ -174,8 +174,8 @@ def test_max_codes_as_faiss(faiss, gaussian, metric, mode):
     for query in queries[clear].split(1):
         found = index.search(query, 10, params=params)
         settings = faiss.SearchParametersIVF(nprobe=8, max_codes=index.last_search_stats["rows_read"])
-        theirs = answers(metric, *other.search(asked(query, metric), 10, params=settings))
-        agree(found, theirs, atol=2e-6 * _reach(index, queries))
+        theirs = answers(metric, *other.search(prepared(query, metric), 10, params=settings))
+        agree(found, theirs, atol=2e-6 * _largest_product(index, queries))
 
 
 @each_flat_metric
@@ -199,8 +199,8 @@ def test_flat_as_faiss(faiss, metric):
 @each_metric
 def test_vectors_are_assigned_to_the_lists_that_faiss_chooses(faiss, metric):
     index, base, _ = shared(problem("wide"), metric)
-    other = twin(faiss, index)
-    _, nearest = other.quantizer.search(asked(base, metric), 1)
+    other = faiss_of(faiss, index)
+    _, nearest = other.quantizer.search(prepared(base, metric), 1)
     ids, _, lists = stored_rows(index)
     assert torch.equal(torch.from_numpy(nearest[:, 0])[ids], lists)
 

@@ -56,7 +56,7 @@ def theirs(faiss, recipe, measure):
 def same_answers(one, other, queries=None):
     """Ids are equal and distances to float32 rounding; `one` and `other` are ours or faiss's."""
     queries = normal(QUERIES, D, seed=5) if queries is None else queries
-    (D1, I1), (D2, I2) = (ask(index, queries) for index in (one, other))
+    (D1, I1), (D2, I2) = (search_of(index, queries) for index in (one, other))
     clear = gaps(D2) | (I2 < 0)
     assert clear.double().mean() > 0.9
     assert torch.equal(I1[clear], I2[clear])
@@ -64,7 +64,7 @@ def same_answers(one, other, queries=None):
     torch.testing.assert_close(D1[found], D2[found], rtol=1e-5, atol=1e-4)
 
 
-def ask(index, queries):
+def search_of(index, queries):
     if isinstance(index, nn.Module):
         return index.search(queries, K)
     return tuple(map(torch.from_numpy, index.search(queries.numpy(), K)))

@@ -20,7 +20,7 @@ X = normal(400, D)
 Q, V = normal(4, D, seed=5), normal(4, D, seed=6)
 
 
-def made(kind: str, metric: str):
+def index_and_search(kind: str, metric: str):
     """An index with packed and pending rows, and its distances as a function of queries."""
     if kind == "ivf":
         index = IndexIVFFlat(D, nlist=4, nprobe=4, metric=metric)
@@ -87,7 +87,7 @@ def test_transforms(kind, metric, kernel, monkeypatch):
     if not kernel:
         monkeypatch.setattr("torch_ivf_module.functional.kernels.KERNELS", [])
     for name, transform in TRANSFORMS.items():
-        index, search = made(kind, metric)  # new, so that its caches are empty
+        index, search = index_and_search(kind, metric)  # new, so that its caches are empty
         for _ in range(2):
             torch.testing.assert_close(transform(search), transform(plain(metric)), rtol=1e-3, atol=1e-4, msg=name)
         store = index.store
@@ -131,14 +131,14 @@ def test_negative_ids_are_no_padding():
 
 
 def test_vectors_found_inside_a_transform():
-    index, _ = made("ivf", "l2")
+    index, _ = index_and_search("ivf", "l2")
     found = vmap(lambda x: index.search_and_reconstruct(x[None], K))(Q)
     for part, expected in zip(found, index.search_and_reconstruct(Q, K), strict=True):
         torch.testing.assert_close(part[:, 0], expected)
 
 
 def test_functional_call_with_pending_rows():
-    index, _ = made("flat", "l2")
+    index, _ = index_and_search("flat", "l2")
     model = nn.Sequential(nn.Linear(D, D), index)
     weights = dict(model.named_parameters())
     index.add(X[:5] + 9)
@@ -164,7 +164,7 @@ def swapped(module, name, tensor, x=Q):
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
 @pytest.mark.parametrize("name", ["centroids", "packed_embeddings"])
 def test_a_derivative_with_respect_to_a_buffer_is_refused(kind, name):
-    index, _ = made(kind, "l2")
+    index, _ = index_and_search(kind, "l2")
     buffer = getattr(index, name).clone()
     refusal = pytest.raises(RuntimeError, match=rf"{name} requires grad or is a dual tensor, .* x alone: detach it")
     for x in (Q, Q.clone().requires_grad_()):
@@ -180,7 +180,7 @@ def test_a_derivative_with_respect_to_a_buffer_is_refused(kind, name):
 
 
 def test_derivatives_of_a_graph_with_respect_to_its_buffers_are_correct_or_refused():
-    graph = made("flat", "l2")[0].graph(k=K)
+    graph = index_and_search("flat", "l2")[0].graph(k=K)
     buffer = graph.packed_embeddings.clone().requires_grad_()
     swapped(graph, "packed_embeddings", buffer).sum().backward()
     rows = X.clone().requires_grad_()
@@ -196,7 +196,7 @@ def test_derivatives_of_a_graph_with_respect_to_its_buffers_are_correct_or_refus
 
 
 def test_the_state_of_an_index_inside_a_transform():
-    index, _ = made("ivf", "l2")
+    index, _ = index_and_search("ivf", "l2")
     state, expected = dict(index.state_dict()), grad(lambda x: index(x)[0].sum())(Q)
     for given in (lambda: state, lambda: dict(index.named_buffers())):
         found = grad(lambda x, given=given: functional_call(index, given(), (x,))[0].sum())(Q)
@@ -206,7 +206,7 @@ def test_the_state_of_an_index_inside_a_transform():
 
 
 def test_range_search_has_no_derivative():
-    index, _ = made("ivf", "l2")
+    index, _ = index_and_search("ivf", "l2")
     x = Q.clone().requires_grad_()
     assert not index.range_search(x, 9.0)[1].requires_grad
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="range_search has no derivative"):
@@ -229,7 +229,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_unsupported_calls_inside_transforms_are_refused(name):
-    index, _ = made("flat", "l2")
+    index, _ = index_and_search("flat", "l2")
     with pytest.raises((RuntimeError, ValueError), match=rf"{name}.* torch\.func"):
         REFUSED[name](index)
     assert index.ntotal == 400

@@ -166,12 +166,12 @@ def test_thousands_of_dimensions(d, metric, dtype, mode):
 def test_the_kernel_is_within_its_rounding_bound(d, queries):
     if not native.available():
         pytest.skip("no kernel: python -m torch_ivf_module build-native")
-    rows, asked = 1 + 1e-3 * normal(200, d, seed=3), 0.1 * (1 + 1e-3 * normal(queries, d, seed=4))
+    rows, vectors = 1 + 1e-3 * normal(200, d, seed=3), 0.1 * (1 + 1e-3 * normal(queries, d, seed=4))
     offsets, probed = torch.tensor([0, 200]), torch.zeros(queries, 1, dtype=torch.int64)
     lists = torch.zeros(0), offsets, offsets.flip(0), probed
-    scores, found = torch.ops.torch_ivf_module.scan(asked, rows, *lists, None, 200, 1 << 26)
-    exact = (asked.double() @ rows.double().t()).gather(1, found)
-    assert ((scores - exact).abs() <= rounding(d) * asked.norm(dim=1, keepdim=True) * rows.norm(dim=1).amax()).all()
+    scores, found = torch.ops.torch_ivf_module.scan(vectors, rows, *lists, None, 200, 1 << 26)
+    exact = (vectors.double() @ rows.double().t()).gather(1, found)
+    assert ((scores - exact).abs() <= rounding(d) * vectors.norm(dim=1, keepdim=True) * rows.norm(dim=1).amax()).all()
 
 
 def _with_centroids(index, centroids):

@@ -268,13 +268,13 @@ def test_removal_agrees_with_faiss(faiss, metric):
     theirs = faiss.IndexIVFFlat(quantizer, PLAIN.d, index.nlist, kind)
     theirs.nprobe = index.nprobe
     rows = torch.nn.functional.normalize(base) if metric == "cosine" else base
-    asked = torch.nn.functional.normalize(queries) if metric == "cosine" else queries
+    prepared = torch.nn.functional.normalize(queries) if metric == "cosine" else queries
     theirs.add(rows.numpy())
     generator = torch.Generator().manual_seed(11)
     for _ in range(6):
         ids = torch.randint(0, len(base), (len(base) // 40,), generator=generator)
         assert index.remove_ids(ids) == theirs.remove_ids(ids.numpy())
-        D_, I = theirs.search(asked.numpy(), 9)
+        D_, I = theirs.search(prepared.numpy(), 9)
         wanted = torch.from_numpy(np.asarray(D_)), torch.from_numpy(np.asarray(I))
         wanted[0][wanted[1] == -1] = torch.inf if metric == "l2" else -torch.inf
         agree(index.search(queries, 9), wanted, rtol=1e-4, atol=1e-4)

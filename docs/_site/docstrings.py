@@ -1,7 +1,7 @@
 """Docstrings as Markdown: sections of parameters become lists, examples become code.
 
-They are written to be read in a terminal, with a heading underlined by dashes, a line `name : what it is` for each
-parameter, and examples that begin with >>>.
+Docstrings are written for a terminal: a heading underlined by dashes, a line `name : description` for each parameter,
+and examples that begin with >>>.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 
 
 class Docstrings(Extension):
-    """Rewrites each docstring as it is read."""
+    """Converts every docstring when it is loaded."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Called for every module, class, function and attribute."""

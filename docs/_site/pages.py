@@ -1,8 +1,8 @@
-"""The site has pages and files that lie outside docs/; links between them are turned to where the site has them.
+"""Add pages and files from outside docs/ to the site, and adapt the links between them.
 
-The README is the first page, the other files in PLACES are pages too, and whatever else in the repository a page
-links to (an example, a notebook, the licence) is copied beside the pages. So the links work on the site as they do in
-a checkout, and nothing is written twice.
+The README is the first page, the other files in PLACES are pages too, and other files of the repository that a page
+links to (an example, a notebook, the licence) are copied. So links work on the site as in a checkout, and no page has
+two sources.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn the links of a page to where the site has their targets."""
+    """Replace the link targets of a page by their paths within the site."""
     source = Path(page.file.abs_src_path)
     start = posixpath.dirname(page.file.src_uri)
 
@@ -51,7 +51,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _source(page: Path, link: str) -> str:
-    """The path within the repository of what a page links to."""
+    """The path within the repository of the target of a link of a page."""
     return posixpath.normpath(posixpath.join(page.parent.relative_to(ROOT).as_posix(), link))
 
 
