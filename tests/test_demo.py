@@ -19,7 +19,7 @@ SMALL = ["demo", "--dim", "8", "--nb", "600", "--nq", "20", "--nlist", "8", "--n
 @pytest.fixture(autouse=True)
 def _without_pauses(monkeypatch):
     pytest.importorskip("tqdm")
-    monkeypatch.setenv("TORCH_IVF_NATIVE", "0")
+    monkeypatch.setattr(native.library._library, "switched_off", True)
     monkeypatch.setattr(demo.time, "sleep", lambda seconds: None)
     assert not native.enabled()
 

@@ -23,10 +23,11 @@ from tests.problems import DTYPES, METRICS, MODES, each_dtype, each_metric, each
 from tests.states import settings_of
 from torch_ivf_module import IndexIVFFlat
 from torch_ivf_module.functional import kmeans
+from torch_ivf_module.functional.lists import lookup
 from torch_ivf_module.functional.probe import probe_by_ranking
 from torch_ivf_module.functional.rescore import rescore
 from torch_ivf_module.functional.scan_queries import scan_queries
-from torch_ivf_module.functional.search import capped_lists, finite_queries, lookup, shifted_queries
+from torch_ivf_module.functional.search import capped_lists, finite_queries, shifted_queries
 
 CASE = problem("odd sizes")
 PRESENT = [

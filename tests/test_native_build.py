@@ -75,7 +75,7 @@ def said(code, **variables):
         "import os\n"
         "os.environ['TORCH_IVF_NATIVE'] = '0'\n"
         "from tests.test_native_build import *\n"
-        "os.environ['TORCH_IVF_NATIVE'] = '1'\n"
+        "library._library.switched_off = False\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", setting + code],
@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_made_is_named(cache, compiler, monkeypatch):
 
 
 def test_turned_off_nothing_is_loaded_and_nothing_said(cache, monkeypatch):
-    monkeypatch.setenv("TORCH_IVF_NATIVE", "0")
+    monkeypatch.setattr(library._library, "switched_off", True)
     assert searched()[1] == []
     assert native.info() == {"available": False, "file": None, "isa": None, "why_not": "it is turned off"}
 
@@ -222,7 +222,7 @@ def test_a_child_of_a_fork_waits_for_no_lock_of_its_parent(cache):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 @pytest.mark.parametrize("own", [0, 1, 2])
 def test_a_child_of_a_fork_keeps_only_the_contexts_of_its_own_thread(cache, own, monkeypatch):
-    monkeypatch.setenv("TORCH_IVF_NATIVE", "1")
+    monkeypatch.setattr(library._library, "switched_off", False)
     inside, over = threading.Event(), threading.Event()
 
     def other():

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from .functional import metric as metrics
 from .functional.chunking import tracing
-from .functional.lists import InvertedLists, marked, only, vectors_at
+from .functional.lists import InvertedLists, lookup, marked, only, vectors_at
 from .functional.probe import Coarse, probe_by_ranking
 from .functional.rescore import rescore
 from .functional.scan_queries import scan_queries
 from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
 from .functional.scan_tiles import only as only_tiles
-from .functional.search import capped_lists, finite_queries, kept_for, lookup, shifted_queries
+from .functional.search import capped_lists, finite_queries, kept_for, shifted_queries
 from .functional.transforms import differentiable, outside, scored, tracked
 from .index import schema, validation
 from .index.base import IndexBase

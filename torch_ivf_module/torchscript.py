@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from .functional import metric as metrics
 from .functional.block_maxima import BLOCK, GROUP, SECTION, SPAN, TILE_SCORES, blocks_of, tasks_of
+from .functional.lists import lookup
 from .functional.probe import probe_by_ranking
 from .functional.rescore import rescore
 from .functional.scan_lists import BLOCK_BYTES, selected_at_a_time, survivors
 from .functional.scan_queries import best_rows
-from .functional.search import capped_lists, finite_queries, kept_for, lookup, shifted_queries
+from .functional.search import capped_lists, finite_queries, kept_for, shifted_queries
 
 if TYPE_CHECKING:
     from .graph import SearchGraph

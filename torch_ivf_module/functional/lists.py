@@ -131,6 +131,18 @@ def marked(ids: Tensor, chosen: Tensor) -> Tensor:
     return marked(ids, mask.index_fill_(0, chosen, True))
 
 
+def lookup(ids: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """The ids of rows (Q, k) that are numbered over all segments; -1 stays -1. `ids` (N,) of each segment."""
+    result, before = torch.full_like(rows, -1), 0
+    for segment in ids:
+        if segment.shape[0]:
+            local = rows - before if before else rows
+            elsewhere = (local < 0) | (local >= segment.shape[0])
+            result = torch.where(elsewhere, result, segment.take(local.masked_fill(elsewhere, 0)))
+        before += segment.shape[0]
+    return result
+
+
 def vectors_at(segments: Sequence[Tensor], rows: Tensor) -> Tensor:
     """The vectors (Q, k, d) of rows (Q, k) that are numbered over all segments, each (N, d); NaN for a row of -1."""
     vectors = segments[0].new_full((*rows.shape, segments[0].shape[1]), math.nan)

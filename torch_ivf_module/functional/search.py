@@ -18,7 +18,7 @@ from .budget import Budget
 from .chunking import in_chunks
 from .cost import cheapest
 from .kernels import Kernel, Scan, kernel_for
-from .lists import InvertedLists
+from .lists import InvertedLists, lookup
 from .options import Probes as Probes
 from .options import SearchOptions as SearchOptions
 from .probe import Coarse, probe
@@ -294,15 +294,3 @@ def _scan_bytes(options: SearchOptions) -> int:
 def _query_bytes(nlist: int, d: int, options: SearchOptions) -> int:
     """Memory that a query takes outside the scan: copies of it, its probes, its candidates, their exact scores."""
     return 20 * d + 32 * min(nlist, options.nprobe) + 48 * kept_for(options.k)
-
-
-def lookup(ids: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """The ids of rows (Q, k) that are numbered over all segments; -1 stays -1. `ids` (N,) of each segment."""
-    result, before = torch.full_like(rows, -1), 0
-    for segment in ids:
-        if segment.shape[0]:
-            local = rows - before if before else rows
-            elsewhere = (local < 0) | (local >= segment.shape[0])
-            result = torch.where(elsewhere, result, segment.take(local.masked_fill(elsewhere, 0)))
-        before += segment.shape[0]
-    return result

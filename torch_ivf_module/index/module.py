@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .._arrays import finite_in_dtype
 from . import schema
-from .store import OWN_BUFFERS, ListStore, VersionToken
+from .integrity import VersionToken
+from .store import OWN_BUFFERS, ListStore
 
 Contents = VersionToken  # its name in modules that were pickled before it had this one
 SAVED = (*schema.NAMES, schema.NEXT_ID)

@@ -14,9 +14,9 @@ from torch.compiler import is_dynamo_compiling
 from ..functional import metric as metrics
 from ..functional import range_scan
 from ..functional.kernels import kernel_for
-from ..functional.lists import InvertedLists, restricted, vectors_at
+from ..functional.lists import InvertedLists, lookup, restricted, vectors_at
 from ..functional.probe import Coarse, probe
-from ..functional.search import capped_lists, finite_queries, lookup
+from ..functional.search import capped_lists, finite_queries
 from ..functional.search import search as search_lists
 from ..functional.transforms import differentiable, is_dual, outside, scored, tracked, transforming, wrapped
 from ..params import SearchParams, positive

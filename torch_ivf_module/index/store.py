@@ -21,7 +21,7 @@ from ..functional.transforms import run_outside
 from . import schema
 from .derived import Derived, derive
 from .ids import IdLookup, Matches
-from .integrity import CHECKSUMS, Integrity, refuse_without_values, unchanged
+from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values, unchanged
 from .pending import PendingUpdates, few
 
 OWN_BUFFERS = (*schema.NAMES, schema.NEXT_ID, CHECKSUMS)
@@ -32,12 +32,6 @@ _DELETED_SHARE = 8
 
 
 Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, int]]
-
-
-class VersionToken:
-    """One state of an index. A graph made of that state keeps the token, and sees in it that the index has changed."""
-
-    changed = False
 
 
 class ListStore:
@@ -119,9 +113,8 @@ class ListStore:
         """
         with self.lock:
             updates = self._updates
-            if updates:
-                if (counted and updates.deleted_rows) or not few(updates.rows, self._packed_rows):
-                    self.pack()
+            if (counted and updates.deleted_rows) or not few(updates.rows, self._packed_rows):
+                self.pack()
                 updates = self._updates
             derived = self._derive()
             segments = [updates.without_deleted(derived.lists)]
@@ -192,10 +185,9 @@ class ListStore:
         `custom_ids`: rows with some of the ids may be there already.
         """
         with self.lock:
-            number = self.buffers[schema.NEXT_ID]
-            if not rows.shape[0] and next_id == int(number):
+            if not rows.shape[0] and next_id == int(self.buffers[schema.NEXT_ID]):
                 return
-            self.put(next_id=torch.full_like(number, next_id))
+            self.put(next_id=torch.full_like(self.buffers[schema.NEXT_ID], next_id))
             self._updates.push(rows, ids, assigned, custom_ids=custom_ids)
             self.unordered += rows.shape[0]
             # Packing whenever the index has doubled keeps bulk loading linear without holding rows twice.
@@ -303,7 +295,6 @@ class ListStore:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Undo everything since `snapshot`."""
-        buffers, integrity, last_lists = snapshot
         with self.lock:
-            self.exchange(buffers)
-            self._integrity, self.ids.last_lists = integrity, last_lists
+            self.exchange(snapshot[0])
+            _, self._integrity, self.ids.last_lists = snapshot

@@ -31,6 +31,7 @@ class _Library:
         self.looked = False
         self.file: Path | None = None  # that is loaded
         self.why_not: str | None = None
+        self.switched_off = os.environ.get("TORCH_IVF_NATIVE") == "0"  # read once: a search asks every time
         self.disabled: list[int] = []  # for each open `disabled()` context the thread that opened it
 
 
@@ -48,8 +49,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def enabled() -> bool:
-    """Whether the kernel may be used: not with TORCH_IVF_NATIVE=0, nor within `disabled`."""
-    return not _library.disabled and os.environ.get("TORCH_IVF_NATIVE", "1") != "0"
+    """Whether the kernel may be used: not if TORCH_IVF_NATIVE was 0 when this was imported, nor within `disabled`."""
+    return not _library.disabled and not _library.switched_off
 
 
 @contextlib.contextmanager
@@ -77,7 +78,7 @@ def available() -> bool:
     A kernel that is there and cannot be loaded is told of in one warning. Raises RuntimeError if TORCH_IVF_NATIVE_ISA
     names an instruction set that this CPU lacks.
     """
-    if not enabled():
+    if _library.disabled or _library.switched_off:
         return False
     if not _library.looked:
         with _library.lock:

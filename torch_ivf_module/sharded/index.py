@@ -21,7 +21,7 @@ from ..index.eager import without_autocast
 from ..index.ids import Matches
 from ..params import SearchParams, positive
 from . import checkpoint_files, global_state, routing
-from .module import ShardedModule, digest_of
+from .module import ShardedModule
 
 Self = TypeVar("Self", bound="ShardedIndex")
 
@@ -101,7 +101,7 @@ class ShardedIndex(ShardedModule):
             return training.training_rows(index, x), [x.shape[0]]
 
         def alike() -> object:
-            return settings, None if generator is None else digest_of(generator.get_state()), verbose
+            return settings, None if generator is None else global_state.digest_of(generator.get_state()), verbose
 
         rows, said = self._agree("train", prepare, alike)
         first, total = int(said[: self._exchange.rank, 0].sum()), int(said[:, 0].sum())
@@ -270,7 +270,7 @@ class ShardedIndex(ShardedModule):
     def _settings(self, params: SearchParams | None) -> tuple[object, ...]:
         """What has to be the same on every process: what was given, and what the index would take for itself."""
         usual, given = self.index.search_options(1), params or SearchParams()
-        chosen = None if given.selector is None else digest_of(given.selector)
+        chosen = None if given.selector is None else global_state.digest_of(given.selector)
         return replace(given, selector=None), chosen, usual.nprobe, usual.max_codes
 
     # -- state ---------------------------------------------------------------------------------------------
