@@ -1,6 +1,6 @@
 """Models that hold an index under torch.compile, torch.fx, torch.jit.trace, torch.export and torch.onnx.export.
 
-One graph without breaks needs index.graph(), see test_graph_compile.py; here an index is called between graphs.
+Here a search is one operator of the compiled graph; test_graph_compile.py has the search in PyTorch operations.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def test_compiled_without_preparation(name, dynamic):
     torch._dynamo.reset()
     model = MODELS[name]()
     index = index_in(model)
-    fast = torch.compile(model, dynamic=dynamic, backend="aot_eager")
+    fast = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
 
     def agree(x):
         for part, expected in zip(fast(x), model(x), strict=True):
@@ -110,14 +110,6 @@ def test_a_compiled_function_that_changes_an_index():
         moved, removed, ids, count = turn(X[10 * n : 11 * n])  # other rows each time
         assert torch.allclose(moved, torch.ones(D), atol=1e-5)
         assert (removed, ids.tolist(), int(count), index.ntotal) == (1, [0], total, total)
-
-
-@pytest.mark.parametrize("call", [lambda index, x: index(x), lambda index, x: index.search(x, 2)])
-def test_fullgraph_of_an_index_names_graph_in_the_error(call):
-    torch._dynamo.reset()
-    index = flat("l2")
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"index\.graph\(\)"):
-        torch.compile(lambda x: call(index, x), fullgraph=True, backend="eager")(X[:2])
 
 
 # -- recorders -----------------------------------------------------------------------------------------------------

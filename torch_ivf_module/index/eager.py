@@ -22,10 +22,7 @@ from .integrity import refuse_without_values
 _UNCHANGED = nullcontext()
 P = ParamSpec("P")
 R = TypeVar("R")
-_REASON = (
-    "a search runs between compiled graphs; to compile it as part of one, as fullgraph=True asks for, use the module "
-    "that index.graph() returns, or call the index as a layer once index.graph() has been called"
-)
+_REASON = "of the methods of an index, search, search_and_reconstruct and forward can be part of a compiled graph"
 
 
 def opaque(method: Callable[P, R]) -> Callable[P, R]:

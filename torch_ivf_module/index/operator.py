@@ -18,6 +18,7 @@ from torch import Tensor
 from ..functional import metric as metrics
 from ..functional.transforms import scored
 from ..params import DEFAULTS, SearchParams
+from .eager import refuse_recording
 
 if TYPE_CHECKING:
     from .base import IndexBase
@@ -46,6 +47,8 @@ def recorded_search(
     Only settings of the index are read here: a buffer would become an input of the compiled graph, which would then
     depend on its size.
     """
+    if torch.compiler.is_exporting():
+        refuse_recording("search")
     settings = [getattr(params or DEFAULTS, name) for name in _FIELDS]
     call = torch.ops.torch_ivf_module.search.default
     if not (x.requires_grad and torch.is_grad_enabled()):
