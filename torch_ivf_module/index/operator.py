@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._torch_internals import not_compiled
 from ..functional import metric as metrics
 from ..functional.transforms import scored
 from ..params import DEFAULTS, SearchParams
@@ -30,6 +31,7 @@ _TYPES |= {"rebuild_policy": "str", "nprobe": "int?", "max_codes": "int?", "cand
 _TYPES |= {"use_per_list_sizes": "bool?", "safe_pruning": "bool?"}
 _INDEXES: weakref.WeakValueDictionary[int, IndexBase] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
+_refuse_export = not_compiled(refuse_recording, "a search is exported as the module that index.graph(...) returns")
 
 
 def number_of(index: IndexBase) -> int:
@@ -48,7 +50,7 @@ def recorded_search(
     depend on its size.
     """
     if torch.compiler.is_exporting():
-        refuse_recording("search")
+        _refuse_export("search")
     settings = [getattr(params or DEFAULTS, name) for name in _FIELDS]
     call = torch.ops.torch_ivf_module.search.default
     if not (x.requires_grad and torch.is_grad_enabled()):
