@@ -21,13 +21,8 @@ from . import schema
 
 CHECKSUMS = "checksums"
 _PART = 1 << 16  # entries that a checksum mixes before it is multiplied again; another number gives other checksums
-<<<<<<< HEAD
-# Entries that it reads at a time: so few that torch starts no second thread for them, as it does beyond 2^15; next to a
-# busy processor that made half a million ids take 640 ms instead of 2.
-=======
 # Entries that it reads at a time: so few that torch starts no second thread for them, as it does beyond 2^15. Beside a
 # busy processor two threads made half a million ids take 640 ms instead of 2.
->>>>>>> wip-bench
 _PIECE = 1 << 15
 _FACTOR = -7046029254386353131  # odd, 2^64 over the golden ratio as a signed number: products spread over all bits
 
