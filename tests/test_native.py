@@ -136,7 +136,7 @@ def _arguments(dtype=torch.float32, limits=False):
 
 def _index_arguments(dtype=torch.float32):
     """The coarse quantizer and the one segment of the index of `_arguments`."""
-    coarse, (lists,) = shared(problem("plain"), "l2", dtype).index._segments()
+    coarse, (lists,) = shared(problem("plain"), "l2", dtype).index.store.segments()
     return [coarse.centroids, coarse.bias, coarse.origin], list(lists)
 
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from .._torch_internals import not_compiled
+from .._torch_internals import below_autograd, not_compiled
 from ..functional import metric as metrics
-from ..functional.transforms import scored
+from ..functional.transforms import is_dual, scored
 from ..params import DEFAULTS, SearchParams
 from .eager import refuse_recording
+from .exporting import exported_search
 
 if TYPE_CHECKING:
     from .base import IndexBase
@@ -31,7 +33,9 @@ _TYPES |= {"rebuild_policy": "str", "nprobe": "int?", "max_codes": "int?", "cand
 _TYPES |= {"use_per_list_sizes": "bool?", "safe_pruning": "bool?"}
 _INDEXES: weakref.WeakValueDictionary[int, IndexBase] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
-_refuse_export = not_compiled(refuse_recording, "a search is exported as the module that index.graph(...) returns")
+_refuse_export = not_compiled(
+    refuse_recording, "torch.export takes a search with strict=False, or as the module that index.graph(...) returns"
+)
 
 
 def number_of(index: IndexBase) -> int:
@@ -50,7 +54,9 @@ def recorded_search(
     depend on its size.
     """
     if torch.compiler.is_exporting():
-        _refuse_export("search")
+        if is_dynamo_compiling():
+            _refuse_export("search")
+        return exported_search(index, x, k, params)
     settings = [getattr(params or DEFAULTS, name) for name in _FIELDS]
     call = torch.ops.torch_ivf_module.search.default
     if not (x.requires_grad and torch.is_grad_enabled()):
@@ -95,32 +101,44 @@ def _shapes(
     )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, number, _, with_vectors, *_ = inputs
-    _, ids, vectors = output
-    ctx.metric, ctx.with_vectors = _index(number).metric, with_vectors
-    ctx.save_for_backward(x, ids, vectors)
-    ctx.mark_non_differentiable(ids, vectors)
+class _Differentiable(torch.autograd.Function):
+    """The operator with its derivative with respect to x: that of the distances to the vectors that were found."""
+
+    @staticmethod
+    def forward(x: Tensor, number: int, k: int, with_vectors: bool, *settings: Any) -> tuple[Tensor, ...]:
+        if not with_vectors:
+            raise RuntimeError(f"{NAME} has a derivative with with_vectors=True alone")
+        return _without_autograd(x, number, k, with_vectors, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.metric = _index(inputs[1]).metric
+        ctx.save_for_backward(inputs[0], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, distances: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, ids, vectors = ctx.saved_tensors
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            scores = scored(metrics.prepare(leaf.float(), ctx.metric), ids, vectors, ctx.metric)[0]
+            (found,) = torch.autograd.grad(metrics.to_distance(scores, ctx.metric), leaf, distances)
+        return (found, *[None] * (3 + len(_FIELDS)))
 
 
-def _backward(ctx: Any, distances: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    """The derivative with respect to x, given that of D, of the distances to the vectors that were found."""
-    if not ctx.with_vectors:
-        raise RuntimeError(f"{NAME} has a derivative with with_vectors=True alone")
-    x, ids, vectors = ctx.saved_tensors
-    missing = (ids == -1)[..., None]
-    known = vectors.to(torch.float32).masked_fill(missing, 0)
-    weights = distances[..., None].masked_fill(missing, 0)
-    wide = x.to(torch.float32)
-    if ctx.metric == "l2":
-        found = (2 * weights * (wide[:, None] - known)).sum(1)
-    else:
-        found = (weights * known).sum(1)
-    if ctx.metric == "cosine":  # the part of it at right angles to x, over the norm of x
-        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        unit = wide / norm
-        found = (found - (found * unit).sum(1, keepdim=True) * unit) / norm
-    return (found.to(x.dtype), *[None] * (3 + len(_FIELDS)))
+def _without_autograd(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with below_autograd():
+        found: tuple[Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search.default(*arguments)
+        return found
+
+
+def _with_autograd(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    if is_dual(x):
+        raise RuntimeError(f"{NAME} has no derivative of forward mode: call the search of the index itself")
+    if x.requires_grad and torch.is_grad_enabled():
+        differentiated: tuple[Tensor, ...] = _Differentiable.apply(x, *rest)
+        return differentiated
+    return _without_autograd(x, *rest)
 
 
 def _batched(
@@ -145,7 +163,7 @@ def _register() -> torch.library.Library:
     )
     library.impl("search", _search, "CompositeExplicitAutograd")
     torch.library.register_fake(NAME, _shapes, lib=library)
-    torch.library.register_autograd(NAME, _backward, setup_context=_keep, lib=library)
+    library.impl("search", _with_autograd, "Autograd")
     torch.library.register_vmap(NAME, _batched, lib=library)
     return library
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._torch_internals import outside_of_modes
 from ..functional import lists as ragged
 from ..functional.id_lookup import last_of
 from ..functional.lists import InvertedLists
@@ -53,6 +54,7 @@ class ListStore:
         self._updates = PendingUpdates()
         self._integrity = Integrity()
         self._derived: Derived | None = None
+        self._handed: dict[str, Tensor] = {}  # the buffers as they were last handed out
 
     # -- what is stored ------------------------------------------------------------------------------------
 
@@ -126,6 +128,14 @@ class ListStore:
         """The coarse quantizer."""
         with self.lock:
             return self._derive().coarse
+
+    def derived_outside(self) -> Derived:
+        """`Derived` while torch.export records, which has read the buffers and then replaced them by tensors without
+        values: computed from the buffers that it has read, and not recorded."""
+        with self.lock, outside_of_modes():
+            if self._derived is None or not unchanged(self._derived.sources, self._handed):
+                self._derived = derive(self._handed, self.metric)
+            return self._derived
 
     def packed_lists(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (N, d), offsets (L + 1,) and ids (N,), with nothing pending."""
@@ -247,6 +257,7 @@ class ListStore:
             self.buffers.update(tensors)
             if written:
                 self._integrity.put(self.buffers)
+            self._handed = {}
             self.version.changed = True
             self.version, self.graph = VersionToken(), None
 
@@ -261,6 +272,8 @@ class ListStore:
         self.pack()
         with self.lock:
             self._integrity.hand_out(self.buffers)
+            if all(type(self.buffers[name]) is Tensor for name in schema.NAMES):
+                self._handed = {name: self.buffers[name] for name in schema.NAMES}
         return self.buffers
 
     def check(self) -> None:
