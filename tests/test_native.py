@@ -248,6 +248,15 @@ def searches():
     return out
 
 
+# By what torch says of the CPU.
+BEST_ISA = {"AVX2": "avx2", "AVX512": "avx512"}
+
+
+def test_the_best_instruction_set_is_taken():
+    best = BEST_ISA.get(torch.backends.cpu.get_cpu_capability(), "baseline")
+    assert native.info()["isa"] == os.environ.get("TORCH_IVF_NATIVE_ISA", best)
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set_gives_the_same_answers(isa, tmp_path):
     if isa == native.info()["isa"]:

@@ -65,7 +65,7 @@ def _compile_objects(torch_folder: Path, work: Path) -> list[Path]:
     cxx = _compiler()
     machine = _run([*cxx, "-dumpmachine"]).split("-")[0]
     isas = X86_ISAS if machine == "x86_64" and sys.platform == "linux" else {}
-    flags: list[str | Path] = [*_FLAGS, *(["-DTORCH_IVFX86_ISAS"] if isas else []), "-I", torch_folder / "include"]
+    flags: list[str | Path] = [*_FLAGS, *(["-DTORCH_IVF_X86_ISAS"] if isas else []), "-I", torch_folder / "include"]
 
     def compiled(source: str, name: str, *more: str) -> Path:
         out = work / f"{name}.o"
