@@ -139,6 +139,12 @@ def _arguments(dtype=torch.float32, limits=False):
     return queries, lists.packed, lists.bias, lists.offsets, lists.sizes, probes, most, 5, 1 << 20
 
 
+def _index_arguments(dtype=torch.float32):
+    """The coarse quantizer and the one segment of the index of `_arguments`."""
+    coarse, (lists,) = shared(problem("plain"), "l2", dtype).index._segments()
+    return [coarse.centroids, coarse.bias, coarse.origin], list(lists)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_rows_above_a_threshold(threads):
     queries, packed, bias, offsets, sizes, probes, *_ = _arguments()
@@ -164,10 +170,12 @@ def test_no_queries_and_no_probes():
         lims, rows = torch.ops.torch_ivf_module.scan_above(*few, scores[:, 0].contiguous())
         assert torch.equal(lims, torch.zeros(q + 1, dtype=torch.int64))
         assert rows.shape == (0,)
-        held = packed.new_zeros(packed.shape[1]), *few[1:]
-        found = torch.ops.torch_ivf_module.search_lists(few[0], *held, None, k, k, True, most)
-        assert (found[1] == -1).all()
-        assert found[1].shape == (q, k)
+        coarse, segments = _index_arguments()
+        settings = k, k, 1, 0, True, most
+        found = torch.ops.torch_ivf_module.search_index(few[0], coarse, segments, few[-1], None, *settings)
+        for part in found[1:3]:
+            assert (part == -1).all()
+            assert part.shape == (q, k)
 
 
 @pytest.mark.parametrize("limits", [False, True])
@@ -176,9 +184,12 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
     arguments = _arguments(dtype, limits)
     ops = torch.ops.torch_ivf_module
     torch.library.opcheck(ops.scan.default, arguments)
-    queries = arguments[0]
-    search = (queries, torch.ones(queries.shape[1]), *arguments[1:8], 8)
-    torch.library.opcheck(ops.search_lists.default, (*search, True, 1 << 20))
+    queries, probes, most = arguments[0], *arguments[5:7]
+    coarse, segments = _index_arguments(dtype)
+    torch.library.opcheck(ops.probe.default, (queries, *coarse, 3, True, 1 << 20))
+    settings = 5, 8, 3, 0, True, 1 << 20
+    for given in ((None, None), (probes, most)):
+        torch.library.opcheck(ops.search_index.default, (queries, coarse, segments, *given, *settings))
     torch.library.opcheck(ops.scan_above.default, (*arguments[:6], torch.zeros(len(queries))))
 
 
@@ -206,13 +217,52 @@ def test_wrong_arguments_are_named_and_so_is_what_lies_out_of_bounds():
             arguments[place] = value
         with pytest.raises(RuntimeError, match=said):
             scan(*arguments)
-    search, origin = torch.ops.torch_ivf_module.search_lists, torch.zeros(queries.shape[1])
-    lists = packed, bias, offsets, sizes, probes, None
-    with pytest.raises(RuntimeError, match="x must be contiguous"):
-        search(queries[:1].expand(len(queries), -1), origin, *lists, k, k, True, most)
-    for kept, start, said in ((k - 1, origin, "kept"), (k, origin[1:], "origin"), (k, origin.double(), "origin")):
-        with pytest.raises(RuntimeError, match=f"{said} must"):
-            search(queries, start, packed, bias, offsets, sizes, probes, None, k, kept, True, most)
+
+
+def test_wrong_arguments_of_a_whole_search_are_named():
+    queries, *_, probes, _, k, most = _arguments()
+    coarse, segments = _index_arguments()
+    centroids, bias, origin = coarse
+    packed, offsets, ids, sizes, row_bias = segments
+    good = {
+        "x": queries,
+        "coarse": coarse,
+        "segments": segments,
+        "probed": None,
+        "limits": None,
+        "k": k,
+        "kept": k,
+        "nprobe": 3,
+        "max_codes": 0,
+        "differences": True,
+        "max_bytes": most,
+    }
+    search = torch.ops.torch_ivf_module.search_index
+    search(**good)
+    for change, said in (
+        ({"x": queries[:1].expand(len(queries), -1)}, "x must be contiguous"),
+        ({"kept": k - 1}, "kept must"),
+        ({"k": 0, "kept": 0}, "k must"),
+        ({"nprobe": 0}, "nprobe must"),
+        ({"max_codes": -1}, "max_codes must"),
+        ({"coarse": [centroids, bias]}, "coarse must"),
+        ({"coarse": [centroids, bias, origin[1:]]}, "origin must"),
+        ({"coarse": [centroids, bias, origin.double()]}, "origin must"),
+        ({"coarse": [centroids[:, 1:].contiguous(), bias, origin]}, "centroids must"),
+        ({"coarse": [centroids, bias[1:], origin]}, "bias must"),
+        ({"coarse": [centroids[1:], bias[1:], origin]}, "a list for each centroid"),
+        ({"segments": []}, "segments must"),
+        ({"segments": segments[:4]}, "segments must"),
+        ({"segments": segments * 3}, "segments must"),
+        ({"segments": [*segments, packed.half(), *segments[1:]]}, "segments must have the same lists and dtype"),
+        ({"segments": [packed, offsets, ids[1:], sizes, row_bias]}, "ids must"),
+        ({"limits": probes}, "limits must come with probed"),
+        ({"probed": probes - 5}, "no list below 0"),
+        ({"probed": probes[1:]}, "probed must"),
+        ({"segments": [packed, offsets - 10, ids, sizes, row_bias], "probed": probes}, "must lie in packed"),
+    ):
+        with pytest.raises(RuntimeError, match=said):
+            search(**{**good, **change})
 
 
 def test_lists_that_are_not_there_are_not_visited():

@@ -5,12 +5,15 @@ Q queries, L lists, P probes, N vectors, d dim, k results, H hits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from .lists import InvertedLists
+
+if TYPE_CHECKING:
+    from .probe import Coarse
 
 # The k best rows of the probed lists by ranking score, scores and rows (Q, at most k): takes queries x (Q, d) relative
 # to the origin, lists, probed (Q, P), the rows to read of each (Q, P) or None, k, the most rows that a query reads, and
@@ -27,21 +30,33 @@ class Kernel(Protocol):
     def serves(self, vectors: Tensor) -> bool:
         """Whether it takes such stored vectors (N, d)."""
 
+    def probe(self, x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
+        """The nearest lists of finite queries x (Q, d), nearest first: exact scores and lists (Q, min(nprobe, L)).
+
+        Certain, whatever float32 rounds or overflows. x is *not* relative to the origin."""
+
     def search(
         self,
         x: Tensor,
-        origin: Tensor,
-        lists: InvertedLists,
-        probed: Tensor,
+        coarse: Coarse,
+        segments: Sequence[InvertedLists],
+        probed: Tensor | None,
         limits: Tensor | None,
+        *,
         k: int,
         kept: int,
+        nprobe: int,
+        max_codes: int | None,
         metric: str,
         max_bytes: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The k best rows of the probed lists by exact score: scores and rows (Q, k), and which queries (Q,) took a
-        second pass or, for ip and cosine, have products that overflow. x is *not* relative to the origin; exact scores
-        are taken of `kept` candidates a query."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A whole search of one or two segments: scores, rows and ids (Q, k), and which queries (Q,) took a second pass
+        or, for ip and cosine, have products that overflow.
+
+        x (Q, d) is *not* relative to the origin; a query that is not finite finds nothing. The lists that queries read
+        are `probed` (Q, P), with `limits` (Q, P) the rows to read of each, counted on from segment to segment, None for
+        all; or, where `probed` is None, the `nprobe` nearest within `max_codes`. Exact scores are taken of `kept`
+        candidates a query."""
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,).

@@ -13,13 +13,11 @@ from torch import Tensor
 from . import metric as metrics
 from .chunking import in_chunks
 from .kernels import Kernel, kernel_for
-from .lists import InvertedLists
 from .rescore import rescore
 from .select import best_positions
 from .workspace import Workspace
 
 _CHUNK_SCORES = 1 << 20  # scores held at a time: 4 MiB stays in cache, where a second pass over it is cheap
-_WORKSPACE = 64 << 20  # bytes that a kernel may use
 
 
 class Coarse(NamedTuple):
@@ -29,20 +27,13 @@ class Coarse(NamedTuple):
     relative: Tensor  # (L, d) float32, relative to the origin
     bias: Tensor  # (L,) float32, or (0,); see metric.row_bias
     origin: Tensor  # (d,) float32
-    offsets: Tensor  # (2,) int64: all centroids as one inverted list, as a kernel takes them
-    sizes: Tensor  # (2,) int64
-
-    def as_list(self) -> InvertedLists:
-        """The centroids as one inverted list, whose rows are the numbers of the lists. Its `ids` are of no meaning."""
-        return InvertedLists(self.centroids, self.offsets, self.offsets, self.sizes, self.bias)
 
 
 def coarse_of(centroids: Tensor, metric: str, origin: Tensor | None = None) -> Coarse:
     """Centroids (L, d) made ready for `probe`, relative to `origin` (d,) or to their median."""
     origin = metrics.origin_of(centroids, metric) if origin is None else origin
     bias = metrics.row_bias(centroids, origin, metric)
-    offsets = torch.tensor([0, centroids.shape[0]], device="cpu").to(centroids.device)
-    return Coarse(centroids, centroids - origin, bias, origin, offsets, offsets.flip(0))
+    return Coarse(centroids, centroids - origin, bias, origin)
 
 
 def probe(
@@ -55,19 +46,11 @@ def probe(
     kernel finds the lists whatever the mode of the search, so that no answer depends on the mode.
     """
     nprobe = min(nprobe, coarse.centroids.shape[0])
-    one = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
     if coarse.centroids.shape[0] == 1 and nprobe:
-        return x.new_zeros(x.shape[0], 1), one
-    kept = nprobe + 1 + nprobe // 4
+        return x.new_zeros(x.shape[0], 1), torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
     if kernel is not None and nprobe and kernel.serves(coarse.centroids):
-        scores, found, overflowed = kernel.search(
-            x, coarse.origin, coarse.as_list(), one, None, nprobe, kept, metric, _WORKSPACE
-        )
-        unclear = (found < 0).any(1)  # distances that overflow
-        if not metrics.by_differences(metric):
-            unclear |= overflowed
-    else:
-        scores, found, unclear = _certified(x, coarse, nprobe, kept, metric)
+        return kernel.probe(x, coarse, nprobe, metric)
+    scores, found, unclear = _certified(x, coarse, nprobe, nprobe + 1 + nprobe // 4, metric)
     if bool(unclear.any()):
         scores[unclear], found[unclear] = _in_float64(x[unclear], coarse, nprobe, metric)
     return scores, found

@@ -6,7 +6,8 @@ segment s counts on from the rows of the segments before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -73,7 +74,20 @@ def search(
     probed: Tensor | None = None,
     stats: Stats | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k best rows of the `nprobe` nearest lists: exact scores (Q, k) and rows (Q, k).
+    """The k best rows of the `nprobe` nearest lists: exact scores (Q, k) and rows (Q, k). See `search_ids`."""
+    return search_ids(x, coarse, segments, options, probed=probed, stats=stats)[:2]
+
+
+def search_ids(
+    x: Tensor,
+    coarse: Coarse,
+    segments: Sequence[InvertedLists],
+    options: SearchOptions,
+    *,
+    probed: Tensor | None = None,
+    stats: Stats | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`search`, and the ids of the rows: exact scores, rows and ids, each (Q, k).
 
     x (Q, d) float32 as `metric.prepare` gives it; to be called under `torch.no_grad` (`transforms.scored` gives scores
     that are differentiable). `segments` are one or more sets of inverted lists over the same centroids. `probed`
@@ -83,12 +97,18 @@ def search(
     if stats is not None:
         stats.update(queries=x.shape[0], nprobe=options.nprobe, mode=None, why="nothing to read")
         stats.update(lists_read=0, rows_read=0, rows_left_out=0, certified=0, searched_again=0)
-    step = max(1, options.max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], x.shape[1], options))
     kernel = kernel_for(x)
+    served = kernel is not None and all(kernel.serves(lists.packed) for lists in segments)
+    if kernel is not None and served and options.mode == "auto" and not options.exact:
+        return _by_kernel(kernel, x, coarse, segments, options, probed, stats)
+    step = max(1, options.max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], x.shape[1], options))
     if x.shape[0] <= step:
-        return _search_batch(coarse, segments, options, kernel, stats, x, probed)
-    given = (x,) if probed is None else (x, probed)
-    return in_chunks(lambda *part: _search_batch(coarse, segments, options, kernel, stats, *part), step, *given)
+        scores, rows = _search_batch(coarse, segments, options, kernel, stats, x, probed)
+    else:
+        given = (x,) if probed is None else (x, probed)
+        batch = functools.partial(_search_batch, coarse, segments, options, kernel, stats)
+        scores, rows = in_chunks(batch, step, *given)
+    return scores, rows, lookup([lists.ids for lists in segments], rows)
 
 
 def kept_for(k: int) -> int:
@@ -138,6 +158,53 @@ def capped_lists(
     return probed, limits
 
 
+def _by_kernel(
+    kernel: Kernel,
+    x: Tensor,
+    coarse: Coarse,
+    segments: Sequence[InvertedLists],
+    options: SearchOptions,
+    probed: Tensor | None,
+    stats: Stats | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`search_ids` in one call. The lists are chosen before only where a budget or `stats` asks for what is read."""
+    limits = None
+    if probed is None and (options.budget is not None or stats is not None):
+        x, finite = finite_queries(x)
+        nearest = probe(x, coarse, options.nprobe, options.metric, kernel)
+        probed, limits = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
+    scores, rows, ids, again = kernel.search(
+        x,
+        coarse,
+        segments,
+        probed,
+        limits,
+        k=options.k,
+        kept=kept_for(options.k),
+        nprobe=options.nprobe,
+        max_codes=options.max_codes,
+        metric=options.metric,
+        max_bytes=options.max_bytes,
+    )
+    if stats is not None and probed is not None:
+        for lists, probes in _by_segment(x, segments, probed, limits):
+            _count(stats, lists, probes)
+            if lists.packed.shape[0] and probed.numel():
+                _note_mode(stats, "native", "there is a kernel for this device")
+        _count_doubt(stats, [again])
+    return scores, rows, ids
+
+
+def _by_segment(
+    x: Tensor, segments: Sequence[InvertedLists], probed: Tensor, limits: Tensor | None
+) -> Iterator[tuple[InvertedLists, Probes]]:
+    """Each segment and what is read of it."""
+    for lists in segments:
+        here = None if limits is None else torch.minimum(limits, lists.sizes[probed])
+        yield lists, Probes(x, probed, here)
+        limits = None if limits is None or here is None else limits - here
+
+
 def _search_batch(
     coarse: Coarse,
     segments: Sequence[InvertedLists],
@@ -152,14 +219,11 @@ def _search_batch(
     if probed is None:
         nearest = probe(x, coarse, options.nprobe, options.metric, kernel)
         probed, limits = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
-    found, left = [], limits
-    for lists in segments:
-        some = None if left is None else torch.minimum(left, lists.sizes[probed])
-        probes = Probes(x, probed, some)
+    found = []
+    for lists, probes in _by_segment(x, segments, probed, limits):
         if stats is not None:
             _count(stats, lists, probes)
-        found.append(_search_segment(probes, coarse.origin, lists, options, kernel, stats))
-        left = None if left is None or some is None else left - some
+        found.append(_search_segment(probes, coarse.origin, lists, options, stats))
     if stats is not None and not options.exact:
         _count_doubt(stats, [again for _, _, again in found])
     if len(found) == 1:
@@ -172,7 +236,6 @@ def _search_segment(
     origin: Tensor,
     lists: InvertedLists,
     options: SearchOptions,
-    kernel: Kernel | None,
     stats: Stats | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best rows of one segment: exact scores and rows (Q, k), and which queries (Q,) took a second pass."""
@@ -181,20 +244,7 @@ def _search_segment(
     if options.exact:
         _note_mode(stats, "exact", "profile")
         return _score_every_row(probes, lists, options)
-    if kernel is None or options.mode != "auto" or not kernel.serves(lists.packed):
-        return _scan(probes, origin, lists, options, stats)
-    _note_mode(stats, "native", "there is a kernel for this device")
-    return kernel.search(
-        probes.x,
-        origin,
-        lists,
-        probes.lists,
-        probes.limits,
-        options.k,
-        kept_for(options.k),
-        options.metric,
-        _scan_bytes(options),
-    )
+    return _scan(probes, origin, lists, options, stats)
 
 
 def _scan(

@@ -43,10 +43,12 @@ inline bool overflows(double size, double origin_norm) {
 
 // A query, of norm `size` relative to the origin, whose product with the origin is `offset`.
 struct QueryNorms {
-  double size, offset, origin_norm;
+  double size = 0, offset = 0, origin_norm = 0;
+
+  QueryNorms() = default;
 
   QueryNorms(const float* y, const float* origin, double origin_norm, int64_t d)
-      : size(0), offset(0), origin_norm(origin_norm) {
+      : origin_norm(origin_norm) {
     for (int64_t i = 0; i < d; ++i) {
       size += static_cast<double>(y[i]) * y[i];
       offset += static_cast<double>(y[i]) * origin[i];
@@ -78,26 +80,19 @@ class ExactTopK {
 
   ExactTopK(
       int64_t queries,
-      int64_t k,
+      const Problem& p,
       const float* x, // (queries, d) as exact scores take them
-      const float* thresholds, // (queries,) -inf unless exact scores are of differences
-      const T* packed,
-      int64_t d,
-      bool differences)
-      : best_(queries, k),
-        x_(x),
-        thresholds_(thresholds),
-        packed_(packed),
-        d_(d),
-        differences_(differences),
-        row_(d) {}
+      const float* needed, // (queries,) ranking scores, -inf unless exact scores are of differences
+      bool differences,
+      Thresholds& thresholds) // of exact scores
+      : best_(queries, p.k, thresholds), p_(p), x_(x), needed_(needed), differences_(differences), row_(p.d) {}
 
   float threshold(int64_t query) const {
-    return thresholds_[query];
+    return needed_[query];
   }
 
   void offer(int64_t query, float ranking, uint32_t row) {
-    if (ranking > thresholds_[query]) {
+    if (ranking > needed_[query]) {
       score(query, row);
     }
   }
@@ -105,11 +100,11 @@ class ExactTopK {
   // The exact scores, of differences, of the rows of a panel (d, kPanel) as they are stored. Where rows are equal many of
   // a panel are wanted.
   void score_panel(int64_t query, const float* panel, float* scores) const {
-    const float* x = x_ + query * d_;
+    const float* x = x_ + query * p_.d;
     Vec total[2] = {Vec(0.0f), Vec(0.0f)};
-    for (int64_t begin = 0; begin < d_; begin += kPanelChunk) {
+    for (int64_t begin = 0; begin < p_.d; begin += kPanelChunk) {
       Vec sum[2] = {Vec(0.0f), Vec(0.0f)};
-      for (int64_t i = begin; i < std::min(d_, begin + kPanelChunk); ++i) {
+      for (int64_t i = begin; i < std::min(p_.d, begin + kPanelChunk); ++i) {
         const Vec low = Vec(x[i]) - Vec::loadu(panel + i * kPanel);
         const Vec high = Vec(x[i]) - Vec::loadu(panel + i * kPanel + kLanes);
         sum[0] = fmadd(low, low, sum[0]);
@@ -128,8 +123,8 @@ class ExactTopK {
 
   // Take a row into account whatever its ranking score is.
   void score(int64_t query, uint32_t row) {
-    const float* vector = as_float(packed_ + static_cast<int64_t>(row) * d_, d_, row_.data());
-    best_.offer(query, exact_score(differences_, x_ + query * d_, vector, d_), row);
+    const float* vector = as_float(p_.vector<T>(row), p_.d, row_.data());
+    best_.offer(query, exact_score(differences_, x_ + query * p_.d, vector, p_.d), row);
   }
 
   void merge(int64_t query, const ExactTopK& other) {
@@ -142,10 +137,9 @@ class ExactTopK {
 
  private:
   TopK best_;
+  const Problem& p_;
   const float* x_;
-  const float* thresholds_;
-  const T* packed_;
-  int64_t d_;
+  const float* needed_;
   bool differences_;
   std::vector<float> row_;
 };
@@ -153,12 +147,14 @@ class ExactTopK {
 // Offer every row of a query's lists that a filter has not excluded, whatever its ranking score.
 template <typename T>
 void score_every_row(const Problem& p, int64_t query, ExactTopK<T>& best) {
-  const Tasks tasks = tasks_of(p, query, query + 1, 0, p.probes);
-  for (int32_t list : tasks.lists) {
-    const int64_t first = p.offsets[list], limit = tasks.tasks[tasks.starts[list]].limit;
-    for (int64_t row = first; row < first + limit; ++row) {
-      if (!p.bias || p.bias[row] != kNever) {
-        best.score(0, static_cast<uint32_t>(row));
+  Block block;
+  block.plan(p, query, query + 1);
+  for (const Group& group : block.groups) {
+    const Segment& segment = p.segments[group.segment];
+    const int64_t first = segment.offsets[group.list], before = p.rows_before(group.segment);
+    for (int64_t row = first; row < first + block.tasks[group.first].limit; ++row) {
+      if (!segment.bias || segment.bias[row] != kNever) {
+        best.score(0, static_cast<uint32_t>(before + row));
       }
     }
   }

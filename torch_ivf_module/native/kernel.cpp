@@ -1,7 +1,7 @@
 // The operators torch.ops.torch_ivf_module.*: checks of their arguments, and their schemas. By torch's stable ABI alone, so
 // that one binary serves every version of torch from 2.10 on.
 //
-// Q queries, L lists, P probes, N vectors, d dim, k results, K candidates a query, H hits.
+// Q queries, L lists, P probes, N vectors, d dim, k results, H hits.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,11 +11,14 @@
 #include <sstream>
 #include <stdexcept>
 #include <tuple>
+#include <vector>
 
 #include "isa.h"
 
 namespace torch_ivf_module {
 namespace {
+
+constexpr int64_t kMost = int64_t{1} << 31; // rows of a tensor, which are counted in 32 bits
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -51,112 +54,163 @@ Tensor empty(std::initializer_list<int64_t> shape, int32_t dtype) {
   return Tensor(handle);
 }
 
-Rows rows_of(const Tensor& packed) {
-  check(packed, "packed", 2, packed.scalar_type());
+template <typename T>
+T* results(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+Dtype dtype_of(const Tensor& packed) {
   switch (packed.scalar_type()) {
     case ScalarType::Float:
-      return {Rows::kFloat32, packed.const_data_ptr()};
+      return Dtype::kFloat32;
     case ScalarType::Half:
-      return {Rows::kFloat16, packed.const_data_ptr()};
+      return Dtype::kFloat16;
     case ScalarType::BFloat16:
-      return {Rows::kBFloat16, packed.const_data_ptr()};
+      return Dtype::kBFloat16;
     default:
       check_that(false, "packed must be float32, float16 or bfloat16, got ", packed.scalar_type());
       return {};
   }
 }
 
-// The arguments that all scans take, checked.
-Problem problem_of(
-    const Tensor& x,
-    const Tensor& packed,
-    const Tensor& bias,
-    const Tensor& offsets,
-    const Tensor& sizes,
-    const Tensor& probed,
-    const std::optional<Tensor>& limits,
-    int64_t k) {
+// Queries of a problem without lists.
+Problem problem_of(const Tensor& x, int64_t k, int64_t max_bytes) {
   check(x, "x", 2, ScalarType::Float);
+  Problem p{};
+  p.x = data<float>(x);
+  p.queries = x.size(0);
+  p.d = x.size(1);
+  p.k = k;
+  uint32_t threads = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  p.within = {std::max<int64_t>(1, threads), max_bytes};
+  check_that(p.d > 0, "x must have columns");
+  check_that(p.queries < kMost, "x must have less than 2^31 rows, got ", p.queries);
+  check_that(k > 0, "k must be >= 1, got ", k);
+  return p;
+}
+
+void add_segment(
+    Problem& p, const Tensor& packed, const Tensor& bias, const Tensor& offsets, const Tensor& sizes,
+    const Tensor* ids) {
   check(packed, "packed", 2, packed.scalar_type());
   check(bias, "bias", 1, ScalarType::Float);
   check(offsets, "offsets", 1, ScalarType::Long);
   check(sizes, "sizes", 1, ScalarType::Long);
-  check(probed, "probed", 2, ScalarType::Long);
-  const int64_t queries = x.size(0), d = x.size(1), n = packed.size(0);
-  check_that(d == packed.size(1), "x has ", d, " columns, packed has ", packed.size(1));
+  const int64_t n = packed.size(0), lists = sizes.size(0) - 1;
+  check_that(p.d == packed.size(1), "x has ", p.d, " columns, packed has ", packed.size(1));
   check_that(bias.size(0) == 0 || bias.size(0) == n, "bias must be empty or of one entry a row");
-  check_that(sizes.size(0) == offsets.size(0) && sizes.size(0) > 0, "offsets and sizes must be of equal length");
-  check_that(probed.size(0) == queries, "probed must have a row for each query");
-  check_that(n < (int64_t(1) << 31), "packed must have less than 2^31 rows, got ", n);
-  check_that(k > 0, "k must be >= 1, got ", k);
-  check_that(d > 0, "x must have columns");
-  check_that(queries < (int64_t(1) << 31), "x must have less than 2^31 rows, got ", queries);
-  const int64_t* offset = data<int64_t>(offsets);
-  const int64_t* size = data<int64_t>(sizes);
-  for (int64_t l = 0; l < sizes.size(0); ++l) {
-    const bool inside = offset[l] >= 0 && size[l] >= 0 && size[l] <= n && offset[l] <= n - size[l];
-    check_that(inside, "list ", l, " must lie in packed, got rows ", offset[l], " and ", size[l], " more");
+  check_that(sizes.size(0) == offsets.size(0) && lists >= 0, "offsets and sizes must be of equal length");
+  check_that(n < kMost, "packed must have less than 2^31 rows, got ", n);
+  const Dtype dtype = dtype_of(packed);
+  if (p.segment_count) {
+    check_that(lists == p.lists && dtype == p.dtype, "segments must have the same lists and dtype");
   }
-  const int64_t* list = data<int64_t>(probed);
-  const bool known = std::all_of(list, list + probed.numel(), [](int64_t l) { return l >= 0; });
-  check_that(known, "probed must have no list below 0");
+  if (ids) {
+    check(*ids, "ids", 1, ScalarType::Long);
+    check_that(ids->size(0) == n, "ids must have an entry for each row");
+  }
+  p.lists = lists;
+  p.dtype = dtype;
+  p.segments[p.segment_count++] = {
+      packed.const_data_ptr(),
+      bias.size(0) ? data<float>(bias) : nullptr,
+      data<int64_t>(offsets),
+      data<int64_t>(sizes),
+      ids ? data<int64_t>(*ids) : nullptr,
+      n};
+}
+
+void set_probed(Problem& p, const Tensor& probed, const std::optional<Tensor>& limits) {
+  check(probed, "probed", 2, ScalarType::Long);
+  check_that(probed.size(0) == p.queries, "probed must have a row for each query");
+  p.probed = data<int64_t>(probed);
+  p.probes = probed.size(1);
   if (limits) {
     check(*limits, "limits", 2, ScalarType::Long);
-    const bool alike = limits->size(0) == queries && limits->size(1) == probed.size(1);
+    const bool alike = limits->size(0) == p.queries && limits->size(1) == p.probes;
     check_that(alike, "limits must have the shape of probed");
+    p.limits = data<int64_t>(*limits);
   }
-  return {
-      data<float>(x),
-      bias.size(0) ? data<float>(bias) : nullptr,
-      offset,
-      size,
-      list,
-      limits ? data<int64_t>(*limits) : nullptr,
-      queries,
-      sizes.size(0) - 1,
-      probed.size(1),
-      d,
-      k};
+}
+
+Coarse coarse_of(const Problem& p, const Tensor& centroids, const Tensor& bias, const Tensor& origin) {
+  check(centroids, "centroids", 2, ScalarType::Float);
+  check(bias, "bias", 1, ScalarType::Float);
+  check(origin, "origin", 1, ScalarType::Float);
+  const int64_t lists = centroids.size(0);
+  check_that(centroids.size(1) == p.d, "centroids must have the columns of x");
+  check_that(origin.size(0) == p.d, "origin must have the columns of x");
+  check_that(bias.size(0) == 0 || bias.size(0) == lists, "bias must be empty or of one entry a centroid");
+  return {data<float>(centroids), bias.size(0) ? data<float>(bias) : nullptr, data<float>(origin), lists};
 }
 
 // Scores and rows (Q, k), to be filled.
 struct Results {
   Tensor scores, rows;
 
-  explicit Results(const Problem& p)
-      : scores(empty({p.queries, p.k}, aoti_torch_dtype_float32())),
-        rows(empty({p.queries, p.k}, aoti_torch_dtype_int64())) {}
+  Results(int64_t queries, int64_t k)
+      : scores(empty({queries, k}, aoti_torch_dtype_float32())), rows(empty({queries, k}, aoti_torch_dtype_int64())) {}
 
   Best best() const {
-    return {static_cast<float*>(scores.mutable_data_ptr()), static_cast<int64_t*>(rows.mutable_data_ptr())};
+    return {results<float>(scores), results<int64_t>(rows)};
   }
 };
 
-// The k best rows of the probed lists by exact score: scores and rows (Q, k), and which queries (Q,) took a second pass,
-// or have products that overflow.
-std::tuple<Tensor, Tensor, Tensor> search_lists(
+// A whole search of one or two segments: see search_index of meta_kernels.py.
+std::tuple<Tensor, Tensor, Tensor, Tensor> search_index(
     const Tensor& x,
-    const Tensor& origin,
-    const Tensor& packed,
-    const Tensor& bias,
-    const Tensor& offsets,
-    const Tensor& sizes,
-    const Tensor& probed,
+    const std::vector<Tensor>& coarse,
+    const std::vector<Tensor>& segments,
+    const std::optional<Tensor>& probed,
     const std::optional<Tensor>& limits,
     int64_t k,
     int64_t kept,
+    int64_t nprobe,
+    int64_t max_codes,
     bool differences,
     int64_t max_bytes) {
-  check_that(kept >= k && k > 0, "kept must be >= k >= 1, got ", kept, " and ", k);
-  const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, limits, k);
-  check(origin, "origin", 1, ScalarType::Float);
-  check_that(origin.size(0) == p.d, "origin must have the columns of x");
-  const Results results(p);
+  constexpr size_t kFields = 5;
+  const size_t count = segments.size() / kFields;
+  check_that(coarse.size() == 3, "coarse must be 3 tensors, got ", coarse.size());
+  const bool known = segments.size() % kFields == 0 && count >= 1 && count <= kMostSegments;
+  check_that(known, "segments must be 5 tensors for each of at most 2 segments, got ", segments.size());
+  check_that(kept >= k, "kept must be >= k, got ", kept, " and ", k);
+  check_that(probed || nprobe > 0, "nprobe must be >= 1, got ", nprobe);
+  check_that(probed || !limits, "limits must come with probed");
+  check_that(max_codes >= 0, "max_codes must be >= 0, got ", max_codes);
+  Request request{problem_of(x, k, max_bytes), {}, 0, max_codes, kept, differences};
+  Problem& p = request.problem;
+  int64_t rows = 0;
+  for (size_t i = 0; i < segments.size(); i += kFields) {
+    add_segment(p, segments[i], segments[i + 4], segments[i + 1], segments[i + 3], &segments[i + 2]);
+    rows += segments[i].size(0);
+  }
+  request.kept = std::max(k, std::min(kept, rows + 1));
+  request.coarse = coarse_of(p, coarse[0], coarse[1], coarse[2]);
+  if (probed) {
+    set_probed(p, *probed, limits);
+  } else {
+    check_that(request.coarse.lists == p.lists, "segments must have a list for each centroid");
+    request.nprobe = std::min(nprobe, p.lists);
+  }
+  const Results found(p.queries, k);
+  const Tensor ids = empty({p.queries, k}, aoti_torch_dtype_int64());
   const Tensor again = empty({p.queries}, aoti_torch_dtype_bool());
-  core().search_lists(
-      p, rows_of(packed), data<float>(origin), kept, differences, max_bytes, results.best(),
-      static_cast<bool*>(again.mutable_data_ptr()));
-  return {results.scores, results.rows, again};
+  core().search(request, {found.best(), results<int64_t>(ids), results<bool>(again)});
+  return {found.scores, found.rows, ids, again};
+}
+
+// The nearest lists of finite queries, nearest first: exact scores and lists (Q, P).
+std::tuple<Tensor, Tensor> probe(
+    const Tensor& x, const Tensor& centroids, const Tensor& bias, const Tensor& origin, int64_t nprobe,
+    bool differences, int64_t max_bytes) {
+  const Problem p = problem_of(x, nprobe, max_bytes);
+  const Coarse coarse = coarse_of(p, centroids, bias, origin);
+  const int64_t probes = std::min(nprobe, coarse.lists);
+  const Results found(p.queries, probes);
+  core().probe(coarse, p.x, p.queries, p.d, probes, differences, p.within, found.best());
+  return {found.scores, found.rows};
 }
 
 // The k best rows of the probed lists by ranking score: scores and rows (Q, k).
@@ -170,10 +224,12 @@ std::tuple<Tensor, Tensor> scan(
     const std::optional<Tensor>& limits,
     int64_t k,
     int64_t max_bytes) {
-  const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, limits, k);
-  const Results results(p);
-  core().scan(p, rows_of(packed), max_bytes, results.best());
-  return {results.scores, results.rows};
+  Problem p = problem_of(x, k, max_bytes);
+  add_segment(p, packed, bias, offsets, sizes, nullptr);
+  set_probed(p, probed, limits);
+  const Results found(p.queries, k);
+  core().scan(p, found.best());
+  return {found.scores, found.rows};
 }
 
 // The rows of the probed lists with a ranking score above the query's threshold (Q,): lims (Q + 1,) and rows (H,), query
@@ -186,17 +242,18 @@ std::tuple<Tensor, Tensor> scan_above(
     const Tensor& sizes,
     const Tensor& probed,
     const Tensor& threshold) {
-  const Problem p = problem_of(x, packed, bias, offsets, sizes, probed, std::nullopt, 1);
+  Problem p = problem_of(x, 1, 0);
+  add_segment(p, packed, bias, offsets, sizes, nullptr);
+  set_probed(p, probed, std::nullopt);
   check(threshold, "threshold", 1, ScalarType::Float);
   check_that(threshold.size(0) == p.queries, "threshold must have an entry for each query");
   const Tensor lims = empty({p.queries + 1}, aoti_torch_dtype_int64());
   std::optional<Tensor> rows;
   const auto rows_of_hits = [&](int64_t hits) {
     rows = empty({hits}, aoti_torch_dtype_int64());
-    return static_cast<int64_t*>(rows->mutable_data_ptr());
+    return results<int64_t>(*rows);
   };
-  core().scan_above(
-      p, rows_of(packed), data<float>(threshold), static_cast<int64_t*>(lims.mutable_data_ptr()), rows_of_hits);
+  core().scan_above(p, data<float>(threshold), results<int64_t>(lims), rows_of_hits);
   return {lims, *rows};
 }
 
@@ -213,8 +270,11 @@ STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
       "scan_above(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor threshold) "
       "-> (Tensor, Tensor)");
   library.def(
-      "search_lists(Tensor x, Tensor origin, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, "
-      "Tensor? limits, int k, int kept, bool differences, int max_bytes) -> (Tensor, Tensor, Tensor)");
+      "probe(Tensor x, Tensor centroids, Tensor bias, Tensor origin, int nprobe, bool differences, int max_bytes) "
+      "-> (Tensor, Tensor)");
+  library.def(
+      "search_index(Tensor x, Tensor[] coarse, Tensor[] segments, Tensor? probed, Tensor? limits, int k, int kept, "
+      "int nprobe, int max_codes, bool differences, int max_bytes) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CompositeExplicitAutograd, library) {
@@ -222,7 +282,8 @@ STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CompositeExplicitAutograd, library) 
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CPU, library) {
-  library.impl("search_lists", TORCH_BOX(&search_lists));
+  library.impl("probe", TORCH_BOX(&probe));
+  library.impl("search_index", TORCH_BOX(&search_index));
   library.impl("scan", TORCH_BOX(&scan));
   library.impl("scan_above", TORCH_BOX(&scan_above));
 }

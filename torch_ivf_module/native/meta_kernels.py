@@ -12,11 +12,17 @@ def register_meta_kernels() -> None:
     def _scan(x, packed, bias, offsets, sizes, probed, limits, k, max_bytes):  # type: ignore[no-untyped-def]
         return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k)
 
-    @torch.library.register_fake("torch_ivf_module::search_lists")
-    def _search_lists(  # type: ignore[no-untyped-def]
-        x, origin, packed, bias, offsets, sizes, probed, limits, k, kept, differences, max_bytes
+    @torch.library.register_fake("torch_ivf_module::probe")
+    def _probe(x, centroids, bias, origin, nprobe, differences, max_bytes):  # type: ignore[no-untyped-def]
+        shape = x.shape[0], min(nprobe, centroids.shape[0])
+        return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)
+
+    @torch.library.register_fake("torch_ivf_module::search_index")
+    def _search_index(  # type: ignore[no-untyped-def]
+        x, coarse, segments, probed, limits, k, kept, nprobe, max_codes, differences, max_bytes
     ):
-        return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k), x.new_empty(x.shape[0], dtype=torch.bool)
+        rows, ids = (x.new_empty(x.shape[0], k, dtype=torch.int64) for _ in range(2))
+        return x.new_empty(x.shape[0], k), rows, ids, x.new_empty(x.shape[0], dtype=torch.bool)
 
     @torch.library.register_fake("torch_ivf_module::scan_above")
     def _scan_above(x, packed, bias, offsets, sizes, probed, threshold):  # type: ignore[no-untyped-def]

@@ -5,6 +5,7 @@ Q queries, L lists, P probes, N vectors, d dim, k results, H hits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..functional import metric as metrics
 from ..functional.kernels import KERNELS
 from ..functional.lists import InvertedLists
+from ..functional.probe import Coarse
 from . import library
 
 _MOST_ROWS = 1 << 31  # the kernel counts rows in 32 bits
@@ -31,24 +33,37 @@ class NativeKernel:
         """Whether it takes such stored vectors (N, d)."""
         return vectors.dtype in _DTYPES and vectors.is_contiguous() and vectors.shape[0] < _MOST_ROWS
 
+    def probe(self, x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
+        """The nearest lists of finite queries x (Q, d), nearest first: exact scores and lists (Q, min(nprobe, L))."""
+        own = coarse.centroids, coarse.bias, coarse.origin
+        return _call("probe", x.contiguous(), *own, nprobe, metrics.by_differences(metric), _WORKSPACE)
+
     def search(
         self,
         x: Tensor,
-        origin: Tensor,
-        lists: InvertedLists,
-        probed: Tensor,
+        coarse: Coarse,
+        segments: Sequence[InvertedLists],
+        probed: Tensor | None,
         limits: Tensor | None,
+        *,
         k: int,
         kept: int,
+        nprobe: int,
+        max_codes: int | None,
         metric: str,
         max_bytes: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The k best rows of the probed lists by exact score, and which queries took a second pass."""
-        kept = max(k, min(kept, lists.packed.shape[0] + 1))
-        x, limits = x.contiguous(), None if limits is None else limits.contiguous()
-        held = lists.packed, lists.bias, lists.offsets, lists.sizes
-        rest = probed.contiguous(), limits, k, kept, metrics.by_differences(metric), max_bytes
-        return _call("search_lists", x, origin, *held, *rest)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A whole search in one call: scores, rows and ids (Q, k), and which queries (Q,) took a second pass.
+
+        The operator takes, beside x: [centroids, bias, origin]; the fields of one or two InvertedLists; None, or the
+        lists and the rows to read of each (Q, P); k, kept, nprobe, max_codes (0 for no cap), whether exact scores are
+        of differences, and the workspace in bytes. Where lists are given, it reads neither nprobe nor max_codes.
+        """
+        own = [coarse.centroids, coarse.bias, coarse.origin]
+        held = [tensor.contiguous() for lists in segments for tensor in lists]
+        given = (None if tensor is None else tensor.contiguous() for tensor in (probed, limits))
+        settings = k, kept, nprobe, max_codes or 0, metrics.by_differences(metric), max_bytes
+        return _call("search_index", x.contiguous(), own, held, *given, *settings)
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,)."""

@@ -17,8 +17,9 @@ void offer_rows(
     const Task* tasks,
     int64_t query,
     const std::array<const float*, kRows>& rows,
-    int64_t start,
-    int64_t row,
+    const float* bias, // of these rows, or null
+    int64_t number, // of the first row
+    int64_t row, // the same, counted in its list
     int64_t count,
     const float* offsets,
     Found& found) {
@@ -32,10 +33,9 @@ void offer_rows(
     const float threshold = found.threshold(tasks[m].query);
     const int64_t end = std::min(count, tasks[m].limit - row);
     for (int64_t i = 0; i < end; ++i) {
-      const float bias = p.bias ? p.bias[start + row + i] : 0.0f;
-      const float score = scores[m][i] + bias - (offsets ? offsets[query + tasks[m].query] : 0.0f);
+      const float score = scores[m][i] + (bias ? bias[i] : 0.0f) - (offsets ? offsets[query + tasks[m].query] : 0.0f);
       if (score > threshold) {
-        found.offer(tasks[m].query, score, static_cast<uint32_t>(start + row + i));
+        found.offer(tasks[m].query, score, static_cast<uint32_t>(number + i));
       }
     }
   }
@@ -46,8 +46,8 @@ class FloatScanner {
  public:
   // With an `origin` (d), and the product of each query with it (Q,), rows are multiplied relative to it, as queries are:
   // rounding errors are then of the size of distances, not of the vectors. Single rows are multiplied as they are.
-  FloatScanner(const Problem& problem, const T* packed, const float* origin = nullptr, const float* offsets = nullptr)
-      : problem_(problem), packed_(packed), origin_(origin), offsets_(offsets) {}
+  explicit FloatScanner(const Problem& problem, const float* origin = nullptr, const float* offsets = nullptr)
+      : problem_(problem), origin_(origin), offsets_(offsets) {}
 
   template <typename Found>
   void scan(const Visit& visit, int64_t query, Found& found) {
@@ -61,19 +61,22 @@ class FloatScanner {
  private:
   template <typename Found>
   void scan_panels(const Visit& visit, int64_t query, Found& found) {
+    const Segment& segment = problem_.segments[visit.segment];
+    const T* packed = static_cast<const T*>(segment.packed);
     const int64_t section = std::max<int64_t>(1, kSectionBytes / (4 * problem_.d * kPanel)) * kPanel;
     float* panels = take(panels_, section * problem_.d);
     float* bias = take(bias_, section);
+    const int64_t number = problem_.rows_before(visit.segment) + visit.start; // of the list's first row
     for (int64_t row = visit.first; row < visit.last; row += section) {
       const int64_t rows = std::min(section, visit.last - row);
       const int64_t at = visit.start + row;
-      const float* from = as_float(packed_ + at * problem_.d, rows * problem_.d, take(rows_, section * problem_.d));
+      const float* from = as_float(packed + at * problem_.d, rows * problem_.d, take(rows_, section * problem_.d));
       pack_panels(from, rows, problem_.d, panels);
       if (origin_) {
         centre_panels(panels, rows, problem_.d, origin_);
       }
       for (int64_t i = 0; i < section; ++i) {
-        bias[i] = i >= rows ? kNever : problem_.bias ? problem_.bias[at + i] : 0.0f;
+        bias[i] = i >= rows ? kNever : segment.bias ? segment.bias[at + i] : 0.0f;
       }
       for (int64_t t = 0; t < visit.count && visit.tasks[t].limit > row; t += kQueries) {
         const Task* tasks = visit.tasks + t;
@@ -85,7 +88,7 @@ class FloatScanner {
         for (int64_t i = 0; i < rows && row + i < tasks->limit; i += kPanel) {
           with_count<kQueries>(group, [&](auto m) {
             panel_product<m>(queries, panels + i * problem_.d, bias + i, problem_.d, [&](int q, Vec low, Vec high) {
-              offer_panel(low, high, tasks[q], visit.start, row + i, panels + i * problem_.d, found);
+              offer_panel(low, high, tasks[q], number, row + i, panels + i * problem_.d, found);
             });
           });
         }
@@ -95,14 +98,18 @@ class FloatScanner {
 
   template <typename Found>
   void scan_rows(const Visit& visit, int64_t query, Found& found) {
+    const Segment& segment = problem_.segments[visit.segment];
+    const T* packed = static_cast<const T*>(segment.packed);
+    const int64_t before = problem_.rows_before(visit.segment);
     for (int64_t row = visit.first; row < visit.last && row < visit.tasks->limit; row += kRows) {
+      const int64_t at = visit.start + row;
       const int64_t count = std::min<int64_t>(kRows, visit.last - row);
       // The hardware prefetcher stops at the end of a page; this reaches into the next one.
       for (int64_t i = 0; i < kRows * problem_.d; i += 64 / static_cast<int64_t>(sizeof(T))) {
-        __builtin_prefetch(packed_ + (visit.start + row + kAhead) * problem_.d + i);
+        __builtin_prefetch(packed + (at + kAhead) * problem_.d + i);
       }
-      const float* from =
-          as_float(packed_ + (visit.start + row) * problem_.d, count * problem_.d, take(rows_, kRows * problem_.d));
+      const float* from = as_float(packed + at * problem_.d, count * problem_.d, take(rows_, kRows * problem_.d));
+      const float* bias = segment.bias ? segment.bias + at : nullptr;
       std::array<const float*, kRows> rows;
       for (int64_t i = 0; i < kRows; ++i) {
         rows[i] = from + std::min(i, count - 1) * problem_.d;
@@ -111,13 +118,12 @@ class FloatScanner {
         const auto offer = visit.count - t >= 3 ? offer_rows<3, Found>
           : visit.count - t == 2 ? offer_rows<2, Found>
                                  : offer_rows<1, Found>;
-        offer(problem_, visit.tasks + t, query, rows, visit.start, row, count, offsets_, found);
+        offer(problem_, visit.tasks + t, query, rows, bias, before + at, row, count, offsets_, found);
       }
     }
   }
 
   const Problem& problem_;
-  const T* packed_;
   const float* origin_;
   const float* offsets_;
   std::vector<float> rows_, panels_, bias_;

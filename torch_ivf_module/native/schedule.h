@@ -1,191 +1,273 @@
-// The work of a scan: which queries visit which lists, and how it is divided among threads.
+// The work of a scan: which queries visit which lists, cut into items that threads take one after the other.
 //
-// Q queries, L lists, P probes, N vectors, d dim, k results, T tasks (a query and one of its lists).
+// Q queries, L lists, P probes, N vectors, d dim, k results, T tasks (a query and one of its lists), S segments (sets of
+// inverted lists over the same centroids, whose rows are counted on from one to the next).
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
-#include <limits>
+#include <cstdio>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "core.h"
 #include "threads.h"
-#include "topk.h"
 
 namespace torch_ivf_module {
 
-// Tasks a list and thread from which threads divide the queries; every thread then reads and packs the lists itself. With
-// fewer tasks they divide the rows, and each keeps the best rows of every query. An estimate: other values were not tried.
-constexpr int64_t kShareQueries = 64;
-// Tasks a list that one block of queries should have, where there are enough for more blocks than threads.
-constexpr int64_t kBlockTasks = 512;
-// Lists are cut between threads at multiples of so many rows, so that panels are full.
+// Tasks a list from which a part of the queries is a block of its own, so that each thread keeps to its block: thresholds
+// then rise as fast as with one thread, and rows are laid out in panels once a block. Fewer, and all threads share one.
+constexpr int64_t kBlockTasks = 128;
+constexpr int64_t kMostBlockTasks = 512; // of blocks that one thread scans one after the other
+// Tasks a list from which the nearest lists of all queries come before all others, though rows are then read twice.
+constexpr int64_t kNearestFirst = 64;
+// Lists are cut at multiples of so many rows, so that panels are full.
 constexpr int64_t kCut = 64;
+// Estimates for one core with AVX2: bytes read and multiply-adds in a nanosecond.
+constexpr double kBytesPerNanosecond = 16;
+constexpr double kWorkPerNanosecond = 16;
+// Of an item: what a thread that the system interrupts can keep others waiting for.
+constexpr double kItemNanoseconds = 4e5;
+
+// Rows that a query reads of a list in one segment.
+inline int64_t rows_to_read(const Problem& p, int segment, int64_t query, int64_t probe, int64_t list) {
+  const int64_t size = p.segments[segment].sizes[list];
+  if (!p.limits) {
+    return size;
+  }
+  const int64_t before = segment == 0 ? 0 : p.segments[0].sizes[list];
+  return std::clamp<int64_t>(p.limits[query * p.probes + probe] - before, 0, size);
+}
+
+// The number of a list that is read, or -1 for none. Throws if its rows do not lie in the packed ones.
+inline int64_t list_at(const Problem& p, int segment, int64_t query, int64_t probe) {
+  const int64_t list = p.probed[query * p.probes + probe];
+  if (list < 0) {
+    throw std::runtime_error("probed must have no list below 0");
+  }
+  if (list >= p.lists) {
+    return -1;
+  }
+  const Segment& held = p.segments[segment];
+  const int64_t offset = held.offsets[list], size = held.sizes[list];
+  if (offset < 0 || size < 0 || size > held.rows || offset > held.rows - size) {
+    char text[160];
+    constexpr const char* kForm = "list %lld must lie in packed, got rows %lld and %lld more";
+    std::snprintf(
+        text, sizeof(text), kForm, static_cast<long long>(list), static_cast<long long>(offset),
+        static_cast<long long>(size));
+    throw std::runtime_error(text);
+  }
+  return size > 0 ? list : -1;
+}
 
 struct Task {
   int32_t query; // counted from the first of its block
   int32_t limit; // only so many rows of the list, from its first, are scanned
 };
 
-// The tasks of some queries, list by list.
-struct Tasks {
-  int64_t first_query;
-  std::vector<int32_t> lists; // those that have tasks, the nearest list of some query first
-  std::vector<int64_t> starts; // (L + 1,)
-  std::vector<Task> tasks; // (T,) in the order of the lists' numbers
-
-  int64_t count(int32_t list) const {
-    return starts[list + 1] - starts[list];
-  }
+// The tasks of one list.
+struct Group {
+  int32_t list;
+  int32_t segment;
+  int64_t first, count; // in the tasks of the block, the one with the highest limit first
 };
 
-// The probes [probe, last_probe) of queries [query, last_query).
-inline Tasks tasks_of(const Problem& p, int64_t query, int64_t last_query, int64_t probe, int64_t last_probe) {
-  Tasks out{query, {}, std::vector<int64_t>(p.lists + 2, 0), {}};
-  for (int64_t j = probe; j < last_probe; ++j) {
-    for (int64_t q = query; q < last_query; ++q) {
-      const int64_t list = p.probed[q * p.probes + j];
-      if (list < p.lists && out.starts[list + 1]++ == 0) {
-        out.lists.push_back(static_cast<int32_t>(list));
-      }
-    }
-  }
-  for (int64_t l = 0; l < p.lists; ++l) {
-    out.starts[l + 1] += out.starts[l];
-  }
-  out.tasks.resize(out.starts[p.lists]);
-  std::vector<int64_t> at(out.starts.begin(), out.starts.end());
-  for (int64_t q = query; q < last_query; ++q) {
-    for (int64_t j = probe; j < last_probe; ++j) {
-      const int64_t list = p.probed[q * p.probes + j];
-      if (list < p.lists) {
-        const int64_t asked = p.limits ? p.limits[q * p.probes + j] : p.sizes[list];
-        const int64_t limit = std::clamp<int64_t>(asked, 0, p.sizes[list]);
-        out.tasks[at[list]++] = {static_cast<int32_t>(q - query), static_cast<int32_t>(limit)};
-      }
-    }
-  }
-  if (p.limits) {
-    for (int32_t list : out.lists) {
-      std::sort(out.tasks.begin() + out.starts[list], out.tasks.begin() + out.starts[list + 1], [](Task a, Task b) {
-        return a.limit > b.limit;
-      });
-    }
-  }
-  return out;
-}
-
-// Some tasks of one list, and the rows that they are to be multiplied with.
+// Rows of one list, to be multiplied with the queries of its tasks.
 struct Visit {
   const Task* tasks;
   int64_t count;
-  int64_t start; // of the list in the packed rows
+  int segment;
+  int64_t start; // of the list in the packed rows of the segment
   int64_t first, last; // rows, counted in the list
 };
 
-// Cuts of the packed rows into shares of about equal work.
-inline std::vector<int64_t> cuts_of(const Problem& p, const Tasks& tasks, int64_t shares) {
-  std::vector<int32_t> lists(tasks.lists);
-  std::sort(lists.begin(), lists.end(), [&](int32_t a, int32_t b) { return p.offsets[a] < p.offsets[b]; });
-  double total = 0;
-  for (int32_t list : lists) {
-    total += static_cast<double>(p.sizes[list]) * tasks.count(list);
-  }
-  std::vector<int64_t> cuts{0};
-  double before = 0;
-  for (int32_t list : lists) {
-    const double here = static_cast<double>(p.sizes[list]) * tasks.count(list);
-    while (static_cast<int64_t>(cuts.size()) < shares && total * cuts.size() / shares <= before + here) {
-      const double part = here > 0 ? (total * cuts.size() / shares - before) / here : 0;
-      const int64_t row = static_cast<int64_t>(part * p.sizes[list]) / kCut * kCut;
-      cuts.push_back(std::max(cuts.back(), p.offsets[list] + row));
-    }
-    before += here;
-  }
-  cuts.resize(shares, cuts.back());
-  cuts.push_back(std::numeric_limits<int64_t>::max());
-  return cuts;
-}
+struct Item {
+  int32_t group;
+  int32_t first, last; // rows, counted in the list
+};
 
-// Scan the lists that have tasks, restricted to packed rows [first, last), for queries that `found` collects.
-template <typename Scanner, typename Found>
-void scan_tasks(const Problem& p, const Tasks& tasks, int64_t first, int64_t last, Found& found, Scanner& scanner) {
-  for (int32_t list : tasks.lists) {
-    const int64_t start = p.offsets[list];
-    const Visit visit{
-        tasks.tasks.data() + tasks.starts[list],
-        tasks.count(list),
-        start,
-        std::max<int64_t>(0, first - start),
-        std::min(p.sizes[list], last - start)};
-    if (visit.first < visit.last) {
-      scanner.scan(visit, tasks.first_query, found);
-    }
-  }
-}
+// Some queries and what is to be done for them.
+class Block {
+ public:
+  int64_t first_query = 0, queries = 0;
+  std::vector<Task> tasks;
+  std::vector<Group> groups;
+  std::vector<Item> items;
+  std::atomic<int64_t> next{0}; // item that no thread has taken
 
-// Threads divide the queries. `scanner()` makes a scanner for one thread, `found(first, count)` what collects the rows of
-// queries first to first + count.
-template <typename Scanner, typename Found>
-void scan_by_queries(
-    const Problem& p, const Scanner& scanner, const Found& found, int64_t block, float* scores, int64_t* rows) {
-  parallel_items((p.queries + block - 1) / block, [&](int64_t i) {
-    const int64_t query = i * block, last = std::min(p.queries, query + block);
-    auto best = found(query, last - query);
-    auto scan = scanner();
-    // The nearest lists first: their rows raise the thresholds before the others are read.
-    const int64_t nearest = std::min<int64_t>(1, p.probes);
-    const int64_t all = std::numeric_limits<int64_t>::max();
-    scan_tasks(p, tasks_of(p, query, last, 0, nearest), 0, all, best, scan);
-    scan_tasks(p, tasks_of(p, query, last, nearest, p.probes), 0, all, best, scan);
-    for (int64_t q = query; q < last; ++q) {
-      best.write(q - query, scores + q * p.k, rows + q * p.k);
-    }
-  });
-}
-
-// Threads divide the rows, for one block of queries at a time.
-template <typename Scanner, typename Found>
-void scan_by_rows(
-    const Problem& p, const Scanner& scanner, const Found& found, int64_t block, float* scores, int64_t* rows) {
-  const int64_t shares = num_threads();
-  for (int64_t query = 0; query < p.queries; query += block) {
-    const int64_t last = std::min(p.queries, query + block);
-    const Tasks tasks = tasks_of(p, query, last, 0, p.probes);
-    const std::vector<int64_t> cuts = cuts_of(p, tasks, shares);
-    std::vector<decltype(found(query, last - query))> best;
-    for (int64_t share = 0; share < shares; ++share) {
-      best.push_back(found(query, last - query));
-    }
-    parallel_items(shares, [&](int64_t share) {
-      auto scan = scanner();
-      scan_tasks(p, tasks, cuts[share], cuts[share + 1], best[share], scan);
-    });
-    parallel_items(last - query, [&](int64_t i) {
-      for (int64_t share = 1; share < shares; ++share) {
-        best[0].merge(i, best[share]);
+  // List by list: the nearest lists of all queries, then the others in the order in which queries visit them, so that
+  // thresholds are high before most rows are read.
+  void plan(const Problem& p, int64_t first, int64_t last) {
+    first_query = first;
+    queries = last - first;
+    for (int segment = 0; segment < p.segment_count; ++segment) {
+      if (queries == 1) {
+        plan_alone(p, segment);
+      } else {
+        const int64_t nearest = queries * p.probes >= kNearestFirst * p.lists ? std::min<int64_t>(1, p.probes) : 0;
+        add(p, segment, 0, nearest);
+        add(p, segment, nearest, p.probes);
       }
-      best[0].write(i, scores + (query + i) * p.k, rows + (query + i) * p.k);
-    });
+    }
+    for (size_t group = 0; group < groups.size(); ++group) {
+      cut(p, static_cast<int32_t>(group));
+    }
   }
-}
 
-// The k best rows of every query: scores and rows (Q, k).
-template <typename Scanner, typename Found>
-void scan_all(
-    const Problem& p, const Scanner& scanner, const Found& found, int64_t max_bytes, float* scores, int64_t* rows) {
-  if (p.queries == 0) {
-    return;
+  Visit visit(const Problem& p, int64_t item) const {
+    const Item& rows = items[item];
+    const Group& group = groups[rows.group];
+    const int64_t start = p.segments[group.segment].offsets[group.list];
+    return {tasks.data() + group.first, group.count, group.segment, start, rows.first, rows.last};
   }
-  const int64_t threads = num_threads();
-  const int64_t tasks = p.queries * p.probes / std::max<int64_t>(1, p.lists); // a list
-  const int64_t held = std::max<int64_t>(1, max_bytes / (8 * TopK::room(p.k) * threads + 24 * p.probes + 16));
-  if (threads > 1 && tasks < kShareQueries * threads) {
-    return scan_by_rows(p, scanner, found, std::min(held, p.queries), scores, rows);
+
+  // Estimated for one thread.
+  double nanoseconds() const {
+    return nanoseconds_;
   }
-  const int64_t rounds = std::clamp<int64_t>(tasks / (kBlockTasks * threads), 1, 4);
-  const int64_t even = (p.queries + threads * rounds - 1) / (threads * rounds);
-  scan_by_queries(p, scanner, found, std::min(held, even), scores, rows);
-}
+
+ private:
+  // Of one query, whose lists differ.
+  void plan_alone(const Problem& p, int segment) {
+    for (int64_t j = 0; j < p.probes; ++j) {
+      const int64_t list = list_at(p, segment, first_query, j);
+      const int64_t limit = list < 0 ? 0 : rows_to_read(p, segment, first_query, j, list);
+      if (limit > 0) {
+        groups.push_back({static_cast<int32_t>(list), segment, static_cast<int64_t>(tasks.size()), 1});
+        tasks.push_back({0, static_cast<int32_t>(limit)});
+      }
+    }
+  }
+
+  // The probes [probe, last_probe) of the queries, sorted by list in the order in which they are first visited.
+  void add(const Problem& p, int segment, int64_t probe, int64_t last_probe) {
+    if (probe == last_probe) {
+      return;
+    }
+    std::vector<int32_t> group_of(p.lists, -1);
+    const size_t before = groups.size();
+    for (int64_t j = probe; j < last_probe; ++j) {
+      for (int64_t q = first_query; q < first_query + queries; ++q) {
+        const int64_t list = list_at(p, segment, q, j);
+        if (list >= 0) {
+          int32_t& group = group_of[list];
+          if (group < 0) {
+            group = static_cast<int32_t>(groups.size());
+            groups.push_back({static_cast<int32_t>(list), segment, 0, 0});
+          }
+          ++groups[group].count;
+        }
+      }
+    }
+    int64_t end = static_cast<int64_t>(tasks.size());
+    for (size_t i = before; i < groups.size(); ++i) {
+      groups[i].first = end;
+      end += groups[i].count;
+      groups[i].count = 0;
+    }
+    tasks.resize(end);
+    for (int64_t q = first_query; q < first_query + queries; ++q) {
+      for (int64_t j = probe; j < last_probe; ++j) {
+        const int64_t list = p.probed[q * p.probes + j];
+        if (list < p.lists && group_of[list] >= 0) {
+          Group& group = groups[group_of[list]];
+          const int64_t limit = rows_to_read(p, segment, q, j, list);
+          tasks[group.first + group.count++] = {static_cast<int32_t>(q - first_query), static_cast<int32_t>(limit)};
+        }
+      }
+    }
+    for (size_t i = before; p.limits && i < groups.size(); ++i) {
+      const auto begin = tasks.begin() + groups[i].first;
+      std::stable_sort(begin, begin + groups[i].count, [](Task a, Task b) { return a.limit > b.limit; });
+    }
+  }
+
+  // Cut a list into items.
+  void cut(const Problem& p, int32_t number) {
+    const Group& group = groups[number];
+    const int64_t rows = tasks[group.first].limit;
+    const double row = p.row_bytes() / kBytesPerNanosecond + group.count * p.d / kWorkPerNanosecond; // nanoseconds
+    const int64_t step = std::max<int64_t>(1, static_cast<int64_t>(kItemNanoseconds / row) / kCut) * kCut;
+    for (int64_t first = 0; first < rows; first += step) {
+      items.push_back({number, static_cast<int32_t>(first), static_cast<int32_t>(std::min(rows, first + step))});
+    }
+    nanoseconds_ += rows * row;
+  }
+
+  double nanoseconds_ = 0;
+};
+
+// All items of a scan, in blocks of queries that fit into memory together.
+class Schedule {
+ public:
+  Schedule(const Problem& p, int64_t first_query, int64_t last_query)
+      : apart_(parts(p, last_query - first_query)),
+        blocks_(apart_ * blocks_a_part(p, last_query - first_query)) {
+    const int64_t queries = last_query - first_query, blocks = static_cast<int64_t>(blocks_.size());
+    const double planning = 10.0 * queries * p.probes;
+    parallel_items(blocks, team_for(planning, p.within.threads), [&](int64_t i, int64_t) {
+      blocks_[i].plan(p, first_query + queries * i / blocks, first_query + queries * (i + 1) / blocks);
+    });
+    for (const Block& block : blocks_) {
+      items_ += static_cast<int64_t>(block.items.size());
+      nanoseconds_ += block.nanoseconds();
+    }
+    team_ = team_for(nanoseconds_, std::min(p.within.threads, std::max<int64_t>(1, items_)));
+  }
+
+  std::vector<Block>& blocks() {
+    return blocks_;
+  }
+  int64_t items() const {
+    return items_;
+  }
+  int64_t team() const {
+    return team_;
+  }
+
+  // The next item for a thread: its block, and the number in there. It keeps to one block as long as that has any. To be
+  // called `items()` times in all.
+  std::pair<int64_t, int64_t> take(int64_t member) {
+    const int64_t blocks = static_cast<int64_t>(blocks_.size()), each = blocks / apart_;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t number = (member + i / each) % apart_ * each + i % each;
+      Block& block = blocks_[number];
+      const int64_t count = static_cast<int64_t>(block.items.size());
+      if (block.next.load(std::memory_order_relaxed) < count) {
+        const int64_t item = block.next.fetch_add(1, std::memory_order_relaxed);
+        if (item < count) {
+          return {number, item};
+        }
+      }
+    }
+    throw std::logic_error("no item is left");
+  }
+
+ private:
+  // Parts of the queries, each of which one thread keeps to.
+  static int64_t parts(const Problem& p, int64_t queries) {
+    const int64_t most = std::min(p.within.threads, queries);
+    return std::clamp<int64_t>(tasks_a_list(p, queries) / kBlockTasks, 1, std::max<int64_t>(1, most));
+  }
+
+  // Blocks of such a part, or fewer where there are not as many queries.
+  static int64_t blocks_a_part(const Problem& p, int64_t queries) {
+    const int64_t part = queries / parts(p, queries);
+    const int64_t wanted = (tasks_a_list(p, part) + kMostBlockTasks - 1) / kMostBlockTasks;
+    return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, part));
+  }
+
+  static int64_t tasks_a_list(const Problem& p, int64_t queries) {
+    return queries * p.probes / std::max<int64_t>(1, p.lists);
+  }
+
+  int64_t apart_;
+  std::vector<Block> blocks_;
+  int64_t items_ = 0, team_ = 1;
+  double nanoseconds_ = 0;
+};
 
 } // namespace torch_ivf_module
