@@ -3,9 +3,9 @@
 #   make demo         search real image patches, faiss beside it where there is one
 #   make test         the test suite;  make test-long  the few tests of it that take longest
 #   make fuzz         random sequences of calls against faiss and a float64 model, for a minute; ARGS='--seconds 600'
-#   make native       the kernel for this CPU, which make test has built too if there is a C++ compiler
+#   make native       the native kernel of this checkout, which make test has built too if there is a C++ compiler
 #   make lint types   ruff and mypy
-#   make dist         the wheel and the sdist, checked, and installed in an environment of their own
+#   make dist         the wheels and the sdist, checked, and installed in environments of their own;  make wheels  unchecked
 #   make docs         the site, into site/;  make notebooks  examples and tutorial as notebooks, executed
 #   make bench-quick  the headline beside faiss, in about a minute;  make bench  all benchmarks and their report
 #   make clean        remove the environment and everything generated
@@ -36,7 +36,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long fuzz native lint types docs notebooks dist bench-quick bench clean
+.PHONY: help demo test test-long fuzz native lint types docs notebooks dist wheels bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -54,7 +54,7 @@ test: $(VENV)/.ready-dev
 	-$(RUN) -m torch_ivf_module build-native
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal $(ARGS)
 
-test-long: $(VENV)/.ready-dev $(VENV)/.ready-dist
+test-long: wheels
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m long $(ARGS)
 
 # As a module, for the sequences that it prints name the package of the tests.
@@ -70,12 +70,19 @@ lint: $(VENV)/.ready-dev
 types: $(VENV)/.ready-dev
 	$(BIN)/mypy
 
-# From nothing: setuptools takes over what an earlier build has noted.
-dist: $(VENV)/.ready-dev $(VENV)/.ready-dist
-	rm -rf dist build *.egg-info
-	$(RUN) -m build --outdir dist
+dist: wheels
 	$(RUN) -m twine check --strict dist/*
 	$(RUN) -m pytest -m long tests/test_dist.py $(ARGS)
+
+# From nothing: setuptools takes over what an earlier build has noted. One wheel holds the native kernel, by the torch of
+# this environment and for systems with a libc as new as this one's; libtorch is the user's. One serves all others.
+wheels: $(VENV)/.ready-dev $(VENV)/.ready-dist
+	rm -rf dist build *.egg-info
+	TORCH_IVF_NATIVE=0 $(RUN) -m build --no-isolation --outdir dist
+	rm -rf build
+	$(RUN) -m build --no-isolation --wheel --outdir build/linux
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/linux/*.whl
+	rm -rf build
 
 # A link that leads nowhere, a page that no menu has, a name that is not in the package: each is an error.
 docs: $(VENV)/.ready-docs

@@ -32,7 +32,7 @@ COMMANDS = {
         ("info", info, "tell what is in a saved index"),
         ("export", export, "write a model file that searches without this package"),
         ("convert", convert, "write an index as another kind of file; from and to faiss, from torch-ivf"),
-        ("build-native", build_native, "compile the kernel that searches on this machine's CPU, once"),
+        ("build-native", build_native, "compile the native kernel, where the installed package has none"),
         ("demo", demo, "build and search an index over real vectors, beside exact search and faiss"),
     )
 }

@@ -181,7 +181,7 @@ def run(args: argparse.Namespace) -> int:
     faiss = announce(args.device)
     if args.device.type == "cpu" and native.enabled():  # before anything is timed
         if not native.available():
-            print("building the native kernel, once, in about half a minute", flush=True)
+            print("compiling the native kernel, once, in about a minute", flush=True)
         try:
             say("kernel", "native", timed(native.build)[1])
         except RuntimeError as error:

@@ -69,7 +69,7 @@ class Variant:
 def build_kernel() -> bool:
     """Build the kernel before anything is timed, or else disable it for good: whether there is one."""
     if native.enabled() and not native.available():
-        print("building the native kernel, once")
+        print("compiling the native kernel, once")
         try:
             native.build()
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""``build-native``: have the kernel for this CPU compiled now, and not beside the first long search."""
+"""``build-native``: compile the kernel where the installed package has none, as in a checkout."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, load, and say where it is."""
     talk = Reporter(args)
-    talk.say("build", "the kernel for this CPU; where it is not built yet this takes about half a minute")
+    talk.say("build", "the native kernel; where there is none yet this takes about a minute")
     began = time.perf_counter()
     try:
         file = native.build(again=args.again)
     except RuntimeError as error:
         raise ValueError(str(error)) from None  # its text is for the person who typed the command
     talk.say("built", f"{file} ({file.stat().st_size / 2**10:,.0f} KiB) in {time.perf_counter() - began:.1f} s")
-    loads = native.available()
-    talk.say("loads", "yes" if loads else "no" if native.enabled() else "not while TORCH_IVF_NATIVE=0")
-    talk.result({"file": str(file), "bytes": file.stat().st_size, "loads": loads})
+    info = native.info()
+    talk.say("loads", f"{info['file']} for {info['isa']}" if info["available"] else f"no: {info['why_not']}")
+    talk.result({"file": str(file), "bytes": file.stat().st_size, "loads": info["available"]})
     return 0

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from os import environ, replace
+from os import cpu_count, environ, replace
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
@@ -21,7 +21,7 @@ OLDEST_TORCH = (2, 10)
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # The core is compiled once for each of these; isa.cpp selects one when it is first called. "baseline" is what every CPU
 # of the architecture has.
-_X86_ISAS = {
+X86_ISAS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"],
 }
@@ -31,37 +31,41 @@ class BuildError(RuntimeError):
     """The kernel cannot be built here; the text says what would help."""
 
 
-def compiler() -> list[str]:
-    """The C++ compiler, as a command: CXX, or c++. Raises BuildError if it is not there."""
-    command = shlex.split(environ.get("CXX", "")) or ["c++"]
-    if shutil.which(command[0]) is None:
-        raise BuildError(f"there is no C++ compiler {command[0]!r}: install g++ or clang++, or name yours in CXX")
-    return command
-
-
-def compile_kernel(target: Path, torch_folder: Path) -> None:
-    """Compile the kernel into the file `target`, which is there whole or not at all. Takes about half a minute.
-
-    torch_folder is that of the package torch. Raises BuildError or OSError.
-    """
+def require_tools(torch_folder: Path) -> None:
+    """Raise BuildError if a compiler is missing, or the headers in the folder of the package torch."""
+    program = _compiler()[0]
+    if shutil.which(program) is None:
+        raise BuildError(f"there is no C++ compiler {program!r}: install g++ or clang++, or name yours in CXX")
     headers = torch_folder / "include" / "torch" / "csrc" / "stable" / "library.h"
     if not headers.exists():
         oldest = ".".join(map(str, OLDEST_TORCH))
         raise BuildError(f"the kernel needs torch {oldest} or later, with its headers: there is no {headers}")
-    cxx = compiler()
+
+
+def compile_kernel(target: Path, torch_folder: Path) -> None:
+    """Compile the kernel into the file `target`, which is there whole or not at all. Takes about a minute.
+
+    torch_folder is that of the package torch. Raises BuildError or OSError.
+    """
+    require_tools(torch_folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent, ignore_cleanup_errors=True) as folder:
         work = Path(folder)
-        objects = _compile_objects(cxx, torch_folder, work)
+        objects = _compile_objects(torch_folder, work)
         library = work / target.name
-        _run([*cxx, "-shared", "-pthread", "-o", library, *objects, *_link_flags(torch_folder)])
+        _run([*_compiler(), "-shared", "-pthread", "-o", library, *objects, *_link_flags(torch_folder)])
         replace(library, target)
 
 
-def _compile_objects(cxx: Sequence[str], torch_folder: Path, work: Path) -> list[Path]:
+def _compiler() -> list[str]:
+    return shlex.split(environ.get("CXX", "")) or ["c++"]
+
+
+def _compile_objects(torch_folder: Path, work: Path) -> list[Path]:
+    cxx = _compiler()
     machine = _run([*cxx, "-dumpmachine"]).split("-")[0]
-    isas = _X86_ISAS if machine == "x86_64" and sys.platform == "linux" else {}
-    flags: list[str | Path] = [*_FLAGS, "-I", torch_folder / "include"]
+    isas = X86_ISAS if machine == "x86_64" and sys.platform == "linux" else {}
+    flags: list[str | Path] = [*_FLAGS, *(["-DTORCH_IVF_X86_ISAS"] if isas else []), "-I", torch_folder / "include"]
 
     def compiled(source: str, name: str, *more: str) -> Path:
         out = work / f"{name}.o"
@@ -70,22 +74,22 @@ def _compile_objects(cxx: Sequence[str], torch_folder: Path, work: Path) -> list
 
     def core(isa: str) -> Path:
         out = compiled("core.cpp", isa, f"-DTORCH_IVF_ISA={isa}", *isas.get(isa, []))
-        return _with_own_symbols(cxx, out, f"core_{isa}") if isas else out
+        return _with_own_symbols(out, f"core_{isa}") if isas else out
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         jobs = [pool.submit(core, isa) for isa in ("baseline", *isas)]
-        jobs += [pool.submit(compiled, f"{name}.cpp", name) for name in ("kernel", "threads")]
-        jobs.append(pool.submit(compiled, "isa.cpp", "isa", *(["-DTORCH_IVF_X86_ISAS"] if isas else [])))
+        others = (path for path in sorted(SOURCES.glob("*.cpp")) if path.name != "core.cpp")
+        jobs += [pool.submit(compiled, path.name, path.stem) for path in others]
         return [job.result() for job in jobs]
 
 
-def _with_own_symbols(cxx: Sequence[str], file: Path, exported: str) -> Path:
+def _with_own_symbols(file: Path, exported: str) -> Path:
     """The same object with one symbol that others see.
 
     Templates of the standard library are instantiated in each of the cores, with the instructions of each. The linker
     would take one of them for all, also for the CPU that does not have these instructions.
     """
-    alone = file.with_suffix(".alone.o")
+    cxx, alone = _compiler(), file.with_suffix(".alone.o")
     _run([*cxx, "-r", "-nostdlib", "-Wl,--force-group-allocation", "-o", alone, file])
     objcopy = _run([*cxx, "-print-prog-name=objcopy"]).strip()
     _run([objcopy, "--wildcard", f"--keep-global-symbol=*{exported}*", alone])

@@ -107,7 +107,7 @@ def info() -> dict[str, Any]:
 def build(*, again: bool = False) -> Path:
     """Compile the kernel if there is none that can be loaded, or `again`, and wait for it: its file.
 
-    It takes about half a minute and a C++ compiler. Raises RuntimeError saying what is missing or what failed. A kernel
+    It takes about a minute and a C++ compiler. Raises RuntimeError saying what is missing or what failed. A kernel
     that this process has loaded stays loaded.
 
     >>> from torch_ivf_module import native
