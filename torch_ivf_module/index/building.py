@@ -34,18 +34,14 @@ def add(self: IndexBase, x: Tensor) -> None:
     for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and RuntimeError before
     training or when the ids would pass 2^63 - 2; the index is unchanged then.
     """
-    x = validation.vectors(x, "x", self.d, self.device)
-    first = self.store.next_id
-    end = validation.numbering(first, x.shape[0])
-    _add(self.store, x, torch.arange(first, end, device=self.device), end, custom_ids=False)
+    _add(self.store, validation.vectors(x, "x", self.d, self.device), None)
 
 
 @eager
 def add_with_ids(self: IndexBase, x: Tensor, ids: Tensor) -> None:
     """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
     x = validation.vectors(x, "x", self.d, self.device)
-    ids = validation.ids(ids, "ids", x.shape[0], self.device).clone()
-    _add(self.store, x, ids, max(self.store.next_id, schema.next_id_after(ids)), custom_ids=True)
+    _add(self.store, x, validation.ids(ids, "ids", x.shape[0], self.device).clone())
 
 
 @eager
@@ -202,10 +198,18 @@ def assigned_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, int]:
     return packed, ids, assigned, last.shape[0]
 
 
-def _add(store: ListStore, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
+def _add(store: ListStore, x: Tensor, ids: Tensor | None) -> None:
+    """Add vectors x (n, d) under ids (n,), or from next_id on; numbered under the lock, so no two calls share an id."""
     store.require_trained("add")
     rows, assigned = place(store, x)
-    store.add(rows, ids, assigned, next_id, custom_ids=custom_ids)
+    with store.lock:
+        next_id, custom = store.next_id, ids is not None
+        if ids is None:
+            first, next_id = next_id, validation.numbering(next_id, rows.shape[0])
+            ids = torch.arange(first, next_id, device=rows.device)
+        else:
+            next_id = max(next_id, schema.next_id_after(ids))
+        store.add(rows, ids, assigned, next_id, custom_ids=custom)
 
 
 def empty_buffers(store: ListStore, *, keep_centroids: bool) -> dict[str, Tensor]:

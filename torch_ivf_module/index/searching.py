@@ -121,7 +121,7 @@ def prepared(index: IndexBase, x: Tensor) -> Tensor:
 def probed_lists(index: IndexBase, queries: Tensor, params: SearchParams, sizes: Tensor | None = None) -> Tensor:
     """The lists (Q, P) that prepared queries read; `sizes` (L + 1,), where given, are what `max_codes` counts."""
     with without_autocast(queries.device), torch.no_grad():
-        coarse, segments = index.store.segments()
+        coarse, segments = index.store.segments(counted=False)  # nothing counts their rows: no reason to pack
         options = index.search_options(1, params)
         if sizes is not None:
             segments = [segments[0]._replace(sizes=sizes)]
