@@ -275,7 +275,7 @@ def refusals(rank: int, size: int) -> None:
     before = index.index.store.buffers["packed_embeddings"]
     assert index.remove_ids(torch.tensor([3])) == 1
     index.search(QUERIES, K)
-    assert index.index.store.buffers["packed_embeddings"] is before  # a small removal copies no shard, nor a search then
+    assert index.index.store.buffers["packed_embeddings"] is before  # small removals are not packed
     for shard in SHARDS:
         _half_done(rank, size, shard)
 

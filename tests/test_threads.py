@@ -98,7 +98,8 @@ def test_threads_that_add_get_different_ids(kind):
             if number % 2:
                 index.add(normal(7, CASE.d, seed=round))
             else:
-                index.add_with_ids(normal(7, CASE.d, seed=round), torch.arange(-7, 0) - 1_000 * (1 + number) - 7 * round)
+                ids = torch.arange(-7, 0) - 1_000 * (1 + number) - 7 * round
+                index.add_with_ids(normal(7, CASE.d, seed=round), ids)
 
     together(work)
     assert index.ntotal == len(base) + THREADS * 140

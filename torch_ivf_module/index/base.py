@@ -276,10 +276,8 @@ class IndexBase(nn.Module):
         A parent's load_state_dict calls this, at any depth.
         """
         missing_keys, _, error_msgs = lists
-        names = tuple(name for name in module.SAVED if name not in self._non_persistent_buffers_set)
+        names = tuple(name for name in schema.SAVED if name not in self._non_persistent_buffers_set)
         with module.own_loading(self, state_dict, prefix, local_metadata, strict, *lists, names=names) as others:
             if names:
-                module.load_buffers(
-                    self, self.store, state_dict, prefix, local_metadata, strict, missing_keys, error_msgs
-                )
+                module.load_buffers(self, state_dict, prefix, local_metadata, strict, missing_keys, error_msgs)
             super()._load_from_state_dict(others, prefix, local_metadata, strict, *lists)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 NAMES = ("centroids", "packed_embeddings", "list_offsets", "list_ids")
 NEXT_ID = "next_id"
+SAVED = (*NAMES, NEXT_ID)  # the entries of a state_dict
 FLOATS = ("centroids", "packed_embeddings")
 INTEGERS = ("list_offsets", "list_ids", NEXT_ID)
 LAST_ID = 2**63 - 1

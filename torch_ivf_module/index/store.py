@@ -24,7 +24,7 @@ from .ids import IdLookup, Matches
 from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values, unchanged
 from .pending import PendingUpdates, few
 
-OWN_BUFFERS = (*schema.NAMES, schema.NEXT_ID, CHECKSUMS)
+OWN_BUFFERS = (*schema.SAVED, CHECKSUMS)
 
 # A search reads deleted rows until they are an eighth of the packed ones. So a removal costs the copying of eight rows
 # in the end, whatever the size of the index, and a search reads at most a seventh more than it has to.
