@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .. import native  # noqa: F401  registers the kernel
 from ..functional import metric as metrics
-from ..functional.search import MODES, SearchOptions
+from ..functional.options import SearchOptions
+from ..functional.search import MODES
 from ..params import DEFAULTS, SearchParams, positive
 from . import building, extensions, module, operator, reading, schema, searching, torch_ivf_compat, validation
 from .eager import eager, refuse_scripting

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..functional import metric as metrics
 from ..functional.id_lookup import matches
-from ..functional.lists import InvertedLists, inverted_lists, only, pack
+from ..functional.lists import InvertedLists, inverted_lists, mask_rows, pack
 
 _FEW = 512  # pending rows that are cheap to sort again at every read, whatever the size of the index
 _REMOVED = -1  # the id of a pending row that was removed again; no stored row has it
@@ -121,7 +121,7 @@ class PendingUpdates:
         if self.deleted is None:
             return lists
         if self._masked is None or self._masked[0] is not lists:
-            self._masked = lists, only(lists, ~self.deleted)
+            self._masked = lists, mask_rows(lists, ~self.deleted)
         return self._masked[1]
 
 

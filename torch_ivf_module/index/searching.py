@@ -14,7 +14,7 @@ from torch.compiler import is_dynamo_compiling
 from ..functional import metric as metrics
 from ..functional import range_scan
 from ..functional.kernels import kernel_for
-from ..functional.lists import InvertedLists, lookup, restricted, vectors_at
+from ..functional.lists import InvertedLists, ids_at, restricted, vectors_at
 from ..functional.probe import Coarse, probe
 from ..functional.search import capped_lists, finite_queries
 from ..functional.search import search as search_lists
@@ -165,7 +165,7 @@ def range_of_prepared(
             max_bytes=index.max_bytes,
             probed=probed,
         )
-        return lims, metrics.to_distance(scores, index.metric), lookup([part.ids for part in segments], rows)
+        return lims, metrics.to_distance(scores, index.metric), ids_at([part.ids for part in segments], rows)
 
 
 def _answer(

@@ -40,20 +40,20 @@ def clustered(
     index: IndexBase,
     nlist: int,
     x: Tensor,
-    share: RowShard,
+    shard: RowShard,
     *,
     niter: int = 10,
     max_points_per_centroid: int = 256,
     verbose: bool = False,
     **settings: Any,
 ) -> Tensor:
-    """Centroids (nlist, d) of the training rows of which x (n, d) are those of this process, as `share` says."""
+    """Centroids (nlist, d) of the training rows of which x (n, d) are those of this process, as `shard` says."""
     niter, most = positive(niter, "niter"), positive(max_points_per_centroid, "max_points_per_centroid")
-    if share.total < nlist:
-        raise ValueError(f"x has {share.total} rows, but training {nlist} lists needs at least {nlist}")
-    if share.total < _ROWS_PER_LIST * nlist:
+    if shard.total < nlist:
+        raise ValueError(f"x has {shard.total} rows, but training {nlist} lists needs at least {nlist}")
+    if shard.total < _ROWS_PER_LIST * nlist:
         warnings.warn(
-            f"{share.total} training rows for {nlist} centroids: give at least {_ROWS_PER_LIST * nlist} for good lists",
+            f"{shard.total} training rows for {nlist} centroids: give at least {_ROWS_PER_LIST * nlist} for good lists",
             stacklevel=5,  # two frames of `eager` among them
         )
     bar = functools.partial(require("tqdm", "progress").tqdm, desc="k-means") if verbose else iter
@@ -65,7 +65,7 @@ def clustered(
             metric=index.metric,
             max_points_per_centroid=most,
             progress=bar,
-            share=share,
+            shard=shard,
             **settings,
         )[0]
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional.scan_above import by_query
-from ..functional.select import NEVER, select_topk
+from ..functional.scan_above import group_by_query
+from ..functional.select import PADDING, select_topk
 from .collectives import Exchange
 from .placement import NO_OWNER, exclusive_sum
 
@@ -55,7 +55,7 @@ def merge_results(exchange: Exchange, step: str, routes: Routes, scores: Tensor,
     query: scores and ids (Q, k)."""
     (scores, ids), _ = exchange.all_to_all(step, routes.received, scores, ids, arriving=routes.sent)
     k = scores.shape[1]
-    all_scores = scores.new_full((routes.total, exchange.size, k), NEVER)
+    all_scores = scores.new_full((routes.total, exchange.size, k), PADDING)
     all_ids = ids.new_full((routes.total, exchange.size, k), -1)
     all_scores[routes.queries, routes.ranks] = scores
     all_ids[routes.queries, routes.ranks] = ids
@@ -73,7 +73,7 @@ def merge_range_results(
     (hits,), _ = exchange.all_to_all(step, routes.received, lims.diff(), arriving=routes.sent)
     leaving, arriving = _sums(lims.diff(), routes.received), _sums(hits, routes.sent)
     (distances, ids), _ = exchange.all_to_all(step, leaving, distances, ids, arriving=arriving)
-    lims, order = by_query(torch.repeat_interleave(routes.queries, hits), routes.total)
+    lims, order = group_by_query(torch.repeat_interleave(routes.queries, hits), routes.total)
     return lims, distances[order], ids[order]
 
 
