@@ -37,7 +37,7 @@ class IndexBase(nn.Module):
     list_ids: Tensor
     next_id: Tensor
     store: ListStore
-    number: int  # by which compiled models find this index
+    _handle: int  # by which compiled models find this index
 
     _flat = False
     _version = 1  # of the state_dict
@@ -220,7 +220,7 @@ class IndexBase(nn.Module):
 
     def _make_store(self) -> None:
         self.__dict__["store"] = ListStore(self.__dict__["_buffers"], self.d, self.metric, flat=self._flat)
-        self.number = operator.number_of(self)
+        self._handle = operator.new_handle(self)
 
     # Everything that reads the buffers, such as a parent's state_dict and buffers(), goes through `_buffers` or
     # `__getattr__`.
@@ -261,7 +261,7 @@ class IndexBase(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self.store.hand_out()
-        settings = {name: value for name, value in self.__dict__.items() if name not in ("store", "number")}
+        settings = {name: value for name, value in self.__dict__.items() if name not in ("store", "_handle")}
         return {**settings, **module.store_state(self.store)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
