@@ -17,7 +17,7 @@ from ..functional import metric as metrics
 from ..functional.options import SearchOptions
 from ..functional.search import MODES
 from ..params import DEFAULTS, SearchParams, positive
-from . import building, extensions, module, operator, reading, schema, searching, torch_ivf_compat, validation
+from . import building, extensions, module, operator, reading, schema, searching, torch_ivf_compat, training, validation
 from .eager import eager, refuse_scripting
 from .integrity import CHECKSUMS
 from .store import OWN_BUFFERS, ListStore
@@ -163,7 +163,7 @@ class IndexBase(nn.Module):
 
     # -- building ------------------------------------------------------------------------------------------
 
-    train = torch_ivf_compat.train
+    train = training.train
 
     @eager
     def fit(
@@ -247,7 +247,7 @@ class IndexBase(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in schema.NAMES:
-            self.store.put()
+            self.store.new_version()
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.store.about_to_move()

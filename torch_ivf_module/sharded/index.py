@@ -136,7 +136,7 @@ class ShardedIndex(ShardedModule):
             index.check_buffers()
             given = validation.vectors(x, "x", self.d, index.device)
             own = None if ids is None else validation.ids(ids, "ids", given.shape[0], index.device)
-            rows, assigned = building.place(index.store, given)
+            rows, assigned = building.assign(index.store, given)
             return (rows, assigned, own), [rows.shape[0], 0 if own is None else schema.next_id_after(own)]
 
         (rows, assigned, own), said = self._agree(step, prepare)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..functional.lists import offsets_of, pack
-from ..index import IndexIVFFlat, schema, torch_ivf_compat
+from ..index import IndexIVFFlat, schema, training
 from ..index.base import IndexBase
 from ..index.eager import refuse_recording, refuse_scripting
 from ..index.module import load_buffers, misfit, own_loading
@@ -37,7 +37,7 @@ class ShardedModule(nn.Module):
     """A module that stores a part of an index on each process; see `ShardedIndex`."""
 
     __prepare_scriptable__ = refuse_scripting
-    train = torch_ivf_compat.train
+    train = training.train
 
     index: IndexBase
 
