@@ -72,4 +72,4 @@ def same_answers(one: Any, other: Any, queries: Tensor) -> None:
 
 def pending_removals(index: Any) -> bool:
     """Whether deleted rows are still in the buffers."""
-    return index.store.unpacked > 0
+    return bool(index.store._updates)

@@ -23,7 +23,7 @@ from tests.problems import DTYPES, METRICS, MODES, each_dtype, each_metric, each
 from tests.states import settings_of
 from torch_ivf_module import IndexIVFFlat
 from torch_ivf_module.functional import kmeans
-from torch_ivf_module.functional.lists import lookup
+from torch_ivf_module.functional.lists import ids_at
 from torch_ivf_module.functional.probe import probe_by_ranking
 from torch_ivf_module.functional.rescore import rescore
 from torch_ivf_module.functional.scan_queries import scan_queries
@@ -123,7 +123,7 @@ def test_query_major_search_on_fake_tensors(metric, dtype, kind, max_codes):
         coarse, segments = index.store.segments()
         x = torch.empty(queries.shape, device=FAKE)
         scores, rows = _static_search(x, coarse, segments[0], metric, max_codes)
-        ids = lookup([segments[0].ids], rows)
+        ids = ids_at([segments[0].ids], rows)
     for tensor in (scores, rows, ids, *coarse, *segments[0]):
         assert tensor.device.type == FAKE
     assert scores.shape == ids.shape == (len(queries), 4)

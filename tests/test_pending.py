@@ -62,9 +62,9 @@ def test_answers_do_not_depend_on_packing(metric, mode, ordered):
     queries = normal(25, D, seed=9)
     for params in PARAMS:
         index = changed(metric, ordered)
-        assert index.store.unpacked
+        assert index.store._updates
         packed = deepcopy(index)
-        assert not packed.store.unpacked
+        assert not packed.store._updates
         index.search_mode = mode
         agree(index.search(queries, K, params=params), packed.search(queries, K, params=params), atol=1e-5)
         if params is None or params.selector is not None:

@@ -87,3 +87,21 @@ def test_searching_while_others_add():
         assert (I >= 0).all()
         exact = (queries[:9, None] - vectors[I]).square().sum(2)
         torch.testing.assert_close(D, exact, rtol=1e-4, atol=0)
+
+
+@each_kind
+def test_threads_that_add_get_different_ids(kind):
+    index, base, _ = KINDS[kind](CASE)
+
+    def work(number):
+        for round in range(20):
+            if number % 2:
+                index.add(normal(7, CASE.d, seed=round))
+            else:
+                ids = torch.arange(-7, 0) - 1_000 * (1 + number) - 7 * round
+                index.add_with_ids(normal(7, CASE.d, seed=round), ids)
+
+    together(work)
+    assert index.ntotal == len(base) + THREADS * 140
+    assert len(index.list_ids.unique()) == index.ntotal
+    assert index.next_id > index.list_ids.max()

@@ -53,7 +53,7 @@ class AveragedModel(swa_utils.AveragedModel):
         with _without_own_buffers(self.module), _without_own_buffers(model):
             super().update_parameters(model)
         for name, index in theirs.items():
-            buffers = {own: index.get_buffer(own) for own in (*schema.NAMES, schema.NEXT_ID)}
+            buffers = {own: index.get_buffer(own) for own in schema.SAVED}
             if not unchanged(self._followed.get(name, {}), buffers):
                 mine[name].load_state_dict(buffers, strict=False)
                 self._followed[name] = sources_of(buffers, buffers)

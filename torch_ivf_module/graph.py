@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from .functional import metric as metrics
 from .functional.chunking import tracing
-from .functional.lists import InvertedLists, lookup, marked, only, vectors_at
+from .functional.lists import InvertedLists, ids_at, is_selected, mask_rows, vectors_at
 from .functional.probe import Coarse, probe_by_ranking
 from .functional.rescore import rescore
 from .functional.scan_queries import scan_queries
-from .functional.scan_tiles import Tiles, most_tiles, scan_tiles, tiles_of
-from .functional.scan_tiles import only as only_tiles
-from .functional.search import capped_lists, finite_queries, kept_for, shifted_queries
+from .functional.scan_tiles import Tiles, mask_tiles, most_tiles, scan_tiles, tiles_of
+from .functional.search import candidate_count, capped_lists, finite_queries, shifted_queries
 from .functional.transforms import differentiable, outside, scored, tracked
 from .index import schema, validation
 from .index.base import IndexBase
@@ -176,7 +175,7 @@ class SearchGraph(nn.Module):
             scores_of = metrics.differentiable_scores if recorded else metrics.exact_scores
             candidates = self._candidates(queries, mask)
             scores, rows = rescore(queries, lists.packed, candidates, self.k, self.metric, scores_of)
-            return metrics.to_distance(scores, self.metric), lookup([lists.ids], rows)
+            return metrics.to_distance(scores, self.metric), ids_at([lists.ids], rows)
 
         for name, buffer in self._buffers.items():
             if buffer is not None and tracked(buffer):
@@ -187,7 +186,7 @@ class SearchGraph(nn.Module):
 
         def find(plain: Tensor) -> tuple[Tensor, ...]:
             rows = rescore(plain, lists.packed, self._candidates(plain, mask), self.k, self.metric)[1]
-            return lookup([lists.ids], rows), vectors_at([lists.packed], rows)
+            return ids_at([lists.ids], rows), vectors_at([lists.packed], rows)
 
         ids, vectors = outside(find, queries)
         scores, ids, _ = scored(queries, ids, vectors, self.metric)
@@ -196,21 +195,21 @@ class SearchGraph(nn.Module):
     @torch.no_grad()
     def _candidates(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The rows (Q, K) to score exactly, -1 for padding, for prepared queries x (Q, d)."""
-        lists, coarse, kept = self.lists(), self.coarse(), kept_for(self.k)
+        lists, coarse, kept = self.lists(), self.coarse(), candidate_count(self.k)
         x, finite = finite_queries(x.detach())
         nearest = probe_by_ranking(x, coarse, self.nprobe, self.metric)
         probed, _ = capped_lists(nearest, finite, coarse, [lists], self.max_codes)
         # Computed once: later loops would otherwise subtract the origin again for every candidate.
         y = shifted_queries(x, coarse.origin, self.metric)
-        allowed = None if mask is None else marked(lists.ids, mask)
+        allowed = None if mask is None else is_selected(lists.ids, mask)
         if self._tiles:
             tiles = self._held(Tiles, "tile")
-            tiles = tiles if allowed is None else only_tiles(tiles, allowed)
+            tiles = tiles if allowed is None else mask_tiles(tiles, allowed)
             return scan_tiles(y, tiles, probed, kept, self._tiles, self.max_bytes)[1]
         width = min(self._width, lists.packed.shape[0])
         if width == 0:
             return probed[:, :0]
-        lists = lists if allowed is None else only(lists, allowed)
+        lists = lists if allowed is None else mask_rows(lists, allowed)
         return scan_queries(y, lists, probed, None, kept, width, self.max_bytes)[1]
 
     def extra_repr(self) -> str:

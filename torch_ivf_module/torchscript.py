@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .functional import metric as metrics
-from .functional.block_maxima import BLOCK, GROUP, SECTION, SPAN, TILE_SCORES, blocks_of, tasks_of
-from .functional.lists import lookup
+from .functional.block_maxima import BLOCK, GROUP, PRODUCT_SCORES, SECTION, SPAN, blocks_of, tasks_of
+from .functional.lists import ids_at
 from .functional.probe import probe_by_ranking
 from .functional.rescore import rescore
 from .functional.scan_lists import BLOCK_BYTES, selected_at_a_time, survivors
 from .functional.scan_queries import best_rows
-from .functional.search import capped_lists, finite_queries, kept_for, shifted_queries
+from .functional.search import candidate_count, capped_lists, finite_queries, shifted_queries
 
 if TYPE_CHECKING:
     from .graph import SearchGraph
@@ -75,8 +75,8 @@ class ScriptedLists(nn.Module):
         self.width = int(torch.sort(blocks_of(lists.sizes), descending=True).values[: graph.nprobe].sum())
         # Maxima of a batch are held at a time, so a batch is cut where they may reach max_bytes.
         self.batch = max(1, graph.max_bytes // (BLOCK_BYTES * max(1, self.width)))
-        self.selected = selected_at_a_time(self.width, kept_for(graph.k))
-        self.group, self.block, self.span, self.section, self.tile = GROUP, BLOCK, SPAN, SECTION, TILE_SCORES
+        self.selected = selected_at_a_time(self.width, candidate_count(graph.k))
+        self.group, self.block, self.span, self.section, self.product = GROUP, BLOCK, SPAN, SECTION, PRODUCT_SCORES
         self.register_buffer("packed", lists.packed, persistent=False)
         self.register_buffer("bias", lists.bias, persistent=False)
         self.offsets: List[int] = lists.offsets.tolist()  # noqa: UP006
@@ -120,7 +120,7 @@ class ScriptedLists(nn.Module):
                 rows = min(self.section, size - row)
                 groups = (rows + self.group - 1) // self.group
                 vectors = self.packed[begin + row : begin + row + rows].float().t()
-                step = max(1, self.tile // (groups * self.group))
+                step = max(1, self.product // (groups * self.group))
                 for task in range(0, count, step):
                     some = min(step, count - task)
                     if scratch.numel() < some * groups * self.group:
@@ -169,11 +169,11 @@ class _Finish(nn.Module):
         self, x: Tensor, shifted: Tensor, probed: Tensor, rank: Tensor, before: Tensor, coarse: Tensor, fine: Tensor
     ) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         graph, lists = self.graph, self.graph.lists()
-        kept = kept_for(graph.k)
+        kept = candidate_count(graph.k)
         rows, _ = survivors(lists, probed, before, rank, (coarse, fine), kept, self.width)
         rows = best_rows(shifted, lists, rows, kept)[1]
         scores, rows = rescore(x, lists.packed, rows, graph.k, graph.metric, metrics.differentiable_scores)
-        return metrics.to_distance(scores, graph.metric), lookup([lists.ids], rows)
+        return metrics.to_distance(scores, graph.metric), ids_at([lists.ids], rows)
 
 
 @contextmanager

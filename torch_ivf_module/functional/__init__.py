@@ -1,16 +1,19 @@
-"""Pure functions on tensors: the arithmetic of the index, without its state. Imports torch only.
+"""Pure functions on tensors: the arithmetic of the index, without its state. No package but torch is imported.
 
 Shapes: Q queries, N vectors, L lists, P probes per query, d dim, k results, K candidates per query, H hits.
 A row is a position in the packed vectors, an id is the user's label of it; functions here take and return rows.
 
-    search.search ─┬─ probe.probe            the P nearest of L centroids        (kernel, or products and rescore)
-                   ├─ search.capped_lists    max_codes and budget.row_limits
-                   │  for each segment (packed lists, pending rows):
-                   ├─ kernels.Kernel.search  scan, exact scores, second pass in one call, if there is a kernel
-                   └─ or scan_lists / scan_queries   K candidates by ranking score   (cost.cheapest chooses)
-                        ├─ rescore.rescore           exact scores, the k best
-                        └─ scan_above.scan_above     second pass for uncertified queries: every row that could still
-                                                     be a result
+    search.search ─┬─ kernels.Kernel.search   all of the following in one call, if there is a kernel (mode "auto"); with
+                   │                          a budget or stats, probe and capped_lists are called before it
+                   └─ in PyTorch operations, for chunks of queries:
+                      ├─ probe.probe          the P nearest of L centroids
+                      ├─ search.capped_lists  max_codes and budget.row_limits
+                      ├─ for each segment (packed lists, pending rows):
+                      │  ├─ scan_lists / scan_queries   K candidates by ranking score   (cost.cheapest selects)
+                      │  ├─ rescore.rescore             exact scores, the k best
+                      │  └─ scan_above.scan_above       second pass for uncertified queries: every row that could
+                      │                                 still be a result
+                      └─ select.merge         the k best of all segments; lists.ids_at then gives their ids
     range_scan.range_search ── probe.probe, scan_above.scan_above, exact scores
     kmeans.kmeans ── probe.nearest_by_ranking
 

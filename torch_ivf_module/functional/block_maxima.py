@@ -21,14 +21,14 @@ from torch import Tensor
 
 from .lists import InvertedLists, narrow
 from .sampled_addmm import has_sampled_product, sampled_product
-from .select import NEVER
+from .select import PADDING
 from .workspace import Workspace
 
 GROUP = 8  # rows per group: with 4 there are twice as many maxima, with 16 twice as many rows are scored again
 BLOCK = 16  # groups per block
 SPAN = GROUP * BLOCK  # rows per block
 SECTION = 32 * SPAN  # rows of a list in one product
-TILE_SCORES = 1 << 20  # scores per product: 4 MiB, so that they are still in cache when they are reduced
+PRODUCT_SCORES = 1 << 20  # scores of a product: 4 MiB, so that they are still in cache when they are reduced
 _BLOCKS = 1 << 10  # blocks of a sampled product at a time: 2 MiB of pattern
 # A matrix product costs about 100 us per list, a score of a sampled product about 10 ns more than one of a matrix
 # product. Measured on the headline and the photographs, nq 32 to 2,048: between 6,000 and 20,000 little changes, 3,000
@@ -48,7 +48,7 @@ class Tasks(NamedTuple):
     limits: Tensor | None  # (T,) rows of its list that a task reads, None for all
 
 
-class Tile(NamedTuple):
+class SectionScores(NamedTuple):
     """The product of some tasks of one list with one section of it."""
 
     scores: Tensor  # (m, n) ranking scores; n is a multiple of GROUP, the additional columns are -inf
@@ -77,7 +77,7 @@ def tasks_of(
 ) -> Tasks:
     """Sort the tasks of probed (Q, P), L for no list, by list. limits (Q, P): rows to read, None for all.
 
-    With `sample` false no list is part of a sampled product.
+    If `sample` is false, no list is part of a sampled product.
     """
     nlist = lists.offsets.shape[0] - 1
     target = probed.flatten()
@@ -98,8 +98,8 @@ def tasks_of(
     return Tasks(queries, visits, blocks, rank.view(probed.shape), before, sampled, task_limits)
 
 
-def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
-    """The matrix products of all lists that are not sampled. Each tile overwrites the scores of the one before it.
+def section_scores(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[SectionScores]:
+    """The matrix products of all lists that are not sampled. Each overwrites the scores of the one before it.
 
     Synchronizes with the device once.
     """
@@ -116,7 +116,7 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
             padded = -(-size // GROUP) * GROUP
             vectors = lists.packed[row : row + size].float().t()
             bias = lists.bias[row : row + size] if lists.bias.shape[0] else None
-            step = max(1, TILE_SCORES // padded)
+            step = max(1, PRODUCT_SCORES // padded)
             for task in range(0, count, step):
                 first = firsts[number] + task
                 queries = tasks.queries[first : first + min(step, count - task)]
@@ -124,7 +124,7 @@ def tiles(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Tile]:
                 _product(x.index_select(0, queries), vectors, bias, scores)
                 if tasks.limits is not None:
                     _hide(scores[:, :size], tasks.limits[first : first + queries.shape[0]] - (row - start))
-                yield Tile(scores, queries, row - start, task, number)
+                yield SectionScores(scores, queries, row - start, task, number)
 
 
 def _product(x: Tensor, vectors: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -135,7 +135,7 @@ def _product(x: Tensor, vectors: Tensor, bias: Tensor | None, out: Tensor) -> No
     else:
         torch.addmm(bias, x, vectors, out=real)
     if real.shape[1] < out.shape[1]:
-        out[:, real.shape[1] :] = NEVER
+        out[:, real.shape[1] :] = PADDING
 
 
 def _hide(scores: Tensor, limits: Tensor) -> None:
@@ -143,7 +143,7 @@ def _hide(scores: Tensor, limits: Tensor) -> None:
     start = max(0, int(limits.min()))
     if start < scores.shape[1]:
         column = torch.arange(start, scores.shape[1], device=scores.device)
-        scores[:, start:].masked_fill_(column >= limits[:, None], NEVER)
+        scores[:, start:].masked_fill_(column >= limits[:, None], PADDING)
 
 
 def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Workspace) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Workspac
     if sampled < total:
         _multiply_lists(x, lists, tasks, fine, blank=False)
     coarse = fine.amax(1)
-    if sampled < total and not bool(coarse.amax() < -NEVER):
+    if sampled < total and not bool(coarse.amax() < -PADDING):
         # A product overflowed. As the maximum of its group it would hide the other rows, so it is set to -inf first.
         _multiply_lists(x, lists, tasks, fine, blank=True)
         torch.amax(fine, 1, out=coarse)
@@ -168,17 +168,17 @@ def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Workspac
 def _multiply_lists(x: Tensor, lists: InvertedLists, tasks: Tasks, fine: Tensor, *, blank: bool) -> None:
     """Write the maxima of the lists that are not sampled to `fine` (B, BLOCK); `blank` sets overflow to -inf first."""
     before, counts, blocks = tasks.before.tolist(), tasks.visits.tolist(), tasks.blocks.tolist()
-    for tile in tiles(x, lists, tasks):
-        count, rows = tile.scores.shape
+    for part in section_scores(x, lists, tasks):
+        count, rows = part.scores.shape
         if blank:
-            tile.scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER)
-        start, stored, first = before[tile.list], counts[tile.list] * blocks[tile.list], tile.row // SPAN
-        maxima = fine[start : start + stored].view(counts[tile.list], -1)[tile.task : tile.task + count]
+            part.scores.nan_to_num_(nan=PADDING, posinf=PADDING, neginf=PADDING)
+        start, stored, first = before[part.list], counts[part.list] * blocks[part.list], part.row // SPAN
+        maxima = fine[start : start + stored].view(counts[part.list], -1)[part.task : part.task + count]
         groups = rows // GROUP
         section = maxima[:, first * BLOCK : (first + -(-rows // SPAN)) * BLOCK]
-        torch.amax(tile.scores.view(count, GROUP, groups), 1, out=section[:, :groups])
+        torch.amax(part.scores.view(count, GROUP, groups), 1, out=section[:, :groups])
         if groups < section.shape[1]:
-            section[:, groups:] = NEVER
+            section[:, groups:] = PADDING
 
 
 def _sampled_blocks(tasks: Tasks) -> Tensor:
@@ -206,8 +206,8 @@ def _sample_blocks(x: Tensor, lists: InvertedLists, tasks: Tasks, fine: Tensor) 
         partial = torch.nonzero(at.group + (GROUP - 1) * at.stride + BLOCK > at.size)[:, 0]
         if partial.shape[0]:
             unused = _unused_entries(GroupRows(*(field[partial] for field in at)))
-            scores[partial] = scores[partial].masked_fill_(unused, NEVER)
-        fine[tasks.before[number] + position] = scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER).amax(1)
+            scores[partial] = scores[partial].masked_fill_(unused, PADDING)
+        fine[tasks.before[number] + position] = scores.nan_to_num_(nan=PADDING, posinf=PADDING, neginf=PADDING).amax(1)
 
 
 def _unused_entries(at: GroupRows) -> Tensor:

@@ -22,7 +22,7 @@ Scan = Callable[[Tensor, InvertedLists, Tensor, Tensor | None, int, int, int], t
 
 
 class Kernel(Protocol):
-    """An implementation for one device. Every method gives what the PyTorch operations give, up to rounding."""
+    """An implementation for one device. Every method returns what the PyTorch operations return, up to rounding."""
 
     def available(self, x: Tensor) -> bool:
         """Whether it can be used now, for queries (Q, d) of this device and dtype."""
@@ -33,7 +33,7 @@ class Kernel(Protocol):
     def probe(self, x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
         """The nearest lists of finite queries x (Q, d), nearest first: exact scores and lists (Q, min(nprobe, L)).
 
-        Certain, whatever float32 rounds or overflows. x is *not* relative to the origin."""
+        Exact also where float32 scores are rounded or overflow. x is *not* relative to the origin."""
 
     def search(
         self,
@@ -53,10 +53,10 @@ class Kernel(Protocol):
         """A whole search of one or two segments: scores, rows and ids (Q, k), and which queries (Q,) took a second pass
         or, for ip and cosine, have products that overflow.
 
-        x (Q, d) is *not* relative to the origin; a query that is not finite finds nothing. The lists that queries read
-        are `probed` (Q, P), with `limits` (Q, P) the rows to read of each, counted on from segment to segment, None for
-        all; or, where `probed` is None, the `nprobe` nearest within `max_codes`. Exact scores are taken of `kept`
-        candidates a query."""
+        x (Q, d) is *not* relative to the origin; a query that is not finite has no results. Each query reads the lists
+        `probed` (Q, P) and of each at most `limits` (Q, P) rows, counted over all segments in their order, None for all
+        rows. If `probed` is None, it reads the `nprobe` nearest lists, within `max_codes`. `kept` candidates per query
+        are scored exactly."""
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,).
@@ -71,7 +71,7 @@ KERNELS: list[Kernel] = []  # native/ adds its own
 
 
 def kernel_for(x: Tensor) -> Kernel | None:
-    """The kernel for queries x (Q, d), None if there is none. Selected once per search; never while tracing."""
+    """The kernel for queries x (Q, d), or None. Called once per search; not for graphs, which cannot record kernels."""
     for kernel in KERNELS:
         if kernel.available(x):
             return kernel

@@ -55,7 +55,7 @@ def kmeans(
     generator: torch.Generator | None = None,
     start: Tensor | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-    share: RowShard | None = None,
+    shard: RowShard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Fit `nlist` centroids to rows `x` (N, d): Lloyd (1982), random start, empty clusters refilled as in faiss.
 
@@ -68,7 +68,7 @@ def kmeans(
     Returns the centroids (nlist, d) float32 and the objective of each iteration (niter,) float32: the sum of
     squared distances to the assigned centroids for l2, the sum of their products with the rows otherwise.
 
-    With a `share`, x are the rows of one of several processes, which all make the same call. The sample and the initial
+    With a `shard`, x are the rows of one of several processes, which all make the same call. The sample and the initial
     centroids are those that one process with all rows would use; only the order of summation, and so the rounding,
     differs.
 
@@ -83,29 +83,29 @@ def kmeans(
         raise ValueError(f"nlist must be >= 1, got {nlist}")
     metrics.check_metric(metric)
     x = _checked(x, "x").detach()
-    share = RowShard.alone(x) if share is None else share
-    if share.total < nlist:
-        raise ValueError(f"x has {share.total} rows, but {nlist} centroids need at least {nlist}")
+    shard = RowShard.alone(x) if shard is None else shard
+    if shard.total < nlist:
+        raise ValueError(f"x has {shard.total} rows, but {nlist} centroids need at least {nlist}")
     if start is not None:
         start = _checked(start, "start").detach()
         if start.shape != (nlist, x.shape[1]):
             raise ValueError(f"start must have shape ({nlist}, {x.shape[1]}), got {tuple(start.shape)}")
     if generator is None:
         generator = torch.Generator(device="cpu").manual_seed(seed)
-    sample, rows = _sampled(x, share, max_points_per_centroid * nlist, generator)
+    sample, rows = _sampled(x, shard, max_points_per_centroid * nlist, generator)
     if start is None:
         first = torch.randperm(sample.shape[0], generator=generator, device="cpu")[:nlist].to(x.device)
-        start = share.rows(x, sample[first])
+        start = shard.rows(x, sample[first])
     centroids = metrics.on_sphere(start, metric)
-    origin = metrics.origin_of(share.rows(x, sample[:: metrics.origin_step(sample.shape[0])]), metric)
+    origin = metrics.origin_of(shard.rows(x, sample[:: metrics.origin_step(sample.shape[0])]), metric)
     shifted = metrics.shift(rows, origin, metric)
     objective = []
     for _ in progress(range(niter)):
         coarse = coarse_of(centroids, metric, origin)
         best, assigned = nearest_by_ranking(shifted, coarse)
         objective.append(metrics.clustering_objective(shifted, best, metric))
-        centroids = _improved(rows, assigned, centroids, metric, generator, share.add)
-    return centroids, share.add(torch.stack(objective)) if objective else rows.new_zeros(0)
+        centroids = _improved(rows, assigned, centroids, metric, generator, shard.add)
+    return centroids, shard.add(torch.stack(objective)) if objective else rows.new_zeros(0)
 
 
 def _checked(x: object, name: str) -> Tensor:
@@ -118,13 +118,13 @@ def _checked(x: object, name: str) -> Tensor:
     return tensor
 
 
-def _sampled(x: Tensor, share: RowShard, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _sampled(x: Tensor, shard: RowShard, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The numbers of at most `most` sampled rows (S,), and those of the rows that are in x, (n, d) float32."""
-    order = torch.randperm(share.total, generator=generator, device="cpu")
-    if share.total <= most:
-        return torch.arange(share.total, device=x.device), x.float()
+    order = torch.randperm(shard.total, generator=generator, device="cpu")
+    if shard.total <= most:
+        return torch.arange(shard.total, device=x.device), x.float()
     sample = order[:most].to(x.device)
-    return sample, x[sample[share.has(x, sample)] - share.first].float()
+    return sample, x[sample[shard.has(x, sample)] - shard.first].float()
 
 
 def _improved(

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Copying a row costs as much as scanning about 50 rows by a matrix product, or 3 rows one by one. So a copy of the rows
-# that pass a filter pays if many queries probe each list, or if at most one row in 32 passes.
+# Copying a row costs as much as scanning about _COPY rows by a matrix product, or 3 rows one by one. So a copy of the
+# rows that pass a filter pays if many queries probe each list, or if at most one row in _FEW passes.
 _COPY = 50
 _FEW = 32
 _DENSE = 16  # up to this ratio of largest id to number of rows, a mask over ids is faster than a search in sorted ids
@@ -92,9 +92,9 @@ def keep_rows(packed: Tensor, offsets: Tensor, ids: Tensor, kept: Tensor) -> tup
 def prefixes(lists: InvertedLists, probed: Tensor, limits: Tensor, visitors: int) -> tuple[InvertedLists, Tensor]:
     """New lists that are prefixes of the lists, and which of the new lists each query reads instead of probed (Q, P).
 
-    The queries that probe a list are sorted by how many rows `limits` (Q, P) lets them read. Each `visitors` of them
-    share a prefix as long as the longest of them needs, so that few rows are read in vain. Synchronizes with the
-    device.
+    The queries that probe a list are sorted by the number of rows that they read of it, `limits` (Q, P). Each group of
+    `visitors` queries shares a prefix, as long as the longest that one of them reads. So few rows are read for queries
+    that do not need them. Synchronizes with the device.
     """
     target, most = probed.flatten(), limits.flatten()
     nlist, longest = lists.sizes.shape[0] - 1, int(most.max())
@@ -110,10 +110,10 @@ def prefixes(lists: InvertedLists, probed: Tensor, limits: Tensor, visitors: int
     return lists._replace(offsets=offsets, sizes=sizes), moved.view(probed.shape)
 
 
-def marked(ids: Tensor, chosen: Tensor) -> Tensor:
+def is_selected(ids: Tensor, chosen: Tensor) -> Tensor:
     """Which ids (N,) are chosen: bool (N,). `chosen` is a bool mask whose entry i is for id i, or int64 ids.
 
-    >>> marked(torch.tensor([3, 0, 9]), torch.tensor([9, 9, 5]))
+    >>> is_selected(torch.tensor([3, 0, 9]), torch.tensor([9, 9, 5]))
     tensor([False, False,  True])
     """
     if chosen.dtype == torch.bool:
@@ -128,10 +128,10 @@ def marked(ids: Tensor, chosen: Tensor) -> Tensor:
         at = torch.searchsorted(chosen, ids).clamp_(max=chosen.shape[0] - 1)
         return chosen[at] == ids
     mask = torch.zeros(last + 1, dtype=torch.bool, device=ids.device)
-    return marked(ids, mask.index_fill_(0, chosen, True))
+    return is_selected(ids, mask.index_fill_(0, chosen, True))
 
 
-def lookup(ids: Sequence[Tensor], rows: Tensor) -> Tensor:
+def ids_at(ids: Sequence[Tensor], rows: Tensor) -> Tensor:
     """The ids of rows (Q, k) that are numbered over all segments; -1 stays -1. `ids` (N,) of each segment."""
     result, before = torch.full_like(rows, -1), 0
     for segment in ids:
@@ -154,22 +154,22 @@ def vectors_at(segments: Sequence[Tensor], rows: Tensor) -> Tensor:
     return vectors
 
 
-def only(lists: InvertedLists, kept: Tensor) -> InvertedLists:
+def mask_rows(lists: InvertedLists, kept: Tensor) -> InvertedLists:
     """The lists with a bias of -inf for the rows where `kept` (N,) is false, so that no search returns them."""
     bias = lists.bias if lists.bias.shape[0] else torch.zeros(kept.shape, dtype=torch.float32, device=kept.device)
     return lists._replace(bias=torch.where(kept, bias, -math.inf))
 
 
 def restricted(lists: InvertedLists, chosen: Tensor, visits: float | None) -> InvertedLists:
-    """The lists restricted to the ids that are `chosen`, see `marked`. Synchronizes with the device.
+    """The lists restricted to the ids that are `chosen`, see `is_selected`. Synchronizes with the device.
 
-    `visits` is how many queries probe a list on average. If a copy pays for them, the result is new lists of only the
-    chosen rows; otherwise, and always with None, it is `only` the chosen rows of the same lists. A caller that limits
-    the number of rows needs the same lists.
+    `visits` is how many queries probe a list on average. If a copy pays for that many, the result is new lists of the
+    chosen rows; otherwise, and always with None, the other rows are masked as by `mask_rows`. None is for callers that
+    limit the number of rows, which count masked ones too.
     """
-    kept = marked(lists.ids, chosen)
+    kept = is_selected(lists.ids, chosen)
     if visits is None or int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
-        return only(lists, kept)
+        return mask_rows(lists, kept)
     bias = lists.bias.masked_select(kept) if lists.bias.shape[0] else lists.bias
     packed, offsets, ids = keep_rows(lists.packed, lists.offsets, lists.ids, kept)
     return inverted_lists(packed, offsets, ids, bias)

@@ -64,7 +64,7 @@ def probe_by_ranking(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tup
 
 
 def nearest_lists(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
-    """The list (n,) of each stored row (n, d)."""
+    """The list (n,) of each row (n, d): that of the nearest centroid."""
     kernel = kernel_for(rows.new_empty(0, dtype=torch.float32))
     return in_chunks(lambda part: probe(part.float(), coarse, 1, metric, kernel)[1][:, 0], 1 << 14, rows)
 
@@ -72,7 +72,7 @@ def nearest_lists(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
 def nearest_by_ranking(x: Tensor, coarse: Coarse) -> tuple[Tensor, Tensor]:
     """The list of highest ranking score of each row x (Q, d) *relative to the origin*: scores and lists (Q,).
 
-    Not certified: of two lists that are equally near but for rounding, either may be returned. k-means allows that.
+    Not certified: of two lists whose scores differ by rounding errors, either may be returned, which k-means allows.
     """
     kernel = kernel_for(x)
     if kernel is not None and kernel.serves(coarse.relative):
@@ -102,7 +102,7 @@ def _probe_in_float32(
         return best_positions(ranking.nan_to_num_(nan=-torch.inf), candidates)
 
     ranking, nearest = in_chunks(best, _step(coarse), x)
-    if metric != "l2":
+    if not metrics.by_differences(metric):
         return ranking[:, :nprobe], nearest[:, :nprobe], ~ranking[:, :nprobe].isfinite().all(1)
     scores, lists = rescore(x, coarse.centroids, nearest, nprobe, metric)
     uncertified = (lists < 0).any(1)

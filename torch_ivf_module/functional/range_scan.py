@@ -15,7 +15,7 @@ from .chunking import in_chunks
 from .kernels import Kernel, kernel_for
 from .lists import InvertedLists
 from .probe import Coarse, probe
-from .scan_above import by_query, scan_above
+from .scan_above import group_by_query, scan_above
 from .search import capped_lists, finite_queries
 
 _PROBE_BYTES = 112  # workspace of a query for each list that it probes
@@ -52,7 +52,7 @@ def range_search(
             scores.append(hits[1])
             rows.append(hits[2] + before)
         before += lists.packed.shape[0]
-    lims, order = by_query(torch.cat(queries), x.shape[0])
+    lims, order = group_by_query(torch.cat(queries), x.shape[0])
     return lims, torch.cat(scores)[order], torch.cat(rows)[order]
 
 

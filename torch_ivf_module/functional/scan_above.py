@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .block_maxima import tasks_of, tiles
+from .block_maxima import section_scores, tasks_of
 from .kernels import Kernel
 from .lists import InvertedLists, narrow, offsets_of, ranges_to_positions
 from .scan_queries import candidate_rows
@@ -33,7 +33,7 @@ def scan_above(
     if kernel is not None and limits is None:
         lims, rows = kernel.above(x, lists, probed, bounded)
     else:
-        lims, rows = _by_tiles(x, lists, probed, limits, bounded)
+        lims, rows = _by_products(x, lists, probed, limits, bounded)
     if not bool(unbounded.any()):
         return lims, rows
     queries = torch.repeat_interleave(torch.arange(x.shape[0], device=x.device), lims.diff())
@@ -42,7 +42,7 @@ def scan_above(
     return _grouped(torch.cat([queries, which[positions]]), torch.cat([rows, all_rows]), x.shape[0])
 
 
-def by_query(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def group_by_query(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """How to group hits by query: where the hits of each query begin, lims (count + 1,), and an order of hits (H,).
 
     `queries` (H,) is the query of each hit, `count` the number of queries.
@@ -52,7 +52,7 @@ def by_query(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _grouped(queries: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Hits as lims (count + 1,) and rows (H,), query by query."""
-    lims, order = by_query(queries, count)
+    lims, order = group_by_query(queries, count)
     return lims, rows[order]
 
 
@@ -69,15 +69,15 @@ def hits_by_query(lims: Tensor, rows: Tensor) -> Tensor:
     return torch.where(positions < 0, -1, rows[positions.clamp(min=0)])
 
 
-def _by_tiles(
+def _by_products(
     x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, threshold: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`scan_above` for finite thresholds, by matrix products with one list after another."""
     queries, rows = [probed.new_empty(0)], [probed.new_empty(0)]
-    for tile in tiles(x, lists, tasks_of(x, lists, probed, limits, sample=False)):
-        task, row = torch.nonzero(tile.scores > threshold[tile.queries, None], as_tuple=True)
-        queries.append(tile.queries[task])
-        rows.append(row + tile.row + lists.offsets[tile.list])
+    for part in section_scores(x, lists, tasks_of(x, lists, probed, limits, sample=False)):
+        task, row = torch.nonzero(part.scores > threshold[part.queries, None], as_tuple=True)
+        queries.append(part.queries[task])
+        rows.append(row + part.row + lists.offsets[part.list])
     return _grouped(torch.cat(queries), torch.cat(rows), x.shape[0])
 
 

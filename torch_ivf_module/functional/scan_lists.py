@@ -18,7 +18,7 @@ from .block_maxima import BLOCK, GROUP, Tasks, blocks_of, group_maxima, group_ro
 from .chunking import joined
 from .lists import InvertedLists, prefixes, ranges_to_positions
 from .scan_queries import best_rows
-from .select import NEVER, best_positions
+from .select import PADDING, best_positions
 from .workspace import Workspace
 
 _SELECTED = 1 << 17  # maxima that one selection reads: 5 MiB of temporaries; more cause page faults
@@ -69,7 +69,7 @@ def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     missing = (0, columns - rows.shape[1])
     if not missing[1]:
         return scores, rows
-    return torch.nn.functional.pad(scores, missing, value=NEVER), torch.nn.functional.pad(rows, missing, value=-1)
+    return torch.nn.functional.pad(scores, missing, value=PADDING), torch.nn.functional.pad(rows, missing, value=-1)
 
 
 def _select(
@@ -123,15 +123,15 @@ def survivors(
     address = before[probed] + rank * blocks  # the first block of each task
     coarse, fine = maxima
     if width == 0:
-        return probed.new_empty(probed.shape[0], 0), coarse.new_full((probed.shape[0],), NEVER)
+        return probed.new_empty(probed.shape[0], 0), coarse.new_full((probed.shape[0],), PADDING)
     position, probe = ranges_to_positions(address, blocks, width)
     if width > _COARSE_PAYS * k:
-        best = coarse.take(position.clamp(min=0)).masked_fill_(position < 0, NEVER)
+        best = coarse.take(position.clamp(min=0)).masked_fill_(position < 0, PADDING)
         chosen = best_positions(best, k)[1]
         position, probe = position.gather(1, chosen), probe.gather(1, chosen)
     padding = position < 0
     fine = fine.index_select(0, position.clamp(min=0).flatten()).view(*position.shape, BLOCK)
-    best, chosen = best_positions(fine.masked_fill_(padding[:, :, None], NEVER).flatten(1), k)
+    best, chosen = best_positions(fine.masked_fill_(padding[:, :, None], PADDING).flatten(1), k)
     # From the chosen groups to their rows.
     block = torch.div(chosen, BLOCK, rounding_mode="floor")
     probe = probe.gather(1, block).clamp_(max=probed.shape[1] - 1)
@@ -139,7 +139,7 @@ def survivors(
     most = None if limits is None else limits.gather(1, probe)
     at = group_rows(lists, probed.gather(1, probe), first + chosen - block * BLOCK, most)
     step = torch.arange(GROUP, device=position.device) * at.stride[:, :, None]
-    size = at.size.masked_fill_(best == NEVER, 0)
+    size = at.size.masked_fill_(best == PADDING, 0)
     rows = at.first[:, :, None] + step
-    lowest = best[:, k - 1] if best.shape[1] >= k else best.new_full((best.shape[0],), NEVER)
+    lowest = best[:, k - 1] if best.shape[1] >= k else best.new_full((best.shape[0],), PADDING)
     return rows.masked_fill_(at.group[:, :, None] + step >= size[:, :, None], -1).flatten(1), lowest

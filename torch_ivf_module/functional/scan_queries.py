@@ -12,7 +12,7 @@ from torch import Tensor
 from .chunking import in_chunks
 from .lists import InvertedLists, ranges_to_positions
 from .sampled_addmm import has_sampled_product, sampled_product
-from .select import NEVER, best_positions, merge
+from .select import PADDING, best_positions, merge
 
 SLICE = 1 << 18  # rows of a query that are scored at a time
 _GATHER_BYTES = 32 << 20  # vectors gathered at a time where there is no fused gather-and-dot
@@ -59,7 +59,7 @@ def candidate_rows(first: Tensor, sizes: Tensor, start: int, width: int) -> Tens
 def best_rows(x: Tensor, lists: InvertedLists, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of the rows (Q, W): ranking scores and rows (Q, min(k, W))."""
     best, at = best_positions(score_rows(x, lists, rows), k)
-    return best, rows.gather(1, at).masked_fill_(best == NEVER, -1)
+    return best, rows.gather(1, at).masked_fill_(best == PADDING, -1)
 
 
 def score_rows(x: Tensor, lists: InvertedLists, rows: Tensor) -> Tensor:
@@ -69,12 +69,12 @@ def score_rows(x: Tensor, lists: InvertedLists, rows: Tensor) -> Tensor:
         start = lists.bias.take(at)
     else:
         start = torch.zeros(rows.shape, dtype=torch.float32, device=x.device)
-    start = start.masked_fill_(rows < 0, NEVER)
+    start = start.masked_fill_(rows < 0, PADDING)
     if has_sampled_product(x, lists.packed, rows.shape[1]) and rows.numel():
         scores = _split_product(x, lists.packed, at, start)
     else:
         scores = start + _gathered_product(x, lists.packed, at)
-    return scores.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER)
+    return scores.nan_to_num_(nan=PADDING, posinf=PADDING, neginf=PADDING)
 
 
 def _gathered_product(x: Tensor, packed: Tensor, rows: Tensor) -> Tensor:

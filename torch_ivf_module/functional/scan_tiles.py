@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .chunking import in_chunks
 from .lists import InvertedLists, ranges_to_positions
-from .select import NEVER, best_positions
+from .select import PADDING, best_positions
 
 TILE = 16  # rows: two AVX2 registers of float32, one AVX-512 register
 _TILES_AT_A_TIME = 1 << 12  # tiles copied at a time
@@ -52,13 +52,13 @@ def tiles_of(lists: InvertedLists, dtype: torch.dtype) -> Tiles:
             vectors[chunk] = lists.packed[at[chunk]].transpose(1, 2).to(dtype)
         if lists.bias.shape[0]:
             bias = lists.bias[at]
-    return Tiles(vectors, bias.masked_fill_(~real, NEVER), rows, offsets, sizes)
+    return Tiles(vectors, bias.masked_fill_(~real, PADDING), rows, offsets, sizes)
 
 
-def only(tiles: Tiles, kept: Tensor) -> Tiles:
+def mask_tiles(tiles: Tiles, kept: Tensor) -> Tiles:
     """The tiles with a bias of -inf for the packed rows where `kept` (N,) is false, so that no search returns them."""
     at = tiles.rows[:, None] + torch.arange(TILE, device=kept.device)
-    return tiles._replace(bias=torch.where(kept[at.clamp(max=kept.shape[0] - 1)], tiles.bias, NEVER))
+    return tiles._replace(bias=torch.where(kept[at.clamp(max=kept.shape[0] - 1)], tiles.bias, PADDING))
 
 
 def most_tiles(tiles: Tiles, nprobe: int) -> int:
@@ -81,9 +81,9 @@ def _scan(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int) -> tuple[
     at = ranges_to_positions(tiles.offsets[probed], tiles.sizes[probed], width)[0]
     at = torch.where(at < 0, tiles.rows.shape[0] - 1, at)
     scores = tiles.bias[at] + (tiles.vectors[at].float() * x[:, None, :, None]).sum(2)  # (Q, W, TILE)
-    scores = scores.nan_to_num(nan=NEVER, posinf=NEVER, neginf=NEVER)
+    scores = scores.nan_to_num(nan=PADDING, posinf=PADDING, neginf=PADDING)
     chosen = best_positions(scores.amax(2), k)[1]
     best, among = best_positions(scores.gather(1, chosen[:, :, None].expand(-1, -1, TILE)).flatten(1), k)
     tile = torch.div(among, TILE, rounding_mode="floor")
     rows = tiles.rows[at.gather(1, chosen.gather(1, tile))] + (among - tile * TILE)
-    return best, rows.masked_fill(best == NEVER, -1)
+    return best, rows.masked_fill(best == PADDING, -1)

@@ -18,9 +18,8 @@ from .budget import Budget
 from .chunking import in_chunks
 from .cost import cheapest
 from .kernels import Kernel, Scan, kernel_for
-from .lists import InvertedLists, lookup
-from .options import Probes as Probes
-from .options import SearchOptions as SearchOptions
+from .lists import InvertedLists, ids_at
+from .options import Probes, SearchOptions
 from .probe import Coarse, probe
 from .rescore import rescore
 from .scan_above import hits_by_query, probed_rows, scan_above
@@ -62,15 +61,15 @@ def search(
     tensors = (x,) if probed is None else (x, probed)
     chunk = functools.partial(_search_chunk, coarse, segments, options, kernel, stats)
     scores, rows = chunk(*tensors) if x.shape[0] <= step else in_chunks(chunk, step, *tensors)
-    return scores, rows, lookup([lists.ids for lists in segments], rows)
+    return scores, rows, ids_at([lists.ids for lists in segments], rows)
 
 
-def kept_for(k: int) -> int:
+def candidate_count(k: int) -> int:
     """Candidates per query that are scored exactly: more than k, since the scan ranks by a rounded score.
 
-    Each additional candidate costs every query time, and leaves fewer queries uncertified. With 60 instead of 33
-    (k = 20), Gaussian data, where all queries are certified, takes 10 to 20% longer; of image patches 17% of the
-    queries are uncertified instead of 21%.
+    More candidates take more time for every query, but fewer queries are then uncertified. With 60 instead of 33
+    (k = 20), a search of Gaussian data, where all queries are certified, takes 10 to 20% longer; of image patches, 17%
+    of the queries are uncertified instead of 21%.
     """
     return k + 8 + k // 4
 
@@ -123,7 +122,7 @@ def _search_by_kernel(
     probed: Tensor | None,
     stats: Stats | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`search` in one call. Lists are probed separately only if a budget or `stats` needs the rows that are read."""
+    """`search` by one call of a kernel. A budget or `stats` needs the probed lists, so they are probed before it."""
     limits = None
     if probed is None and (options.budget is not None or stats is not None):
         x, finite = finite_queries(x)
@@ -136,7 +135,7 @@ def _search_by_kernel(
         probed,
         limits,
         k=options.k,
-        kept=kept_for(options.k),
+        kept=candidate_count(options.k),
         nprobe=options.nprobe,
         max_codes=options.max_codes,
         metric=options.metric,
@@ -211,7 +210,7 @@ def _scan(
     width = min(int(probes.sizes(lists).sum(1).max()), lists.packed.shape[0])
     if width == 0:
         return _padding(probes, options.k)
-    count = kept_for(options.k)
+    count = candidate_count(options.k)
     mode, why = options.mode, "search_mode"
     shifted = shifted_queries(probes.x, origin, options.metric)
     if mode == "auto":
@@ -293,4 +292,4 @@ def _scan_bytes(options: SearchOptions) -> int:
 
 def _query_bytes(nlist: int, d: int, options: SearchOptions) -> int:
     """Memory that a query takes outside the scan: copies of it, its probes, its candidates, their exact scores."""
-    return 20 * d + 32 * min(nlist, options.nprobe) + 48 * kept_for(options.k)
+    return 20 * d + 32 * min(nlist, options.nprobe) + 48 * candidate_count(options.k)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .chunking import tracing
 
-NEVER = -math.inf  # the score of padding
+PADDING = -math.inf  # the score of padding, whose label is -1
 # On a CPU torch.topk costs 3-5 ns per element and a maximum 0.15 ns, so selecting among group maxima first pays
 # if a row has at least this many times as many elements as the two selections read together.
 _GROUPING_PAYS = 2
@@ -31,12 +31,12 @@ def select_topk(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]
     >>> select_topk(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[7, 8, 9]]), 2)
     (tensor([[3., 2.]]), tensor([[8, 9]]))
     """
-    scores = scores.nan_to_num(nan=NEVER, posinf=NEVER, neginf=NEVER).masked_fill(labels < 0, NEVER)
+    scores = scores.nan_to_num(nan=PADDING, posinf=PADDING, neginf=PADDING).masked_fill(labels < 0, PADDING)
     best, at = best_positions(scores, k)
-    best_labels = labels.gather(1, at).masked_fill(best == NEVER, -1)
+    best_labels = labels.gather(1, at).masked_fill(best == PADDING, -1)
     missing = k - best.shape[1]
     if missing > 0:
-        best = torch.nn.functional.pad(best, (0, missing), value=NEVER)
+        best = torch.nn.functional.pad(best, (0, missing), value=PADDING)
         best_labels = torch.nn.functional.pad(best_labels, (0, missing), value=-1)
     return best, best_labels
 

@@ -20,9 +20,9 @@ from .select import select_topk
 Find = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-# Tensors computed inside a torch.func transform (grad, jvp, vmap, ...) are wrappers that cannot be used after it has
-# ended, even if they were computed from plain tensors. So a tensor that outlives the transform must be computed in
-# `outside` or `run_outside`.
+# Whether a torch.func transform (grad, jvp, vmap, ...) is running. Tensors computed in it are wrappers that cannot be
+# used after it has ended, even if they were computed from plain tensors. So a tensor that is kept longer must be
+# computed in `outside` or `run_outside`.
 transforming = transforms_active
 
 

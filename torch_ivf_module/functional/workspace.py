@@ -1,7 +1,8 @@
 """Memory that is reused within a search.
 
 On a CPU every page of newly allocated memory costs about a microsecond when it is first written to, and blocks larger
-than 32 MiB return to the system each time they are freed: without reuse, a large search spends a sixth of its time so.
+than 32 MiB are returned to the system each time they are freed. Without reuse this is a sixth of the time of a large
+search.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .. import native  # noqa: F401  registers the kernel
 from ..functional import metric as metrics
-from ..functional.search import MODES, SearchOptions
+from ..functional.options import SearchOptions
+from ..functional.search import MODES
 from ..params import DEFAULTS, SearchParams, positive
-from . import building, extensions, module, operator, reading, schema, searching, torch_ivf_compat, validation
+from . import building, extensions, module, operator, reading, schema, searching, torch_ivf_compat, training, validation
 from .eager import eager, refuse_scripting
 from .integrity import CHECKSUMS
 from .store import OWN_BUFFERS, ListStore
@@ -36,7 +37,7 @@ class IndexBase(nn.Module):
     list_ids: Tensor
     next_id: Tensor
     store: ListStore
-    number: int  # by which compiled models find this index
+    _handle: int  # by which compiled models find this index
 
     _flat = False
     _version = 1  # of the state_dict
@@ -162,7 +163,7 @@ class IndexBase(nn.Module):
 
     # -- building ------------------------------------------------------------------------------------------
 
-    train = torch_ivf_compat.train
+    train = training.train
 
     @eager
     def fit(
@@ -219,7 +220,7 @@ class IndexBase(nn.Module):
 
     def _make_store(self) -> None:
         self.__dict__["store"] = ListStore(self.__dict__["_buffers"], self.d, self.metric, flat=self._flat)
-        self.number = operator.number_of(self)
+        self._handle = operator.new_handle(self)
 
     # Everything that reads the buffers, such as a parent's state_dict and buffers(), goes through `_buffers` or
     # `__getattr__`.
@@ -246,7 +247,7 @@ class IndexBase(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in schema.NAMES:
-            self.store.put()
+            self.store.new_version()
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.store.about_to_move()
@@ -260,7 +261,7 @@ class IndexBase(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self.store.hand_out()
-        settings = {name: value for name, value in self.__dict__.items() if name not in ("store", "number")}
+        settings = {name: value for name, value in self.__dict__.items() if name not in ("store", "_handle")}
         return {**settings, **module.store_state(self.store)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -276,10 +277,8 @@ class IndexBase(nn.Module):
         A parent's load_state_dict calls this, at any depth.
         """
         missing_keys, _, error_msgs = lists
-        names = tuple(name for name in module.SAVED if name not in self._non_persistent_buffers_set)
+        names = tuple(name for name in schema.SAVED if name not in self._non_persistent_buffers_set)
         with module.own_loading(self, state_dict, prefix, local_metadata, strict, *lists, names=names) as others:
             if names:
-                module.load_buffers(
-                    self, self.store, state_dict, prefix, local_metadata, strict, missing_keys, error_msgs
-                )
+                module.load_buffers(self, state_dict, prefix, local_metadata, strict, missing_keys, error_msgs)
             super()._load_from_state_dict(others, prefix, local_metadata, strict, *lists)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from ..functional import lists as ragged
 from ..functional import metric as metrics
+from ..functional.lists import keep_rows, lengths
 from ..functional.probe import nearest_lists
 from . import schema, validation
 from .eager import eager
@@ -28,24 +28,20 @@ Self = TypeVar("Self", bound="IndexBase")
 
 @eager
 def add(self: IndexBase, x: Tensor) -> None:
-    """Add vectors x (n, d), numbered on from ``next_id``.
+    """Add vectors x (n, d) under the ids from ``next_id`` on.
 
     They are converted to the storage dtype and detached; for cosine they are stored at unit length. Raises ValueError
     for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and RuntimeError before
     training or when the ids would pass 2^63 - 2; the index is unchanged then.
     """
-    x = validation.vectors(x, "x", self.d, self.device)
-    first = self.store.next_id
-    end = validation.numbering(first, x.shape[0])
-    _add(self.store, x, torch.arange(first, end, device=self.device), end, custom_ids=False)
+    _add(self.store, validation.vectors(x, "x", self.d, self.device), None)
 
 
 @eager
 def add_with_ids(self: IndexBase, x: Tensor, ids: Tensor) -> None:
     """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
     x = validation.vectors(x, "x", self.d, self.device)
-    ids = validation.ids(ids, "ids", x.shape[0], self.device).clone()
-    _add(self.store, x, ids, max(self.store.next_id, schema.next_id_after(ids)), custom_ids=True)
+    _add(self.store, x, validation.ids(ids, "ids", x.shape[0], self.device).clone())
 
 
 @eager
@@ -80,7 +76,7 @@ def update(self: IndexBase, ids: Tensor, x: Tensor) -> None:
         known[old.of_packed] = known[old.of_pending] = True
         if not bool(known.all()):
             raise KeyError(f"ids holds {int(wanted[~known][0])}, which is not in the index")
-        (rows, assigned), next_id = place(store, x), store.next_id
+        (rows, assigned), next_id = assign(store, x), store.next_id
         store.delete(old)
         store.add(rows, ids, assigned, next_id, custom_ids=False)
 
@@ -109,8 +105,8 @@ def merge_from(self: IndexBase, other: IndexBase, add_id: int = 0) -> None:
     first, second = sorted((store, other.store), key=id)
     with first.lock, second.lock, torch.no_grad():
         _check_mergeable(self, other)
-        x, ids, assigned, _ = assigned_rows(other.store)
-        ids = _raised(ids, validation.whole(add_id, "add_id"))
+        x, ids, assigned, _ = stored_rows(other.store)
+        ids = _shifted(ids, validation.int64(add_id, "add_id"))
         rows = validation.stored(x, "other", self.dtype)
         after = min(other.store.next_id + add_id, schema.LAST_ID)
         number = max(store.next_id, schema.next_id_after(ids), after)
@@ -135,8 +131,8 @@ def copy_subset(self: Self, ids: Tensor) -> Self:
     with store.lock, torch.no_grad():
         packed, offsets, packed_ids = store.packed_lists()
         kept = torch.zeros_like(packed_ids, dtype=torch.bool).index_fill_(0, store.matches(wanted).packed, True)
-        part = ragged.keep_rows(packed, offsets, packed_ids, kept)
-        # deepcopy copies everything but what it is told is copied already: the lists.
+        part = keep_rows(packed, offsets, packed_ids, kept)
+        # deepcopy takes the entries of its memo for copies that exist already, so it does not copy the lists.
         copied = {id(old): new for old, new in zip((packed, offsets, packed_ids), part, strict=True)}
         subset = copy.deepcopy(self, copied)
         subset.store.put(list_offsets=part[1], list_ids=part[2], next_id=subset.store.buffers[schema.NEXT_ID])
@@ -152,8 +148,9 @@ def reset(self: IndexBase) -> None:
 
 
 def reset_parameters(self: IndexBase) -> None:
-    """Be empty and untrained, as after construction; settings, dtype and device stay. The values of the buffers are not
-    read, so they may be uninitialised.
+    """Make the index empty and untrained, as after construction; settings, dtype and device stay.
+
+    The values of the buffers are not read, so they may be uninitialised.
 
     >>> from torch_ivf_module import IndexFlatL2
     >>> with torch.device("meta"):
@@ -171,8 +168,8 @@ def reset_parameters(self: IndexBase) -> None:
 # -- functions ---------------------------------------------------------------------------------------------
 
 
-def place(store: ListStore, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors x (n, d) as rows in the storage dtype, which are copies, and the list (n,) that each belongs to."""
+def assign(store: ListStore, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Copies of vectors x (n, d) as they are stored, and the list (n,) that each is assigned to."""
     with torch.no_grad(), torch.autocast(store.device.type, enabled=False):
         rows = validation.stored(metrics.prepare(x, store.metric), "x", store.dtype)
         if store.flat:
@@ -181,17 +178,19 @@ def place(store: ListStore, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def selected_ids(ids: Tensor, device: torch.device) -> Tensor:
-    """Distinct ids, ascending, given as numbers or as a bool mask over ids."""
+    """Distinct ascending ids, of `ids` that are numbers or a bool mask whose entry i is for id i."""
     chosen = validation.selector(ids, "ids", device)
     return torch.nonzero(chosen)[:, 0] if chosen.dtype == torch.bool else chosen.unique()
 
 
-def assigned_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, int]:
-    """All rows (N, d), their ids (N,) and lists (N,), list by list; but the last added row of each id that several rows
-    carry stands at the end, and the fourth value says how many these are."""
+def stored_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, int]:
+    """All rows (N, d), their ids (N,) and their lists (N,), ordered by list, and a count.
+
+    Of each id that several rows have, the row added last is at the end; the count is the number of these rows.
+    """
     packed, offsets, ids = store.packed_lists()
     numbers = torch.arange(store.nlist, device=ids.device)
-    assigned = torch.repeat_interleave(numbers, ragged.lengths(offsets)) if store.nlist else ids[:0]
+    assigned = torch.repeat_interleave(numbers, lengths(offsets)) if store.nlist else ids[:0]
     repeated = torch.tensor(list(store.ids.last_lists), dtype=torch.int64, device="cpu").to(ids.device)
     last = store.ids.last(offsets, repeated, *store.ids.rows(store.buffers, repeated))
     last = last[last >= 0]
@@ -202,14 +201,22 @@ def assigned_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, int]:
     return packed, ids, assigned, last.shape[0]
 
 
-def _add(store: ListStore, x: Tensor, ids: Tensor, next_id: int, *, custom_ids: bool) -> None:
+def _add(store: ListStore, x: Tensor, ids: Tensor | None) -> None:
+    """Add vectors x (n, d) under ids (n,), or from next_id on; numbered under the lock, so no two calls share an id."""
     store.require_trained("add")
-    rows, assigned = place(store, x)
-    store.add(rows, ids, assigned, next_id, custom_ids=custom_ids)
+    rows, assigned = assign(store, x)
+    with store.lock:
+        next_id, custom = store.next_id, ids is not None
+        if ids is None:
+            first, next_id = next_id, validation.numbering(next_id, rows.shape[0])
+            ids = torch.arange(first, next_id, device=rows.device)
+        else:
+            next_id = max(next_id, schema.next_id_after(ids))
+        store.add(rows, ids, assigned, next_id, custom_ids=custom)
 
 
 def empty_buffers(store: ListStore, *, keep_centroids: bool) -> dict[str, Tensor]:
-    """The buffers of an index without vectors, with the centroids of this one or untrained."""
+    """The buffers of an index without vectors: with the centroids of this one, or untrained."""
     buffers = schema.empty(store.d, flat=store.flat, device=store.device, dtype=store.dtype)
     centroids = store.buffers["centroids"]
     if keep_centroids and centroids.shape[0]:
@@ -233,13 +240,13 @@ def _check_mergeable(index: IndexBase, other: IndexBase) -> None:
     index.store.require_trained("merge_from")
 
 
-def _raised(ids: Tensor, add_id: int) -> Tensor:
-    """ids (n,) with `add_id` added to each. ValueError if one of them leaves int64 or becomes -1."""
-    raised = ids + add_id
-    wrong = (raised == -1) | ((raised < ids) if add_id > 0 else (raised > ids))
+def _shifted(ids: Tensor, add_id: int) -> Tensor:
+    """ids (n,) + `add_id`. ValueError if a sum exceeds int64 or is -1."""
+    sums = ids + add_id
+    wrong = (sums == -1) | ((sums < ids) if add_id > 0 else (sums > ids))
     if bool(wrong.any()):
         raise ValueError(f"add_id = {add_id} would make id {int(ids[wrong][0])} leave int64 or become -1")
-    return raised
+    return sums
 
 
 def _lists_of(index: IndexBase) -> str:

@@ -1,4 +1,4 @@
-"""What a search needs beside the buffers: computed from them, never saved.
+"""Tensors that a search needs and that are computed from the buffers; they are never saved.
 
 N packed rows, L lists, d dim.
 """
@@ -27,7 +27,7 @@ class Derived(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Memory of what is not a buffer."""
+        """Memory of the tensors that are not buffers."""
         return sum(tensor.nbytes for tensor in (*self.coarse, self.lists.sizes, self.lists.bias))
 
 
@@ -42,10 +42,10 @@ def derive(buffers: Mapping[str, Tensor], metric: str) -> Derived:
 
 
 def coarse_quantizer(centroids: Tensor, packed: Tensor, offsets: Tensor, metric: str) -> Coarse:
-    """Centroids (L, d) as `probe` reads them; without any, those of the one list of a flat index.
+    """The coarse quantizer of centroids (L, d); of a flat index, which has none, that of one list.
 
-    Its origin is the median of a sample of the centroids whose lists hold rows (N, d), which may lie closer together
-    than all centroids do; for a flat index of the rows themselves.
+    Its origin is the median of a sample of the centroids, weighted by the rows of their lists, since centroids of empty
+    lists may be far away; of a flat index the median of a sample of the rows (N, d).
     """
     if not centroids.shape[0]:
         origin = metrics.origin_of(packed, metric)

@@ -1,7 +1,7 @@
-"""Methods that run as they are, whatever records or transforms the code around them.
+"""Keeping methods of an index out of compiled and recorded graphs, or refusing to be recorded.
 
-torch.compile would trace an index piece by piece, each piece for the sizes it was first seen with; torch.jit.trace and
-torch.export would record one way through it for good.
+torch.compile would break its graph at each read of a value and specialize the pieces to the sizes of the first call;
+torch.jit.trace and torch.export would record the operations of one call as those of every call.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .integrity import refuse_without_values
 _UNCHANGED = nullcontext()
 P = ParamSpec("P")
 R = TypeVar("R")
-_REASON = "of the methods of an index, search, search_and_reconstruct and forward can be part of a compiled graph"
+_UNTRACED = "of the methods of an index, search, search_and_reconstruct and forward can be part of a compiled graph"
 
 
 def opaque(method: Callable[P, R]) -> Callable[P, R]:
-    """`method` as one step that torch.compile calls and does not look into.
+    """`method` as one call that torch.compile does not trace.
 
-    torch.compiler.disable would import the compiler, which takes longer than most searches. Until somebody else has
+    torch.compiler.disable would import the compiler, which takes longer than most searches. Before other code has
     imported it, nothing can be compiled.
     """
-    disabled = not_compiled(method, _REASON)
+    disabled = not_compiled(method, _UNTRACED)
 
     @functools.wraps(method)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -41,8 +41,10 @@ def opaque(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def eager(method: Callable[P, R]) -> Callable[P, R]:
-    """`opaque`, and refused inside a torch.func transform, in a recording, or of an index without values: for what
-    changes an index, or reads it without a query."""
+    """`opaque`, for methods that change an index or read it without a query.
+
+    They raise RuntimeError inside a torch.func transform, while a graph is recorded, and if the index has no values.
+    """
 
     @functools.wraps(method)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,7 +57,7 @@ def eager(method: Callable[P, R]) -> Callable[P, R]:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which scores are float32 whatever autocast says."""
+    """A context without autocast, so that scores are float32."""
     known = device.type == "cpu" or torch.amp.is_autocast_available(device.type)
     if known and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
@@ -63,9 +65,9 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def refuse_recording(action: str) -> None:
-    """RuntimeError while torch.jit.trace, torch.export, torch.onnx.export or make_fx records what one batch takes.
+    """RuntimeError while torch.jit.trace, torch.export, torch.onnx.export or make_fx records a model.
 
-    They run a model several times, of which the recording keeps neither what it changes nor what it reads by itself.
+    They would record the operations of one batch, with values read from the index as constants.
     """
     if dispatch_recorder() is not None or is_tracing() or torch.compiler.is_exporting():
         raise RuntimeError(
@@ -76,7 +78,7 @@ def refuse_recording(action: str) -> None:
 
 
 def refuse_scripting(index: nn.Module) -> NoReturn:
-    """What torch.jit.script calls for its `__prepare_scriptable__`: RuntimeError."""
+    """The `__prepare_scriptable__` of indexes, which torch.jit.script calls: RuntimeError."""
     raise RuntimeError(
         f"torch.jit.script cannot compile {type(index).__name__}: put the module that index.graph(...) returns in its "
         "place, and see torch_ivf_module.export.to_torchscript for writing files"
@@ -84,7 +86,7 @@ def refuse_scripting(index: nn.Module) -> NoReturn:
 
 
 def recorded_by_fx(module: nn.Module, x: Any) -> tuple[Tensor, Tensor] | None:
-    """``module(x)`` as one node of the graph that torch.fx records, where x is a Proxy; else None."""
+    """``module(x)`` as one node of the graph that torch.fx records if x is a Proxy, else None."""
     if not isinstance(x, torch.fx.Proxy):
         return None
     name = x.tracer.path_of_module(module)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Which packed rows carry an id, and which of several was added last.
+"""Which packed rows have an id, and which of several was added last.
 
 N packed rows, L lists, n wanted ids, H hits.
 """
@@ -16,44 +16,44 @@ from .integrity import Sources, sources_of, unchanged
 
 
 class Matches(NamedTuple):
-    """The rows that carry one of some wanted ids, each with the place of that id among the wanted ones."""
+    """The rows that have one of some wanted ids, and the position of that id among the wanted ids."""
 
-    packed: Tensor  # (H,) rows
-    of_packed: Tensor  # (H,) places
-    pending: Tensor
-    of_pending: Tensor
+    packed: Tensor  # (H,) packed rows
+    of_packed: Tensor  # (H,) positions of their ids
+    pending: Tensor  # (H,) pending rows
+    of_pending: Tensor  # (H,) positions of their ids
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return self.packed.shape[0] + self.pending.shape[0]
 
 
 class IdLookup:
-    """Finds packed rows by id. `buffers` are always all of those of the index, by name.
+    """Finds packed rows by id. `buffers` are all buffers of the index, by name.
 
-    `last_lists` has, for each id that several rows carry, the list of the last added one: rows of one list are in the
-    order in which they were added, but those of different lists are not. A file does not keep it, so in an index that
-    was loaded the last packed row counts.
+    `last_lists` has, for each id that several rows have, the list of the row added last: the rows of one list are in
+    the order in which they were added, but those of different lists are not. It is not saved, so in an index that was
+    loaded the last packed row is taken.
     """
 
-    def __init__(self, last_lists: dict[int, int] | None = None) -> None:
-        self.last_lists = {} if last_lists is None else last_lists
+    def __init__(self) -> None:
+        self.last_lists: dict[int, int] = {}
         self._order: tuple[Sources, Tensor] | None = None
 
     @property
     def bytes(self) -> int:
-        """Memory of the order of the ids, once it is made."""
+        """Memory of the sorted order of the ids, if there is one."""
         return 0 if self._order is None else self._order[1].nbytes
 
     def forget_order(self) -> None:
-        """The packed ids are about to be replaced."""
+        """Discard the sorted order, before the packed ids are replaced."""
         self._order = None
 
     def rows(self, buffers: Mapping[str, Tensor], wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """The packed rows (H,) that carry one of the distinct ids `wanted` (n,), and the place in `wanted` of each.
+        """The packed rows (H,) with one of the distinct ids `wanted` (n,), and the position of its id in `wanted` (H,).
 
-        The first call sorts the ids, which takes 8 bytes a row from then on.
+        The first call sorts the ids; the order is kept, 8 bytes per row.
         """
         if self._order is None or not unchanged(self._order[0], buffers):
             order = torch.argsort(buffers["list_ids"], stable=True)
@@ -61,19 +61,21 @@ class IdLookup:
         return rows_with(buffers["list_ids"], self._order[1], wanted)
 
     def last(self, offsets: Tensor, wanted: Tensor, rows: Tensor, which: Tensor) -> Tensor:
-        """The row (n,) that was added last among `rows` (H,), which carry wanted ids at places `which` (H,); -1 for an
-        id without rows. The lists have offsets (L + 1,)."""
+        """For each wanted id (n,) the row added last among `rows` (H,), -1 if it has none.
+
+        `which` (H,) is the position in `wanted` of the id of each row; `offsets` (L + 1,) are those of the lists.
+        """
         last = last_of(rows, which, wanted.shape[0])
         if not self.last_lists:
             return last
         noted = torch.tensor([self.last_lists.get(id, -1) for id in wanted.tolist()], device="cpu").to(wanted.device)
         number = torch.searchsorted(offsets, rows, right=True) - 1
-        there = number == noted[which]
-        in_list = last_of(rows[there], which[there], wanted.shape[0])
+        in_noted = number == noted[which]
+        in_list = last_of(rows[in_noted], which[in_noted], wanted.shape[0])
         return torch.where(in_list < 0, last, in_list)
 
     def note(self, packed_ids: Tensor, ids: Tensor, assigned: Tensor) -> None:
-        """Rows with ids (n,) are added to the lists `assigned` (n,): remember the lists of ids that are not unique."""
+        """Before rows with ids (n,) are added to the lists `assigned` (n,): update `last_lists` for repeated ids."""
         values, counts = torch.unique(torch.cat([packed_ids, ids]), return_counts=True)
         repeated = torch.isin(ids, values[counts > 1])
         self.last_lists.update(zip(ids[repeated].tolist(), assigned[repeated].tolist(), strict=True))

@@ -1,13 +1,13 @@
-"""Whether the integer buffers of an index hold what the index wrote there.
+"""Whether the integer buffers of an index have the values that the index wrote.
 
-Offsets and ids survive being copied and moved, but not being averaged or rounded, as averages of weights do with every
-buffer of a model. So a checksum of them is kept in a buffer of its own, which is not saved: code that copies all
-buffers (DistributedDataParallel, torch's AveragedModel with ``use_buffers=False``) copies it with them and it still
-fits, code that averages them breaks it.
+Offsets and ids may be copied and moved, but not averaged or rounded, which averages of weights do with every buffer of
+a model. So their checksums are kept in a buffer, which is not saved: code that copies all buffers
+(DistributedDataParallel, torch's AveragedModel with ``use_buffers=False``) copies it too, and it still matches; after
+averaging it does not.
 
-An index is looked at again only after somebody else could have written to it: when torch counted a write, when a buffer
-is another tensor than before, or when a buffer was read from outside (``tensor.data.copy_`` is not counted by torch,
-but whoever calls it has to get the tensor first). N vectors, L lists.
+The buffers are checked only if other code could have written to them: if torch counted an in-place write, if a buffer
+is another tensor than before, or if a buffer was read from outside the index (``tensor.data.copy_`` is not counted by
+torch, but its caller must have read the tensor). N vectors, L lists.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 from . import schema
 
 CHECKSUMS = "checksums"
-_PART = 1 << 16  # entries that a checksum mixes before it is multiplied again; another number gives other checksums
-# Entries that it reads at a time: so few that torch starts no second thread for them, as it does beyond 2^15. Beside a
-# busy processor two threads made half a million ids take 640 ms instead of 2.
+_PART = 1 << 16  # entries between two multiplications of the sum; the value of a checksum depends on it
+# Entries read at a time. For more than 2^15 torch starts a second thread, and on a busy processor two threads took
+# 640 ms for half a million ids instead of 2.
 _PIECE = 1 << 15
 _FACTOR = -7046029254386353131  # odd, 2^64 over the golden ratio as a signed number: products spread over all bits
 
@@ -35,18 +35,18 @@ _REMEDY = (
     "index usable again"
 )
 
-# Tensors by name, each with the count of in-place writes when it was read; -1 where torch does not count them.
+# Tensors by name, each with its count of in-place writes when it was read, -1 if torch does not count them.
 Sources = dict[str, tuple[Tensor, int]]
 
 
 def sources_of(buffers: Mapping[str, Tensor], names: Iterable[str]) -> Sources:
-    """The buffers of these names as they are now."""
+    """The buffers of these names, with their counts of writes."""
     read = {name: buffers[name] for name in names}
     return {name: (tensor, -1 if tensor.is_inference() else tensor._version) for name, tensor in read.items()}
 
 
 def unchanged(sources: Sources, buffers: Mapping[str, Tensor]) -> bool:
-    """Whether these are the tensors that were read, with nothing written to them since. False for no sources."""
+    """Whether the buffers are the tensors of `sources`, and not written to since. False if there are no sources."""
     for name, (tensor, version) in sources.items():
         now = buffers[name]
         if now is not tensor or (version >= 0 and now._version != version):
@@ -75,8 +75,10 @@ def checksums(buffers: Mapping[str, Tensor]) -> Tensor:
 
 
 def _checksum(values: Tensor) -> Tensor:
-    """A number () that depends on every entry of values (n,) int64 and on its place; it is no linear function of
-    them, so that the average of two arrays does not have the average of their checksums."""
+    """A checksum () of values (n,) int64 that depends on the order of the entries.
+
+    It is not linear: the average of two arrays does not have the average of their checksums.
+    """
     places = torch.arange(min(_PART, values.shape[0]), device=values.device) * _FACTOR
     total = torch.full((), values.shape[0], dtype=torch.int64, device=values.device)
     for part in values.split(_PART):
@@ -84,39 +86,39 @@ def _checksum(values: Tensor) -> Tensor:
         for piece, at in zip(part.split(_PIECE), places.split(_PIECE), strict=False):
             mixed = (piece ^ at[: piece.shape[0]]).mul_(_FACTOR)
             total += mixed.bitwise_xor_(mixed >> 29).sum()
-    return total ^ _FACTOR  # so that zeroed memory is no sound empty index
+    return total ^ _FACTOR  # so that buffers and checksum of zeros do not match
 
 
 class VersionToken:
-    """One state of an index. A graph made of that state keeps the token, and sees in it that the index has changed."""
+    """Identifies one version of an index. Graphs of that version keep the token."""
 
-    changed = False
+    changed = False  # set once the index has another version
 
 
 class Integrity:
-    """What is known of the integer buffers of one index; `buffers` is always all of its buffers, by name."""
+    """What is known of the integer buffers of one index. `buffers` are all buffers of the index, by name."""
 
     def __init__(self) -> None:
-        self._sources: Sources = {}  # the tensors that were last found or put there
-        self.handed_out = True  # whether anybody else may have written to them since
-        self._sums: Tensor | None = None  # their checksums, while known
+        self._sources: Sources = {}  # the tensors that were last checked, or written by the index
+        self.handed_out = True  # whether other code may have written to them since
+        self._sums: Tensor | None = None  # their checksums, if known
 
     def put(self, buffers: Mapping[str, Tensor]) -> None:
-        """The index itself has put all integer buffers there."""
+        """After the index has replaced the integer buffers."""
         self._know(buffers, handed_out=False)
 
     def moved(self, buffers: Mapping[str, Tensor]) -> None:
-        """The index has had all buffers converted or moved, by a function that may have changed their values."""
+        """After all buffers were moved or cast by a function that may have changed their values."""
         self._know(buffers, handed_out=True)
 
     def _know(self, buffers: Mapping[str, Tensor], *, handed_out: bool) -> None:
-        # Without values there are no checksums, so nothing is known of what comes in the place of these tensors.
+        # Tensors without values have no checksums to compare the tensors that replace them with.
         known = not any(_has_no_values(buffers[name]) for name in schema.INTEGERS)
         self._sources = sources_of(buffers, schema.INTEGERS) if known else {}
         self.handed_out, self._sums = handed_out, None
 
     def hand_out(self, buffers: dict[str, Tensor]) -> None:
-        """Somebody else is given the buffers: note their checksums while they are known to be right."""
+        """Before other code reads the buffers: store their checksums while they are known to be correct."""
         if self.handed_out:
             return
         if self._sums is None and unchanged(self._sources, buffers):
@@ -125,9 +127,10 @@ class Integrity:
         self.handed_out = True
 
     def check(self, buffers: Mapping[str, Tensor], d: int, *, flat: bool) -> bool:
-        """Whether the buffers hold another sound state than the index last knew; RuntimeError if it is not sound.
+        """Whether the integer buffers have other, valid values than the index last knew; RuntimeError if not valid.
 
-        Buffers without values are passed over."""
+        Buffers without values are not checked.
+        """
         if not self.handed_out and unchanged(self._sources, buffers):
             return False
         now, changed = sources_of(buffers, schema.INTEGERS), False
@@ -141,21 +144,21 @@ class Integrity:
         """`check` for buffers of the right shapes."""
         found = checksums(buffers)
         as_known = self._sums is not None and torch.equal(found, self._sums)
-        fits = _equal(found, buffers[CHECKSUMS])
-        if as_known or fits:
+        matches = _equal(found, buffers[CHECKSUMS])
+        if as_known or matches:
             changed = not as_known and self._sums is not None
         else:
             wrong: str | None = "the values of list_offsets, list_ids or next_id were changed in place"
             if any(buffers[name] is not tensor for name, (tensor, _) in self._sources.items()) or not self._sources:
-                wrong = schema.misfit(buffers, d, flat=flat)  # tensors that the caller chose: as a state to be loaded
+                wrong = schema.misfit(buffers, d, flat=flat)  # replaced by the caller: checked as a loaded state
             _refuse(wrong)
             changed = True
-        self._sums = found if fits else None
+        self._sums = found if matches else None
         return changed
 
 
 def _equal(found: Tensor, stored: Tensor) -> bool:
-    """Whether a stored checksum, which somebody may have moved, cast or left on the meta device, is the one found."""
+    """Whether stored checksums, which may have been moved, cast or left on the meta device, are those found."""
     alike = stored.dtype == found.dtype and not _has_no_values(stored)
     return alike and torch.equal(found, stored.to(found.device))
 

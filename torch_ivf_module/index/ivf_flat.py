@@ -13,8 +13,8 @@ from torch import Tensor
 from ..functional import metric as metrics
 from ..functional.budget import Budget
 from ..functional.kmeans import RowShard
+from ..functional.options import SearchOptions
 from ..functional.ordering import order_within_lists
-from ..functional.search import SearchOptions
 from ..params import DEFAULTS, SearchParams, positive
 from . import extensions, training
 from .base import IndexBase

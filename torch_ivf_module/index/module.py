@@ -1,4 +1,4 @@
-"""What torch.nn.Module does with the buffers of an index: casting them, loading them, hiding them from others.
+"""Methods of torch.nn.Module on the buffers of an index: casting, loading, pickling, and hiding the buffers.
 
 N vectors, L lists, d dim.
 """
@@ -9,7 +9,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from . import schema
 from .integrity import VersionToken
 from .store import OWN_BUFFERS, ListStore
 
+if TYPE_CHECKING:
+    from .base import IndexBase
+
 Contents = VersionToken  # its name in modules that were pickled before it had this one
-SAVED = (*schema.NAMES, schema.NEXT_ID)
-# What a pickle or a deepcopy of an index has of its store beside the buffers, which are packed then.
+# The state of a store that a pickle or a deepcopy of an index contains in addition to the packed buffers.
 STORE_STATE = ("_version_token", "_latest", "_list_ordering", "_unordered")
 
 
@@ -32,18 +34,18 @@ def store_state(store: ListStore) -> dict[str, Any]:
 
 
 def set_store_state(store: ListStore, state: Mapping[str, Any]) -> None:
-    """Give a new store of unpickled or copied buffers the rest of its state."""
+    """Restore the values of STORE_STATE in the new store of an unpickled or copied index."""
     store.version = state.get("_version_token") or VersionToken()
     store.ids.last_lists = state.get("_latest", {})
     store.ordering, store.unordered = state.get("_list_ordering", "none"), state.get("_unordered", 0)
-    store.moved()  # so that a tensor put there later is told from a write to this one
+    store.moved()  # tells a later in-place write from a replaced tensor
 
 
 def restore_dtypes(store: ListStore, before: Mapping[str, Tensor]) -> None:
-    """After the buffers, which were `before`, have been moved or cast with their parent: keep centroids float32,
-    integers int64 and packed rows in a storage dtype.
+    """After ``nn.Module._apply`` cast centroids back to float32, integers to int64, and packed rows to a storage dtype.
 
-    ValueError if a row is out of the range of the dtype it was cast to; the rows then keep the dtype they had.
+    `before` are the buffers before the call. Raises ValueError if a row exceeds the range of the new dtype; the rows
+    then keep the dtype they had.
     """
     buffers = store.buffers
     for name, tensor in before.items():
@@ -62,7 +64,7 @@ def restore_dtypes(store: ListStore, before: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def without_own_buffers(store: ListStore) -> Iterator[None]:
-    """Within it, the module of a store has only the buffers that are not the index's; the index must not be used."""
+    """A context in which the module has only buffers that are not the index's; the index must not be used in it."""
     with store.lock:
         buffers = store.hand_out()
         own = {name: buffers.pop(name) for name in OWN_BUFFERS}
@@ -79,10 +81,10 @@ def without_own_buffers(store: ListStore) -> Iterator[None]:
 def own_loading(
     module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any, names: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
-    """Call the hooks that come before loading `module`, then let torch load everything but the entries `names`.
+    """A context for ``nn.Module._load_from_state_dict`` of a module that loads the entries `names` itself.
 
-    Within it, ``nn.Module._load_from_state_dict`` of the yielded state does not look for `names` and calls no hooks;
-    `args` are its other arguments.
+    Calls the pre-hooks of `module`, and yields the state without these entries. In the context that method does not
+    expect these entries, and calls no pre-hooks. `args` are its other arguments.
     """
     hooks, unsaved = module._load_state_dict_pre_hooks, module._non_persistent_buffers_set
     for hook in hooks.values():
@@ -97,8 +99,7 @@ def own_loading(
 
 
 def load_buffers(
-    index: nn.Module,
-    store: ListStore,
+    index: IndexBase,
     state_dict: Mapping[str, Any],
     prefix: str,
     local_metadata: Mapping[str, Any],
@@ -106,17 +107,18 @@ def load_buffers(
     missing_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """Take the buffers of an index, which are in its store, from a state_dict: all or none.
+    """Load the buffers of an index from a state_dict: all or none of them.
 
-    The other arguments are those of ``nn.Module._load_from_state_dict``, which calls it.
+    The other arguments are those of ``nn.Module._load_from_state_dict``, which calls this.
     """
-    given = {name: state_dict[prefix + name] for name in SAVED if prefix + name in state_dict}
+    store = index.store
+    given = {name: state_dict[prefix + name] for name in schema.SAVED if prefix + name in state_dict}
     missing = [name for name in schema.NAMES if name not in given]
     if strict:
         missing_keys += [prefix + name for name in missing]
     wrong = None
     if not missing:
-        wrong = misfit(given, local_metadata, index, store)
+        wrong = misfit(given, local_metadata, index)
     elif len(missing) < len(schema.NAMES):
         wrong = f"the state lacks {', '.join(missing)}, and an index loads all of its buffers or none"
     if not missing and wrong is None:
@@ -132,9 +134,7 @@ def load_buffers(
         error_msgs.append(f"{prefix or type(index).__name__}: {wrong}; the index is unchanged")
 
 
-def misfit(
-    given: Mapping[str, Any], metadata: Mapping[str, Any], index: nn.Module, store: ListStore
-) -> str | None:
+def misfit(given: Mapping[str, Any], metadata: Mapping[str, Any], index: IndexBase) -> str | None:
     """Why the tensors `given` by name cannot be the buffers of an index, or None if they can."""
     version = metadata.get("version")
     if version is not None and version > index._version:
@@ -142,14 +142,15 @@ def misfit(
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             return f"{name} must be a tensor, got {type(tensor).__name__}"
-    return schema.misfit(given, store.d, flat=store.flat)
+    return schema.misfit(given, index.d, flat=index.store.flat)
 
 
 def _take(store: ListStore, given: Mapping[str, Tensor], *, assign: bool) -> None:
-    """Make a checked state the buffers: the tensors themselves with `assign`, else copies where the index is.
+    """Replace the buffers by those of a checked state: with `assign` by these tensors, else by copies on the device of
+    the index.
 
-    Vectors that are copied are read anyway, and so are checked: ValueError for one that is not finite or does not fit
-    the storage dtype. Those that are assigned may be larger than memory, in a mapped file.
+    Copied vectors are checked: ValueError for one that is not finite or exceeds the storage dtype. Assigned vectors
+    are not read, because they may be a mapped file that is larger than memory.
     """
     ids, number = given["list_ids"], given.get(schema.NEXT_ID)
     if number is None:
@@ -168,8 +169,8 @@ def _take(store: ListStore, given: Mapping[str, Tensor], *, assign: bool) -> Non
         loaded["centroids"] = loaded["centroids"].float()
         if loaded["packed_embeddings"].dtype not in schema.STORAGE:
             loaded["packed_embeddings"] = loaded["packed_embeddings"].float()
-        if store.ntotal:  # an empty index was told the order of the rows to come when it was made
+        if store.ntotal:  # in an empty index it is the argument of the constructor, for the rows that are loaded
             store.ordering = "none"
         store.exchange(loaded)
         if assign:
-            store.hand_out()  # the caller has the tensors too
+            store.hand_out()  # the caller may write to the tensors

@@ -1,8 +1,8 @@
-"""The search of an index as one operator, torch.ops.torch_ivf_module.search, which torch.compile records.
+"""The search of an index as the operator torch.ops.torch_ivf_module.search, which torch.compile records.
 
-The operator takes a number that stands for the index, not its buffers. So a compiled model contains nothing of the
-index: it finds rows that are added later, and no change of the index makes it compile again. Q queries, d dim, k
-results.
+The operator takes an integer, the handle of the index, not its buffers. So a compiled model has no tensor of the index
+as an input: it finds rows that are added later, and a change of the index does not compile it again. Q queries, d dim,
+k results.
 """
 
 from __future__ import annotations
@@ -27,31 +27,29 @@ if TYPE_CHECKING:
     from .base import IndexBase
 
 NAME = "torch_ivf_module::search"
-_FIELDS = tuple(field.name for field in fields(SearchParams))
-_TYPES = {"selector": "Tensor?", "profile": "str", "budget_strategy": "str", "list_ordering": "str?"}
-_TYPES |= {"rebuild_policy": "str", "nprobe": "int?", "max_codes": "int?", "candidate_budget": "int?"}
-_TYPES |= {"use_per_list_sizes": "bool?", "safe_pruning": "bool?"}
-_INDEXES: weakref.WeakValueDictionary[int, IndexBase] = weakref.WeakValueDictionary()
-_numbers = itertools.count()
+# Types of the fields of SearchParams in the language of operator schemas, where "int | None" is "int?".
+_FIELDS = {field.name: str(field.type).replace(" | None", "?") for field in fields(SearchParams)}
+_INDEXES: weakref.WeakValueDictionary[int, IndexBase] = weakref.WeakValueDictionary()  # by handle
+_handles = itertools.count()
 _refuse_export = not_compiled(
     refuse_recording, "torch.export takes a search with strict=False, or as the module that index.graph(...) returns"
 )
 
 
-def number_of(index: IndexBase) -> int:
-    """A new number for an index, under which the operator finds it as long as it lives."""
-    number = next(_numbers)
-    _INDEXES[number] = index
-    return number
+def new_handle(index: IndexBase) -> int:
+    """An integer by which the operator finds the index as long as it exists."""
+    handle = next(_handles)
+    _INDEXES[handle] = index
+    return handle
 
 
 def recorded_search(
     index: IndexBase, x: Tensor, k: int, params: SearchParams | None = None, *, with_vectors: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """D and I (Q, k) of queries x (Q, d), and the vectors (Q, k, d) if asked for: what torch.compile records.
+    """What torch.compile records of a search of x (Q, d): D and I (Q, k), and the vectors (Q, k, d) `with_vectors`.
 
-    Only settings of the index are read here: a buffer would become an input of the compiled graph, which would then
-    depend on its size.
+    It reads settings of the index only: a buffer would become an input of the compiled graph, which would then depend
+    on its size.
     """
     if torch.compiler.is_exporting():
         if is_dynamo_compiling():
@@ -60,76 +58,75 @@ def recorded_search(
     settings = [getattr(params or DEFAULTS, name) for name in _FIELDS]
     call = torch.ops.torch_ivf_module.search.default
     if not (x.requires_grad and torch.is_grad_enabled()):
-        found: tuple[Tensor, Tensor, Tensor] = call(x, index.number, k, with_vectors, *settings)
-        return found
-    # What is nearest has no derivative; D is computed once more from x, by operations that have all derivatives.
-    _, ids, vectors = call(x.detach(), index.number, k, True, *settings)
+        results: tuple[Tensor, Tensor, Tensor] = call(x, index._handle, k, with_vectors, *settings)
+        return results
+    # The operator selects the vectors; D is computed again from x by operations that have derivatives of every order.
+    _, ids, vectors = call(x.detach(), index._handle, k, True, *settings)
     with torch.autocast(x.device.type, enabled=False):
         scores, ids, vectors = scored(metrics.prepare(x.float(), index.metric), ids, vectors, index.metric)
         return metrics.to_distance(scores, index.metric), ids, vectors
 
 
-def _index(number: int) -> IndexBase:
-    index = _INDEXES.get(number)
+def _index(handle: int) -> IndexBase:
+    index = _INDEXES.get(handle)
     if index is None:
         raise RuntimeError("the index that this model was compiled with is no longer there: compile it again")
     return index
 
 
-def _search(
-    x: Tensor, number: int, k: int, with_vectors: bool, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    index, params = _index(number), SearchParams(**dict(zip(_FIELDS, settings, strict=True)))
+def _search(x: Tensor, handle: int, k: int, with_vectors: bool, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator; `settings` are the fields of SearchParams. Without vectors the third result has no elements."""
+    index, params = _index(handle), SearchParams(**dict(zip(_FIELDS, settings, strict=True)))
     if with_vectors:
         return index.search_and_reconstruct(x, k, params=params)
     distances, ids = index.search(x, k, params=params)
     return distances, ids, x.new_empty(0, 0, 0, dtype=index.dtype)
 
 
-def _shapes(
-    x: Tensor, number: int, k: int, with_vectors: bool, *settings: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    index = _index(number)
+def _shapes(x: Tensor, handle: int, k: int, with_vectors: bool, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Results of the right shapes and dtypes without values."""
+    index = _index(handle)
     if x.dim() != 2 or x.shape[1] != index.d:
         raise ValueError(f"x must have shape (n, {index.d}), got {tuple(x.shape)}")
     shape = (x.shape[0], k)
-    vectors = (*shape, index.d) if with_vectors else (0, 0, 0)
     return (
         x.new_empty(shape, dtype=torch.float32),
         x.new_empty(shape, dtype=torch.int64),
-        x.new_empty(vectors, dtype=index.dtype),
+        x.new_empty((*shape, index.d) if with_vectors else (0, 0, 0), dtype=index.dtype),
     )
 
 
 class _Differentiable(torch.autograd.Function):
-    """The operator with its derivative with respect to x: that of the distances to the vectors that were found."""
+    """The operator with its gradient with respect to x: that of the distances to the vectors that were found."""
 
     @staticmethod
-    def forward(x: Tensor, number: int, k: int, with_vectors: bool, *settings: Any) -> tuple[Tensor, ...]:
-        if not with_vectors:
-            raise RuntimeError(f"{NAME} has a derivative with with_vectors=True alone")
-        return _without_autograd(x, number, k, with_vectors, *settings)
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return _without_autograd(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.metric = _index(inputs[1]).metric
-        ctx.save_for_backward(inputs[0], *output[1:])
+        x, handle, _, with_vectors, *_ = inputs
+        ctx.metric, ctx.with_vectors = _index(handle).metric, with_vectors
+        ctx.save_for_backward(x, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, distances: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """The gradient with respect to x, for the gradient (Q, k) with respect to D; other arguments have none."""
+        if not ctx.with_vectors:
+            raise RuntimeError(f"{NAME} has a derivative with with_vectors=True alone")
         x, ids, vectors = ctx.saved_tensors
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            scores = scored(metrics.prepare(leaf.float(), ctx.metric), ids, vectors, ctx.metric)[0]
-            (found,) = torch.autograd.grad(metrics.to_distance(scores, ctx.metric), leaf, distances)
-        return (found, *[None] * (3 + len(_FIELDS)))
+        padding = ids == -1
+        queries = x.float().masked_fill(padding.all(1, keepdim=True), 0)  # without results: perhaps NaN
+        known, weights = vectors.float().masked_fill(padding[..., None], 0), grad.masked_fill(padding, 0)
+        gradient = metrics.distance_gradient(queries, known, weights, ctx.metric)
+        return (gradient.to(x.dtype), *[None] * (3 + len(_FIELDS)))
 
 
 def _without_autograd(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     with below_autograd():
-        found: tuple[Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search.default(*arguments)
-        return found
+        result: tuple[Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search.default(*arguments)
+        return result
 
 
 def _with_autograd(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -156,11 +153,9 @@ def _batched(
 
 
 def _register() -> torch.library.Library:
-    rest = ", ".join(f"{_TYPES.get(name, _kind(name))} {name}" for name in _FIELDS)
+    settings = ", ".join(f"{kind} {name}" for name, kind in _FIELDS.items())
     library = torch.library.Library("torch_ivf_module", "FRAGMENT")
-    library.define(
-        f"search(Tensor x, int index, SymInt k, bool with_vectors, {rest}) -> (Tensor, Tensor, Tensor)"
-    )
+    library.define(f"search(Tensor x, int handle, SymInt k, bool with_vectors, {settings}) -> (Tensor, Tensor, Tensor)")
     library.impl("search", _search, "CompositeExplicitAutograd")
     torch.library.register_fake(NAME, _shapes, lib=library)
     library.impl("search", _with_autograd, "Autograd")
@@ -168,8 +163,4 @@ def _register() -> torch.library.Library:
     return library
 
 
-def _kind(name: str) -> str:
-    return type(getattr(DEFAULTS, name)).__name__
-
-
-_library = _register()  # which must live as long as the operator
+_library = _register()  # the operator exists as long as this object

@@ -1,8 +1,7 @@
-"""Updates that are not in the buffers yet: rows that were added, and packed rows that were removed.
+"""Updates that are not packed yet: rows that were added, and packed rows that were removed.
 
-Packing copies the whole index, so single updates are collected here. A search reads the pending rows as a second, small
-set of inverted lists and masks the deleted ones; the index is packed when there are many of either. N packed rows, T
-pending rows, H hits.
+Packing copies the whole index, so small updates are collected here. A search reads the pending rows as a second, small
+set of inverted lists, and masks the deleted rows. N packed rows, T pending rows, H hits.
 """
 
 from __future__ import annotations
@@ -14,22 +13,22 @@ from torch import Tensor
 
 from ..functional import metric as metrics
 from ..functional.id_lookup import matches
-from ..functional.lists import InvertedLists, inverted_lists, only, pack
+from ..functional.lists import InvertedLists, inverted_lists, mask_rows, pack
 
-_FEW = 512  # pending rows that are cheap to sort again at every read, whatever the size of the index
-_REMOVED = -1  # the id of a pending row that was removed again; no stored row has it
+_FEW = 512  # up to so many pending rows are sorted again at every read, whatever the size of the index
+_REMOVED = -1  # the id of a pending row that was removed; no stored row has it
 
 
 class PendingUpdates:
-    """Pending rows in the order they were added, each with its id and its list; and which packed rows are deleted."""
+    """Pending rows in the order they were added, with their ids and lists, and which packed rows are deleted."""
 
     def __init__(self) -> None:
         self._x: list[Tensor] = []
         self._ids: list[Tensor] = []
         self._assigned: list[Tensor] = []
-        self.rows = 0  # pending rows, without those removed again
-        self._stored_rows = 0  # with those
-        self.custom_ids = False  # whether some ids are the caller's, and so may be packed already
+        self.rows = 0  # pending rows, without removed ones
+        self._stored_rows = 0  # rows of `_x`, with removed ones
+        self.custom_ids = False  # whether callers chose some of the ids, so that packed rows may have them too
         self._lists: tuple[Tensor, InvertedLists] | None = None  # the pending rows, and the origin they are relative to
         self.deleted: Tensor | None = None  # (N,) bool: packed rows that were removed
         self.deleted_rows = 0
@@ -51,7 +50,7 @@ class PendingUpdates:
 
     def push(self, x: Tensor, ids: Tensor, assigned: Tensor, *, custom_ids: bool) -> None:
         """Append rows x (n, d), ids (n,) and lists (n,); the tensors are kept, not copied."""
-        if not x.shape[0]:  # a tensor without rows must not decide the dtype or the device of the later ones
+        if not x.shape[0]:  # a tensor without rows may have another dtype or device than later ones
             return
         self.custom_ids |= custom_ids
         self._x.append(x)
@@ -73,7 +72,7 @@ class PendingUpdates:
         return self._x[0], self._ids[0], self._assigned[0]
 
     def find(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """The pending rows (H,) that carry one of the ids `wanted`, which ascend, and the place in `wanted` of each."""
+        """The pending rows (H,) with one of the ascending ids `wanted`, and the position of its id in `wanted` (H,)."""
         if not self.rows:
             return wanted.new_empty(0), wanted.new_empty(0)
         ids = self._all_ids()
@@ -121,7 +120,7 @@ class PendingUpdates:
         if self.deleted is None:
             return lists
         if self._masked is None or self._masked[0] is not lists:
-            self._masked = lists, only(lists, ~self.deleted)
+            self._masked = lists, mask_rows(lists, ~self.deleted)
         return self._masked[1]
 
 

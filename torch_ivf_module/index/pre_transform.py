@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from ..params import SearchParams, positive
-from . import extensions, torch_ivf_compat, validation
+from . import extensions, training, validation
 from .base import IndexBase
 from .eager import recorded_by_fx, refuse_scripting
 
@@ -85,7 +85,7 @@ class IndexPreTransform(nn.Module):
             found: Tensor = self.transform(x.to(own))
         return found
 
-    train = torch_ivf_compat.train
+    train = training.train
 
     def fit(self: Self, x: Tensor, **settings: Any) -> Self:
         """Fit the index, not the transform, to vectors x (n, d); settings as in `IndexIVFFlat.fit`."""

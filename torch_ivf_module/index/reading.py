@@ -1,4 +1,4 @@
-"""Reading vectors by id, and how the lists are filled: methods of `IndexBase`.
+"""Reading vectors by id, sizes of lists and memory: methods of `IndexBase`.
 
 L lists, d dim, n ids.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional import lists as ragged
+from ..functional.lists import lengths
 from . import validation
 from .eager import eager, opaque
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ListStats(NamedTuple):
-    """How the vectors of an index are spread over its lists."""
+    """How the vectors of an index are distributed over its lists."""
 
     lists: int
     empty: int
@@ -32,15 +32,15 @@ class ListStats(NamedTuple):
 @eager
 def reconstruct(self: IndexBase, id: int) -> Tensor:
     """The stored vector (d,) of an id, in the storage dtype; of a duplicate id the last. KeyError if unknown."""
-    return self.reconstruct_batch(torch.tensor([validation.whole(id, "id")], device="cpu").to(self.device))[0]
+    return self.reconstruct_batch(torch.tensor([validation.int64(id, "id")], device="cpu").to(self.device))[0]
 
 
 @eager
 def reconstruct_n(self: IndexBase, start: int, n: int) -> Tensor:
     """The stored vectors (n, d) of ids ``start : start + n``, each as `reconstruct`. KeyError if one is unknown."""
-    if validation.whole(n, "n") < 0:
+    if validation.int64(n, "n") < 0:
         raise ValueError(f"n must be >= 0, got {n}")
-    return self.reconstruct_batch(validation.whole(start, "start") + torch.arange(n, device=self.device))
+    return self.reconstruct_batch(validation.int64(start, "start") + torch.arange(n, device=self.device))
 
 
 @eager
@@ -54,12 +54,12 @@ def reconstruct_batch(self: IndexBase, ids: Tensor) -> Tensor:
 def list_sizes(self: IndexBase) -> Tensor:
     """Vectors in each list, (L,) int64; a flat index is one list, an untrained one has none."""
     offsets = self.store.packed_lists()[1]
-    return ragged.lengths(offsets) if offsets.shape[0] else offsets
+    return lengths(offsets) if offsets.shape[0] else offsets
 
 
 @eager
 def imbalance_factor(self: IndexBase) -> float:
-    """How many times the rows of evenly filled lists a query reads, if queries are spread as the vectors are.
+    """Rows that a query reads on average, relative to lists of equal size, if queries are distributed as the vectors.
 
     As in faiss: ``L * sum(sizes ** 2) / sum(sizes) ** 2``, at best 1; 1 for an empty index.
     """
@@ -69,7 +69,7 @@ def imbalance_factor(self: IndexBase) -> float:
 
 @eager
 def list_stats(self: IndexBase) -> ListStats:
-    """The number of lists, how many are empty, their least, median and greatest size, and `imbalance_factor`."""
+    """The number of lists, how many are empty, their minimum, median and maximum size, and `imbalance_factor`."""
     sizes = self.list_sizes()
     if not sizes.shape[0]:
         return ListStats(0, 0, 0, 0.0, 0, 1.0)
@@ -85,7 +85,7 @@ def list_stats(self: IndexBase) -> ListStats:
 
 @opaque
 def memory_bytes(self: IndexBase) -> int:
-    """Bytes of the buffers and of what was derived from them so far, without the graphs made of the index."""
+    """Bytes of the buffers, of pending rows, and of tensors derived from them so far; graphs are not included."""
     return self.store.memory_bytes()
 
 

@@ -1,4 +1,4 @@
-"""What belongs in the buffers of an index, and whether a state fits together.
+"""Names, shapes and dtypes of the buffers of an index, and whether a state is consistent.
 
 N vectors, L lists, d dim.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 
 NAMES = ("centroids", "packed_embeddings", "list_offsets", "list_ids")
 NEXT_ID = "next_id"
+SAVED = (*NAMES, NEXT_ID)  # the entries of a state_dict
 FLOATS = ("centroids", "packed_embeddings")
 INTEGERS = ("list_offsets", "list_ids", NEXT_ID)
 LAST_ID = 2**63 - 1
@@ -21,7 +22,7 @@ STORAGE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of packed_emb
 def empty(
     d: int, *, flat: bool, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The buffers of an index that was not trained and holds nothing; `dtype` is that of the vectors."""
+    """The buffers of an untrained index without vectors; `dtype` is that of the vectors."""
     return {
         "centroids": torch.empty(0, d, dtype=torch.float32, device=device),
         "packed_embeddings": torch.empty(0, d, dtype=dtype, device=device),
@@ -32,16 +33,16 @@ def empty(
 
 
 def misfit(state: Mapping[str, Tensor], d: int, *, flat: bool) -> str | None:
-    """Why the tensors named NAMES (and perhaps next_id) are no index of dimension `d`, or None when they are.
+    """Why the tensors NAMES, and next_id if given, are not the buffers of an index of dimension `d`; None if they are.
 
-    A flat index is one list without a centroid. Tensors on the meta device have no values to look at.
+    A flat index has one list and no centroid. The values of tensors on the meta device are not checked.
     """
     meta = any(state[name].is_meta for name in NAMES)
     return misfit_shapes(state, d, flat) or (None if meta else _misfit_values(state))
 
 
 def misfit_shapes(state: Mapping[str, Tensor], d: int, flat: bool) -> str | None:
-    """The part of `misfit` that looks at no values."""
+    """`misfit` of shapes and dtypes; no values are read."""
     centroids, packed, offsets, ids = (state[name] for name in NAMES)
     for name, tensor in (("centroids", centroids), ("packed_embeddings", packed)):
         if tensor.dim() != 2 or tensor.shape[1] != d:
@@ -80,7 +81,7 @@ def _misfit_values(state: Mapping[str, Tensor]) -> str | None:
 
 
 def misfit_offsets(offsets: Tensor, rows: int) -> str | None:
-    """Why offsets (L + 1,) do not divide so many rows into lists, or None when they do."""
+    """Why offsets (L + 1,) do not divide `rows` rows into lists, or None if they do."""
     if offsets.shape[0] and not offsets.is_meta:
         if int(offsets[0]) != 0 or int(offsets[-1]) != rows:
             return f"list_offsets must run from 0 to {rows}, got {int(offsets[0])} to {int(offsets[-1])}"
@@ -91,5 +92,5 @@ def misfit_offsets(offsets: Tensor, rows: int) -> str | None:
 
 
 def next_id_after(ids: Tensor) -> int:
-    """The number that `add` goes on from when only the ids are known."""
+    """The `next_id` of an index with these ids, if it is not known: the largest + 1."""
     return max(0, min(int(ids.max()), LAST_ID - 1) + 1) if ids.shape[0] else 0

@@ -14,7 +14,7 @@ from torch.compiler import is_dynamo_compiling, is_exporting
 from ..functional import metric as metrics
 from ..functional import range_scan
 from ..functional.kernels import kernel_for
-from ..functional.lists import InvertedLists, lookup, restricted, vectors_at
+from ..functional.lists import InvertedLists, ids_at, restricted, vectors_at
 from ..functional.probe import Coarse, probe
 from ..functional.search import capped_lists, finite_queries
 from ..functional.search import search as search_lists
@@ -123,7 +123,7 @@ def prepared(index: IndexBase, x: Tensor) -> Tensor:
 def probed_lists(index: IndexBase, queries: Tensor, params: SearchParams, sizes: Tensor | None = None) -> Tensor:
     """The lists (Q, P) that prepared queries read; `sizes` (L + 1,), where given, are what `max_codes` counts."""
     with without_autocast(queries.device), torch.no_grad():
-        coarse, segments = index.store.segments()
+        coarse, segments = index.store.segments(counted=False)  # nothing counts their rows: no reason to pack
         options = index.search_options(1, params)
         if sizes is not None:
             segments = [segments[0]._replace(sizes=sizes)]
@@ -167,7 +167,7 @@ def range_of_prepared(
             max_bytes=index.max_bytes,
             probed=probed,
         )
-        return lims, metrics.to_distance(scores, index.metric), lookup([part.ids for part in segments], rows)
+        return lims, metrics.to_distance(scores, index.metric), ids_at([part.ids for part in segments], rows)
 
 
 def _answer(

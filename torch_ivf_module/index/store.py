@@ -1,7 +1,6 @@
 """The inverted lists of an index: packed rows in the buffers of a module, pending rows, deleted rows, ids.
 
-N packed rows, L lists, d dim, n ids, H hits. A row is a position among the packed rows, or among the pending ones; an
-id is the user's label of it.
+N packed rows, L lists, d dim, n ids, H hits. A row is a position among the packed or among the pending rows.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch_internals import outside_of_modes
-from ..functional import lists as ragged
 from ..functional.id_lookup import last_of
-from ..functional.lists import InvertedLists
+from ..functional.lists import InvertedLists, append, keep_rows
 from ..functional.probe import Coarse
 from ..functional.transforms import run_outside
 from . import schema
@@ -25,12 +22,11 @@ from .ids import IdLookup, Matches
 from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values, unchanged
 from .pending import PendingUpdates, few
 
-OWN_BUFFERS = (*schema.NAMES, schema.NEXT_ID, CHECKSUMS)
+OWN_BUFFERS = (*schema.SAVED, CHECKSUMS)
 
-# A search reads deleted rows until they are an eighth of the packed ones. So a removal costs the copying of eight rows
-# in the end, whatever the size of the index, and a search reads at most a seventh more than it has to.
+# Rows are packed when more than an eighth of the packed ones are deleted. So a removal costs the copying of eight rows,
+# whatever the size of the index, and a search reads at most a seventh more rows than it has to.
 _DELETED_SHARE = 8
-
 
 Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, int]]
 
@@ -38,23 +34,23 @@ Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, int]]
 class ListStore:
     """The rows of an index, by list and by id.
 
-    The packed rows are tensors in `buffers`, the dict that a module shares with its state_dict and its parents. Added
-    rows are pending, and removed ones marked as deleted, until `pack` brings the tensors up to date: when there are
-    many of them, or when other code is given the tensors. Several threads may call the methods at the same time.
+    The packed rows are tensors in `buffers`, the `_buffers` of the module that owns the store. Added rows are pending,
+    and removed ones marked as deleted, until `pack` writes both into the tensors: when they are many, or when code
+    outside the index reads the tensors. Several threads may call the methods at the same time.
     """
 
     def __init__(self, buffers: dict[str, Tensor], d: int, metric: str, *, flat: bool) -> None:
         self.buffers, self.d, self.metric, self.flat = buffers, d, metric, flat
         self.lock = threading.RLock()
         self.version = VersionToken()
-        self.graph: Any = None  # a SearchGraph of this version, forgotten when anything changes
-        self.ordering = "none"  # the order of the rows within each list, apart from the last `unordered` added
+        self.graph: Any = None  # a SearchGraph of this version, None after a change
+        self.ordering = "none"  # the order of the rows of each list, except the `unordered` rows added last
         self.unordered = 0
         self.ids = IdLookup()
         self._updates = PendingUpdates()
         self._integrity = Integrity()
         self._derived: Derived | None = None
-        self._handed: dict[str, Tensor] = {}  # the buffers as they were last handed out
+        self.handed_out: dict[str, Tensor] = {}  # the buffers as `hand_out` last gave them, until they change
 
     # -- what is stored ------------------------------------------------------------------------------------
 
@@ -84,11 +80,6 @@ class ListStore:
         return self.buffers["packed_embeddings"].dtype
 
     @property
-    def unpacked(self) -> int:
-        """Pending rows and deleted rows together."""
-        return self._updates.rows + self._updates.deleted_rows
-
-    @property
     def next_id(self) -> int:
         """The id that `add` gives next."""
         self.check()
@@ -109,9 +100,10 @@ class ListStore:
     # -- reading -------------------------------------------------------------------------------------------
 
     def segments(self, *, counted: bool = True) -> tuple[Coarse, list[InvertedLists]]:
-        """What a search reads: the coarse quantizer, the packed lists and, as a second set, the pending rows.
+        """What a search reads: the coarse quantizer, the packed lists and, if there are any, lists of the pending rows.
 
-        If the rows of lists are `counted`, as by a cap, deleted rows are not in them; otherwise they may be, masked.
+        `counted` says that the caller limits the number of rows: then the lists have no deleted rows. Otherwise they
+        may have some, which are masked.
         """
         with self.lock:
             updates = self._updates
@@ -128,14 +120,6 @@ class ListStore:
         """The coarse quantizer."""
         with self.lock:
             return self._derive().coarse
-
-    def derived_outside(self) -> Derived:
-        """`Derived` while torch.export records, which has read the buffers and then replaced them by tensors without
-        values: computed from the buffers that it has read, and not recorded."""
-        with self.lock, outside_of_modes():
-            if self._derived is None or not unchanged(self._derived.sources, self._handed):
-                self._derived = derive(self._handed, self.metric)
-            return self._derived
 
     def packed_lists(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (N, d), offsets (L + 1,) and ids (N,), with nothing pending."""
@@ -182,7 +166,7 @@ class ListStore:
         derived = self._derived
         if derived is None or self._integrity.handed_out or not unchanged(derived.sources, self.buffers):
             self.check_integers()
-            derived = self._derived  # which the check has dropped if the integers are others than before
+            derived = self._derived  # None if the check found other values
         if derived is None or not unchanged(derived.sources, self.buffers):
             self._derived = derived = derive(self.buffers, self.metric)
         return derived
@@ -190,9 +174,9 @@ class ListStore:
     # -- changing ------------------------------------------------------------------------------------------
 
     def add(self, rows: Tensor, ids: Tensor, assigned: Tensor, next_id: int, *, custom_ids: bool) -> None:
-        """Add rows (n, d) in the storage dtype, which become the store's, with ids (n,) to the lists `assigned` (n,).
+        """Add rows (n, d) in the storage dtype, with ids (n,), to the lists `assigned` (n,); tensors are not copied.
 
-        `custom_ids`: rows with some of the ids may be there already.
+        `custom_ids` says that other rows may have some of the ids.
         """
         with self.lock:
             if not rows.shape[0] and next_id == int(self.buffers[schema.NEXT_ID]):
@@ -205,11 +189,11 @@ class ListStore:
                 self.pack()
 
     def delete(self, rows: Matches) -> int:
-        """Delete rows, and return how many they are."""
+        """Delete rows and return their number. The caller holds `lock` since it got them from `matches`."""
         if rows.rows:
             self._updates.remove(rows.pending)
             self._updates.delete(rows.packed, self._packed_rows)
-            self.put()
+            self.new_version()
         if self._updates.deleted_rows * _DELETED_SHARE > self._packed_rows:
             self.pack()
         return rows.rows
@@ -227,29 +211,29 @@ class ListStore:
             self.check()
             packed, offsets, ids = (self.buffers[name] for name in schema.NAMES[1:])
             if updates.deleted is not None:
-                packed, offsets, ids = ragged.keep_rows(packed, offsets, ids, ~updates.deleted)
+                packed, offsets, ids = keep_rows(packed, offsets, ids, ~updates.deleted)
             if updates.rows:
                 rows, new_ids, assigned = updates.joined()
                 if updates.custom_ids:
                     self.ids.note(ids, new_ids, assigned)
-                packed, offsets, ids = ragged.append(packed, offsets, ids, rows, new_ids, assigned)
+                packed, offsets, ids = append(packed, offsets, ids, rows, new_ids, assigned)
             self.replace_lists(packed, offsets, ids)
             self._updates = PendingUpdates()
 
     def replace_lists(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
-        """Put other packed lists there: rows (N, d), offsets (L + 1,), ids (N,)."""
-        self._forget_derived()  # which would keep the old buffers in memory
+        """Replace the packed lists: rows (N, d), offsets (L + 1,), ids (N,)."""
+        self._forget_derived()  # it refers to the old buffers, which are freed so
         self.put(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
 
     def exchange(self, buffers: dict[str, Tensor]) -> None:
-        """Put all buffers there anew; what was pending or known of the old ones is forgotten."""
+        """Replace all buffers, and discard pending updates and everything derived from the old buffers."""
         with self.lock:
             self._updates, self.ids, self.unordered = PendingUpdates(), IdLookup(), 0
             self._forget_derived()
             self.put(**buffers)
 
     def put(self, **tensors: Tensor) -> None:
-        """Replace buffers by name, or say that something else has changed: this is another version from now on."""
+        """Replace buffers by name."""
         written = [name for name in schema.INTEGERS if name in tensors]
         with self.lock:
             if 0 < len(written) < len(schema.INTEGERS):
@@ -257,7 +241,12 @@ class ListStore:
             self.buffers.update(tensors)
             if written:
                 self._integrity.put(self.buffers)
-            self._handed = {}
+            self.new_version()
+
+    def new_version(self) -> None:
+        """Mark graphs of the index as outdated: call it after every change."""
+        with self.lock:
+            self.handed_out = {}
             self.version.changed = True
             self.version, self.graph = VersionToken(), None
 
@@ -265,43 +254,42 @@ class ListStore:
         self._derived = None
         self.ids.forget_order()
 
-    # -- the buffers in other hands ------------------------------------------------------------------------
-
     def hand_out(self) -> dict[str, Tensor]:
-        """The packed buffers for somebody else, who may write to them."""
+        """The buffers, packed, for code outside the index, which may write to them."""
         self.pack()
         with self.lock:
             self._integrity.hand_out(self.buffers)
-            if all(type(self.buffers[name]) is Tensor for name in schema.NAMES):
-                self._handed = {name: self.buffers[name] for name in schema.NAMES}
+            shown = {name: self.buffers[name] for name in schema.NAMES}
+            self.handed_out = shown if all(type(part) is Tensor for part in shown.values()) else self.handed_out
         return self.buffers
 
     def check(self) -> None:
-        """RuntimeError if the integer buffers have no values, or others than the index has written."""
+        """RuntimeError if the integer buffers have no values, or values that the index has not written."""
         refuse_without_values(self.buffers)
         self.check_integers()
 
     def check_integers(self) -> None:
-        """The part of `check` that passes over buffers without values."""
+        """`check`, except that buffers without values are accepted."""
         with self.lock:
             if self._integrity.check(self.buffers, self.d, flat=self.flat):
                 self._forget_derived()
                 self.ids.last_lists = {}
-                self.put()
+                self.new_version()
 
     def about_to_move(self) -> dict[str, Tensor]:
-        """Drop what is derived from the buffers, which are about to be moved or cast; the buffers as they are."""
+        """Discard what is derived from the buffers, before they are moved or cast, and return them."""
         self.hand_out()
         self.graph = None
         self._forget_derived()
         return {name: self.buffers[name] for name in OWN_BUFFERS}
 
     def moved(self) -> None:
-        """All buffers were moved or cast, by a function that may have changed the values of the integer ones."""
+        """After all buffers were moved or cast by a function that may have changed the integer ones."""
+        self.handed_out = {}  # which would keep the old buffers in memory
         self._integrity.moved(self.buffers)
 
     def snapshot(self) -> Snapshot:
-        """The state, for `restore`: references, no copies."""
+        """The state for `restore`: references to tensors, no copies."""
         self.pack()
         with self.lock:
             return {name: self.buffers[name] for name in OWN_BUFFERS}, copy.copy(self._integrity), self.ids.last_lists

@@ -1,4 +1,4 @@
-"""Training the centroids of an inverted file, and moving its vectors to new ones.
+"""Training the centroids of an inverted file, and moving its vectors to the lists of new centroids.
 
 N vectors, L lists, d dim, n training rows.
 """
@@ -7,30 +7,52 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._arrays import finite
 from .._optional import require
-from ..functional import lists as ragged
 from ..functional.kmeans import RowShard, kmeans
+from ..functional.lists import pack
 from ..functional.probe import coarse_of, nearest_lists
 from ..params import positive
 from . import validation
-from .building import assigned_rows
+from .building import stored_rows
 from .searching import prepared
 from .store import ListStore
 
 if TYPE_CHECKING:
     from .base import IndexBase
 
-_ROWS_PER_LIST = 39  # training rows below which faiss warns
+Self = TypeVar("Self", bound=nn.Module)
+
+_ROWS_PER_LIST = 39  # faiss warns if there are fewer training rows per list
+
+
+def train(self: Self, mode: bool | Tensor = True, **settings: Any) -> Self:
+    """Fit the index to a tensor, as faiss's `train`; or switch the mode, as torch.nn.Module's.
+
+    ``train(x, ...)`` is `fit`; ``train(True)`` and ``train(False)`` set the training flag. For torch-ivf's users
+    `max_iter` is `niter`, and `batch_size` and `tol` are accepted without effect.
+    """
+    given: object = mode
+    if isinstance(given, Tensor) or (hasattr(given, "__len__") and not isinstance(given, (str, bytes))):
+        names = {"max_iter": "niter"}
+        known = {names.get(name, name): value for name, value in settings.items() if name not in ("batch_size", "tol")}
+        fitted: Self = self.fit(given, **known)  # type: ignore[operator]
+        return fitted
+    if not isinstance(mode, (bool, numpy.bool_)):
+        raise TypeError(f"train takes a bool or float vectors (n, {self.d}), got {type(mode).__name__}")
+    if settings:
+        raise TypeError(f"train(mode) takes no {', '.join(settings)}: pass a tensor to fit the index")
+    return nn.Module.train(self, bool(mode))
 
 
 def training_rows(index: IndexBase, x: Tensor) -> Tensor:
-    """Rows x (n, d) that can be trained on, as they are compared; ValueError for one that is not finite."""
+    """Training rows x (n, d) as the metric compares them; ValueError for one that is not finite."""
     x = validation.vectors(x, "x", index.d, index.device).detach()
     finite(x, "x")
     return prepared(index, x)
@@ -40,21 +62,21 @@ def clustered(
     index: IndexBase,
     nlist: int,
     x: Tensor,
-    share: RowShard,
+    shard: RowShard,
     *,
     niter: int = 10,
     max_points_per_centroid: int = 256,
     verbose: bool = False,
     **settings: Any,
 ) -> Tensor:
-    """Centroids (nlist, d) of the training rows of which x (n, d) are those of this process, as `share` says."""
+    """Centroids (nlist, d) of the training rows of which x (n, d) are those of this process, as `shard` says."""
     niter, most = positive(niter, "niter"), positive(max_points_per_centroid, "max_points_per_centroid")
-    if share.total < nlist:
-        raise ValueError(f"x has {share.total} rows, but training {nlist} lists needs at least {nlist}")
-    if share.total < _ROWS_PER_LIST * nlist:
+    if shard.total < nlist:
+        raise ValueError(f"x has {shard.total} rows, but training {nlist} lists needs at least {nlist}")
+    if shard.total < _ROWS_PER_LIST * nlist:
         warnings.warn(
-            f"{share.total} training rows for {nlist} centroids: give at least {_ROWS_PER_LIST * nlist} for good lists",
-            stacklevel=5,  # two frames of `eager` among them
+            f"{shard.total} training rows for {nlist} centroids: give at least {_ROWS_PER_LIST * nlist} for good lists",
+            stacklevel=5,  # the caller of `fit`, which two functions of `eager` wrap
         )
     bar = functools.partial(require("tqdm", "progress").tqdm, desc="k-means") if verbose else iter
     with torch.no_grad(), torch.autocast(index.device.type, enabled=False):
@@ -65,17 +87,17 @@ def clustered(
             metric=index.metric,
             max_points_per_centroid=most,
             progress=bar,
-            share=share,
+            shard=shard,
             **settings,
         )[0]
 
 
 def move_to(store: ListStore, centroids: Tensor) -> int:
-    """Replace the centroids by others (L, d) and move every vector to its nearest list; how many change their list."""
+    """Replace the centroids by others (L, d) and move every vector to its nearest list; how many vectors that moves."""
     with store.lock, torch.no_grad(), torch.autocast(store.device.type, enabled=False):
-        packed, ids, before, repeated = assigned_rows(store)
+        packed, ids, before, repeated = stored_rows(store)
         assigned = nearest_lists(packed, coarse_of(centroids, store.metric), store.metric)
-        lists = ragged.pack(packed, ids, assigned, centroids.shape[0])
+        lists = pack(packed, ids, assigned, centroids.shape[0])
         store.put(centroids=centroids)
         store.replace_lists(*lists)
         store.ordering = "none"

@@ -98,8 +98,8 @@ def _plain(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
-def whole(value: object, name: str) -> int:
-    """`value` as an int that int64 holds."""
+def int64(value: object, name: str) -> int:
+    """`value` as an int in the range of int64."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

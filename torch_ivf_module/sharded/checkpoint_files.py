@@ -1,4 +1,4 @@
-"""Checkpoints of all processes in one folder, of which the newest complete one counts."""
+"""Checkpoints of all processes in one folder; the file `newest` names the last complete one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .._files import replace
 from .collectives import Exchange
 
 _POINTER = "newest"
-_NAME = re.compile(r"index-([0-9]{6,})")  # of a checkpoint; whatever else lies in the folder is not ours to remove
+_NAME = re.compile(r"index-([0-9]{6,})")  # of a checkpoint; nothing else in the folder is removed
 KEY = "index"
 
 
 def newest(folder: str | os.PathLike[str]) -> Path:
-    """The last complete checkpoint of `ShardedIndex.save` in a folder: what `torch.distributed.checkpoint` loads.
+    """The path of the last complete checkpoint of `ShardedIndex.save` in a folder, for `torch.distributed.checkpoint`.
 
     Raises FileNotFoundError if there is none.
 
@@ -38,7 +38,7 @@ def newest(folder: str | os.PathLike[str]) -> Path:
 
 
 def save(exchange: Exchange, state: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint beside the last one and then let the pointer name it; the last one goes at the end."""
+    """Write a checkpoint beside the previous one, name it in the file `newest`, and remove the previous one."""
     from torch.distributed.checkpoint.state_dict_saver import save as write
 
     device, lead = state["list_offsets"].device, exchange.rank == 0
@@ -50,12 +50,12 @@ def save(exchange: Exchange, state: dict[str, Tensor], path: str | os.PathLike[s
         lambda: write({KEY: state}, checkpoint_id=folder / name, process_group=exchange.group),
         "the checkpoint was not completed; the one before it, if any, is untouched",
     )
-    # Nobody returns before the pointer is there.
+    # No process returns before the file names the new checkpoint.
     exchange.agree("save", device, lambda: (_publish(folder, name if lead else None), []))
 
 
 def restore(exchange: Exchange, state: dict[str, Tensor], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the newest checkpoint into `state`, in the sizes it has."""
+    """Read the newest checkpoint into `state`, whose tensors take the sizes of the checkpoint."""
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
     from ..dcp import IndexLoadPlanner
@@ -68,7 +68,7 @@ def restore(exchange: Exchange, state: dict[str, Tensor], path: str | os.PathLik
         return (folder, os.path.relpath(newest(folder), folder) if lead else ""), []
 
     (folder, name), _ = exchange.agree("restore", device, chosen)
-    name = exchange.text("restore", name, device)  # whatever is saved meanwhile, all read the same one
+    name = exchange.broadcast_text("restore", name, device)  # all read the same one, also if another is saved meanwhile
     _run(
         exchange,
         "restore",
@@ -91,7 +91,7 @@ def _run(exchange: Exchange, step: str, work: Callable[[], Any], meaning: str) -
 
 
 def _opened(folder: Path, lead: bool) -> tuple[Path, list[int]]:
-    """The folder, and the number of the next checkpoint in it, which the process that leads chooses."""
+    """The folder, and on the leading process the number of the next checkpoint in it, else 0."""
     if not lead:
         return folder, [0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _opened(folder: Path, lead: bool) -> tuple[Path, list[int]]:
 
 
 def _publish(folder: Path, name: str | None) -> bool:
-    """Let the pointer name a checkpoint and remove the others; nothing to do for a process that is given no name."""
+    """Name a checkpoint in the file `newest` and remove the others; without a name do nothing."""
     if name is None:
         return False
     replace(folder / _POINTER, lambda part: _write(part, name))

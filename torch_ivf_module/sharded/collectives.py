@@ -1,4 +1,4 @@
-"""The collectives of one process group. Every one of them runs here, under the name of the step it serves.
+"""The collectives of one process group. All are called here, with the name of the step, which errors contain.
 
 W processes, n rows of one process.
 """
@@ -26,7 +26,7 @@ class Refused(RuntimeError):
 
 
 class Exchange:
-    """What the processes of a group send each other. A failure names the step, on every process that sees it."""
+    """Communication between the processes of a group. An error names the step on every process that raises it."""
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if not (dist.is_available() and dist.is_initialized()):
@@ -39,7 +39,7 @@ class Exchange:
 
     @property
     def device(self) -> torch.device:
-        """One whose tensors the group can send."""
+        """A device whose tensors the group can send."""
         return torch.device("cuda" if dist.get_backend(self.group) == "nccl" else "cpu")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Exchange:
@@ -52,7 +52,7 @@ class Exchange:
         )
 
     def run(self, step: str, communicate: Callable[[], T], meaning: str = _GONE) -> T:
-        """The result of something that waits for the other processes."""
+        """The result of `communicate`, which waits for the other processes; RuntimeError with the step if it fails."""
         try:
             return communicate()
         except RuntimeError as error:  # every error of torch.distributed is one
@@ -65,11 +65,11 @@ class Exchange:
         prepare: Callable[[], tuple[T, list[int]]],
         settings: Callable[[], object] = lambda: None,
     ) -> tuple[T, Tensor]:
-        """`prepare` what this process brings, and go on only if that worked on all, called with the same `settings`.
+        """Call `prepare`, and return only if it succeeded on all processes and their step and settings are the same.
 
-        It returns a result and up to two numbers for the others; the result comes back with the numbers of every
-        process (W, 2). Without this, one process that refuses its input would leave the others waiting. So whatever
-        may fail is done in one of the two functions; settings are asked for when the input is known to be right.
+        `prepare` returns a result and up to two numbers for the other processes. Returned are the result and the
+        numbers of all processes (W, 2). Without this step, a process that refuses its input would leave the others
+        waiting, so everything that may fail is done in `prepare` or in `settings`, which is called after it.
         """
         problem: Exception | None = None
         told, result = [0], list[T]()
@@ -80,7 +80,7 @@ class Exchange:
         except Exception as error:
             problem = error
         words = torch.tensor(told + [0] * (2 + _VALUES - len(told)), dtype=torch.int64, device=device)
-        said = self.gather(step, words).cpu()
+        said = self.all_gather(step, words).cpu()
         if problem is not None:
             raise problem
         refused = torch.nonzero(said[:, 0] == 0)
@@ -96,51 +96,51 @@ class Exchange:
             )
         return result[0], said[:, 2:]
 
-    def gather(self, step: str, tensor: Tensor) -> Tensor:
-        """A tensor of one shape on every process: all of them, (W, ...)."""
+    def all_gather(self, step: str, tensor: Tensor) -> Tensor:
+        """The tensors (...) of all processes, which have one shape, stacked: (W, ...)."""
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         self.run(step, lambda: dist.all_gather(parts, tensor.contiguous(), group=self.group))
         return torch.stack(parts)
 
-    def join(self, step: str, tensor: Tensor, counts: Tensor) -> Tensor:
-        """The rows (n, ...) of every process, one after the other; counts (W,) says how many those are."""
+    def all_gather_rows(self, step: str, tensor: Tensor, counts: Tensor) -> Tensor:
+        """The rows (n, ...) of all processes, concatenated by rank; counts (W,) are the numbers of rows."""
         padded = tensor.new_zeros((int(counts.max()), *tensor.shape[1:]))
         padded[: tensor.shape[0]] = tensor
-        parts = self.gather(step, padded)
+        parts = self.all_gather(step, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
 
-    def sum(self, step: str, tensor: Tensor) -> Tensor:
+    def all_reduce(self, step: str, tensor: Tensor) -> Tensor:
         """The sum over all processes, written into `tensor`."""
         self.run(step, lambda: dist.all_reduce(tensor, group=self.group))
         return tensor
 
-    def first(self, step: str, tensor: Tensor) -> Tensor:
-        """What rank 0 has, written into `tensor`."""
+    def broadcast(self, step: str, tensor: Tensor) -> Tensor:
+        """The tensor of rank 0, written into `tensor`."""
         self.run(step, lambda: dist.broadcast(tensor, group=self.group, group_src=0))
         return tensor
 
-    def text(self, step: str, text: str, device: torch.device) -> str:
-        """The text that rank 0 has."""
-        held = [text]
-        self.run(step, lambda: dist.broadcast_object_list(held, group=self.group, group_src=0, device=device))
-        return held[0]
+    def broadcast_text(self, step: str, text: str, device: torch.device) -> str:
+        """The text of rank 0."""
+        texts = [text]
+        self.run(step, lambda: dist.broadcast_object_list(texts, group=self.group, group_src=0, device=device))
+        return texts[0]
 
-    def swap(
+    def all_to_all(
         self, step: str, counts: Tensor, *tensors: Tensor, arriving: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Send the first ``counts[0]`` rows of each tensor to rank 0, the next ``counts[1]`` to rank 1, and so on.
 
-        Returns what arrives, in the order of the ranks, and how much from each (W,), which may be given if known.
+        Returns the rows that arrive, ordered by rank, and their number from each rank (W,), `arriving` if known.
         """
         if arriving is None:
             arriving = torch.empty_like(counts)
-            self._swap(step, [(arriving, counts)], [1] * self.size, [1] * self.size)
+            self._all_to_all(step, [(arriving, counts)], [1] * self.size, [1] * self.size)
         total, takes, gives = int(arriving.sum()), arriving.tolist(), counts.tolist()
         fresh = [tensor.new_empty((total, *tensor.shape[1:])) for tensor in tensors]
-        self._swap(step, list(zip(fresh, tensors, strict=True)), takes, gives)
+        self._all_to_all(step, list(zip(fresh, tensors, strict=True)), takes, gives)
         return fresh, arriving
 
-    def _swap(self, step: str, pairs: list[tuple[Tensor, Tensor]], takes: list[int], gives: list[int]) -> None:
+    def _all_to_all(self, step: str, pairs: list[tuple[Tensor, Tensor]], takes: list[int], gives: list[int]) -> None:
         def communicate() -> None:
             works = [
                 dist.all_to_all_single(_bytes(fresh), _bytes(old), takes, gives, group=self.group, async_op=True)

@@ -1,4 +1,4 @@
-"""The whole index as its processes save and load it: the buffers of one plain index, cut into runs of rows.
+"""The global state of a sharded index: the buffers of one plain index of all rows, as processes save and load them.
 
 W processes, L lists, N vectors in all, n of them on one process, d dim.
 """
@@ -15,56 +15,57 @@ from torch import Tensor
 from ..index import schema
 from ..index.base import IndexBase
 from .collectives import Exchange
-from .placement import block, positions
+from .placement import positions, rows_per_process
 
 
-class Run(NamedTuple):
-    """Rows that this process has of a whole index, and where they stand in it."""
+class LocalRows(NamedTuple):
+    """The rows of the global index that one process has, and their positions in it."""
 
     packed: Tensor  # (n, d)
     ids: Tensor  # (n,)
-    assigned: Tensor  # (n,) list of each
+    assigned: Tensor  # (n,) the list of each row
     positions: Tensor  # (n,)
 
 
-def held(exchange: Exchange, step: str, index: IndexBase) -> tuple[Run, Tensor]:
+def local_rows(exchange: Exchange, step: str, index: IndexBase) -> tuple[LocalRows, Tensor]:
     """The rows of this process, and the rows (W, L) of each process in each list."""
     packed, offsets, ids = index.store.packed_lists()
-    sizes = exchange.gather(step, offsets.diff())
+    sizes = exchange.all_gather(step, offsets.diff())
     numbers = torch.arange(sizes.shape[1], device=packed.device)
     assigned = torch.repeat_interleave(numbers, sizes[exchange.rank])
-    return Run(packed, ids, assigned, positions(sizes, exchange.rank)), sizes
+    return LocalRows(packed, ids, assigned, positions(sizes, exchange.rank)), sizes
 
 
-def whole(exchange: Exchange, step: str, index: IndexBase) -> dict[str, Tensor]:
-    """The buffers of the plain index of all rows: vectors and ids as DTensors cut along the rows, the rest in full.
+def global_buffers(exchange: Exchange, step: str, index: IndexBase) -> dict[str, Tensor]:
+    """The buffers of the global index: vectors and ids as DTensors sharded along the rows, the others in full.
 
-    Every process sends its rows to where they belong, so this takes the memory of its share twice more.
+    Rows are sent to the processes that have them in the DTensors, which takes twice the memory of the local rows.
     """
     buffers = {name: index.store.buffers[name] for name in ("centroids", schema.NEXT_ID)}
     if not index.is_trained:
-        return {**buffers, **_cut(exchange, 0, index), "list_offsets": index.store.buffers["list_offsets"]}
-    run, sizes = held(exchange, step, index)
+        return {**buffers, **_sharded(exchange, 0, index), "list_offsets": index.store.buffers["list_offsets"]}
+    rows, sizes = local_rows(exchange, step, index)
     ends = sizes.sum(0).cumsum(0)
     total = int(ends[-1])
-    target = run.positions // block(total, exchange.size)  # rises, so that the rows are in order
+    target = rows.positions // rows_per_process(total, exchange.size)  # ascends, so the rows are sorted by target
     counts = torch.bincount(target, minlength=exchange.size)
-    (packed, ids, places), _ = exchange.swap(step, counts, run.packed, run.ids, run.positions)
-    order = places.argsort()
-    parts = _cut(exchange, total, index, packed[order], ids[order])
-    return {**buffers, **parts, "list_offsets": torch.cat([ends.new_zeros(1), ends])}
+    (packed, ids, arrived), _ = exchange.all_to_all(step, counts, rows.packed, rows.ids, rows.positions)
+    order = arrived.argsort()
+    sharded = _sharded(exchange, total, index, packed[order], ids[order])
+    return {**buffers, **sharded, "list_offsets": torch.cat([ends.new_zeros(1), ends])}
 
 
-def blank(exchange: Exchange, index: IndexBase) -> dict[str, Tensor]:
-    """The buffers of an empty index, cut in the same way: what `IndexLoadPlanner` puts saved ones in the place of."""
-    full = {name: torch.empty_like(index.store.buffers[name][:0]) for name in ("centroids", "list_offsets")}
-    return {**full, **_cut(exchange, 0, index), schema.NEXT_ID: torch.zeros_like(index.store.buffers[schema.NEXT_ID])}
+def empty_buffers(exchange: Exchange, index: IndexBase) -> dict[str, Tensor]:
+    """`global_buffers` of an empty index, which `IndexLoadPlanner` replaces by those of a checkpoint."""
+    old = index.store.buffers
+    full = {name: torch.empty_like(old[name][:0]) for name in ("centroids", "list_offsets")}
+    return {**full, **_sharded(exchange, 0, index), schema.NEXT_ID: torch.zeros_like(old[schema.NEXT_ID])}
 
 
-def _cut(
+def _sharded(
     exchange: Exchange, total: int, index: IndexBase, packed: Tensor | None = None, ids: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Vectors and ids of `total` rows in all as DTensors, of this process's run or of nothing."""
+    """Vectors and ids as DTensors of `total` rows; `packed` and `ids` are the local rows, None for no rows."""
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
@@ -72,26 +73,26 @@ def _cut(
     packed = index.store.buffers["packed_embeddings"][:0] if packed is None else packed
     ids = index.store.buffers["list_ids"][:0] if ids is None else ids
     d = packed.shape[1]
-    cut: dict[str, Any] = dict(device_mesh=mesh, placements=[Shard(0)], run_check=False)
+    settings: dict[str, Any] = dict(device_mesh=mesh, placements=[Shard(0)], run_check=False)
     return {
-        "packed_embeddings": DTensor.from_local(packed, shape=torch.Size((total, d)), stride=(d, 1), **cut),
-        "list_ids": DTensor.from_local(ids, shape=torch.Size((total,)), stride=(1,), **cut),
+        "packed_embeddings": DTensor.from_local(packed, shape=torch.Size((total, d)), stride=(d, 1), **settings),
+        "list_ids": DTensor.from_local(ids, shape=torch.Size((total,)), stride=(1,), **settings),
     }
 
 
-def run_of(exchange: Exchange, given: Mapping[str, Tensor]) -> tuple[Run, bool]:
-    """The rows of a whole index that this process was given, and whether those are all: no DTensors, but full ones."""
+def rows_of(exchange: Exchange, given: Mapping[str, Tensor]) -> tuple[LocalRows, bool]:
+    """The local rows of a global state, and whether they are all of its rows: of full tensors, not of DTensors."""
     packed, ids, offsets = given["packed_embeddings"], given["list_ids"], given["list_offsets"]
     full, first = not hasattr(packed, "to_local"), 0
     if not full:
-        first = min(packed.shape[0], exchange.rank * block(packed.shape[0], exchange.size))
+        first = min(packed.shape[0], exchange.rank * rows_per_process(packed.shape[0], exchange.size))
         packed, ids = packed.to_local(), ids.to_local()  # type: ignore[attr-defined]
-    places = torch.arange(first, first + packed.shape[0], device=packed.device)
-    assigned = torch.searchsorted(offsets.to(packed.device), places, right=True) - 1
-    return Run(packed, ids, assigned, places), full
+    rows = torch.arange(first, first + packed.shape[0], device=packed.device)
+    assigned = torch.searchsorted(offsets.to(packed.device), rows, right=True) - 1
+    return LocalRows(packed, ids, assigned, rows), full
 
 
 def digest_of(tensor: Tensor) -> tuple[object, ...]:
-    """What tells one tensor from another, wherever they are."""
+    """dtype, shape and checksum of a tensor."""
     values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bfloat16
     return tensor.dtype, tuple(tensor.shape), zlib.crc32(values.numpy().data)

@@ -1,6 +1,6 @@
 """An index whose vectors are divided among the processes of a group.
 
-W processes, N vectors in all, n rows of one process, L lists, Q queries of one process, d dim, k results.
+W processes, N vectors of all processes, n rows of one process, L lists, Q queries of one process, d dim, k results.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ Self = TypeVar("Self", bound="ShardedIndex")
 
 
 class ShardedIndex(ShardedModule):
-    """One index over the processes of a torch.distributed group: each holds a part of the vectors, all the centroids.
+    """One index over the processes of a torch.distributed group: each stores a part of the vectors and all centroids.
 
-    Every process makes the same calls in the same order, with data of its own, none included; each call waits for the
-    others. `search` answers as one index that holds the vectors of all would. If one process refuses its input, all
-    raise and none is changed; if one ends, the others raise within the group's timeout an error that names the step.
+    Every process makes the same calls in the same order, each with its own data, which may be empty; a call waits for
+    the other processes. `search` returns what one index of all vectors would return. If one process refuses its input,
+    all raise and no index is changed; if one ends, the others raise an error that names the step, within the group's
+    timeout.
 
     Parameters
     ----------
-    index : the part of this process, taken over: empty, or the same filled index on every process, of which each
-        then keeps its part (``ShardedIndex(load(path, mmap=True))``); centroids, lists and ids are compared, vectors
-        are trusted to be the same. It stays reachable as `.index`, for reading; `k`, `nprobe`, `max_codes`,
-        `search_mode` and `max_bytes` are set here, on every process alike.
+    index : an empty index, or the same filled index on every process, of which each process keeps its part
+        (``ShardedIndex(load(path, mmap=True))``); centroids, lists and ids are compared between processes, vectors are
+        not. The object is changed, and is the attribute `index`, for reading; `k`, `nprobe`, `max_codes`,
+        `search_mode` and `max_bytes` are set on the ShardedIndex, to the same values on every process.
     process_group : the group, by default that of all processes. Threads must not use one index at the same time.
-    shard : "rows" deals rows in turn, so that all hold the same number and every query goes to all. "lists" deals
-        whole lists by size (inverted-file indexes only): a query goes to the owners of the lists it reads.
+    shard : "rows" assigns rows to processes in turn: all store the same number, and every query is sent to all.
+        "lists" assigns complete lists by size (inverted-file indexes only): a query is sent to the owners of its lists.
 
-    Vectors are no buffers of this module, so that DistributedDataParallel and fully_shard leave them alone; they are in
-    `state_dict`, in the names and shapes of the plain index of all rows, cut by rows into DTensors. So
-    `torch.distributed.checkpoint` loads what any number of processes saved, and a plain index loads it too. Making
-    a state_dict is a call for every process like the others. A process group is of one process, so a sharded index
-    cannot be pickled: TypeError.
+    Vectors are not buffers of this module, so DistributedDataParallel and fully_shard ignore them. `state_dict` has
+    the names and shapes of the plain index of all rows, with vectors and ids as DTensors sharded along the rows. So
+    `torch.distributed.checkpoint` loads what any number of processes saved, and a plain index loads it too. Calling
+    `state_dict` is a collective call. A sharded index cannot be pickled (TypeError), since a process group cannot.
 
     Raises TypeError or ValueError for a wrong argument, RuntimeError without a process group or when the processes'
     indexes differ.
@@ -64,12 +64,12 @@ class ShardedIndex(ShardedModule):
     """
 
     def info(self) -> dict[str, Any]:
-        """Settings, and how the vectors are spread: `rows` and `bytes` of the buffers of every process."""
+        """Settings, `ntotal`, and the `rows` and `bytes` of the buffers of each process."""
         index = self.index
         _, said = self._agree("info", lambda: (None, [index.ntotal, sum(part.nbytes for part in index.buffers())]))
-        spread = {"ntotal": self._ntotal, "rows": said[:, 0].tolist(), "bytes": said[:, 1].tolist()}
-        about = {"shard": self.shard, "world_size": self._exchange.size, "rank": self._exchange.rank}
-        return {**self.index.config(), **about, **spread}
+        sizes = {"ntotal": self._ntotal, "rows": said[:, 0].tolist(), "bytes": said[:, 1].tolist()}
+        group = {"shard": self.shard, "world_size": self._exchange.size, "rank": self._exchange.rank}
+        return {**self.index.config(), **group, **sizes}
 
     # -- building ------------------------------------------------------------------------------------------
 
@@ -83,11 +83,12 @@ class ShardedIndex(ShardedModule):
         generator: torch.Generator | None = None,
         verbose: bool = False,
     ) -> Self:
-        """Fit the centroids to the rows x (n, d) of all processes by k-means, each working on its own.
+        """Fit the centroids to the rows x (n, d) of all processes by k-means; each process computes with its own rows.
 
-        The same seed and rows, in the order of the ranks, give the sample, the start and, to rounding, the centroids of
-        one process, however many there are. A `generator` has to be in the same state everywhere. On a filled index
-        vectors move to their new lists. `verbose` shows a bar on rank 0. Settings and errors as `IndexIVFFlat.fit`.
+        The sample and the initial centroids, and up to rounding the result, are those of one process that has the rows
+        of all in the order of the ranks. A `generator` must be in the same state on all processes. On a filled index
+        vectors are moved to their new lists. `verbose` shows a progress bar on rank 0. Settings and
+        errors as `IndexIVFFlat.fit`.
         """
         index = self.index
         if not isinstance(index, IndexIVFFlat):
@@ -100,33 +101,31 @@ class ShardedIndex(ShardedModule):
                 require("tqdm", "progress")
             return training.training_rows(index, x), [x.shape[0]]
 
-        def alike() -> object:
+        def compared() -> object:
             return settings, None if generator is None else global_state.digest_of(generator.get_state()), verbose
 
-        rows, said = self._agree("train", prepare, alike)
+        rows, said = self._agree("train", prepare, compared)
         first, total = int(said[: self._exchange.rank, 0].sum()), int(said[:, 0].sum())
-        share = RowShard(first, total, lambda tensor: self._exchange.sum("train", tensor))
+        shard = RowShard(first, total, lambda tensor: self._exchange.all_reduce("train", tensor))
         shown = verbose and self._exchange.rank == 0
-        centroids = training.clustered(
-            index, index.nlist, rows, share, generator=generator, verbose=shown, **settings
-        )
-        centroids = self._exchange.first("train", centroids)
+        centroids = training.clustered(index, index.nlist, rows, shard, generator=generator, verbose=shown, **settings)
+        centroids = self._exchange.broadcast("train", centroids)
         with self._as_before_on_error("train"):
             self._agree("train", lambda: (training.move_to(index.store, centroids), []))
             if self.shard == "lists":
-                self._deal_again("train")
+                self._redistribute("train")
         self._sizes = None
         return self
 
     def add(self, x: Tensor) -> None:
-        """Add the rows x (n, d) of this process; ids go on from ``next_id``, rank by rank.
+        """Add the rows x (n, d) of this process; ids are assigned from ``next_id`` on, rank by rank.
 
-        Converted and refused as by `IndexBase.add`; the rows then go to the processes that should hold them.
+        Converted and refused as by `IndexBase.add`; each row is then sent to the process that stores it.
         """
         self._add("add", x, None)
 
     def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
-        """As `add`, under ids (n,) that no other row should have, on any process: that is not checked."""
+        """As `add`, under ids (n,). No row of any process should have one of them already; that is not checked."""
         self._add("add_with_ids", x, ids)
 
     def _add(self, step: str, x: Tensor, ids: Tensor | None) -> None:
@@ -137,7 +136,7 @@ class ShardedIndex(ShardedModule):
             index.check_buffers()
             given = validation.vectors(x, "x", self.d, index.device)
             own = None if ids is None else validation.ids(ids, "ids", given.shape[0], index.device)
-            rows, assigned = building.place(index.store, given)
+            rows, assigned = building.assign(index.store, given)
             return (rows, assigned, own), [rows.shape[0], 0 if own is None else schema.next_id_after(own)]
 
         (rows, assigned, own), said = self._agree(step, prepare)
@@ -148,34 +147,36 @@ class ShardedIndex(ShardedModule):
         else:
             next_id = max(number, int(said[:, 1].max()))
         owners = self._owners_after(step, assigned)
-        places = torch.arange(self._ntotal + before, self._ntotal + before + rows.shape[0], device=rows.device)
-        rows, own, assigned = self._send(step, global_state.Run(rows, own, assigned, places), owners)
+        positions = torch.arange(self._ntotal + before, self._ntotal + before + rows.shape[0], device=rows.device)
+        rows, own, assigned = self._send(step, global_state.LocalRows(rows, own, assigned, positions), owners)
         index.store.add(rows, own, assigned, next_id, custom_ids=ids is not None)
         self._owners, self._sizes, self._ntotal = owners, None, self._ntotal + total
 
     def remove_ids(self, ids: Tensor) -> int:
-        """Remove the ids that any process gives, wherever they are; each gives its own, as `IndexBase.remove_ids` takes
-        them. Returns how many rows went on all processes together."""
+        """Remove the ids that any process passes, from all processes; returns the number of rows removed on all.
+
+        Each process passes ids of its own, as to `IndexBase.remove_ids`.
+        """
         index = self.index
 
-        def named() -> tuple[Tensor, list[int]]:
+        def prepare() -> tuple[Tensor, list[int]]:
             own = building.selected_ids(ids, index.device)
             return own, [own.shape[0]]
 
-        def present() -> tuple[Matches, list[int]]:
+        def find() -> tuple[Matches, list[int]]:
             matches = index.store.matches(removed.unique())
             return matches, [matches.rows]
 
-        own, said = self._agree("remove_ids", named)
-        removed = self._exchange.join("remove_ids", own, said[:, 0])
-        matches, said = self._agree("remove_ids", present)
-        index.store.delete(matches)  # nothing that could fail on another process comes after
+        own, said = self._agree("remove_ids", prepare)
+        removed = self._exchange.all_gather_rows("remove_ids", own, said[:, 0])
+        matches, said = self._agree("remove_ids", find)
+        index.store.delete(matches)  # no communication follows, so no process can fail after another has deleted
         count = int(said[:, 0].sum())
         self._ntotal, self._sizes = self._ntotal - count, None
         return count
 
     def reset(self) -> None:
-        """Forget the vectors, and number from 0 again; centroids stay."""
+        """Remove all vectors, and number from 0 again; centroids stay."""
 
         def prepare() -> tuple[None, list[int]]:
             self.index.check_buffers()
@@ -192,20 +193,20 @@ class ShardedIndex(ShardedModule):
         self._forget()
 
     def rebalance(self) -> None:
-        """Deal everything anew: even shares again after removals, or after lists have grown unevenly."""
+        """Assign all rows to processes again, for example after removals or after lists have grown unevenly."""
         self._agree("rebalance", lambda: (None, []))
         if self.index.is_trained:
-            self._deal_again("rebalance")
+            self._redistribute("rebalance")
 
     # -- searching -----------------------------------------------------------------------------------------
 
     def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
-        """The k nearest of the vectors of all processes to each query of this one.
+        """The k nearest of the vectors of all processes to each query of this process.
 
-        x (Q, d), D (Q, k) and I (Q, k) as for `IndexBase.search`; Q may differ between processes and be 0, `k` and
-        `params` may not differ, and budgets of rows are not to be had: ValueError. A query and the numbers of its lists
-        go to every process that holds some of them, and k distances and ids come back from each. D carries no gradient.
-        Raises as `IndexBase.search`.
+        x (Q, d), D (Q, k) and I (Q, k) as for `IndexBase.search`; Q may differ between processes and may be 0, `k` and
+        `params` must be the same. A query and the numbers of its lists are sent to every process that stores some of
+        them, which returns k distances and ids. D has no gradient. Raises as `IndexBase.search`, and ValueError for
+        `params` with a budget of rows.
         """
 
         def prepare() -> tuple[tuple[Tensor, SearchParams], list[int]]:
@@ -216,10 +217,10 @@ class ShardedIndex(ShardedModule):
             (queries, settings), _ = self._agree("search", prepare, lambda: (int(k), self._settings(params)))
             sizes = None if self.index.search_options(k, settings).max_codes is None else self._list_sizes("search")
             probed = searching.probed_lists(self.index, queries, settings, sizes)
-            asked, theirs, lists = routing.ask(self._exchange, "search", queries, probed, self._asked_owners())
+            routes, theirs, lists = routing.send_queries(self._exchange, "search", queries, probed, self._list_owners())
             with without_autocast(theirs.device):
                 scores, _, ids, _ = searching.search_prepared(self.index, theirs, k, settings, lists)
-            scores, ids = routing.best(self._exchange, "search", asked, scores, ids)
+            scores, ids = routing.merge_results(self._exchange, "search", routes, scores, ids)
             return metrics.to_distance(scores, self.metric), ids
 
     def range_search(
@@ -238,16 +239,16 @@ class ShardedIndex(ShardedModule):
             step = "range_search"
             (queries, radii, settings), _ = self._agree(step, prepare, lambda: self._settings(params))
             probed = searching.probed_lists(self.index, queries, settings)
-            asked, theirs, lists, around = routing.ask(
-                self._exchange, step, queries, probed, self._asked_owners(), radii
+            routes, theirs, lists, around = routing.send_queries(
+                self._exchange, step, queries, probed, self._list_owners(), radii
             )
             found = searching.range_of_prepared(self.index, theirs, around, settings, lists)
-            return routing.within(self._exchange, step, asked, *found)
+            return routing.merge_range_results(self._exchange, step, routes, *found)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``search(x, index.k)`` for x (..., d): D and I of shape (..., k)."""
         k = self.index.k
-        # `search` refuses what is no vector, and in step with the other processes.
+        # `search` refuses other input, on all processes.
         rows = isinstance(x, Tensor) and x.dim() and x.shape[-1] == self.d
         found, ids = self.search(x.reshape(-1, self.d) if rows else x, k)
         return found.view(*x.shape[:-1], k), ids.view(*x.shape[:-1], k)
@@ -264,11 +265,11 @@ class ShardedIndex(ShardedModule):
             raise ValueError("params has a budget of rows, but no process has whole lists; max_codes counts whole ones")
         return searching.prepared(self.index, given), settings
 
-    def _asked_owners(self) -> Tensor | None:
+    def _list_owners(self) -> Tensor | None:
         return None if self.shard == "rows" else self._owners
 
     def _settings(self, params: SearchParams | None) -> tuple[object, ...]:
-        """What has to be the same on every process: what was given, and what the index would take for itself."""
+        """What must be the same on all processes: `params`, and the settings of the index that it does not give."""
         usual, given = self.index.search_options(1), params or SearchParams()
         chosen = None if given.selector is None else global_state.digest_of(given.selector)
         return replace(given, selector=None), chosen, usual.nprobe, usual.max_codes
@@ -276,18 +277,19 @@ class ShardedIndex(ShardedModule):
     # -- state ---------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint into the folder `path`, which all processes see; see `restore`.
+        """Write a checkpoint into the folder `path`, which all processes must have access to; see `restore`.
 
-        It is written beside the last one, which goes when the new one is complete: whatever is interrupted, the folder
-        holds a complete checkpoint. `newest` says which, for `torch.distributed.checkpoint`; the key is "index".
+        It is written beside the previous one, which is removed when the new one is complete: if a save is interrupted,
+        the folder has a complete checkpoint. `newest` returns its path for `torch.distributed.checkpoint`; the key in
+        it is "index".
         """
-        checkpoint_files.save(self._exchange, self._whole("save"), path)
+        checkpoint_files.save(self._exchange, self._global_buffers("save"), path)
 
     def restore(self: Self, path: str | os.PathLike[str]) -> Self:
-        """Take over the newest checkpoint in a folder, of `save` with any number of processes, or one that
-        ``torch.distributed.checkpoint.save({"index": index}, ...)`` made of a plain or sharded index. Returns self."""
-        blank = global_state.blank(self._exchange, self.index)
-        self.load_state_dict(checkpoint_files.restore(self._exchange, blank, path))
+        """Load the newest checkpoint in a folder: one of `save` with any number of processes, or one that
+        ``torch.distributed.checkpoint.save({"index": index}, ...)`` wrote of a plain or sharded index. Returns self."""
+        empty = global_state.empty_buffers(self._exchange, self.index)
+        self.load_state_dict(checkpoint_files.restore(self._exchange, empty, path))
         return self
 
     def extra_repr(self) -> str:
