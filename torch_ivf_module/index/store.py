@@ -107,11 +107,11 @@ class ListStore:
         """
         with self.lock:
             updates = self._updates
-            if (counted and updates.deleted_rows) or not few(updates.rows, self._packed_rows):
+            if (counted and updates.deleted_rows) or (updates.rows and not few(updates.rows, self._packed_rows)):
                 self.pack()
                 updates = self._updates
             derived = self._derive()
-            segments = [updates.without_deleted(derived.lists)]
+            segments = [updates.without_deleted(derived.lists) if updates.deleted_rows else derived.lists]
             if updates.rows:
                 segments.append(updates.lists(self.nlist, derived.coarse.origin, self.metric))
             return derived.coarse, segments
@@ -164,9 +164,10 @@ class ListStore:
 
     def _derive(self) -> Derived:
         derived = self._derived
-        if derived is None or self._integrity.handed_out or not unchanged(derived.sources, self.buffers):
-            self.check_integers()
-            derived = self._derived  # None if the check found other values
+        if derived is not None and not self._integrity.handed_out and unchanged(derived.sources, self.buffers):
+            return derived
+        self.check_integers()
+        derived = self._derived  # None if the check found other values
         if derived is None or not unchanged(derived.sources, self.buffers):
             self._derived = derived = derive(self.buffers, self.metric)
         return derived
