@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import torch_ivf_module
+from tests.test_native_isas import BEST_ISA
 
 pytestmark = pytest.mark.long
 
@@ -39,7 +41,8 @@ x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
 index = IndexIVFFlat(8, nlist=8, nprobe=8).fit(x)
 index.add(x)
 assert index.search(x[:5], 1, params=SearchParams(debug_stats=True))[1].flatten().tolist() == [0, 1, 2, 3, 4]
-print(torch.__version__, native.available(), index.last_search_stats["mode"], native.info()["file"])
+info = native.info()
+print(torch.__version__, info["available"], index.last_search_stats["mode"], info["isa"], info["file"])
 """
 
 
@@ -73,7 +76,7 @@ def test_the_wheels_are_the_package_and_one_kernel(built: Built) -> None:
     kinds = ("*.py", "*.cpp", "*.h", "py.typed")
     package = {str(path.relative_to(ROOT)) for kind in kinds for path in PACKAGE.rglob(kind)}
     for wheel, kernel in ((built.native, {KERNEL}), (built.pure, set())):
-        packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+        packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name and name[-1] != "/"}
         assert packed == package | kernel
         assert wheel.stat().st_size < MOST_BYTES
     assert re.search(r"-py3-none-manylinux_2_\d+_\w+\.whl$", built.native.name)
@@ -123,10 +126,10 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Environmen
 class Environment:
     """A virtual environment of its own, whose programs find neither a compiler nor ninja."""
 
-    def __init__(self, folder: Path, torch: str) -> None:
+    def __init__(self, folder: Path, release: str) -> None:
         venv.create(folder, with_pip=True)
-        self.folder, self.torch, self.programs = folder.parent, torch, folder / "bin"
-        (self.folder / "pins.txt").write_text(re.sub("(?m)^torch==.*", f"torch=={torch}", PINS))
+        self.folder, self.release, self.programs = folder.parent, release, folder / "bin"
+        (self.folder / "pins.txt").write_text(re.sub("(?m)^torch==.*", f"torch=={release}", PINS))
         left_out = ("PYTHONPATH", "CXX", "CC", "TORCH_IVF_NATIVE", "TORCH_IVF_NATIVE_ISA")
         self.variables = {name: value for name, value in os.environ.items() if name not in left_out}
         self.variables |= {"PATH": str(self.programs), "TORCH_EXTENSIONS_DIR": str(self.folder / "cache")}
@@ -147,9 +150,10 @@ def test_it_searches_natively_at_once_where_there_is_nothing_else(built: Built, 
     fresh.install(f"{built.native}[pytorch]")
     done = fresh.run("python", "-W", "error", "-c", SEARCH)
     assert done.returncode == 0, done.stderr
-    version, available, mode, file = done.stdout.split()
-    assert (version.partition("+")[0], available, mode) == (fresh.torch, "True", "native")
+    version, available, mode, isa, file = done.stdout.split()
+    assert (version.partition("+")[0], available, mode) == (fresh.release, "True", "native")
     assert file.endswith(KERNEL)
+    assert isa == BEST_ISA.get(torch.backends.cpu.get_cpu_capability(), "baseline")
     assert not (fresh.folder / "cache").exists()
     done = fresh.run("torch-ivf-module", "--help")
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 import torch_ivf_module
 from torch_ivf_module.native import compiling
@@ -23,8 +22,7 @@ def program(folder: Path, compiler: str, *flags: str) -> Path:
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
     made = folder / "test"
-    headers = Path(torch.__file__).parent / "include"
-    command = [compiler, "-std=c++17", "-O1", *flags, f"-I{NATIVE}", f"-I{headers}", str(SOURCE), "-o", str(made)]
+    command = [compiler, "-std=c++17", "-O1", *flags, f"-I{NATIVE}", str(SOURCE), "-o", str(made)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return made

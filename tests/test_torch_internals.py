@@ -15,12 +15,14 @@ import torch._compile  # `import torch` alone may leave it out
 
 PACKAGE = Path(__file__).parents[1] / "torch_ivf_module"
 USES = {
+    "torch._C._AutoDispatchBelowAutograd": "calling the operator from its autograd kernel",
     "torch._C._are_functorch_transforms_active": "whether a torch.func transform runs, to refuse changes of an index",
     "torch._C._functorch.is_functorch_wrapped_tensor": "whether a tensor belongs to a transform, to refuse such ids",
     "torch._C._get_dispatch_mode": "whether make_fx, torch.export or torch.func.linearize records, to refuse it",
     "torch._C._is_tracing": "torch.jit.is_tracing, which is asked at every search, without its two Python calls",
     "torch._C._TorchDispatchModeKey.PROXY": "which of the dispatch modes these are",
     "torch._compile._disable_dynamo": "torch.compiler.disable without importing the compiler",
+    "torch.utils._python_dispatch._disable_current_modes": "computing with values while torch.export records",
     "torch._mkldnn": "the layout of oneDNN's tensors, to name the conversion",
 }
 DOCUMENTED = ("torch._inductor",)  # AOTInductor is documented under this name

@@ -8,16 +8,20 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch._C import _are_functorch_transforms_active as transforms_active
+from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch._C import _is_tracing as is_tracing
 from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
 from torch._compile import _disable_dynamo
+from torch.utils._python_dispatch import _disable_current_modes as outside_of_modes
 
 __all__ = [
     "MKLDNN_LAYOUT",
+    "below_autograd",
     "dispatch_recorder",
     "is_tracing",
     "is_transformed",
     "not_compiled",
+    "outside_of_modes",
     "transforms_active",
 ]
 

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from .._torch_internals import not_compiled
+from .._torch_internals import below_autograd, not_compiled
 from ..functional import metric as metrics
-from ..functional.transforms import scored
+from ..functional.transforms import is_dual, scored
 from ..params import DEFAULTS, SearchParams
 from .eager import refuse_recording
+from .exporting import exported_search
 
 if TYPE_CHECKING:
     from .base import IndexBase
@@ -29,7 +31,9 @@ NAME = "torch_ivf_module::search"
 _FIELDS = {field.name: str(field.type).replace(" | None", "?") for field in fields(SearchParams)}
 _INDEXES: weakref.WeakValueDictionary[int, IndexBase] = weakref.WeakValueDictionary()  # by handle
 _handles = itertools.count()
-_refuse_export = not_compiled(refuse_recording, "a search is exported as the module that index.graph(...) returns")
+_refuse_export = not_compiled(
+    refuse_recording, "torch.export takes a search with strict=False, or as the module that index.graph(...) returns"
+)
 
 
 def new_handle(index: IndexBase) -> int:
@@ -48,7 +52,9 @@ def recorded_search(
     on its size.
     """
     if torch.compiler.is_exporting():
-        _refuse_export("search")
+        if is_dynamo_compiling():
+            _refuse_export("search")
+        return exported_search(index, x, k, params)
     settings = [getattr(params or DEFAULTS, name) for name in _FIELDS]
     call = torch.ops.torch_ivf_module.search.default
     if not (x.requires_grad and torch.is_grad_enabled()):
@@ -90,24 +96,48 @@ def _shapes(x: Tensor, handle: int, k: int, with_vectors: bool, *settings: Any) 
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, handle, _, with_vectors, *_ = inputs
-    _, ids, vectors = output
-    ctx.metric, ctx.with_vectors = _index(handle).metric, with_vectors
-    ctx.save_for_backward(x, ids, vectors)
-    ctx.mark_non_differentiable(ids, vectors)
+class _Differentiable(torch.autograd.Function):
+    """The operator with its derivative with respect to x, that of the distances to the vectors of the results."""
+
+    @staticmethod
+    def forward(x: Tensor, handle: int, k: int, with_vectors: bool, *settings: Any) -> tuple[Tensor, ...]:
+        if not with_vectors:
+            raise RuntimeError(f"{NAME} has a derivative with with_vectors=True alone")
+        return _without_autograd(x, handle, k, with_vectors, *settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.metric = _index(inputs[1]).metric
+        ctx.save_for_backward(inputs[0], *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, ids, vectors = ctx.saved_tensors
+        padding = ids == -1
+        known = vectors.float().masked_fill(padding[..., None], 0)
+        with torch.enable_grad():
+            leaf = x.detach().masked_fill(padding.all(1, keepdim=True), 0).requires_grad_()
+            scores = metrics.differentiable_scores(metrics.prepare(leaf.float(), ctx.metric), known, ctx.metric)
+            # Not sorted again as by `scored`, so that they are in the order of `grad`, also where distances are equal.
+            distances = metrics.to_distance(scores, ctx.metric)
+            (gradient,) = torch.autograd.grad(distances, leaf, grad.masked_fill(padding, 0))
+        return (gradient, *[None] * (3 + len(_FIELDS)))
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    """The gradient with respect to x, for the gradient (Q, k) with respect to D; other arguments have none."""
-    if not ctx.with_vectors:
-        raise RuntimeError(f"{NAME} has a derivative with with_vectors=True alone")
-    x, ids, vectors = ctx.saved_tensors
-    padding = ids == -1
-    queries = x.float().masked_fill(padding.all(1, keepdim=True), 0)  # without results: perhaps NaN
-    known, weights = vectors.float().masked_fill(padding[..., None], 0), grad.masked_fill(padding, 0)
-    gradient = metrics.distance_gradient(queries, known, weights, ctx.metric)
-    return (gradient.to(x.dtype), *[None] * (3 + len(_FIELDS)))
+def _without_autograd(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    with below_autograd():
+        results: tuple[Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search.default(*arguments)
+        return results
+
+
+def _with_autograd(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    if is_dual(x):
+        raise RuntimeError(f"{NAME} has no derivative of forward mode: call the search of the index itself")
+    if x.requires_grad and torch.is_grad_enabled():
+        differentiated: tuple[Tensor, ...] = _Differentiable.apply(x, *rest)
+        return differentiated
+    return _without_autograd(x, *rest)
 
 
 def _batched(
@@ -130,7 +160,7 @@ def _register() -> torch.library.Library:
     library.define(f"search(Tensor x, int handle, SymInt k, bool with_vectors, {settings}) -> (Tensor, Tensor, Tensor)")
     library.impl("search", _search, "CompositeExplicitAutograd")
     torch.library.register_fake(NAME, _shapes, lib=library)
-    torch.library.register_autograd(NAME, _backward, setup_context=_setup_context, lib=library)
+    library.impl("search", _with_autograd, "Autograd")
     torch.library.register_vmap(NAME, _batched, lib=library)
     return library
 

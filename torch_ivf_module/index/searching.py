@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling, is_exporting
 
 from ..functional import metric as metrics
 from ..functional import range_scan
@@ -49,7 +49,7 @@ def search(self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = 
     query that is not finite has no results. Raises ValueError, TypeError or RuntimeError (untrained index), which name
     the argument.
     """
-    if is_dynamo_compiling():
+    if is_dynamo_compiling() or is_exporting():
         return recorded_search(self, x, k, params)[:2]
     scores, ids, _ = _answer(self, x, k, params, "search")
     return metrics.to_distance(scores, self.metric), ids
@@ -66,7 +66,7 @@ def search_and_reconstruct(
     >>> index.search_and_reconstruct(torch.tensor([[0.0, 0.9]]), 1)[2]
     tensor([[[0., 1.]]])
     """
-    if is_dynamo_compiling():
+    if is_dynamo_compiling() or is_exporting():
         return recorded_search(self, x, k, params, with_vectors=True)
     scores, ids, vectors = _answer(self, x, k, params, "search_and_reconstruct", with_vectors=True)
     return metrics.to_distance(scores, self.metric), ids, vectors
@@ -102,9 +102,11 @@ def forward(self: IndexBase, x: Tensor) -> tuple[Tensor, Tensor]:
         return compiled
     if (node := recorded_by_fx(self, x)) is not None:
         return node
-    if not is_dynamo_compiling():
+    if not (is_dynamo_compiling() or is_exporting()):
         refuse_recording("forward")
         x = validation.layer_input(x, "x", self.d, self.device)
+    elif x.shape[-1] != self.d:
+        raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
     found, ids = self.search(x.reshape(-1, self.d), self.k)
     return found.view(*x.shape[:-1], self.k), ids.view(*x.shape[:-1], self.k)
 

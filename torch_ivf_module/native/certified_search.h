@@ -36,13 +36,13 @@ class CertifiedSearch {
     if (differences_) {
       shift();
     }
-    const float* origin = differences_ ? origin_ : nullptr;
+    const Distances distances{x_, highest_.data(), origin_, with_origin_.data()};
     scan_all(
-        p_, [&] { return FloatScanner<T>(p_, origin, with_origin_.data()); },
+        p_, [&] { return FloatScanner<T>(p_, differences_ ? &distances : nullptr); },
         [&](int64_t, int64_t count, Thresholds& thresholds) { return TopK(count, p_.k, thresholds); },
         p_.k * (kRowNanoseconds + p_.d / kWorkPerNanosecond),
         [&](int64_t query, TopK* found, int64_t number, int64_t member) {
-          finish(query, found ? found->best(number) : TopK::Best{nullptr, 0, kNever}, buffers_[member]);
+          finish(query, found ? found->best(number) : TopK::Best{nullptr, 0, kNever, 0}, buffers_[member]);
         });
     second_pass();
   }
@@ -58,6 +58,7 @@ class CertifiedSearch {
     shifted_.resize(p_.queries * p_.d);
     norms_.resize(p_.queries);
     with_origin_.resize(p_.queries);
+    highest_.resize(p_.queries);
     const double origin_norm = norm(origin_, p_.d);
     const int64_t team = team_for(kPrepareNanoseconds * p_.queries * p_.d, p_.within.threads);
     parallel_items((p_.queries + kFinishQueries - 1) / kFinishQueries, team, [&](int64_t item, int64_t) {
@@ -68,6 +69,7 @@ class CertifiedSearch {
         }
         norms_[q] = QueryNorms(y, origin_, origin_norm, p_.d);
         with_origin_[q] = static_cast<float>(norms_[q].offset);
+        highest_[q] = static_cast<float>(norms_[q].size * norms_[q].size / 2);
       }
     });
     p_.x = shifted_.data();
@@ -80,7 +82,7 @@ class CertifiedSearch {
     if (differences_) {
       const QueryNorms& norms = norms_[query];
       const float kth = out_.scores[(query + 1) * k_ - 1];
-      const bool reached = left_out && found.others >= needed_ranking(norms, kth, p_.d, true);
+      const bool reached = left_out && found.others >= needed_ranking(norms, kth, p_.d, true, found.roundings);
       again_[query] = reached || overflows(norms.size, norms.origin_norm);
     } else {
       again_[query] = left_out && std::isinf(found.others);
@@ -119,7 +121,8 @@ class CertifiedSearch {
     for (int64_t q = 0; differences_ && q < p_.queries; ++q) {
       if (again_[q]) {
         // Panels of the second pass hold vectors as they are, for exact scores.
-        needed[q] = needed_ranking(norms_[q], out_.scores[(q + 1) * k_ - 1], p_.d, false);
+        const float kth = out_.scores[(q + 1) * k_ - 1];
+        needed[q] = needed_ranking(norms_[q], kth, p_.d, false, kByDifferences | kAlongRows | kByPanels);
         (needed[q] == kNever ? unbounded : bounded).push_back(q);
       }
     }
@@ -141,8 +144,13 @@ class CertifiedSearch {
   void scan_again(const std::vector<int64_t>& queries, const std::vector<float>& needed) {
     Subset some(p_, x_, queries, needed);
     some.problem.k = k_;
+    std::vector<float> highest;
+    for (int64_t q : queries) {
+      highest.push_back(static_cast<float>(norms_[q].size * norms_[q].size / 2 + norms_[q].offset));
+    }
+    const Distances distances{some.plain.data(), highest.data(), nullptr, nullptr};
     scan_all(
-        some.problem, [&] { return FloatScanner<T>(some.problem); },
+        some.problem, [&] { return FloatScanner<T>(some.problem, &distances); },
         [&](int64_t first, int64_t count, Thresholds& thresholds) {
           const float* x = some.plain.data() + first * p_.d;
           return ExactTopK<T>(count, some.problem, x, &some.thresholds[first], differences_, thresholds);
@@ -162,7 +170,8 @@ class CertifiedSearch {
   int64_t k_;
   Best out_;
   bool* again_; // see Answer
-  std::vector<float> shifted_, with_origin_; // with_origin_: the product of each query with the origin
+  std::vector<float> shifted_;
+  std::vector<float> with_origin_, highest_; // (Q,) see Distances
   std::vector<QueryNorms> norms_;
   std::vector<Buffers> buffers_; // of each thread
 };

@@ -57,19 +57,31 @@ struct QueryNorms {
   }
 };
 
+// No less than what rounding can take from the ranking score of a row within `reach` of the origin, at a squared distance
+// of less than `distance`, whose scores are computed in the ways `roundings`; with panels relative to the origin or not.
+inline double score_error(
+    const QueryNorms& q, double distance, double reach, int64_t d, bool relative, uint8_t roundings) {
+  const double far = q.size * (reach + q.origin_norm) + reach * reach; // the norm of the row is at most reach + |o|
+  double error = row_rounding(d) * distance + 0x1p-22 * (q.size * q.size + std::fabs(q.offset));
+  if (roundings & kAlongRows) {
+    error = std::max(error, row_rounding(d) * far);
+  }
+  if (roundings & kByPanels) {
+    error = std::max(error, panel_rounding(d) * (relative ? q.size * reach + reach * reach : far));
+  }
+  return error;
+}
+
 // The ranking score that a row reaches if its exact score, a negated squared distance, exceeds `kth`: where panels are
 // relative to the origin, or where no vector is. -inf where nothing can be said, so that every row counts.
-inline float needed_ranking(const QueryNorms& q, double kth, int64_t d, bool relative) {
+inline float needed_ranking(const QueryNorms& q, double kth, int64_t d, bool relative, uint8_t roundings) {
   const double distance = -kth;
   if (overflows(q.size, q.origin_norm) || !std::isfinite(distance)) {
     return kNever;
   }
-  // Such a row lies within `reach` of the origin, and its norm is at most reach + |o|.
-  const double reach = q.size + std::sqrt(distance);
-  const double far = q.size * (reach + q.origin_norm) + reach * reach;
-  const double panel = panel_rounding(d) * (relative ? q.size * reach + reach * reach : far);
+  const double error = score_error(q, distance, q.size + std::sqrt(distance), d, relative, roundings);
   const double needed = (q.size * q.size - distance) / 2 + (relative ? 0 : q.offset);
-  return std::nextafter(static_cast<float>(needed - std::max(panel, row_rounding(d) * far)), kNever);
+  return std::nextafter(static_cast<float>(needed - error), kNever);
 }
 
 // The k best rows by exact score among those offered with a ranking score above the threshold of their query.
@@ -86,6 +98,8 @@ class ExactTopK {
       bool differences,
       Thresholds& thresholds) // of exact scores
       : best_(queries, p.k, thresholds), p_(p), x_(x), needed_(needed), differences_(differences), row_(p.d) {}
+
+  void note(int64_t, Rounding) {}
 
   float threshold(int64_t query) const {
     return needed_[query];

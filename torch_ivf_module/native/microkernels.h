@@ -118,8 +118,9 @@ inline void panel_product(
   }
 }
 
-// Products of M queries with kRows rows over one chunk of dimensions, along d: scores (M, kRows).
-template <int M>
+// Sums over one chunk of dimensions, along d, for M queries and kRows rows: of products, or of squared differences. scores
+// (M, kRows).
+template <int M, bool Differences>
 inline void row_chunk(
     const std::array<const float*, kFew>& queries,
     const std::array<const float*, kRows>& rows,
@@ -141,7 +142,12 @@ inline void row_chunk(
     UNROLLED for (int row = 0; row < kRows; ++row) {
       const Vec value = Vec::loadu(rows[row] + i);
       UNROLLED for (int m = 0; m < M; ++m) {
-        sum[m][row] = fmadd(query[m], value, sum[m][row]);
+        if constexpr (Differences) {
+          const Vec apart = query[m] - value;
+          sum[m][row] = fmadd(apart, apart, sum[m][row]);
+        } else {
+          sum[m][row] = fmadd(query[m], value, sum[m][row]);
+        }
       }
     }
   }
@@ -149,23 +155,24 @@ inline void row_chunk(
     sums_of(sum[m], scores[m]);
     for (int64_t j = i; j < end; ++j) {
       UNROLLED for (int row = 0; row < kRows; ++row) {
-        scores[m][row] += queries[m][j] * rows[row][j];
+        const float query = queries[m][j], value = rows[row][j];
+        scores[m][row] += Differences ? (query - value) * (query - value) : query * value;
       }
     }
   }
 }
 
-// Products of M queries with kRows rows of d numbers: scores (M, kRows).
-template <int M>
-inline void row_product(
+// Products, or squared distances, of M queries and kRows rows of d numbers: scores (M, kRows).
+template <int M, bool Differences>
+inline void row_sums(
     const std::array<const float*, kFew>& queries,
     const std::array<const float*, kRows>& rows,
     int64_t d,
     float (&scores)[kFew][kRows]) {
-  row_chunk<M>(queries, rows, 0, std::min(d, kRowChunk), scores);
+  row_chunk<M, Differences>(queries, rows, 0, std::min(d, kRowChunk), scores);
   for (int64_t begin = kRowChunk; begin < d; begin += kRowChunk) {
     float chunk[kFew][kRows];
-    row_chunk<M>(queries, rows, begin, std::min(d, begin + kRowChunk), chunk);
+    row_chunk<M, Differences>(queries, rows, begin, std::min(d, begin + kRowChunk), chunk);
     UNROLLED for (int m = 0; m < M; ++m) {
       UNROLLED for (int row = 0; row < kRows; ++row) {
         scores[m][row] += chunk[m][row];

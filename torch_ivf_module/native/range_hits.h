@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "topk.h"
+
 namespace torch_ivf_module {
 
 struct Hit {
@@ -19,6 +21,8 @@ class RangeHits {
   float threshold(int64_t query) const {
     return thresholds_[query];
   }
+
+  void note(int64_t, Rounding) {}
 
   void take(int64_t query, float, uint32_t row) {
     hits_.push_back({query, static_cast<int64_t>(row)});

@@ -63,6 +63,9 @@ class Thresholds {
   std::vector<std::atomic<float>> values_;
 };
 
+// How a ranking score was computed, which tells how far rounding may have moved it; several together as bits.
+enum Rounding : uint8_t { kByDifferences = 1, kAlongRows = 2, kByPanels = 4 };
+
 // Keeps, for each query of a block, at least its k best rows of those that one thread has found. New rows are appended;
 // when the buffer of a query is full, all but the k best are dropped, and the worst of those raises the query's
 // threshold: rows that do not exceed it are neither stored nor examined.
@@ -80,6 +83,11 @@ class TopK {
 
   float threshold(int64_t query) const {
     return thresholds_.of(query);
+  }
+
+  // Tell how some rows of the query are scored.
+  void note(int64_t query, Rounding rounding) {
+    states_[query].roundings |= rounding;
   }
 
   // Of a row whose score exceeds the threshold, as far as the caller knows.
@@ -115,6 +123,7 @@ class TopK {
       offer(query, score_of(keys[i]), row_of(keys[i]));
     }
     states_[query].uncertified |= theirs.uncertified;
+    states_[query].roundings |= theirs.roundings;
   }
 
   // The keys of the k best in any order, and what no other row's score exceeds: kNever if there are no others, +inf for an
@@ -123,6 +132,7 @@ class TopK {
     const uint64_t* keys;
     int64_t count;
     float others;
+    uint8_t roundings; // of all scores
   };
 
   Best best(int64_t query) {
@@ -133,7 +143,8 @@ class TopK {
     const uint64_t* keys = &keys_[query * room_];
     const bool full = state.count == k_;
     const uint64_t last = !full ? 0 : state.worst ? state.worst : *std::min_element(keys, keys + k_);
-    return {keys, state.count, state.uncertified ? -kNever : full ? score_of(last) : kNever};
+    return {keys, state.count, state.uncertified ? -kNever : full ? score_of(last) : kNever,
+            state.roundings};
   }
 
   // Write the k best, best first, padded with kNever and -1. The last score is +inf for an uncertified query.
@@ -155,6 +166,7 @@ class TopK {
   struct State {
     uint64_t worst = 0; // key that a further row must exceed
     int64_t count = 0;
+    uint8_t roundings = 0;
     bool uncertified = false; // rows may have been scored too low to be compared
   };
 

@@ -1,0 +1,59 @@
+"""The search of an index in a model that torch.export records: one operator, whose inputs are the buffers.
+
+Where such a program runs, the library of the kernel has to be loaded. Q queries, d dim, k results.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import native
+from ..functional import metric as metrics
+from ..functional.search import candidate_count
+from ..functional.transforms import scored
+from ..params import SearchParams
+from .eager import refuse_recording
+
+if TYPE_CHECKING:
+    from .base import IndexBase
+
+
+def exported_search(
+    index: IndexBase, x: Tensor, k: int, params: SearchParams | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """D and I (Q, k) of queries x (Q, d), and the vectors (Q, k, d), as operations that torch.export records.
+
+    RuntimeError for what the operator does not do: other devices than the CPU, budgets, selectors, profile="exact".
+    """
+    options, store = index.search_options(k, params), index.store
+    served = native.available() and store.device.type == "cpu" and options.mode == "auto"
+    selector = None if params is None else params.selector
+    if not served or options.exact or options.budget is not None or selector is not None:
+        refuse_recording("search")
+    if x.dim() != 2 or x.shape[1] != index.d:
+        raise ValueError(f"x must have shape (n, {index.d}), got {tuple(x.shape)}")
+    derived, buffers = store.derived_outside(), store.buffers
+    centroids = derived.coarse.centroids if store.flat else buffers["centroids"]
+    packed, ids = buffers["packed_embeddings"], buffers["list_ids"]
+    with torch.autocast(x.device.type, enabled=False):
+        queries = metrics.prepare(x.float(), index.metric)
+        scores, rows, found, _ = torch.ops.torch_ivf_module.search_index(
+            queries.detach(),
+            [centroids, derived.coarse.bias, derived.coarse.origin],
+            [packed, buffers["list_offsets"], ids, derived.lists.sizes, derived.lists.bias],
+            None,
+            None,
+            k,
+            candidate_count(k),
+            options.nprobe,
+            options.max_codes or 0,
+            metrics.by_differences(index.metric),
+            options.max_bytes,
+        )
+        vectors = packed[rows.clamp(min=0)].masked_fill((rows < 0)[..., None], torch.nan)
+        if x.requires_grad and torch.is_grad_enabled():
+            scores, found, vectors = scored(queries, found, vectors, index.metric)
+        return metrics.to_distance(scores, index.metric), found, vectors
