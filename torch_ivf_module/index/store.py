@@ -106,11 +106,9 @@ class ListStore:
         may have some, which are masked.
         """
         with self.lock:
-            updates = self._updates
-            if (counted and updates.deleted_rows) or not few(updates.rows, self._packed_rows):
+            if (counted and self._updates.deleted_rows) or not few(self._updates.rows, self._packed_rows):
                 self.pack()
-                updates = self._updates
-            derived = self._derive()
+            updates, derived = self._updates, self._derive()
             segments = [updates.without_deleted(derived.lists)]
             if updates.rows:
                 segments.append(updates.lists(self.nlist, derived.coarse.origin, self.metric))
@@ -267,7 +265,7 @@ class ListStore:
         return self.buffers
 
     def check(self, *, values: bool = True) -> None:
-        """RuntimeError if the integer buffers have values that the index has not written, or none (unless not `values`)."""
+        """RuntimeError if the integer buffers have values that the index has not written or, with `values`, none."""
         if values:
             refuse_without_values(self.buffers)
         with self.lock:
