@@ -260,7 +260,7 @@ class ListStore:
         self.pack()
         with self.lock:
             self._integrity.hand_out(self.buffers)
-            if all(type(self.buffers[name]) is Tensor for name in schema.NAMES):
+            if all(type(self.buffers.get(name)) is Tensor for name in schema.NAMES):
                 self._handed_out = {name: self.buffers[name] for name in schema.NAMES}
         return self.buffers
 
