@@ -111,6 +111,21 @@ def differentiable_scores(x: Tensor, vectors: Tensor, metric: str) -> Tensor:
     return -(x[:, None] - vectors).square().sum(-1)
 
 
+def distance_gradient(x: Tensor, vectors: Tensor, weights: Tensor, metric: str) -> Tensor:
+    """The gradient (Q, d), with respect to queries x (Q, d), of the sum of `weights` (Q, K) times distances (Q, K).
+
+    The distances are those of `to_distance`, of x to `vectors` (Q, K, d); x is float32 and not prepared.
+    """
+    if metric == "l2":
+        return 2 * (weights[..., None] * (x[:, None] - vectors)).sum(1)
+    gradient = torch.einsum("qk,qkd->qd", weights, vectors)
+    if metric == "cosine":  # the gradient with respect to x / |x|, less its part along x, divided by |x|
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        unit = x / norm
+        gradient = (gradient - (gradient * unit).sum(1, keepdim=True) * unit) / norm
+    return gradient
+
+
 def rounding(d: int) -> float:
     """A bound of the error of a float32 sum of d products, relative to the product of the norms.
 

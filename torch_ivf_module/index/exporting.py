@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import native
+from .._torch_internals import outside_of_modes
 from ..functional import metric as metrics
 from ..functional.search import candidate_count
 from ..functional.transforms import scored
 from ..params import SearchParams
+from .derived import derive
 from .eager import refuse_recording
 
 if TYPE_CHECKING:
@@ -35,7 +37,10 @@ def exported_search(
         refuse_recording("search")
     if x.dim() != 2 or x.shape[1] != index.d:
         raise ValueError(f"x must have shape (n, {index.d}), got {tuple(x.shape)}")
-    derived, buffers = store.derived_outside(), store.buffers
+    # torch.export has read the buffers, and has then replaced them by tensors without values.
+    with outside_of_modes():
+        derived = derive(store.handed_out, store.metric)
+    buffers = store.buffers
     centroids = derived.coarse.centroids if store.flat else buffers["centroids"]
     packed, ids = buffers["packed_embeddings"], buffers["list_ids"]
     with torch.autocast(x.device.type, enabled=False):

@@ -97,38 +97,36 @@ def _shapes(x: Tensor, handle: int, k: int, with_vectors: bool, *settings: Any) 
 
 
 class _Differentiable(torch.autograd.Function):
-    """The operator with its derivative with respect to x, that of the distances to the vectors of the results."""
+    """The operator with its gradient with respect to x: that of the distances to the vectors that were found."""
 
     @staticmethod
-    def forward(x: Tensor, handle: int, k: int, with_vectors: bool, *settings: Any) -> tuple[Tensor, ...]:
-        if not with_vectors:
-            raise RuntimeError(f"{NAME} has a derivative with with_vectors=True alone")
-        return _without_autograd(x, handle, k, with_vectors, *settings)
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return _without_autograd(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.metric = _index(inputs[1]).metric
-        ctx.save_for_backward(inputs[0], *output[1:])
+        x, handle, _, with_vectors, *_ = inputs
+        ctx.metric, ctx.with_vectors = _index(handle).metric, with_vectors
+        ctx.save_for_backward(x, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """The gradient with respect to x, for the gradient (Q, k) with respect to D; other arguments have none."""
+        if not ctx.with_vectors:
+            raise RuntimeError(f"{NAME} has a derivative with with_vectors=True alone")
         x, ids, vectors = ctx.saved_tensors
         padding = ids == -1
-        known = vectors.float().masked_fill(padding[..., None], 0)
-        with torch.enable_grad():
-            leaf = x.detach().masked_fill(padding.all(1, keepdim=True), 0).requires_grad_()
-            scores = metrics.differentiable_scores(metrics.prepare(leaf.float(), ctx.metric), known, ctx.metric)
-            # Not sorted again as by `scored`, so that they are in the order of `grad`, also where distances are equal.
-            distances = metrics.to_distance(scores, ctx.metric)
-            (gradient,) = torch.autograd.grad(distances, leaf, grad.masked_fill(padding, 0))
-        return (gradient, *[None] * (3 + len(_FIELDS)))
+        queries = x.float().masked_fill(padding.all(1, keepdim=True), 0)  # without results: perhaps NaN
+        known, weights = vectors.float().masked_fill(padding[..., None], 0), grad.masked_fill(padding, 0)
+        gradient = metrics.distance_gradient(queries, known, weights, ctx.metric)
+        return (gradient.to(x.dtype), *[None] * (3 + len(_FIELDS)))
 
 
 def _without_autograd(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     with below_autograd():
-        results: tuple[Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search.default(*arguments)
-        return results
+        result: tuple[Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search.default(*arguments)
+        return result
 
 
 def _with_autograd(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:

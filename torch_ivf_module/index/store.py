@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch_internals import outside_of_modes
 from ..functional.id_lookup import last_of
 from ..functional.lists import InvertedLists, append, keep_rows
 from ..functional.probe import Coarse
@@ -47,7 +46,7 @@ class ListStore:
         self._updates = PendingUpdates()
         self._integrity = Integrity()
         self._derived: Derived | None = None
-        self._handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, for `derived_outside`
+        self.handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, until they change
 
     # -- what is stored ------------------------------------------------------------------------------------
 
@@ -118,14 +117,6 @@ class ListStore:
         """The coarse quantizer."""
         with self.lock:
             return self._derive().coarse
-
-    def derived_outside(self) -> Derived:
-        """`Derived` while torch.export records, which has replaced the buffers by tensors without values: computed from
-        the buffers that were read before, and not recorded."""
-        with self.lock, outside_of_modes():
-            if self._derived is None or not unchanged(self._derived.sources, self._handed_out):
-                self._derived = derive(self._handed_out, self.metric)
-            return self._derived
 
     def packed_lists(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (N, d), offsets (L + 1,) and ids (N,), with nothing pending."""
@@ -247,13 +238,11 @@ class ListStore:
         """Mark graphs of the index as outdated: call it after every change."""
         with self.lock:
             self.version.changed = True
-            self.version, self.graph, self._handed_out = VersionToken(), None, {}
+            self.version, self.graph, self.handed_out = VersionToken(), None, {}
 
     def _forget_derived(self) -> None:
         self._derived = None
         self.ids.forget_order()
-
-    # -- buffers that code outside the index reads or replaces ---------------------------------------------
 
     def hand_out(self) -> dict[str, Tensor]:
         """The buffers, packed, for code outside the index, which may write to them."""
@@ -261,7 +250,7 @@ class ListStore:
         with self.lock:
             self._integrity.hand_out(self.buffers)
             if all(type(self.buffers.get(name)) is Tensor for name in schema.NAMES):
-                self._handed_out = {name: self.buffers[name] for name in schema.NAMES}
+                self.handed_out = {name: self.buffers[name] for name in schema.NAMES}
         return self.buffers
 
     def check(self, *, values: bool = True) -> None:
@@ -283,7 +272,7 @@ class ListStore:
 
     def moved(self) -> None:
         """After all buffers were moved or cast by a function that may have changed the integer ones."""
-        self._handed_out = {}  # frees the tensors from before
+        self.handed_out = {}  # frees the tensors from before
         self._integrity.moved(self.buffers)
 
     def snapshot(self) -> Snapshot:
