@@ -58,10 +58,13 @@ def eager(method: Callable[P, R]) -> Callable[P, R]:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context without autocast, so that scores are float32."""
+    return torch.autocast(device.type, enabled=False) if autocasts(device) else _UNCHANGED
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for operations of this device."""
     known = device.type == "cpu" or torch.amp.is_autocast_available(device.type)
-    if known and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return _UNCHANGED
+    return known and torch.is_autocast_enabled(device.type)
 
 
 def refuse_recording(action: str) -> None:
@@ -69,7 +72,12 @@ def refuse_recording(action: str) -> None:
 
     They would record the operations of one batch, with values read from the index as constants.
     """
-    if dispatch_recorder() is not None or is_tracing() or torch.compiler.is_exporting():
+    refuse_tracing(action, exporting=torch.compiler.is_exporting())
+
+
+def refuse_tracing(action: str, *, exporting: bool = False) -> None:
+    """`refuse_recording` for what torch.export can record."""
+    if exporting or dispatch_recorder() is not None or is_tracing():
         raise RuntimeError(
             f"{action} of an index cannot be recorded by torch.jit.trace, torch.export and the like: call it outside "
             "of the model that is recorded, in which a search is the module that index.graph(...) returns; see "

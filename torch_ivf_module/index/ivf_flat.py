@@ -216,11 +216,11 @@ class IndexIVFFlat(IndexBase):
         params = params or DEFAULTS
         return SearchOptions(
             k,
-            min(self.nlist, self._own_nprobe if params.nprobe is None else params.nprobe),
+            min(self.store.nlist or self._wanted_nlist, self._own_nprobe if params.nprobe is None else params.nprobe),
             self.metric,
             self._search_mode,
             self._own_max_codes if params.max_codes is None else params.max_codes or None,
-            _budget_of(params),
+            None if params is DEFAULTS else _budget_of(params),
             self._max_bytes,
             params.profile == "exact",
         )

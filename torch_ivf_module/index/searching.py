@@ -19,9 +19,9 @@ from ..functional.probe import Coarse, probe
 from ..functional.search import capped_lists, finite_queries
 from ..functional.search import search as search_lists
 from ..functional.transforms import differentiable, is_dual, outside, scored, tracked, transforming, wrapped
-from ..params import SearchParams, positive
+from ..params import DEFAULTS, SearchParams, positive
 from . import schema, validation
-from .eager import eager, recorded_by_fx, refuse_recording, without_autocast
+from .eager import autocasts, eager, recorded_by_fx, refuse_recording, refuse_tracing, without_autocast
 from .integrity import refuse_without_values
 from .operator import recorded_search
 
@@ -177,27 +177,35 @@ def _answer(
 
     Without vectors the third result is arbitrary.
     """
-    refuse_recording(action)
+    refuse_tracing(action)
     store = index.store
     x = validation.vectors(x, "x", store.d, store.device)
     k = positive(k, "k")
-    store.require_trained(action)
+    if not store.is_trained:
+        store.require_trained(action)
     _refuse_transformed_buffers(store.buffers)
-    with without_autocast(x.device):
-        queries = metrics.prepare(x.float(), store.metric)
-        differentiate = differentiable(queries)
+    params = DEFAULTS if params is None else index.checked_params(params)
+    if autocasts(x.device):
+        with torch.autocast(x.device.type, enabled=False):
+            return _answer_in_float32(index, x, k, params, with_vectors)
+    return _answer_in_float32(index, x, k, params, with_vectors)
 
-        def find(plain: Tensor) -> tuple[Tensor, ...]:
-            scores, rows, ids, segments = search_prepared(index, plain, k, index.checked_params(params))
-            if not (with_vectors or differentiate):
-                return scores, ids, scores
-            return scores, ids, vectors_at([part.packed for part in segments], rows)
 
-        if not differentiate:  # autograd records nothing, so `torch.no_grad` is not needed
-            scores, ids, vectors = find(queries)
-            return scores, ids, vectors
-        _, ids, vectors = outside(find, queries)
-        return scored(queries, ids, vectors, store.metric)
+def _answer_in_float32(
+    index: IndexBase, x: Tensor, k: int, params: SearchParams, with_vectors: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_answer` for checked arguments, without autocast."""
+    queries = metrics.prepare(x.float(), index.metric)
+    if not differentiable(queries):  # autograd records nothing, so `torch.no_grad` is not needed
+        scores, rows, ids, segments = search_prepared(index, queries, k, params)
+        return scores, ids, vectors_at([part.packed for part in segments], rows) if with_vectors else scores
+
+    def find(plain: Tensor) -> tuple[Tensor, ...]:
+        _, rows, ids, segments = search_prepared(index, plain, k, params)
+        return ids, vectors_at([part.packed for part in segments], rows)
+
+    ids, vectors = outside(find, queries)
+    return scored(queries, ids, vectors, index.metric)
 
 
 def _read_lists(

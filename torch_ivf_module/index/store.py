@@ -105,10 +105,11 @@ class ListStore:
         may have some, which are masked.
         """
         with self.lock:
-            if (counted and self._updates.deleted_rows) or not few(self._updates.rows, self._packed_rows):
+            rows = self._updates.rows
+            if (counted and self._updates.deleted_rows) or (rows and not few(rows, self._packed_rows)):
                 self.pack()
             updates, derived = self._updates, self._derive()
-            segments = [updates.without_deleted(derived.lists)]
+            segments = [updates.without_deleted(derived.lists) if updates.deleted_rows else derived.lists]
             if updates.rows:
                 segments.append(updates.lists(self.nlist, derived.coarse.origin, self.metric))
             return derived.coarse, segments
@@ -156,9 +157,10 @@ class ListStore:
 
     def _derive(self) -> Derived:
         derived = self._derived
-        if derived is None or self._integrity.handed_out or not unchanged(derived.sources, self.buffers):
-            self.check(values=False)
-            derived = self._derived  # None if the check found other values
+        if derived is not None and not self._integrity.handed_out and unchanged(derived.sources, self.buffers):
+            return derived
+        self.check(values=False)
+        derived = self._derived  # None if the check found other values
         if derived is None or not unchanged(derived.sources, self.buffers):
             self._derived = derived = derive(self.buffers, self.metric)
         return derived

@@ -5,6 +5,7 @@ Q queries, L lists, P probes, N vectors, d dim, k results, H hits.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,10 +62,21 @@ class NativeKernel:
         ignored.
         """
         own = [coarse.centroids, coarse.bias, coarse.origin]
-        stored = [tensor.contiguous() for lists in segments for tensor in lists]
-        given = (None if tensor is None else tensor.contiguous() for tensor in (probed, limits))
-        settings = k, kept, nprobe, max_codes or 0, metrics.by_differences(metric), max_bytes
-        return _call("search_index", x.contiguous(), own, stored, *given, *settings)
+        fields = [*map(Tensor.contiguous, itertools.chain(*segments))]
+        results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search_index(
+            x.contiguous(),
+            own,
+            fields,
+            None if probed is None else probed.contiguous(),
+            None if limits is None else limits.contiguous(),
+            k,
+            kept,
+            nprobe,
+            max_codes or 0,
+            metrics.by_differences(metric),
+            max_bytes,
+        )
+        return results
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,)."""
