@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -90,6 +91,23 @@ def test_padding_has_no_derivative():
     assert (I[:, 2:] == -1).all()
     torch.where(D.isinf(), 0, D).sum().backward()
     torch.testing.assert_close(x.grad, torch.tensor([[2.0, 2.0], [0.0, 0.0]]))
+
+
+def test_the_derivatives_of_equal_distances_are_in_their_order():
+    index = IndexFlatL2(64)
+    index.add(torch.cat([torch.eye(64), -torch.eye(64)]))
+    x, weights = torch.zeros(1, 64, requires_grad=True), torch.rand(1, 128)
+    distances, _, vectors = search(*arguments(index, x, 128, with_vectors=True))
+    assert distances.unique().tolist() == [1.0]
+    (weights * distances).sum().backward()
+    torch.testing.assert_close(x.grad, -2 * (weights[..., None] * vectors).sum(1))
+
+
+def test_moving_an_index_frees_the_buffers_from_before():
+    index = filled()
+    before = weakref.ref(index.packed_embeddings)
+    index.half()
+    assert before() is None
 
 
 def test_vmap_is_one_search_of_all_batch_entries():

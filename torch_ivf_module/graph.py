@@ -1,4 +1,4 @@
-"""SearchGraph: an index frozen into a module of static shapes, for torch.compile and for every export format.
+"""SearchGraph: the search of an index as a module of static shapes, for torch.compile and every export format.
 
 Q queries, L lists, N vectors, d dim, k results.
 """
@@ -27,24 +27,24 @@ from .params import positive
 
 Self = TypeVar("Self", bound="SearchGraph")
 LAYOUTS = ("rows", "tiles")
-_SHARED = {"list_packed": "packed_embeddings"}  # the rest has the names of the index's buffers as it is
+_SHARED = {"list_packed": "packed_embeddings"}  # the buffer of an index whose name is not "list_" + the field
 
 
 class SearchGraph(nn.Module):
-    """The search of one index with everything frozen that decides a shape; made by ``index.graph()``.
+    """The search of one index with constant settings and static shapes; made by ``index.graph()``.
 
-    It calls the functions that ``search_mode="matrix"`` calls, with nothing read back from the device, so that
-    torch.compile takes it whole, with any batch size, and torch.export, AOTInductor, ONNX and TorchScript carry it
-    (see `torch_ivf_module.export`). The vectors are the index's own buffers, not saved in ``state_dict`` again.
+    It calls the functions that ``search_mode="matrix"`` calls, and reads nothing back from the device. So torch.compile
+    makes one graph of it for every batch size, and torch.export, AOTInductor, ONNX and TorchScript can save it (see
+    `torch_ivf_module.export`). The vectors are the index's own buffers, and not in the ``state_dict`` of the graph.
 
-    What is frozen is `k`, `nprobe`, `max_codes`, and the most candidates that any query can have: the total length of
-    the `nprobe` longest lists, which every query pays for. Vectors added later are not in it; a graph whose index has
-    changed raises RuntimeError instead of answering (an exported file cannot know, and no one notices what is written
-    into the buffers in place).
+    Constant are `k`, `nprobe`, `max_codes`, and the maximum number of candidates of a query: the total length of the
+    `nprobe` longest lists, which determines the time of every query. Vectors added later are not in the graph. A graph
+    whose index has changed raises RuntimeError; an exported file cannot do so, and in-place writes to the buffers are
+    not noticed.
 
-    Answers are those of `search`, but for queries whose k-th and next neighbours, or nearest lists, lie within float32
-    rounding of one another: there `search` takes a second pass, which a graph of static shapes cannot. Nor does it find
-    rows whose scores overflow.
+    Results are those of `search`, except for queries whose k-th and next neighbours, or nearest lists, differ by less
+    than float32 rounding: `search` makes a second pass for them, a graph cannot. Nor does a graph find rows whose
+    scores overflow.
 
     >>> from torch_ivf_module import IndexFlatL2
     >>> index = IndexFlatL2(2)
@@ -89,21 +89,23 @@ class SearchGraph(nn.Module):
         if layout == "tiles":
             tiles = tiles_of(lists, storage or lists.packed.dtype)
             self._tiles = most_tiles(tiles, self.nprobe)
-            self._hold("tile", tiles)
+            self._register_tensors("tile", tiles)
         elif storage is not None:
             lists = lists._replace(packed=lists.packed.to(storage))
-        self._hold("coarse", coarse)
-        self._hold("list", lists)
+        self._register_tensors("coarse", coarse)
+        self._register_tensors("list", lists)
 
-    def _hold(self, name: str, tensors: Any) -> None:
+    def _register_tensors(self, name: str, tensors: Any) -> None:
+        """Register the fields of a named tuple of tensors as buffers."""
         for field, tensor in zip(tensors._fields, tensors, strict=True):
             self.register_buffer(_buffer(name, field), tensor, persistent=False)
 
-    def _held(self, kind: Any, name: str) -> Any:
+    def _tensors(self, kind: Any, name: str) -> Any:
+        """The named tuple of class `kind` that was registered under this name."""
         return kind(*(getattr(self, _buffer(name, field)) for field in kind._fields))
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Moves with its parent, but is frozen in its dtypes: a parent's half() would ruin biases and centroids.
+        # Tensors move with the parent module but keep their dtypes: half() would round biases and centroids.
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, tensor in before.items():
@@ -114,13 +116,13 @@ class SearchGraph(nn.Module):
 
     def lists(self) -> InvertedLists:
         """The inverted lists that are searched."""
-        held: InvertedLists = self._held(InvertedLists, "list")
-        return held
+        lists: InvertedLists = self._tensors(InvertedLists, "list")
+        return lists
 
     def coarse(self) -> Coarse:
         """The coarse quantizer."""
-        held: Coarse = self._held(Coarse, "coarse")
-        return held
+        coarse: Coarse = self._tensors(Coarse, "coarse")
+        return coarse
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What torch.jit.script compiles in place of this module."""
@@ -146,9 +148,7 @@ class SearchGraph(nn.Module):
         self.check_current()
         if self.list_ids.is_meta:
             raise RuntimeError("the graph has no values, being on the meta device: make it of an index that has")
-        x = validation.floats(x, "x", self.list_ids.device)
-        if x.dim() == 0 or x.shape[-1] != self.d:
-            raise ValueError(f"x must have shape (..., {self.d}), got {tuple(x.shape)}")
+        x = validation.layer_input(x, "x", self.d, self.list_ids.device)
         if mask is not None:
             mask = validation.mask(mask, "mask", self.list_ids.device)
         if x.dim() == 2:
@@ -199,11 +199,11 @@ class SearchGraph(nn.Module):
         x, finite = finite_queries(x.detach())
         nearest = probe_by_ranking(x, coarse, self.nprobe, self.metric)
         probed, _ = capped_lists(nearest, finite, coarse, [lists], self.max_codes)
-        # Computed once: later loops would otherwise subtract the origin again for every candidate.
+        # Computed before the scan, so that compilers do not subtract the origin again for every candidate.
         y = shifted_queries(x, coarse.origin, self.metric)
         allowed = None if mask is None else is_selected(lists.ids, mask)
         if self._tiles:
-            tiles = self._held(Tiles, "tile")
+            tiles = self._tensors(Tiles, "tile")
             tiles = tiles if allowed is None else mask_tiles(tiles, allowed)
             return scan_tiles(y, tiles, probed, kept, self._tiles, self.max_bytes)[1]
         width = min(self._width, lists.packed.shape[0])

@@ -1,6 +1,6 @@
-"""The class that flat and inverted-file indexes derive from: an nn.Module that owns a `ListStore`.
+"""The base class of flat and inverted-file indexes: an nn.Module that owns a `ListStore`.
 
-Its methods are functions in the files beside this one, by what they do; here is the list of them.
+Its methods are functions in other files of this folder, by topic; the class body is the table of contents.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Self = TypeVar("Self", bound="IndexBase")
 class IndexBase(nn.Module):
     """A vector index whose state is buffers of a torch.nn.Module. Use one of its subclasses.
 
-    `store` has the packed lists, pending rows and the lookup by id, for code that extends this library.
+    `store` has the packed lists, the pending rows and the lookup by id, for code that extends this library.
     """
 
     centroids: Tensor
@@ -68,21 +68,21 @@ class IndexBase(nn.Module):
         self.k = k
         self.search_mode = search_mode
         self.max_bytes = max_bytes
-        self.last_search_stats: dict[str, Any] | None = None  # of the last search that was told to keep them
+        self.last_search_stats: dict[str, Any] | None = None  # of the last search with debug_stats
 
     # -- settings ------------------------------------------------------------------------------------------
 
     @property
     def search_mode(self) -> str:
-        """ "auto", "csr" (list-major) or "matrix" (query-major). It changes the time, not the answer.
+        """ "auto", "csr" (list-major) or "matrix" (query-major). It changes the time, not the results.
 
-        "auto" takes the device's kernel where there is one, else the mode with the lower predicted time.
+        "auto" uses the kernel of the device, or the mode with the lower predicted time if there is none.
         """
         return self._search_mode
 
     @search_mode.setter
     def search_mode(self, value: str) -> None:
-        value = "csr" if value == "chunked" else value  # its name in torch-ivf's flat indexes
+        value = "csr" if value == "chunked" else value  # the name in flat indexes of torch-ivf
         if value not in MODES:
             raise ValueError(f"search_mode must be one of {', '.join(map(repr, MODES))}, got {value!r}")
         self._search_mode = value
@@ -107,7 +107,7 @@ class IndexBase(nn.Module):
         self._max_bytes = positive(value, "max_bytes")
 
     def search_options(self, k: int, params: SearchParams | None = None) -> SearchOptions:
-        """What `params`, or the index's own settings where they are None, mean for a search of k results."""
+        """The options of a search of k results by `params`, whose None values are the settings of the index."""
         params = params or DEFAULTS
         return SearchOptions(
             k, 1, self.metric, self._search_mode, max_bytes=self._max_bytes, exact=params.profile == "exact"
@@ -120,7 +120,7 @@ class IndexBase(nn.Module):
         return params or DEFAULTS
 
     def config(self) -> dict[str, Any]:
-        """The constructor arguments that rebuild this index, its buffers left out."""
+        """The constructor arguments of this index; the buffers are not included."""
         return {
             "d": self.d,
             "metric": self.metric,
@@ -131,7 +131,7 @@ class IndexBase(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        """The settings, as the module shows them."""
+        """The settings, for repr."""
         shown = {key: value for key, value in self.config().items() if key not in ("max_bytes", "dtype")}
         words = [f"{key}={value!r}" if key != "d" else str(value) for key, value in shown.items()]
         return ", ".join([*words, f"ntotal={self.ntotal}", f"dtype={self.dtype}", f"device={self.device}"])
@@ -150,12 +150,12 @@ class IndexBase(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the vectors are."""
+        """The device of the vectors."""
         return self.store.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype vectors are stored in."""
+        """The dtype of the stored vectors."""
         return self.store.dtype
 
     rocm = torch_ivf_compat.rocm
@@ -176,7 +176,7 @@ class IndexBase(nn.Module):
         generator: torch.Generator | None = None,
         verbose: bool = False,
     ) -> Self:
-        """Check x (n, d) and return self: a flat index needs no training. Settings as in `IndexIVFFlat.fit`."""
+        """Only check x (n, d): a flat index needs no training. Settings as in `IndexIVFFlat.fit`. Returns self."""
         validation.vectors(x, "x", self.d, self.device)
         return self
 
@@ -222,8 +222,8 @@ class IndexBase(nn.Module):
         self.__dict__["store"] = ListStore(self.__dict__["_buffers"], self.d, self.metric, flat=self._flat)
         self._handle = operator.new_handle(self)
 
-    # Everything that reads the buffers, such as a parent's state_dict and buffers(), goes through `_buffers` or
-    # `__getattr__`.
+    # All code that reads the buffers, such as state_dict() and buffers() of a parent module, calls `_buffers` or
+    # `__getattr__`, which pack pending rows first.
 
     @property
     def _buffers(self) -> dict[str, Tensor | None]:
@@ -236,7 +236,7 @@ class IndexBase(nn.Module):
     @_buffers.setter
     def _buffers(self, buffers: dict[str, Tensor | None]) -> None:
         self.__dict__["_buffers"] = buffers
-        if "store" in self.__dict__:  # a replica of torch.nn.DataParallel, whose other attributes are the original's
+        if "store" in self.__dict__:  # torch.nn.DataParallel makes a replica with the other attributes of the original
             self._make_store()
 
     def __getattr__(self, name: str) -> Any:
@@ -256,7 +256,7 @@ class IndexBase(nn.Module):
         return self
 
     def without_own_buffers(self) -> AbstractContextManager[None]:
-        """A context in which this module has only the buffers that are not the index's, which must not be used."""
+        """A context in which the module has only buffers that are not the index's; the index must not be used in it."""
         return module.without_own_buffers(self.store)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -272,9 +272,9 @@ class IndexBase(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: Any
     ) -> None:
-        """Load the buffers of the index, of any size, or none of them; other entries load as in any module.
+        """Load all buffers of the index, of any size, or none of them; other entries load as in any module.
 
-        A parent's load_state_dict calls this, at any depth.
+        load_state_dict of any parent calls this.
         """
         missing_keys, _, error_msgs = lists
         names = tuple(name for name in schema.SAVED if name not in self._non_persistent_buffers_set)

@@ -1,4 +1,4 @@
-"""Methods whose work is done by code above this package, which registers it here: files, the Hub, graphs, pictures."""
+"""Methods implemented by modules above this package, which register their functions: files, the Hub, graphs, plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PROVIDED: dict[str, Callable[..., Any]] = {}
 
 
 def provide(**functions: Callable[..., Any]) -> None:
-    """Register what methods of these names call; `torch_ivf_module` itself does, when it is imported."""
+    """Register the functions that the methods of these names call; `torch_ivf_module/__init__.py` does."""
     _PROVIDED.update(functions)
 
 
@@ -31,9 +31,9 @@ def provide(**functions: Callable[..., Any]) -> None:
 def save(self: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the index to one file: safetensors for a ``.safetensors`` suffix, else what torch.load opens.
 
-    The file is written beside its place, synced and renamed, so a crash leaves the old one or the new one. Raises
-    TypeError for an `IndexPreTransform` whose transform is not made of `nn.Linear` and `Normalize`: save the state_dict
-    of that.
+    It is written to a temporary file in the same folder, synced and renamed, so a crash leaves the old file or the new
+    one. Raises TypeError for an `IndexPreTransform` whose transform is not made of `nn.Linear` and `Normalize`, of
+    which the state_dict can be saved.
     """
     _PROVIDED["save"](self, path)
 

@@ -24,7 +24,7 @@ Self = TypeVar("Self", bound="IndexIVFFlat")
 
 
 class Retrained(NamedTuple):
-    """What `IndexIVFFlat.retrain` did."""
+    """The result of `IndexIVFFlat.retrain`."""
 
     moved: int  # vectors that are in another list than before
     total: int  # vectors in the index
@@ -33,16 +33,16 @@ class Retrained(NamedTuple):
 
 
 class IndexIVFFlat(IndexBase):
-    """Inverted file: vectors are kept in `nlist` lists around centroids, and a query reads the `nprobe` nearest.
+    """Inverted file: each vector is in the list of its nearest centroid, and a query reads the `nprobe` nearest lists.
 
     Parameters
     ----------
     d : dimension of the vectors.
     nlist : number of lists; about 4 * sqrt(N) is usual.
-    nprobe : lists that a query visits, min(8, nlist) by default; more of them find more of the true neighbours.
+    nprobe : lists that a query reads, min(8, nlist) by default; with more lists recall is higher.
     metric : "l2" (squared), "ip" or "cosine".
-    max_codes : the most rows a query reads, None for no limit; see `SearchParams`.
-    list_ordering : the order that the rows of a list are said to be in; see `rebuild_lists`.
+    max_codes : the maximum of rows that a query reads, None for no limit; see `SearchParams`.
+    list_ordering : the order of the rows that will be loaded into the index; see `rebuild_lists`.
     k : results that `forward` returns.
     search_mode, max_bytes : see the properties.
     device, dtype : where and in which dtype (float32, float16, bfloat16) vectors are stored.
@@ -54,8 +54,7 @@ class IndexIVFFlat(IndexBase):
     tensor([0, 1])
     """
 
-    # Settings of torch-ivf, which are kept and read by nothing: there the thresholds are part of the rule by which
-    # "auto" chooses, here the predicted cost of each mode decides.
+    # Settings of torch-ivf without effect: its "auto" compares these thresholds, here predicted costs are compared.
     approximate_mode: bool = False
     auto_search_avg_group_threshold: float = 8.0
     csr_small_batch_avg_group_threshold: float = 64.0
@@ -79,12 +78,12 @@ class IndexIVFFlat(IndexBase):
 
     @property
     def nlist(self) -> int:
-        """Number of lists: of the buffers once trained, as asked for before."""
+        """Number of lists; before training the number that `fit` makes."""
         return self.store.nlist or self._wanted_nlist
 
     @property
     def nprobe(self) -> int:
-        """Lists that a query visits; more than `nlist` means all."""
+        """Lists that a query reads; more than `nlist` means all."""
         return self._own_nprobe
 
     @nprobe.setter
@@ -94,28 +93,28 @@ class IndexIVFFlat(IndexBase):
 
     @property
     def max_codes(self) -> int | None:
-        """The most rows that a query reads, None for no limit."""
+        """The maximum of rows that a query reads, None for no limit."""
         return self._own_max_codes
 
     @max_codes.setter
     def max_codes(self, value: int | None) -> None:
-        # 0 is how faiss spells "no limit".
+        # In faiss 0 means no limit.
         self._own_max_codes = None if value is None or value == 0 else positive(value, "max_codes")
         self.store.graph = None
 
     @property
     def list_ordering(self) -> str:
-        """The order that the rows of each list are in, those aside that have come since; "none" after `fit`."""
+        """The order of the rows of each list, except rows added since; "none" after `fit`."""
         return self.store.ordering
 
     @eager
     def rebuild_lists(self, *, ordering: str | None = None) -> None:
-        """Sort the rows of each list so that a search with a budget, which reads the first, finds the most.
+        """Sort the rows of each list by how likely they are results, for searches with a budget, which read the first.
 
-        `ordering` is "residual_norm_asc" (l2: those near the centroid first) or "proj_desc" (ip, cosine: those with
-        the largest product with it), by default the one for the metric. Rows added later lie behind, unsorted, until
-        the next call; `SearchParams` can have it done by need. Answers without a budget do not change. Raises
-        ValueError for an ordering that the metric does not have.
+        `ordering` is "residual_norm_asc" (l2: rows near the centroid first) or "proj_desc" (ip, cosine: rows with a
+        large product with the centroid first); the default is the one of the metric. Rows added later follow unsorted
+        until the next call, which `SearchParams(rebuild_policy=...)` can make. Results of searches without a budget do
+        not change. Raises ValueError for an ordering that the metric does not have.
 
         >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
         >>> index = IndexIVFFlat(16, nlist=8)
@@ -141,7 +140,7 @@ class IndexIVFFlat(IndexBase):
         return None if ordering == "none" else ordering
 
     def checked_params(self, params: SearchParams | None) -> SearchParams:
-        """`params`, or the defaults for None; with the policy "auto_threshold" lists are sorted first where it says so.
+        """`params`, or the defaults for None; sorts the lists first if the policy "auto_threshold" requires it.
 
         TypeError for anything else, ValueError for an ordering that the metric does not have.
         """
@@ -149,8 +148,8 @@ class IndexIVFFlat(IndexBase):
         self._checked_ordering(params.list_ordering)
         if params.rebuild_policy == "auto_threshold" and params.list_ordering != "none":
             with self.store.lock:
-                late = 0 < params.rebuild_threshold_adds <= self.store.unordered
-                if self.list_ordering == "none" or late:
+                many = 0 < params.rebuild_threshold_adds <= self.store.unordered
+                if self.list_ordering == "none" or many:
                     self.rebuild_lists()
         return params
 
@@ -170,7 +169,7 @@ class IndexIVFFlat(IndexBase):
         The same seed, device and thread count give the same centroids. On a filled index every stored vector
         moves to its new list. `verbose` shows a progress bar (extra `progress`). Returns self.
 
-        Raises ValueError for fewer rows than `nlist` or rows that are not finite, and warns below 39 rows a list.
+        Raises ValueError for fewer rows than `nlist` or rows that are not finite; warns for fewer than 39 per list.
         """
         x = training.training_rows(self, x)
         centroids = training.clustered(
@@ -189,11 +188,11 @@ class IndexIVFFlat(IndexBase):
 
     @eager
     def retrain(self, x: Tensor | None = None, *, verbose: bool = False, **settings: Any) -> Retrained:
-        """Go on with k-means from the centroids there are, on x (n, d) or the stored vectors, and move every vector.
+        """Continue k-means from the present centroids, on x (n, d) or the stored vectors, and move every vector.
 
-        For lists that fit the vectors less and less, because these have changed since training; centroids keep their
-        numbers, so that what moved can be told. `fit` begins anew. `settings` are those of `fit`, and so is what
-        it raises; RuntimeError before training.
+        For an index whose vectors have changed since training. Centroids keep their numbers, so the result can say how
+        many vectors moved; `fit` would start again. `settings` and errors are those of `fit`; RuntimeError before
+        training.
 
         >>> x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
         >>> index = IndexIVFFlat(8, nlist=4).train(x)

@@ -130,3 +130,12 @@ def few(pending: int, packed: int) -> bool:
     A read sorts T pending rows; packing copies all N once every T reads. The sum is least at T = sqrt(N).
     """
     return pending <= max(_FEW, math.isqrt(packed))
+
+
+def many_deleted(deleted: int, packed: int) -> bool:
+    """Whether the deleted ones of the packed rows are to be taken out of them: when they are more than an eighth.
+
+    So a removal costs the copying of eight rows, whatever the size of the index, and a search reads at most a seventh
+    more rows than it has to.
+    """
+    return 8 * deleted > packed

@@ -1,4 +1,4 @@
-"""An index behind a transform of its vectors: a rotation, a projection, a normalisation, or any encoder.
+"""An index of transformed vectors: by a rotation, a projection, a normalisation, or any encoder.
 
 Q queries, N vectors, k results.
 """
@@ -20,7 +20,7 @@ Self = TypeVar("Self", bound="IndexPreTransform")
 
 
 class Normalize(nn.Module):
-    """Rows of unit length; a row of zeros stays as it is.
+    """Scales rows to unit length; a row of zeros stays zero.
 
     >>> Normalize()(torch.tensor([[3.0, 4.0]]))
     tensor([[0.6000, 0.8000]])
@@ -32,13 +32,13 @@ class Normalize(nn.Module):
 
 
 class IndexPreTransform(nn.Module):
-    """Vectors and queries go through `transform` before they reach `index`; as in faiss's index of this name.
+    """Applies `transform` to vectors and queries, and adds them to or searches them in `index`; as faiss's class.
 
     Parameters
     ----------
-    d : dimension of the vectors that come in.
-    transform : a module that takes (n, d) to (n, index.d), float32.
-    index : a flat or inverted-file index; `ntotal`, `nprobe` and everything not named here are its own.
+    d : dimension of the vectors before the transform.
+    transform : a module that maps (n, d) to (n, index.d), float32.
+    index : a flat or inverted-file index; use the attribute `index` for settings and methods that are not here.
 
     >>> from torch_ivf_module import IndexFlat
     >>> index = IndexPreTransform(4, nn.Linear(4, 2).requires_grad_(False), IndexFlat(2))
@@ -73,8 +73,8 @@ class IndexPreTransform(nn.Module):
         return self.index.metric
 
     def apply_transform(self, x: Tensor, name: str = "x") -> Tensor:
-        """What the index is given of vectors x (n, d): (n, index.d), float32."""
-        if not is_dynamo_compiling():  # where reading the device would make a buffer an input of the compiled graph
+        """Transformed vectors (n, index.d), float32, of x (n, d)."""
+        if not is_dynamo_compiling():  # which would make a buffer, whose device is read, an input of the graph
             x = validation.vectors(x, name, self.d, self.index.device)
         return self._through(x)
 
@@ -105,7 +105,7 @@ class IndexPreTransform(nn.Module):
         return self.index.remove_ids(ids)
 
     def reset(self) -> None:
-        """Forget the vectors, and number from 0 again; transform and centroids stay."""
+        """Remove all vectors, and number from 0 again; transform and centroids stay."""
         self.index.reset()
 
     def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:

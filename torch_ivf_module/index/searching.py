@@ -1,4 +1,4 @@
-"""Searching: methods of `IndexBase`, and the functions that `ShardedIndex` calls for the lists of one process.
+"""Searching: methods of `IndexBase`, and the functions that `ShardedIndex` calls for the rows of one process.
 
 Q queries, L lists, P probes, N vectors, d dim, k results, n results of all queries.
 """
@@ -37,7 +37,7 @@ def search(self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = 
     Parameters
     ----------
     x : (nq, d) queries: float16, bfloat16, float32 or float64, any strides.
-    k : results a query, >= 1.
+    k : results per query, >= 1.
     params : settings of this call.
 
     Returns
@@ -45,9 +45,9 @@ def search(self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = 
     D : (nq, k) float32: squared L2 ascending, or inner product / cosine descending; differentiable in `x`.
     I : (nq, k) int64 ids.
 
-    Where fewer than k vectors are found, I is -1 and D is +inf (l2) or -inf (ip, cosine); for a query that is not
-    finite this is so in every place. Raises ValueError, TypeError or RuntimeError (untrained index), each naming the
-    argument.
+    If fewer than k vectors are found, the remaining I are -1 and the remaining D +inf (l2) or -inf (ip, cosine). A
+    query that is not finite has no results. Raises ValueError, TypeError or RuntimeError (untrained index), which name
+    the argument.
     """
     if is_dynamo_compiling() or is_exporting():
         return recorded_search(self, x, k, params)[:2]
@@ -58,7 +58,7 @@ def search(self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = 
 def search_and_reconstruct(
     self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`search`, and in addition to D and I the vectors found, R (nq, k, d) in the storage dtype; NaN where I is -1.
+    """`search` that also returns the vectors found, R (nq, k, d) in the storage dtype; NaN where I is -1.
 
     >>> from torch_ivf_module import IndexFlatL2
     >>> index = IndexFlatL2(2)
@@ -79,9 +79,9 @@ def range_search(
     """All vectors of the probed lists strictly inside the radius: D < radius (l2), D > radius (ip, cosine).
 
     `radius` is a number, or a tensor (nq,) of one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
-    I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params` it takes `nprobe` and
-    `selector`: lists are read whole, `max_codes` and budgets are ignored, as in faiss. D has no derivative: it does not
-    require grad, whether x does or not. Raises as `search`, and RuntimeError for a dual tensor x.
+    I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params`, `nprobe` and `selector`
+    are used: all rows of the probed lists are read, `max_codes` and budgets are ignored, as in faiss. D has no
+    derivative and never requires grad. Raises as `search`, and RuntimeError for a dual tensor x.
     """
     x = validation.vectors(x, "x", self.d, self.device)
     if is_dual(x):
@@ -95,7 +95,7 @@ def range_search(
 def forward(self: IndexBase, x: Tensor) -> tuple[Tensor, Tensor]:
     """``search(x, self.k)`` for x (..., d): D and I of shape (..., k).
 
-    Under torch.compile it is the graph made by ``graph()``, if neither index nor settings have changed since.
+    Under torch.compile it calls the graph that ``graph()`` made, if neither index nor settings have changed since.
     """
     if is_dynamo_compiling() and self.store.graph is not None:
         compiled: tuple[Tensor, Tensor] = self.store.graph(x)
@@ -115,13 +115,13 @@ def forward(self: IndexBase, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def prepared(index: IndexBase, x: Tensor) -> Tensor:
-    """Queries x (Q, d) as they are compared."""
+    """Queries x (Q, d) in float32, as the metric compares them."""
     with without_autocast(x.device):
         return metrics.prepare(x.float(), index.metric)
 
 
 def probed_lists(index: IndexBase, queries: Tensor, params: SearchParams, sizes: Tensor | None = None) -> Tensor:
-    """The lists (Q, P) that prepared queries read; `sizes` (L + 1,), where given, are what `max_codes` counts."""
+    """The lists (Q, P) that prepared queries read. `max_codes` counts `sizes` (L + 1,); it is not applied without."""
     with without_autocast(queries.device), torch.no_grad():
         coarse, segments = index.store.segments(counted=False)  # nothing counts their rows: no reason to pack
         options = index.search_options(1, params)
@@ -136,9 +136,9 @@ def probed_lists(index: IndexBase, queries: Tensor, params: SearchParams, sizes:
 def search_prepared(
     index: IndexBase, queries: Tensor, k: int, params: SearchParams, probed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, list[InvertedLists]]:
-    """Scores, rows and ids (Q, k) of prepared queries, and the segments that the rows are counted in.
+    """Scores, rows and ids (Q, k) of prepared queries, and the segments over which the rows are numbered.
 
-    Of the lists `probed` (Q, P) where they are given. To be called without autocast and under `torch.no_grad`.
+    `probed` (Q, P), if given, are the lists to read. Call it without autocast and under `torch.no_grad`.
     """
     options = index.search_options(k, params)
     counted = options.max_codes is not None or options.budget is not None
@@ -153,7 +153,7 @@ def search_prepared(
 def range_of_prepared(
     index: IndexBase, queries: Tensor, radii: Tensor, params: SearchParams, probed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`range_search` of prepared queries and radii (Q,), of the lists `probed` (Q, P) where they are given."""
+    """`range_search` of prepared queries and radii (Q,); `probed` (Q, P), if given, are the lists to read."""
     with without_autocast(queries.device), torch.no_grad():
         options = index.search_options(1, params)
         coarse, segments = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=False)
@@ -173,7 +173,10 @@ def range_of_prepared(
 def _answer(
     index: IndexBase, x: Tensor, k: int, params: SearchParams | None, action: str, *, with_vectors: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (Q, k), differentiable in x, best first, ids (Q, k), and vectors (Q, k, d) if asked for."""
+    """Scores (Q, k), differentiable in x, best first, ids (Q, k), and vectors (Q, k, d) if `with_vectors`.
+
+    Without vectors the third result is arbitrary.
+    """
     refuse_tracing(action)
     store = index.store
     x = validation.vectors(x, "x", store.d, store.device)
@@ -193,7 +196,7 @@ def _answer_in_float32(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_answer` for checked arguments, without autocast."""
     queries = metrics.prepare(x.float(), index.metric)
-    if not differentiable(queries):  # nothing that autograd would record
+    if not differentiable(queries):  # autograd records nothing, so `torch.no_grad` is not needed
         scores, rows, ids, segments = search_prepared(index, queries, k, params)
         return scores, ids, vectors_at([part.packed for part in segments], rows) if with_vectors else scores
 
@@ -208,10 +211,10 @@ def _answer_in_float32(
 def _read_lists(
     index: IndexBase, params: SearchParams, visits: int, *, counted: bool
 ) -> tuple[Coarse, list[InvertedLists]]:
-    """What a search reads: the segments of the store, with only the rows that the selector allows.
+    """What a search reads: the segments of the store, restricted to the ids of the selector.
 
-    `visits` is how many lists the queries read together; `counted` says that a cap counts the rows of lists, including
-    those that the selector excludes.
+    `visits` is the number of lists that all queries read; `counted` says that the number of rows is limited, which
+    counts rows that the selector excludes too.
     """
     coarse, segments = index.store.segments(counted=counted)
     if params.selector is None:
@@ -222,7 +225,7 @@ def _read_lists(
 
 
 def _refuse_transformed_buffers(buffers: dict[str, Tensor]) -> None:
-    """RuntimeError if a buffer has no values, or if a derivative or a batch of it was asked for."""
+    """RuntimeError if a buffer has no values, requires a derivative, or belongs to a torch.func transform."""
     if transforming():
         for name in schema.NAMES:
             if wrapped(buffers[name]):

@@ -20,13 +20,9 @@ from . import schema
 from .derived import Derived, derive
 from .ids import IdLookup, Matches
 from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values, unchanged
-from .pending import PendingUpdates, few
+from .pending import PendingUpdates, few, many_deleted
 
 OWN_BUFFERS = (*schema.SAVED, CHECKSUMS)
-
-# Rows are packed when more than an eighth of the packed ones are deleted. So a removal costs the copying of eight rows,
-# whatever the size of the index, and a search reads at most a seventh more rows than it has to.
-_DELETED_SHARE = 8
 
 Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, int]]
 
@@ -50,9 +46,13 @@ class ListStore:
         self._updates = PendingUpdates()
         self._integrity = Integrity()
         self._derived: Derived | None = None
-        self.handed_out: dict[str, Tensor] = {}  # the buffers as `hand_out` last gave them, until they change
+        self.handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, until they change
 
     # -- what is stored ------------------------------------------------------------------------------------
+
+    @property
+    def _packed_rows(self) -> int:
+        return self.buffers["packed_embeddings"].shape[0]
 
     @property
     def ntotal(self) -> int:
@@ -93,9 +93,8 @@ class ListStore:
     def memory_bytes(self) -> int:
         """Bytes of all buffers, of pending rows, and of what was derived from them so far."""
         with self.lock:
-            buffers = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None)
-            derived = 0 if self._derived is None else self._derived.bytes
-            return buffers + derived + self._updates.bytes + self.ids.bytes
+            total = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None)
+            return total + (self._derived.bytes if self._derived else 0) + self._updates.bytes + self.ids.bytes
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -106,11 +105,10 @@ class ListStore:
         may have some, which are masked.
         """
         with self.lock:
-            updates = self._updates
-            if (counted and updates.deleted_rows) or (updates.rows and not few(updates.rows, self._packed_rows)):
+            rows = self._updates.rows
+            if (counted and self._updates.deleted_rows) or (rows and not few(rows, self._packed_rows)):
                 self.pack()
-                updates = self._updates
-            derived = self._derive()
+            updates, derived = self._updates, self._derive()
             segments = [updates.without_deleted(derived.lists) if updates.deleted_rows else derived.lists]
             if updates.rows:
                 segments.append(updates.lists(self.nlist, derived.coarse.origin, self.metric))
@@ -126,8 +124,7 @@ class ListStore:
         with self.lock:
             self.pack()
             self.check()
-            packed, offsets, ids = (self.buffers[name] for name in schema.NAMES[1:])
-            return packed, offsets, ids
+            return self.buffers["packed_embeddings"], self.buffers["list_offsets"], self.buffers["list_ids"]
 
     def matches(self, wanted: Tensor) -> Matches:
         """The rows that carry one of the distinct ascending ids `wanted` (n,)."""
@@ -146,27 +143,23 @@ class ListStore:
                 self.pack()
             pending = self._updates.joined()[0] if self._updates.rows else None
             found = self.matches(wanted)
-            rows = self.ids.last(self.buffers["list_offsets"], wanted, found.packed, found.of_packed)
+            offsets, packed = self.buffers["list_offsets"], self.buffers["packed_embeddings"]
+            rows = self.ids.last(offsets, wanted, found.packed, found.of_packed)
             at = last_of(found.pending, found.of_pending, wanted.shape[0])
             unknown = wanted[(rows < 0) & (at < 0)]
             if unknown.shape[0]:
                 raise KeyError(f"id {int(unknown[0])} is not in the index")
-            packed = self.buffers["packed_embeddings"]
             out = packed.new_empty(wanted.shape[0], self.d)
             out[at < 0] = packed[rows[at < 0]]  # pending rows were added later than packed ones
             if pending is not None:
                 out[at >= 0] = pending[at[at >= 0]]
             return out
 
-    @property
-    def _packed_rows(self) -> int:
-        return self.buffers["packed_embeddings"].shape[0]
-
     def _derive(self) -> Derived:
         derived = self._derived
         if derived is not None and not self._integrity.handed_out and unchanged(derived.sources, self.buffers):
             return derived
-        self.check_integers()
+        self.check(values=False)
         derived = self._derived  # None if the check found other values
         if derived is None or not unchanged(derived.sources, self.buffers):
             self._derived = derived = derive(self.buffers, self.metric)
@@ -185,8 +178,7 @@ class ListStore:
             self.put(next_id=torch.full_like(self.buffers[schema.NEXT_ID], next_id))
             self._updates.push(rows, ids, assigned, custom_ids=custom_ids)
             self.unordered += rows.shape[0]
-            # Packing whenever the index has doubled keeps bulk loading linear without holding rows twice.
-            if self._updates.rows >= max(self._packed_rows, 1):
+            if self._updates.rows >= max(self._packed_rows, 1):  # then adding copies O(n) rows in all
                 self.pack()
 
     def delete(self, rows: Matches) -> int:
@@ -195,7 +187,7 @@ class ListStore:
             self._updates.remove(rows.pending)
             self._updates.delete(rows.packed, self._packed_rows)
             self.new_version()
-        if self._updates.deleted_rows * _DELETED_SHARE > self._packed_rows:
+        if many_deleted(self._updates.deleted_rows, self._packed_rows):
             self.pack()
         return rows.rows
 
@@ -223,7 +215,7 @@ class ListStore:
 
     def replace_lists(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
         """Replace the packed lists: rows (N, d), offsets (L + 1,), ids (N,)."""
-        self._forget_derived()  # it refers to the old buffers, which are freed so
+        self._forget_derived()  # frees the old buffers
         self.put(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
 
     def exchange(self, buffers: dict[str, Tensor]) -> None:
@@ -247,9 +239,8 @@ class ListStore:
     def new_version(self) -> None:
         """Mark graphs of the index as outdated: call it after every change."""
         with self.lock:
-            self.handed_out = {}
             self.version.changed = True
-            self.version, self.graph = VersionToken(), None
+            self.version, self.graph, self.handed_out = VersionToken(), None, {}
 
     def _forget_derived(self) -> None:
         self._derived = None
@@ -260,17 +251,14 @@ class ListStore:
         self.pack()
         with self.lock:
             self._integrity.hand_out(self.buffers)
-            shown = {name: self.buffers[name] for name in schema.NAMES}
-            self.handed_out = shown if all(type(part) is Tensor for part in shown.values()) else self.handed_out
+            if all(type(self.buffers.get(name)) is Tensor for name in schema.NAMES):
+                self.handed_out = {name: self.buffers[name] for name in schema.NAMES}
         return self.buffers
 
-    def check(self) -> None:
-        """RuntimeError if the integer buffers have no values, or values that the index has not written."""
-        refuse_without_values(self.buffers)
-        self.check_integers()
-
-    def check_integers(self) -> None:
-        """`check`, except that buffers without values are accepted."""
+    def check(self, *, values: bool = True) -> None:
+        """RuntimeError if the integer buffers have values that the index has not written or, with `values`, none."""
+        if values:
+            refuse_without_values(self.buffers)
         with self.lock:
             if self._integrity.check(self.buffers, self.d, flat=self.flat):
                 self._forget_derived()
@@ -286,7 +274,7 @@ class ListStore:
 
     def moved(self) -> None:
         """After all buffers were moved or cast by a function that may have changed the integer ones."""
-        self.handed_out = {}  # which would keep the old buffers in memory
+        self.handed_out = {}  # frees the tensors from before
         self._integrity.moved(self.buffers)
 
     def snapshot(self) -> Snapshot:

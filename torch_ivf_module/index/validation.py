@@ -1,4 +1,4 @@
-"""Checks of what callers pass. Each error says which argument, what came, and what would work.
+"""Checks of arguments. Each error names the argument, the value passed, and a value that would work.
 
 N rows, d dim.
 """
@@ -22,7 +22,7 @@ def vectors(x: object, name: str, d: int, device: torch.device) -> Tensor:
     """`x` as a float tensor (N, d) on `device`, whatever its strides and its float dtype."""
     if type(x) is Tensor and x.dtype is torch.float32 and x.layout is torch.strided and not x.is_nested:
         usual = x.dim() == 2 and x.shape[1] == d and x.device == device
-        if usual:  # checked without a call
+        if usual:  # the common case, checked without calls of Python functions
             return x
     tensor = floats(x, name, device)
     if tensor.dim() == 1:
@@ -47,7 +47,7 @@ def floats(x: object, name: str, device: torch.device) -> Tensor:
 
 
 def _placed(tensor: Tensor, given: object, name: str, device: torch.device) -> Tensor:
-    """`tensor`, made of what was given, on `device`: arrays and lists are moved there, tensors have to be."""
+    """`tensor`, made of the argument `given`, on `device`: arrays and lists are moved, other tensors are refused."""
     if tensor.device == device:
         return tensor
     if isinstance(given, Tensor):
@@ -68,7 +68,7 @@ def ids(value: object, name: str, rows: int, device: torch.device) -> Tensor:
 
 
 def numbering(first: int, rows: int) -> int:
-    """The number behind the ids of `rows` rows counted from `first`; RuntimeError where int64 has no such ids."""
+    """next_id after `rows` rows with the ids from `first` on; RuntimeError if an id would exceed 2^63 - 2."""
     if first + rows > LAST_ID:
         raise RuntimeError(f"x has {rows} rows, but ids would pass 2^63 - 2 from next_id = {first}")
     return first + rows
@@ -92,7 +92,7 @@ def id_list(value: object, name: str, device: torch.device) -> Tensor:
 
 
 def _plain(tensor: Tensor, name: str) -> Tensor:
-    """`tensor`, which must not belong to a running torch.func transform."""
+    """`tensor`; ValueError if it belongs to a running torch.func transform."""
     if wrapped(tensor):
         raise ValueError(f"{name} is transformed by torch.func (vmap, grad, ...): only queries x may be")
     return tensor
@@ -142,7 +142,7 @@ def radii(value: object, name: str, queries: int, device: torch.device) -> Tenso
 
 
 def stored(x: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-    """A detached copy of finite rows in the storage dtype; rows that it cannot hold are refused."""
+    """A detached copy of rows x in the storage dtype; ValueError for a row that is not finite in it."""
     finite(x, name)
     kept = x.detach().to(dtype, copy=True)
     if kept.dtype != x.dtype:

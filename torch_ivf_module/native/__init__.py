@@ -1,7 +1,7 @@
-"""A fused kernel for CPUs: the scan of inverted lists in C++, which stores no scores.
+"""A kernel for CPUs in C++: a whole search in one call, which stores no scores.
 
-It does what a search does with PyTorch operations, and is only ever an addition: where it is not there or does not
-serve, they answer. The environment variable TORCH_IVF_NATIVE=0 turns it off.
+It is optional: without it, or for vectors that it does not support, PyTorch operations give the same results. The
+environment variable TORCH_IVF_NATIVE=0 turns it off.
 """
 
 from . import ops  # noqa: F401  registers the kernel

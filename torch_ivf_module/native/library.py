@@ -1,4 +1,4 @@
-"""Which kernel there is, and loading it: the one in the package, or else the one that `build` has compiled."""
+"""Loading the kernel: the file in the package, or else the one that `build` has compiled."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from .compiling import SOURCES, BuildError, compile_kernel
 from .meta_kernels import register_meta_kernels
 
 PACKAGED = SOURCES / "_kernel.so"  # in a wheel that was built with it
-_PATIENCE = 600.0  # seconds to wait for another process that builds the same
+_LOCK_TIMEOUT = 600.0  # seconds to wait for another process that builds the same file
 
 
 class _Library:
-    """What this process knows of the kernel."""
+    """The state of the kernel in this process."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.looked = False
-        self.file: Path | None = None  # that is loaded
+        self.looked = False  # whether loading was tried
+        self.file: Path | None = None  # the file that is loaded
         self.why_not: str | None = None
-        self.switched_off = os.environ.get("TORCH_IVF_NATIVE") == "0"  # read once: a search asks every time
-        self.disabled: list[int] = []  # for each open `disabled()` context the thread that opened it
+        self.switched_off = os.environ.get("TORCH_IVF_NATIVE") == "0"  # read once, since every search uses it
+        self.disabled: list[int] = []  # the thread of each open `disabled()` context
 
 
 _library = _Library()
 
 
 def _after_fork() -> None:
-    """In a child: what other threads of its parent held or had opened is not its own."""
+    """In a child process: a new lock, and only the `disabled()` contexts of the thread that forked."""
     _library.lock = threading.Lock()
     _library.disabled = [thread for thread in _library.disabled if thread == threading.get_ident()]
 
@@ -55,7 +55,7 @@ def enabled() -> bool:
 
 @contextlib.contextmanager
 def disabled() -> Iterator[None]:
-    """A context in which this process searches by PyTorch operations: all of its threads, not the caller's alone.
+    """A context in which all threads of this process search by PyTorch operations.
 
     >>> from torch_ivf_module import native
     >>> with native.disabled():
@@ -75,10 +75,10 @@ def disabled() -> Iterator[None]:
 def available() -> bool:
     """Whether the kernel is loaded, or can be loaded now. Builds nothing.
 
-    A kernel that is there and cannot be loaded is told of in one warning. Raises RuntimeError if TORCH_IVF_NATIVE_ISA
-    names an instruction set that this CPU lacks.
+    Warns once if there is a kernel that cannot be loaded. Raises RuntimeError if TORCH_IVF_NATIVE_ISA names an
+    instruction set that this CPU lacks.
     """
-    if _library.disabled or _library.switched_off:
+    if _library.disabled or _library.switched_off:  # `enabled` without a call, since every search calls this
         return False
     if not _library.looked:
         with _library.lock:
@@ -89,7 +89,7 @@ def available() -> bool:
 
 
 def info() -> dict[str, Any]:
-    """What serves searches on the CPU: available (bool), file (str), isa (str), and why_not (str), each or None.
+    """The kernel for CPUs: available (bool), file (str or None), isa (str or None), why_not (str or None).
 
     isa is the instruction set in use, "baseline", "avx2" or "avx512": the best of this CPU's, or the one that the
     environment variable TORCH_IVF_NATIVE_ISA names. Raises RuntimeError where this CPU lacks that one.
@@ -108,8 +108,8 @@ def info() -> dict[str, Any]:
 def build(*, again: bool = False) -> Path:
     """Compile the kernel if there is none that can be loaded, or `again`, and wait for it: its file.
 
-    It takes about a minute and a C++ compiler. Raises RuntimeError saying what is missing or what failed. A kernel
-    that this process has loaded stays loaded.
+    It needs a C++ compiler and about a minute. Raises RuntimeError with what is missing or what failed. A kernel that
+    this process has loaded stays loaded.
 
     >>> from torch_ivf_module import native
     >>> native.build().name  # doctest: +SKIP
@@ -121,7 +121,7 @@ def build(*, again: bool = False) -> Path:
     target = kernel_file()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.parent / "lock", timeout=_PATIENCE):
+        with FileLock(target.parent / "lock", timeout=_LOCK_TIMEOUT):
             if again or not target.exists():
                 for left in target.parent.glob("building-*"):  # by a build that was killed
                     shutil.rmtree(left, ignore_errors=True)
@@ -133,7 +133,7 @@ def build(*, again: bool = False) -> Path:
 
 
 def kernel_file() -> Path:
-    """Where `build` puts the kernel that is compiled of this source: below TORCH_EXTENSIONS_DIR, or a cache folder."""
+    """The file that `build` writes for this source code: below TORCH_EXTENSIONS_DIR, or in a cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache, "torch_extensions"))
     files = [SOURCES / "compiling.py", *sorted(SOURCES.glob("*.[ch]*"))]
@@ -143,7 +143,7 @@ def kernel_file() -> Path:
 
 
 def _load() -> None:
-    """Load the first file that can be."""
+    """Load the first file that can be loaded."""
     refused = []
     for file in (PACKAGED, kernel_file()):
         try:

@@ -1,4 +1,4 @@
-"""The operators in C++ as a `functional.kernels.Kernel`.
+"""The C++ operators as a `functional.kernels.Kernel`.
 
 Q queries, L lists, P probes, N vectors, d dim, k results, H hits.
 """
@@ -20,7 +20,7 @@ from . import library
 
 _MOST_ROWS = 1 << 31  # the kernel counts rows in 32 bits
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_WORKSPACE = 64 << 20  # bytes for finding the nearest of some vectors
+_WORKSPACE = 64 << 20  # bytes, for `probe` and `nearest`
 
 
 class NativeKernel:
@@ -31,7 +31,7 @@ class NativeKernel:
         return x.is_cpu and x.dtype == torch.float32 and library.available()
 
     def serves(self, vectors: Tensor) -> bool:
-        """Whether it takes such stored vectors (N, d)."""
+        """Whether it supports the dtype, layout and number of these stored vectors (N, d)."""
         return vectors.dtype in _DTYPES and vectors.is_contiguous() and vectors.shape[0] < _MOST_ROWS
 
     def probe(self, x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
@@ -56,9 +56,10 @@ class NativeKernel:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A whole search in one call: scores, rows and ids (Q, k), and which queries (Q,) took a second pass.
 
-        The operator takes, beside x: [centroids, bias, origin]; the fields of one or two InvertedLists; None, or the
-        lists and the rows to read of each (Q, P); k, kept, nprobe, max_codes (0 for no cap), whether exact scores are
-        of differences, and the workspace in bytes. Where lists are given, it reads neither nprobe nor max_codes.
+        The arguments of the operator are x; [centroids, bias, origin]; the fields of one or two InvertedLists; probed
+        lists and the rows to read of each (Q, P), or None; k, kept, nprobe, max_codes (0 for no limit), whether exact
+        scores are computed from differences, and the workspace in bytes. With probed lists nprobe and max_codes are
+        ignored.
         """
         own = [coarse.centroids, coarse.bias, coarse.origin]
         fields = [*map(Tensor.contiguous, itertools.chain(*segments))]
@@ -79,8 +80,8 @@ class NativeKernel:
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,)."""
-        held = lists.packed, lists.bias, lists.offsets, lists.sizes
-        return _call("scan_above", x.contiguous(), *held, probed.contiguous(), threshold.contiguous())
+        stored = lists.packed, lists.bias, lists.offsets, lists.sizes
+        return _call("scan_above", x.contiguous(), *stored, probed.contiguous(), threshold.contiguous())
 
     def nearest(self, x: Tensor, vectors: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k vectors (N, d) of highest ranking score: scores and rows (Q, k), best first."""
