@@ -1,15 +1,20 @@
 // Searches an exported index: TorchScript (.pt) or an AOTInductor package (.pt2). No Python is involved.
 //
-//   search MODEL QUERIES D OUT_D OUT_I
+//   search MODEL QUERIES D OUT_D OUT_I [KERNEL]
+//
+// A package of a model that holds an index, and not its graph, calls the operators of the kernel: KERNEL is its library,
+// the file that torch_ivf_module.native.info() names.
 //
 // QUERIES are rows of D raw little-endian float32; OUT_D gets raw float32 distances and OUT_I raw int64 ids, row by row.
 
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/script.h>
 
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -53,11 +58,14 @@ std::vector<torch::Tensor> search(const std::string& model, const torch::Tensor&
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 6) {
-    std::cerr << "usage: search MODEL QUERIES D OUT_D OUT_I\n";
+  if (argc != 6 && argc != 7) {
+    std::cerr << "usage: search MODEL QUERIES D OUT_D OUT_I [KERNEL]\n";
     return 2;
   }
   try {
+    if (argc == 7 && dlopen(argv[6], RTLD_NOW) == nullptr) {
+      throw std::runtime_error(dlerror());
+    }
     torch::InferenceMode guard;
     const auto queries = read_queries(argv[2], std::stoll(argv[3]));
     const auto found = search(argv[1], queries);

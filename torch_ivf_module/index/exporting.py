@@ -31,9 +31,9 @@ def exported_search(
     RuntimeError for what the operator does not do: other devices than the CPU, budgets, selectors, profile="exact".
     """
     options, store = index.search_options(k, params), index.store
-    served = native.available() and store.device.type == "cpu" and options.mode == "auto"
-    selector = None if params is None else params.selector
-    if not served or options.exact or options.budget is not None or selector is not None:
+    served = native.available() and store.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
+    plain = options.mode == "auto" and options.budget is None and not options.exact
+    if not served or not plain or (params is not None and params.selector is not None):
         refuse_recording("search")
     if x.dim() != 2 or x.shape[1] != index.d:
         raise ValueError(f"x must have shape (n, {index.d}), got {tuple(x.shape)}")
