@@ -137,6 +137,20 @@ def test_vectors_found_inside_a_transform():
         torch.testing.assert_close(part[:, 0], expected)
 
 
+def test_lists_are_sorted_by_a_search_inside_a_transform():
+    index = IndexIVFFlat(D, nlist=3, nprobe=2)
+    index.train(X).add(X)
+    params = SearchParams(rebuild_policy="auto_threshold")
+    expected = grad(lambda x: index.search(x, K)[0].sum())(Q)
+    found = grad(lambda x: index.search(x, K, params=params)[0].sum())(Q)
+    assert index.list_ordering == "residual_norm_asc"
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    index.fit(X)
+    vmap(lambda x: index.search(x[None], K, params=params)[0])(Q)
+    assert index.list_ordering == "residual_norm_asc"
+    index.search(Q, K)  # no buffer belongs to the transform that has ended
+
+
 def test_functional_call_with_pending_rows():
     index, _ = index_and_search("flat", "l2")
     model = nn.Sequential(nn.Linear(D, D), index)

@@ -15,6 +15,7 @@ from ..functional.budget import Budget
 from ..functional.kmeans import RowShard
 from ..functional.options import SearchOptions
 from ..functional.ordering import order_within_lists
+from ..functional.transforms import run_outside
 from ..params import DEFAULTS, SearchParams, positive
 from . import extensions, training
 from .base import IndexBase
@@ -150,7 +151,7 @@ class IndexIVFFlat(IndexBase):
             with self.store.lock:
                 many = 0 < params.rebuild_threshold_adds <= self.store.unordered
                 if self.list_ordering == "none" or many:
-                    self.rebuild_lists()
+                    run_outside(self.rebuild_lists)
         return params
 
     @eager
