@@ -127,8 +127,11 @@ void check_products(int64_t d) {
   });
   centre_panels(panel.data(), kPanel, d, origin.data());
   CHECK(panel[(d - 1) * kPanel + 3] == rows[3 * d + d - 1] - origin[d - 1]);
-  float scores[kFew][kRows];
-  row_product<kFew>({queries[0], queries[1], queries[2]}, {&rows[0], &rows[d], &rows[2 * d], &rows[3 * d]}, d, scores);
+  float scores[kFew][kRows], distances[kFew][kRows];
+  const std::array<const float*, kFew> few = {queries[0], queries[1], queries[2]};
+  const std::array<const float*, kRows> some = {&rows[0], &rows[d], &rows[2 * d], &rows[3 * d]};
+  row_sums<kFew, false>(few, some, d, scores);
+  row_sums<kFew, true>(few, some, d, distances);
   for (int m = 0; m < kFew; ++m) {
     for (int row = 0; row < kRows; ++row) {
       const float* r = &rows[row * d];
@@ -141,6 +144,7 @@ void check_products(int64_t d) {
       }
       const double distance = product(apart.data(), apart.data(), d);
       CHECK(std::abs(exact_score(true, queries[m], r, d) + distance) <= row_rounding(d) * distance);
+      CHECK(std::abs(distances[m][row] - distance) <= row_rounding(d) * distance);
     }
   }
 }

@@ -157,7 +157,7 @@ struct Results {
   }
 };
 
-// A whole search of one or two segments: see search_index of meta_kernels.py.
+// A whole search of one or two segments: see search of ops.py.
 std::tuple<Tensor, Tensor, Tensor, Tensor> search_index(
     const Tensor& x,
     const std::vector<Tensor>& coarse,

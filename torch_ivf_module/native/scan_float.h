@@ -1,6 +1,8 @@
 // The scan in float32: ranking scores, by panels of rows where many queries visit a list and row by row where few do.
 #pragma once
 
+#include <cstring>
+
 #include "microkernels.h"
 
 namespace torch_ivf_module {
