@@ -153,7 +153,6 @@ def test_fx_of_a_method():
 
 RECORDERS = {
     "jit.trace": lambda model: torch.jit.trace(model, X[:2]),
-    "export": lambda model: torch.export.export(model, (X[:2],)),
     "export, strict": lambda model: torch.export.export(model, (X[:2],), strict=True),
     "onnx by trace": lambda model: torch.onnx.export(model, (X[:2],), "unwritten.onnx", dynamo=False),
     "linearize": lambda model: torch.func.linearize(lambda x: model(x)[0], X[:2]),

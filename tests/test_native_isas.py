@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.problems import DTYPES, agree, normal, problem, shared
+from tests.datasets import normal, problem
+from tests.oracle import agree
+from tests.problems import DTYPES, shared
 from torch_ivf_module import IndexFlatL2, native
 
 ROOT = Path(__file__).parent.parent

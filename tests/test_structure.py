@@ -13,8 +13,8 @@ import pytest
 from torch import nn
 
 import torch_ivf_module
+from tests.datasets import PLAIN
 from tests.kinds import KINDS
-from tests.problems import PLAIN
 from torch_ivf_module import IndexIVFFlat, native
 
 ROOT = Path(torch_ivf_module.__file__).parent

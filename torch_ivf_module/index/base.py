@@ -262,12 +262,17 @@ class IndexBase(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         self.store.hand_out()
         settings = {name: value for name, value in self.__dict__.items() if name not in ("store", "_handle")}
-        return {**settings, **module.store_state(self.store)}
+        buffers = dict(self.__dict__["_buffers"])  # so that copy.copy shares tensors, but nothing that changes
+        return {**settings, "_buffers": buffers, **module.store_state(self.store)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({name: value for name, value in state.items() if name not in module.STORE_STATE})
         self._make_store()
         module.set_store_state(self.store, state)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        with self.store.lock:  # of one version, whatever other threads add
+            super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: Any

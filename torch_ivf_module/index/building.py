@@ -204,8 +204,11 @@ def stored_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, int]:
 def _add(store: ListStore, x: Tensor, ids: Tensor | None) -> None:
     """Add vectors x (n, d) under ids (n,), or from next_id on; numbered under the lock, so no two calls share an id."""
     store.require_trained("add")
+    centroids = store.buffers["centroids"]
     rows, assigned = assign(store, x)
     with store.lock:
+        if store.buffers["centroids"] is not centroids:  # another thread has trained the index since
+            rows, assigned = assign(store, x)
         next_id, custom = store.next_id, ids is not None
         if ids is None:
             first, next_id = next_id, validation.numbering(next_id, rows.shape[0])
