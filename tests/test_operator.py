@@ -264,3 +264,16 @@ def test_what_the_exported_operator_does_not_do_is_refused(params):
 
     with pytest.raises(RuntimeError, match=r"index\.graph\("):
         torch.export.export(Model(), (X[:4],))
+
+
+def test_torch_func_inside_of_a_compiled_function():
+    """Not in one graph, but with the same result."""
+    torch._dynamo.reset()
+    index = filled()
+
+    @torch.compile(backend="aot_eager")
+    def slopes(x):
+        return torch.func.grad(lambda x: index.search(x, K)[0].sum())(x)
+
+    expected = torch.func.grad(lambda x: index.search(x, K)[0].sum())(X[:5] + 0.1)
+    torch.testing.assert_close(slopes(X[:5] + 0.1), expected, rtol=1e-4, atol=1e-4)

@@ -18,6 +18,7 @@ USES = {
     "torch._C._AutoDispatchBelowAutograd": "calling the operator from its autograd kernel",
     "torch._C._are_functorch_transforms_active": "whether a torch.func transform runs, to refuse changes of an index",
     "torch._C._functorch.is_functorch_wrapped_tensor": "whether a tensor belongs to a transform, to refuse such ids",
+    "torch._C._dynamo.eval_frame.get_eval_frame_callback": "whether torch.compile would trace what is called now",
     "torch._C._get_dispatch_mode": "whether make_fx, torch.export or torch.func.linearize records, to refuse it",
     "torch._C._is_tracing": "torch.jit.is_tracing, which is asked at every search, without its two Python calls",
     "torch._C._TorchDispatchModeKey.PROXY": "which of the dispatch modes these are",

@@ -10,6 +10,7 @@ import torch
 from torch._C import _are_functorch_transforms_active as transforms_active
 from torch._C import _AutoDispatchBelowAutograd as below_autograd
 from torch._C import _is_tracing as is_tracing
+from torch._C._dynamo.eval_frame import get_eval_frame_callback as compiler_active
 from torch._C._functorch import is_functorch_wrapped_tensor as is_transformed
 from torch._compile import _disable_dynamo
 from torch.utils._python_dispatch import _disable_current_modes as outside_of_modes
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes as outside_of_mo
 __all__ = [
     "MKLDNN_LAYOUT",
     "below_autograd",
+    "compiler_active",
     "dispatch_recorder",
     "is_tracing",
     "is_transformed",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling, is_exporting
 
+from .._torch_internals import compiler_active, not_compiled
 from ..functional import metric as metrics
 from ..functional import range_scan
 from ..functional.kernels import kernel_for
@@ -51,7 +52,8 @@ def search(self: IndexBase, x: Tensor, k: int, *, params: SearchParams | None = 
     """
     if is_dynamo_compiling() or is_exporting():
         return recorded_search(self, x, k, params)[:2]
-    scores, ids, _ = _answer(self, x, k, params, "search")
+    answer = _untraced_answer if compiler_active() else _answer
+    scores, ids, _ = answer(self, x, k, params, "search")
     return metrics.to_distance(scores, self.metric), ids
 
 
@@ -68,7 +70,8 @@ def search_and_reconstruct(
     """
     if is_dynamo_compiling() or is_exporting():
         return recorded_search(self, x, k, params, with_vectors=True)
-    scores, ids, vectors = _answer(self, x, k, params, "search_and_reconstruct", with_vectors=True)
+    answer = _untraced_answer if compiler_active() else _answer
+    scores, ids, vectors = answer(self, x, k, params, "search_and_reconstruct", with_vectors=True)
     return metrics.to_distance(scores, self.metric), ids, vectors
 
 
@@ -189,6 +192,10 @@ def _answer(
         with torch.autocast(x.device.type, enabled=False):
             return _answer_in_float32(index, x, k, params, with_vectors)
     return _answer_in_float32(index, x, k, params, with_vectors)
+
+
+# Where torch.compile could not record a search, it would trace this function instead.
+_untraced_answer = not_compiled(_answer, "the operator of a search could not be recorded")
 
 
 def _answer_in_float32(
