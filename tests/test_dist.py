@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import torch_ivf_module
-from tests.test_native import BEST_ISA
+from tests.test_native_isas import BEST_ISA
 
 pytestmark = pytest.mark.long
 

@@ -101,7 +101,8 @@ def _link_flags(torch_folder: Path) -> list[str | Path]:
     torch_library: list[str | Path] = ["-L", torch_folder / "lib", "-ltorch_cpu"]
     if sys.platform == "darwin":
         return [*torch_library, f"-Wl,-rpath,{torch_folder / 'lib'}"]
-    return [*torch_library, "-Wl,--strip-all"]
+    # libtorch has copies of some symbols of the standard library: this one comes first.
+    return ["-lstdc++", *torch_library, "-Wl,--strip-all"]
 
 
 def _run(command: Sequence[str | Path]) -> str:
