@@ -118,6 +118,13 @@ inline void panel_product(
   }
 }
 
+// One in the last `count` lanes, zero in the others.
+inline Vec last_lanes(int64_t count) {
+  float lanes[2 * kLanes] = {};
+  Vec(1.0f).store(lanes + kLanes);
+  return Vec::loadu(lanes + count);
+}
+
 // Sums over one chunk of dimensions, along d, for M queries and kRows rows: of products, or of squared differences. scores
 // (M, kRows).
 template <int M, bool Differences>
@@ -133,23 +140,31 @@ inline void row_chunk(
       sum[m][row] = Vec(0.0f);
     }
   }
-  int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes) {
+  const auto add = [&](int64_t at, const auto& masked) {
     Vec query[M];
     UNROLLED for (int m = 0; m < M; ++m) {
-      query[m] = Vec::loadu(queries[m] + i);
+      query[m] = Vec::loadu(queries[m] + at);
     }
     UNROLLED for (int row = 0; row < kRows; ++row) {
-      const Vec value = Vec::loadu(rows[row] + i);
+      const Vec value = Vec::loadu(rows[row] + at);
       UNROLLED for (int m = 0; m < M; ++m) {
         if constexpr (Differences) {
-          const Vec apart = query[m] - value;
+          const Vec apart = masked(query[m] - value);
           sum[m][row] = fmadd(apart, apart, sum[m][row]);
         } else {
-          sum[m][row] = fmadd(query[m], value, sum[m][row]);
+          sum[m][row] = fmadd(masked(query[m]), value, sum[m][row]);
         }
       }
     }
+  };
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) {
+    add(i, [](Vec values) { return values; });
+  }
+  if (i < end && end >= kLanes) { // the last whole vector, of which only the last places are new
+    const Vec last = last_lanes(end - i);
+    add(end - kLanes, [&](Vec values) { return fmadd(values, last, Vec(0.0f)); });
+    i = end;
   }
   UNROLLED for (int m = 0; m < M; ++m) {
     sums_of(sum[m], scores[m]);
