@@ -63,7 +63,7 @@ class NativeKernel:
         """
         own = [coarse.centroids, coarse.bias, coarse.origin]
         fields = [*map(Tensor.contiguous, itertools.chain(*segments))]
-        results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search_index(
+        results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search_index.default(
             x.contiguous(),
             own,
             fields,
