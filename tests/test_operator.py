@@ -217,6 +217,19 @@ def test_wrong_shapes_are_named():
         fast(torch.zeros(4, 2 * D))
 
 
+def test_torch_func_inside_of_a_compiled_function():
+    """Not in one graph, but with the same result."""
+    torch._dynamo.reset()
+    index = filled()
+
+    @torch.compile(backend="aot_eager")
+    def slopes(x):
+        return torch.func.grad(lambda x: index.search(x, K)[0].sum())(x)
+
+    expected = torch.func.grad(lambda x: index.search(x, K)[0].sum())(X[:5] + 0.1)
+    torch.testing.assert_close(slopes(X[:5] + 0.1), expected, rtol=1e-4, atol=1e-4)
+
+
 # -- exported models -------------------------------------------------------------------------------------------------
 
 
@@ -266,14 +279,17 @@ def test_what_the_exported_operator_does_not_do_is_refused(params):
         torch.export.export(Model(), (X[:4],))
 
 
-def test_torch_func_inside_of_a_compiled_function():
-    """Not in one graph, but with the same result."""
-    torch._dynamo.reset()
-    index = filled()
+@pytest.mark.skipif(not native.available(), reason="the exported operator is the kernel's")
+def test_an_exported_model_that_reconstructs():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.index = filled()
 
-    @torch.compile(backend="aot_eager")
-    def slopes(x):
-        return torch.func.grad(lambda x: index.search(x, K)[0].sum())(x)
+        def forward(self, x):
+            return self.index.search_and_reconstruct(x, 3)
 
-    expected = torch.func.grad(lambda x: index.search(x, K)[0].sum())(X[:5] + 0.1)
-    torch.testing.assert_close(slopes(X[:5] + 0.1), expected, rtol=1e-4, atol=1e-4)
+    model = Model()
+    same(exported(model).module()(X[:9]), model(X[:9]))
+    with pytest.raises(RuntimeError, match="trained index"):
+        exported(nn.Sequential(IndexIVFFlat(D, nlist=2)))

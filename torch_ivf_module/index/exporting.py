@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
 
 def exported_search(
-    index: IndexBase, x: Tensor, k: int, params: SearchParams | None = None
+    index: IndexBase, x: Tensor, k: int, params: SearchParams | None, *, with_vectors: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """D and I (Q, k) of queries x (Q, d), and the vectors (Q, k, d), as operations that torch.export records.
+    """What torch.export records of a search of x (Q, d): D and I (Q, k), and the vectors (Q, k, d) `with_vectors`.
 
-    RuntimeError for what the operator does not do: other devices than the CPU, budgets, selectors, profile="exact".
+    RuntimeError for an untrained index, and for what the operator does not do: other devices than the CPU, budgets,
+    selectors, profile="exact".
     """
     options, store = index.search_options(k, params), index.store
+    store.require_trained("search")
     served = native.available() and store.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
     plain = options.mode == "auto" and options.budget is None and not options.exact
     if not served or not plain or (params is not None and params.selector is not None):
@@ -60,7 +62,10 @@ def exported_search(
             metrics.by_differences(index.metric),
             options.max_bytes,
         )
-        vectors = packed[rows.clamp(min=0)].masked_fill((rows < 0)[..., None], torch.nan)
-        if x.requires_grad and torch.is_grad_enabled():
+        differentiate = x.requires_grad and torch.is_grad_enabled()
+        vectors = packed[:0]
+        if with_vectors or differentiate:
+            vectors = packed[rows.clamp(min=0)].masked_fill((rows < 0)[..., None], torch.nan)
+        if differentiate:
             scores, found, vectors = scored(queries, found, vectors, index.metric)
         return metrics.to_distance(scores, index.metric), found, vectors

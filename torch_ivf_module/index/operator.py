@@ -54,7 +54,7 @@ def recorded_search(
     if torch.compiler.is_exporting():
         if is_dynamo_compiling():
             _refuse_export("search")
-        return exported_search(index, x, k, params)
+        return exported_search(index, x, k, params, with_vectors=with_vectors)
     settings = [getattr(params or DEFAULTS, name) for name in _FIELDS]
     call = torch.ops.torch_ivf_module.search.default
     if not (x.requires_grad and torch.is_grad_enabled()):
