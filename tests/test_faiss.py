@@ -107,6 +107,8 @@ def _largest_product(index, queries):
 def test_range_search_as_faiss(faiss, name, metric):
     """max_codes is ignored, as faiss does."""
     index, _, queries = shared(problem(name), metric)
+    if name == "d=1" and metric != "l2":  # centroids of equal products, any of which may be probed
+        index.nprobe = index.nlist
     other = faiss_of(faiss, index)
     middle = float(index.search(queries, 8)[0][:, 7].median())
     radius = middle + 0.013 if metric == "l2" else middle - 0.013

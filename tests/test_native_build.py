@@ -37,6 +37,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
     monkeypatch.setattr(library, "PACKAGED", tmp_path / "nothing.so")
     monkeypatch.setattr(library, "_library", library._Library())
+    monkeypatch.setattr(library._library, "switched_off", False)
     return folder
 
 
