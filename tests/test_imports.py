@@ -20,7 +20,7 @@ NAME = ROOT.name
 # From the lowest to the highest. A file or folder may import those of its own level and below, also inside functions.
 # `_optional` only finds other packages; `__init__` is the library as its users and the programs above it import it.
 LEVELS = [
-    ("_arrays", "_crc32", "_files", "_optional", "_pytorch", "_torch_internals"),
+    ("_arrays", "_files", "_optional", "_pytorch", "_torch_internals"),
     ("photographs",),
     ("functional",),
     ("native",),

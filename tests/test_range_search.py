@@ -40,15 +40,17 @@ def _radii(index, queries):
     return [*middle, *((0.0, 3e38) if index.metric == "l2" else (3e38, -3e38))]
 
 
+def _check_radii(index, queries, lists=None):
+    for radius in _radii(index, queries):
+        check_range(index.range_search(queries, radius), queries, stored_rows(index), index.metric, radius, lists)
+
+
 @pytest.mark.parametrize("name", RANGED)
 @each_dtype
 @each_metric
 def test_range_search(name, dtype, metric):
     index, _, queries = shared(problem(name), metric, dtype)
-    queries = queries[:24]
-    lists = probed(index, queries)
-    for radius in _radii(index, queries):
-        check_range(index.range_search(queries, radius), queries, stored_rows(index), metric, radius, lists)
+    _check_radii(index, queries[:24], probed(index, queries[:24]))
 
 
 @pytest.mark.parametrize("name", RANGED)
@@ -56,9 +58,7 @@ def test_range_search(name, dtype, metric):
 @each_flat_metric
 def test_flat_range_search(name, dtype, metric):
     index, _, queries = flat(problem(name), metric, dtype)
-    queries = queries[:24]
-    for radius in _radii(index, queries):
-        check_range(index.range_search(queries, radius), queries, stored_rows(index), metric, radius)
+    _check_radii(index, queries[:24])
 
 
 @pytest.mark.parametrize("kind", ["ivf", "flat"])

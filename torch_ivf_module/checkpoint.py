@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from . import faiss_bridge, torch_ivf_bridge
 from ._arrays import finite_in_dtype
-from ._crc32 import crc32
 from ._files import replace
 from ._optional import require
 from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
@@ -229,7 +228,7 @@ def _linear(d: int, out: int, bias: bool) -> nn.Linear:
 
 def _digest(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
-    return crc32(tensor.flatten().view(torch.uint8).numpy().data, torch.get_num_threads())
+    return zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def _digest_of(about: Mapping[str, Any]) -> int:

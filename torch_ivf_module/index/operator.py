@@ -70,7 +70,7 @@ def recorded_search(
 def _index(handle: int) -> IndexBase:
     index = _INDEXES.get(handle)
     if index is None:
-        raise RuntimeError("the index that this model was compiled with is no longer there: compile it again")
+        raise RuntimeError("the index that this compiled model searches has been deleted: keep one, and compile again")
     return index
 
 

@@ -134,6 +134,16 @@ void set_probed(Problem& p, const Tensor& probed, const std::optional<Tensor>& l
   }
 }
 
+// A problem of one segment and the lists that each query reads of it.
+Problem scan_problem(
+    const Tensor& x, const Tensor& packed, const Tensor& bias, const Tensor& offsets, const Tensor& sizes,
+    const Tensor& probed, const std::optional<Tensor>& limits, int64_t k, int64_t max_bytes) {
+  Problem p = problem_of(x, k, max_bytes);
+  add_segment(p, packed, bias, offsets, sizes, nullptr);
+  set_probed(p, probed, limits);
+  return p;
+}
+
 Coarse coarse_of(const Problem& p, const Tensor& centroids, const Tensor& bias, const Tensor& origin) {
   check(centroids, "centroids", 2, ScalarType::Float);
   check(bias, "bias", 1, ScalarType::Float);
@@ -224,9 +234,7 @@ std::tuple<Tensor, Tensor> scan(
     const std::optional<Tensor>& limits,
     int64_t k,
     int64_t max_bytes) {
-  Problem p = problem_of(x, k, max_bytes);
-  add_segment(p, packed, bias, offsets, sizes, nullptr);
-  set_probed(p, probed, limits);
+  const Problem p = scan_problem(x, packed, bias, offsets, sizes, probed, limits, k, max_bytes);
   const Results found(p.queries, k);
   core().scan(p, found.best());
   return {found.scores, found.rows};
@@ -242,9 +250,7 @@ std::tuple<Tensor, Tensor> scan_above(
     const Tensor& sizes,
     const Tensor& probed,
     const Tensor& threshold) {
-  Problem p = problem_of(x, 1, 0);
-  add_segment(p, packed, bias, offsets, sizes, nullptr);
-  set_probed(p, probed, std::nullopt);
+  const Problem p = scan_problem(x, packed, bias, offsets, sizes, probed, std::nullopt, 1, 0);
   check(threshold, "threshold", 1, ScalarType::Float);
   check_that(threshold.size(0) == p.queries, "threshold must have an entry for each query");
   const Tensor lims = empty({p.queries + 1}, aoti_torch_dtype_int64());
