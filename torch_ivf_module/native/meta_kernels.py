@@ -19,10 +19,11 @@ def register_meta_kernels() -> None:
 
     @torch.library.register_fake("torch_ivf_module::search_index")
     def _search_index(  # type: ignore[no-untyped-def]
-        x, coarse, segments, probed, limits, k, kept, nprobe, max_codes, differences, max_bytes
+        x, coarse, segments, codes, probed, limits, k, kept, nprobe, max_codes, differences, max_bytes
     ):
         rows, ids = (x.new_empty(x.shape[0], k, dtype=torch.int64) for _ in range(2))
-        return x.new_empty(x.shape[0], k), rows, ids, x.new_empty(x.shape[0], dtype=torch.bool)
+        again, scored = (x.new_empty(x.shape[0], dtype=dtype) for dtype in (torch.bool, torch.int64))
+        return x.new_empty(x.shape[0], k), rows, ids, again, scored
 
     @torch.library.register_fake("torch_ivf_module::scan_above")
     def _scan_above(x, packed, bias, offsets, sizes, probed, threshold):  # type: ignore[no-untyped-def]

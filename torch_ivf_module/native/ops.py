@@ -63,10 +63,11 @@ class NativeKernel:
         """
         own = [coarse.centroids, coarse.bias, coarse.origin]
         fields = [*map(Tensor.contiguous, itertools.chain(*segments))]
-        results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search_index.default(
+        results: tuple[Tensor, ...] = torch.ops.torch_ivf_module.search_index.default(
             x.contiguous(),
             own,
             fields,
+            [],
             None if probed is None else probed.contiguous(),
             None if limits is None else limits.contiguous(),
             k,
@@ -76,7 +77,7 @@ class NativeKernel:
             metrics.by_differences(metric),
             max_bytes,
         )
-        return results
+        return results[:4]
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,)."""
