@@ -38,7 +38,7 @@ class CertifiedSearch {
     }
     const Distances distances{x_, highest_.data(), origin_, with_origin_.data()};
     scan_all(
-        p_, [&] { return FloatScanner<T>(p_, differences_ ? &distances : nullptr); },
+        p_, TopK::bytes(p_.k), [&] { return FloatScanner<T>(p_, differences_ ? &distances : nullptr); },
         [&](int64_t, int64_t count, Thresholds& thresholds) { return TopK(count, p_.k, thresholds); },
         p_.k * (kRowNanoseconds + p_.d / kWorkPerNanosecond),
         [&](int64_t query, TopK* found, int64_t number, int64_t member) {
@@ -150,7 +150,7 @@ class CertifiedSearch {
     }
     const Distances distances{some.plain.data(), highest.data(), nullptr, nullptr};
     scan_all(
-        some.problem, [&] { return FloatScanner<T>(some.problem, &distances); },
+        some.problem, TopK::bytes(k_), [&] { return FloatScanner<T>(some.problem, &distances); },
         [&](int64_t first, int64_t count, Thresholds& thresholds) {
           const float* x = some.plain.data() + first * p_.d;
           return ExactTopK<T>(count, some.problem, x, &some.thresholds[first], differences_, thresholds);

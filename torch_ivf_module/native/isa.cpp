@@ -1,5 +1,9 @@
 #include "isa.h"
 
+#if defined(TORCH_IVF_X86_ISAS)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -8,9 +12,11 @@
 namespace torch_ivf_module {
 
 extern const Core core_baseline;
+extern const CodesCore codes_core_baseline;
 
 #if defined(TORCH_IVF_X86_ISAS)
 extern const Core core_avx2, core_avx512;
+extern const CodesCore codes_core_avx2, codes_core_avx_vnni, codes_core_avx512, codes_core_avx512_vnni;
 #endif
 
 namespace {
@@ -19,6 +25,14 @@ struct Choice {
   const Core* core;
   bool runs;
 };
+
+#if defined(TORCH_IVF_X86_ISAS)
+// CPUID leaf 7, subleaf 1: EAX, bit 4. Not every compiler knows its name.
+bool cpu_has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
 
 const Core& chosen() {
 #if defined(TORCH_IVF_X86_ISAS)
@@ -44,6 +58,20 @@ const Core& chosen() {
 }
 
 } // namespace
+
+const CodesCore& codes_core() {
+#if defined(TORCH_IVF_X86_ISAS)
+  __builtin_cpu_init();
+  const std::string_view isa = core().isa;
+  if (isa == "avx512") {
+    return __builtin_cpu_supports("avx512vnni") ? codes_core_avx512_vnni : codes_core_avx512;
+  }
+  if (isa == "avx2") {
+    return cpu_has_avx_vnni() ? codes_core_avx_vnni : codes_core_avx2;
+  }
+#endif
+  return codes_core_baseline;
+}
 
 const Core& core() {
   static const Core& one = chosen(); // an exception leaves it to be set by the next call

@@ -9,4 +9,7 @@ namespace torch_ivf_module {
 // std::runtime_error where the CPU does not run that one.
 const Core& core();
 
+// The same for codes, which has variants for more instruction sets.
+const CodesCore& codes_core();
+
 } // namespace torch_ivf_module

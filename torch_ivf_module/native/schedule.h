@@ -27,7 +27,7 @@ constexpr int64_t kNearestFirst = 64;
 constexpr int64_t kCut = 64;
 // Estimates for one core with AVX2: bytes read and multiply-adds in a nanosecond.
 constexpr double kBytesPerNanosecond = 16;
-constexpr double kWorkPerNanosecond = 16;
+constexpr double kWorkPerNanosecond = 16, kCodedWorkPerNanosecond = 64;
 // Of an item: what a thread that the system interrupts can keep others waiting for.
 constexpr double kItemNanoseconds = 4e5;
 
@@ -80,6 +80,7 @@ struct Visit {
   const Task* tasks;
   int64_t count;
   int segment;
+  int64_t list;
   int64_t start; // of the list in the packed rows of the segment
   int64_t first, last; // rows, counted in the list
 };
@@ -121,7 +122,7 @@ class Block {
     const Item& rows = items[item];
     const Group& group = groups[rows.group];
     const int64_t start = p.segments[group.segment].offsets[group.list];
-    return {tasks.data() + group.first, group.count, group.segment, start, rows.first, rows.last};
+    return {tasks.data() + group.first, group.count, group.segment, group.list, start, rows.first, rows.last};
   }
 
   // Estimated for one thread.
@@ -188,8 +189,10 @@ class Block {
   // Cut a list into items.
   void cut(const Problem& p, int32_t number) {
     const Group& group = groups[number];
-    const int64_t rows = tasks[group.first].limit;
-    const double row = p.row_bytes() / kBytesPerNanosecond + group.count * p.d / kWorkPerNanosecond; // nanoseconds
+    const bool coded = p.coded && group.segment == 0; // whose order in panels is another one
+    const int64_t rows = coded ? p.segments[0].sizes[group.list] : tasks[group.first].limit;
+    const double bytes = coded ? 1 : p.number_bytes(), work = coded ? kCodedWorkPerNanosecond : kWorkPerNanosecond;
+    const double row = p.d * (bytes / kBytesPerNanosecond + group.count / work); // nanoseconds
     const int64_t step = std::max<int64_t>(1, static_cast<int64_t>(kItemNanoseconds / row) / kCut) * kCut;
     for (int64_t first = 0; first < rows; first += step) {
       items.push_back({number, static_cast<int32_t>(first), static_cast<int32_t>(std::min(rows, first + step))});

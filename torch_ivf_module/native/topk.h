@@ -77,6 +77,9 @@ class TopK {
   static int64_t room(int64_t k) {
     return 2 * k + std::min<int64_t>(64, 8 * k);
   }
+  static int64_t bytes(int64_t k) {
+    return 8 * room(k);
+  }
 
   TopK(int64_t queries, int64_t k, Thresholds& thresholds)
       : k_(k), room_(room(k)), keys_(new uint64_t[queries * room_]), states_(queries), thresholds_(thresholds) {}

@@ -73,6 +73,20 @@ inline unsigned exceeding(Vec scores, Vec threshold) {
 #endif
 }
 
+// The numbers whose bit is set, one after the other from `to` on, where there is room for kLanes.
+template <typename T>
+inline void store_some(const T* from, unsigned which, T* to) {
+  static_assert(sizeof(T) == 4);
+#if defined(__AVX512F__)
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(which), _mm512_loadu_si512(from)));
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    *to = from[i];
+    to += which >> i & 1;
+  }
+#endif
+}
+
 #if !defined(__AVX2__) && !defined(__AVX512F__)
 #if defined(__clang__) || __GNUC__ >= 12
 #define INTERLEAVED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
