@@ -16,7 +16,10 @@ def coded_list(rows: Tensor) -> tuple[Tensor, ListCodes, Tensor, Tensor]:
     order = torch.cat([number * RUN + run.argsort() for number, run in enumerate(norms.split(RUN))])
     norms = norms[order]
     codes, scales, errors = encode(rows[order], centre)
-    limits = [(errors.double() / scales).amax(), norms.square().mean().sqrt(), norms.amax()] if len(rows) else [0.0] * 3
+    limits = [0.0] * 3
+    if rows.shape[0]:
+        kappa, size = (errors.double() / scales).amax(), torch.linalg.vector_norm(centre.double())
+        limits = [kappa, norms.square().mean().sqrt(), size]
     halves = _up(norms.square() / 2)
     return centre, ListCodes(order, codes, scales, halves), _up(torch.tensor(limits, dtype=torch.float64)), norms
 

@@ -20,6 +20,7 @@ PANEL = 32  # rows of a panel: two vectors of 16 sums
 RUN = 1 << 16  # rows of a list that are sorted together: their numbers fit 16 bits
 LARGEST = 127  # the largest code of either sign
 _SLACK = 2.0**-20  # more than the rounding errors of computing the norm of an error, relative to it and to the scale
+MOST_DIM = 1 << 15  # dimension up to which the sums of a product fit 32 bits
 _HEAD = PANEL * (4 + 4 + 2)  # bytes of a panel before its codes
 
 
@@ -32,11 +33,13 @@ class Codes(NamedTuple):
     after the last row of a list have a scale of NaN.
     """
 
-    centres: Tensor  # (L, d) float32: the mean of the rows of each list
+    centres: Tensor  # (L, d) float32: the mean of the rows of each list, without outliers
     panels: Tensor  # (B,) uint8: all panels, list by list
     first: Tensor  # (L + 1,) int64: the number of the first panel of each list
     norms: Tensor  # (P, 2) float32: lower and upper bound of the norms of the residuals of a panel
-    limits: Tensor  # (L, 3) float32: error of a row / scale at most, rms norm of the residuals, largest norm
+    # (L, 3) float32: an upper bound of the norm of the error of a row divided by its scale, NaN for a list with a
+    # row that is too large for codes; a typical norm of the residuals; an upper bound of the norm of the centre
+    limits: Tensor
 
     @property
     def bytes(self) -> int:
@@ -145,10 +148,10 @@ def score_bounds(x: Tensor, centre: Tensor, coded: ListCodes, limits: Tensor, me
         magnitude = size.square() + 2 * half_squares
     else:
         scores = products + (x.double() @ centre.double())[:, None]
-        magnitude = size * (torch.linalg.vector_norm(centre.double()) + norms)
+        magnitude = size * (limits[2].double() + norms)
     # Rounding errors are relative, except those of numbers below the smallest normal one.
     off = off + 2 * metrics.rounding(x.shape[1]) * magnitude + x.shape[1] * torch.finfo(torch.float32).tiny
-    # A square that overflows float32 is inf, which says nothing of the row.
+    # A square that overflows float32 is inf, and says nothing of the row; nor does NaN, of a list without codes.
     return (scores - off).nan_to_num(nan=-math.inf), (scores + off).nan_to_num(nan=math.inf)
 
 

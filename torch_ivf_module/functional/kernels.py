@@ -39,8 +39,8 @@ class Kernel(Protocol):
     def multiplies_codes(self) -> bool:
         """Whether it has fast products of 8-bit integers, so that a search with codes takes less time."""
 
-    def encode(self, lists: InvertedLists) -> Codes:
-        """The codes of all rows of the lists; ``serves(lists.packed)`` must be true."""
+    def encode(self, lists: InvertedLists) -> Codes | None:
+        """The codes of all rows of the lists, None if d is too large; ``serves(lists.packed)`` must be true."""
 
     def search(
         self,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
-from ..functional.codec import Codes
+from ..functional.codec import MOST_DIM, Codes
 from ..functional.kernels import KERNELS
 from ..functional.lists import InvertedLists
 from ..functional.probe import Coarse
@@ -44,9 +44,10 @@ class NativeKernel:
         """Whether it has fast products of 8-bit integers, so that a search with codes takes less time."""
         return bool(torch.ops.torch_ivf_module.isa() != "baseline")
 
-    def encode(self, lists: InvertedLists) -> Codes:
-        """The codes of all rows of the lists; ``serves(lists.packed)`` must be true."""
-        return Codes(*_call("encode_lists", lists.packed, lists.offsets, lists.sizes))
+    def encode(self, lists: InvertedLists) -> Codes | None:
+        """The codes of all rows of the lists, None if d is too large; ``serves(lists.packed)`` must be true."""
+        few = lists.packed.shape[1] <= MOST_DIM
+        return Codes(*_call("encode_lists", lists.packed, lists.offsets, lists.sizes)) if few else None
 
     def search(
         self,
