@@ -176,7 +176,7 @@ def test_many_copies_of_a_row(metric):
     same_with_codes(index, torch.cat([base[-1:], base[:9] * 1.01, normal(3, 8, seed=3)]), 12)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e-6, 1e6, 1e15, 1e18])
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e-6, 1e6, 1e15])
 @each_metric
 def test_magnitudes(metric, scale):
     base, queries = normal(400, 12, seed=1) * scale, normal(9, 12, seed=2) * scale
