@@ -67,8 +67,10 @@ class CodeScanner {
       }
       queries_.needed[m] = bounds.needed(threshold);
       queries_.tasks[m] = tasks[t];
-      for (int64_t group = 0; group < Panel::groups(p_.d); ++group) {
-        std::memcpy(&queries_.codes[group * kQueries + m], coded_.codes() + 4 * group, 4);
+      const int8_t* from = coded_.codes();
+      int32_t* to = queries_.codes.data() + m;
+      for (int64_t group = Panel::groups(p_.d); group > 0; --group, from += 4, to += kQueries) {
+        std::memcpy(to, from, 4);
       }
       ++queries_.count;
     }
