@@ -39,7 +39,7 @@ class Kernel(Protocol):
     def multiplies_codes(self) -> bool:
         """Whether it has fast products of 8-bit integers, so that a search with codes takes less time."""
 
-    def encode(self, lists: InvertedLists) -> Codes | None:
+    def encode(self, lists: InvertedLists, d: int) -> Codes | None:
         """The codes of all rows of the lists, None if d is too large; ``serves(lists.packed)`` must be true."""
 
     def search(

@@ -65,7 +65,8 @@ class CodesCache:
     Call the methods under the lock of the store.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, d: int) -> None:
+        self._d = d
         self.clear()
 
     def clear(self) -> None:
@@ -99,7 +100,7 @@ class CodesCache:
             if kernel is not None and kernel.serves(lists.packed):
                 self._pay = _pay(lists, kernel)
                 if self._pay or setting == 8:
-                    self._codes = kernel.encode(lists)
+                    self._codes = kernel.encode(lists, self._d)
         return self._codes
 
 

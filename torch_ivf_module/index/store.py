@@ -47,7 +47,7 @@ class ListStore:
         self._updates = PendingUpdates()
         self._integrity = Integrity()
         self._derived: Derived | None = None
-        self.codes = CodesCache()  # of the packed lists
+        self.codes = CodesCache(d)  # of the packed lists
         self.handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, until they change
 
     # -- what is stored ------------------------------------------------------------------------------------

@@ -21,21 +21,15 @@ class RowScorer {
 
   // `scratch` is (d,).
   float operator()(const float* x, int64_t row, float* scratch) const {
-    switch (p_.dtype) {
-      case Dtype::kFloat32:
-        return score(x, p_.vector<float>(row), scratch);
-      case Dtype::kFloat16:
-        return score(x, p_.vector<Half>(row), scratch);
-      case Dtype::kBFloat16:
-        return score(x, p_.vector<BFloat16>(row), scratch);
-    }
-    return kNever;
+    return with_type(p_.dtype, [&](auto type) {
+      const float* vector = as_float(p_.row<decltype(type)>(row), 1, p_.d, scratch);
+      return exact_score(differences_, x, vector, p_.d);
+    });
   }
 
   void prefetch(int64_t row) const {
-    const char* from = p_.dtype == Dtype::kFloat32 ? reinterpret_cast<const char*>(p_.vector<float>(row))
-                                                   : reinterpret_cast<const char*>(p_.vector<Half>(row));
-    for (int64_t i = 0; i < p_.d * p_.number_bytes(); i += 64) {
+    const char* from = p_.row<char>(row);
+    for (int64_t i = 0; i < p_.row_bytes; i += 64) {
       __builtin_prefetch(from + i, 0, 2);
     }
   }
@@ -45,11 +39,6 @@ class RowScorer {
   }
 
  private:
-  template <typename T>
-  float score(const float* x, const T* row, float* scratch) const {
-    return exact_score(differences_, x, as_float(row, p_.d, scratch), p_.d);
-  }
-
   const Problem& p_;
   bool differences_;
 };

@@ -105,18 +105,17 @@ class CertifiedSearch {
   }
 
   void rescore(int64_t query, const TopK::Best& found, Buffers& buffers) {
-    constexpr int64_t kLine = 64 / sizeof(T);
     const float* x = x_ + query * p_.d;
     float* row = take(buffers.row, p_.d);
     std::vector<uint64_t>& keys = buffers.keys;
     keys.clear();
     for (int64_t i = 0; i < found.count; ++i) {
       // The rows lie anywhere: request the second next one while this one is scored.
-      for (int64_t j = 0; i + 2 < found.count && j < p_.d; j += kLine) {
-        __builtin_prefetch(p_.vector<T>(row_of(found.keys[i + 2])) + j);
+      for (int64_t j = 0; i + 2 < found.count && j < p_.row_bytes; j += 64) {
+        __builtin_prefetch(p_.row<char>(row_of(found.keys[i + 2])) + j);
       }
       const uint32_t number = row_of(found.keys[i]);
-      const float score = exact_score(differences_, x, as_float(p_.vector<T>(number), p_.d, row), p_.d);
+      const float score = exact_score(differences_, x, as_float(p_.row<T>(number), 1, p_.d, row), p_.d);
       if (std::isfinite(score)) {
         keys.push_back(as_key(score, number));
       }

@@ -8,14 +8,7 @@ namespace torch_ivf_module {
 namespace {
 
 void encode(const Segment& lists, Dtype dtype, int64_t count, int64_t d, int64_t threads, const EncodedLists& out) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return encode_lists<float>(lists, count, d, threads, out);
-    case Dtype::kFloat16:
-      return encode_lists<Half>(lists, count, d, threads, out);
-    case Dtype::kBFloat16:
-      return encode_lists<BFloat16>(lists, count, d, threads, out);
-  }
+  with_type(dtype, [&](auto type) { encode_lists<decltype(type)>(lists, count, d, threads, out); });
 }
 
 } // namespace

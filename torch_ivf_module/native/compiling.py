@@ -18,7 +18,10 @@ from pathlib import Path
 SOURCES = Path(__file__).parent
 # The stable ABI of torch 2.10: what is compiled with the headers of a later version runs with this one too.
 OLDEST_TORCH = (2, 10)
-_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+_FLAGS = [
+    *("-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
+    "-ffp-contract=off",  # a product and a sum are rounded as in PyTorch: vectors are decoded to the same numbers
+]
 # The core is compiled once for each of these; isa.cpp selects one when it is first called. "baseline" is what every CPU
 # of the architecture has.
 X86_ISAS = {

@@ -6,19 +6,6 @@
 namespace torch_ivf_module {
 namespace {
 
-// call(a number of the type in which vectors are stored).
-template <typename Call>
-void with_type(Dtype dtype, const Call& call) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return call(float());
-    case Dtype::kFloat16:
-      return call(Half());
-    case Dtype::kBFloat16:
-      return call(BFloat16());
-  }
-}
-
 void search_request(const Request& request, const Answer& answer) {
   with_type(request.problem.dtype, [&](auto number) { search<decltype(number)>(request, answer); });
 }

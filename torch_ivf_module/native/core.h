@@ -13,11 +13,11 @@ namespace torch_ivf_module {
 
 constexpr int kMostSegments = 2;
 
-enum class Dtype { kFloat32, kFloat16, kBFloat16 };
+enum class Dtype { kFloat32, kFloat16, kBFloat16, kCode8, kCode4 };
 
 // Inverted lists: see functional/lists.py. Of the lists, those are checked that are read.
 struct Segment {
-  const void* packed; // (N, d)
+  const void* packed; // (N, d), or (N, W) of coded rows
   const float* bias; // (N,) or null
   const int64_t* offsets; // (L + 1,)
   const int64_t* sizes; // (L + 1,)
@@ -35,7 +35,8 @@ struct Problem {
   const float* x; // (Q, d)
   std::array<Segment, kMostSegments> segments;
   int segment_count; // S
-  Dtype dtype; // of all packed vectors
+  Dtype dtype; // of all packed rows
+  int64_t row_bytes;
   const int64_t* probed; // (Q, P), L for no list; no query reads a list twice
   const int64_t* limits; // (Q, P) rows to read of each list, counted on from segment to segment; or null
   int64_t queries, lists, probes, d, k;
@@ -47,15 +48,12 @@ struct Problem {
     return segment == 0 ? 0 : segments[0].rows;
   }
 
-  // The vector of a row that counts on from segment to segment.
+  // A row that counts on from segment to segment.
   template <typename T>
-  const T* vector(int64_t row) const {
-    const bool second = segment_count > 1 && row >= segments[0].rows;
-    return static_cast<const T*>(segments[second].packed) + (second ? row - segments[0].rows : row) * d;
-  }
-
-  int64_t number_bytes() const {
-    return dtype == Dtype::kFloat32 ? 4 : 2;
+  const T* row(int64_t number) const {
+    const bool second = segment_count > 1 && number >= segments[0].rows;
+    const int64_t local = second ? number - segments[0].rows : number;
+    return reinterpret_cast<const T*>(static_cast<const char*>(segments[second].packed) + local * row_bytes);
   }
 };
 

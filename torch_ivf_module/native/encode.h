@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "codes.h"
-#include "half.h"
+#include "rows.h"
 #include "threads.h"
 
 namespace torch_ivf_module {
@@ -118,8 +118,7 @@ class ListEncoder {
   }
 
   const float* vector(int64_t list, int64_t row) {
-    const T* from = static_cast<const T*>(lists_.packed) + (lists_.offsets[list] + row) * d_;
-    return as_float(from, d_, row_.data());
+    return as_float(row_at<T>(lists_.packed, lists_.offsets[list] + row, d_), 1, d_, row_.data());
   }
 
   const Segment& lists_;

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "rows.h"
 
 namespace torch_ivf_module {
 namespace {
@@ -63,18 +64,19 @@ T* results(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-Dtype dtype_of(const Tensor& packed) {
-  switch (packed.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::kFloat32;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    default:
-      check_that(false, "packed must be float32, float16 or bfloat16, got ", packed.scalar_type());
-      return {};
+// The type of stored rows (N, W) of dimension d.
+Dtype dtype_of(const Tensor& packed, int64_t d) {
+  const int64_t width = packed.size(1);
+  const ScalarType type = packed.scalar_type();
+  if (type == ScalarType::Byte) {
+    const bool eight = width == row_bytes<Code8>(d);
+    check_that(eight || width == row_bytes<Code4>(d), "x has ", d, " columns, packed has codes of ", width, " bytes a row");
+    return eight ? Dtype::kCode8 : Dtype::kCode4;
   }
+  check_that(d == width, "x has ", d, " columns, packed has ", width);
+  const bool halves = type == ScalarType::Half || type == ScalarType::BFloat16;
+  check_that(halves || type == ScalarType::Float, "packed must be float32, float16, bfloat16 or uint8, got ", type);
+  return !halves ? Dtype::kFloat32 : type == ScalarType::Half ? Dtype::kFloat16 : Dtype::kBFloat16;
 }
 
 int64_t thread_count() {
@@ -106,11 +108,10 @@ void add_segment(
   check(offsets, "offsets", 1, ScalarType::Long);
   check(sizes, "sizes", 1, ScalarType::Long);
   const int64_t n = packed.size(0), lists = sizes.size(0) - 1;
-  check_that(p.d == packed.size(1), "x has ", p.d, " columns, packed has ", packed.size(1));
   check_that(bias.size(0) == 0 || bias.size(0) == n, "bias must be empty or of one entry a row");
   check_that(sizes.size(0) == offsets.size(0) && lists >= 0, "offsets and sizes must be of equal length");
   check_that(n < kMost, "packed must have less than 2^31 rows, got ", n);
-  const Dtype dtype = dtype_of(packed);
+  const Dtype dtype = dtype_of(packed, p.d);
   if (p.segment_count) {
     check_that(lists == p.lists && dtype == p.dtype, "segments must have the same lists and dtype");
   }
@@ -120,6 +121,7 @@ void add_segment(
   }
   p.lists = lists;
   p.dtype = dtype;
+  p.row_bytes = packed.size(1) * (dtype == Dtype::kFloat32 ? 4 : packed.scalar_type() == ScalarType::Byte ? 1 : 2);
   p.segments[p.segment_count++] = {
       packed.const_data_ptr(),
       bias.size(0) ? data<float>(bias) : nullptr,
@@ -205,11 +207,11 @@ void prefer_huge_pages([[maybe_unused]] const Tensor& bytes) {
 
 // Codes of the rows of lists: centres, panels, first, norms, limits, see functional/codec.py.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_lists(
-    const Tensor& packed, const Tensor& offsets, const Tensor& sizes) {
+    const Tensor& packed, const Tensor& offsets, const Tensor& sizes, int64_t d) {
   Problem p{};
   check(packed, "packed", 2, packed.scalar_type());
-  p.d = packed.size(1);
-  check_that(p.d > 0 && p.d <= kMostCodedDim, "packed must have 1 to ", kMostCodedDim, " columns, got ", p.d);
+  p.d = d;
+  check_that(d > 0 && d <= kMostCodedDim, "d must be 1 to ", kMostCodedDim, ", got ", d);
   const Tensor none = empty({0}, aoti_torch_dtype_float32());
   add_segment(p, packed, none, offsets, sizes, nullptr);
   const Segment& lists = p.segments[0];
@@ -357,7 +359,7 @@ STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
       "search_index(Tensor x, Tensor[] coarse, Tensor[] segments, Tensor[] codes, Tensor? probed, Tensor? limits, int k, "
       "int kept, int nprobe, int max_codes, bool differences, int max_bytes) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  library.def("encode_lists(Tensor packed, Tensor offsets, Tensor sizes) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("encode_lists(Tensor packed, Tensor offsets, Tensor sizes, int d) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CompositeExplicitAutograd, library) {

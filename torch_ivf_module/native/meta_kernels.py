@@ -28,7 +28,7 @@ def register_meta_kernels() -> None:
         return x.new_empty(x.shape[0], k), rows, ids, again, scored
 
     @torch.library.register_fake("torch_ivf_module::encode_lists")
-    def _encode_lists(packed, offsets, sizes):  # type: ignore[no-untyped-def]
+    def _encode_lists(packed, offsets, sizes, d):  # type: ignore[no-untyped-def]
         lists, panels, size = offsets.shape[0] - 1, torch.library.get_ctx().new_dynamic_size(), packed.shape[1]
         floats = (packed.new_empty(shape, dtype=torch.float32) for shape in ((lists, size), (panels, 2), (lists, 3)))
         centres, norms, limits = floats

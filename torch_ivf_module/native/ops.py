@@ -44,10 +44,10 @@ class NativeKernel:
         """Whether it has fast products of 8-bit integers, so that a search with codes takes less time."""
         return bool(torch.ops.torch_ivf_module.isa() != "baseline")
 
-    def encode(self, lists: InvertedLists) -> Codes | None:
+    def encode(self, lists: InvertedLists, d: int) -> Codes | None:
         """The codes of all rows of the lists, None if d is too large; ``serves(lists.packed)`` must be true."""
-        few = lists.packed.shape[1] <= MOST_DIM
-        return Codes(*_call("encode_lists", lists.packed, lists.offsets, lists.sizes)) if few else None
+        few = d <= MOST_DIM
+        return Codes(*_call("encode_lists", lists.packed, lists.offsets, lists.sizes, d)) if few else None
 
     def search(
         self,

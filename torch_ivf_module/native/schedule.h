@@ -194,8 +194,9 @@ class Block {
     const Group& group = groups[number];
     const bool coded = p.coded && group.segment == 0; // whose order in panels is another one
     const int64_t rows = coded ? p.segments[0].sizes[group.list] : tasks[group.first].limit;
-    const double bytes = coded ? 1 : p.number_bytes(), work = coded ? kCodedWorkPerNanosecond : kWorkPerNanosecond;
-    const double row = p.d * (bytes / kBytesPerNanosecond + group.count / work); // nanoseconds
+    const double work = coded ? kCodedWorkPerNanosecond : kWorkPerNanosecond;
+    const double bytes = coded ? p.d : p.row_bytes;
+    const double row = bytes / kBytesPerNanosecond + group.count * p.d / work; // nanoseconds
     const int64_t least = coded ? kCodedItem : kCut; // queries are coded anew for each item
     const int64_t step = std::max(least, static_cast<int64_t>(kItemNanoseconds / row) / kCut * kCut);
     for (int64_t first = 0; first < rows; first += step) {
