@@ -31,13 +31,13 @@ struct QueryBounds {
       float threshold) {
     const float kappa = limits[0], norm = query.norm, error = query.error;
     const float most = norm + error; // of the coded query's norm
-    const float steps = std::ceil(kappa * (most / query.scale) * (1 + 16 * kUnit));
+    const float steps = std::ceil(kappa * most * query.inverse * (1 + 16 * kUnit));
     if (!query.bounded(kSmallestNorm) || !(steps < 0x1p29f) || !(limits[2] < kLargestNorm)) {
       return false;
     }
-    const float g = std::max(limits[1], 2 * error);
+    const float g = std::max(limits[1], 2 * error), over_g = 1 / g;
     const float e = 8 * sum_rounding(d) + static_cast<float>(row_rounding(d));
-    float slack = norm * g, slack_half = 2 * norm / g, centre_score;
+    float slack = norm * g, slack_half = 2 * norm * over_g, centre_score;
     if (differences) {
       centre_score = -0.5f * norm * norm;
       slack += norm * norm;
@@ -50,11 +50,11 @@ struct QueryBounds {
     slack_half *= e;
     start = static_cast<int32_t>(steps) - 128 * static_cast<int32_t>(query.sum);
     scale = query.scale;
-    inverse = 1 / scale;
-    slope = (error / g + slack_half - (differences ? 1.0f : 0.0f)) * inverse;
+    inverse = query.inverse;
+    slope = (error * over_g + slack_half - (differences ? 1.0f : 0.0f)) * inverse;
     base = centre_score + error * g * 0.5f + slack;
     width_scale = 2 * scale * steps;
-    width_half = 2 * (error / g + slack_half);
+    width_half = 2 * (error * over_g + slack_half);
     width = error * g + 2 * slack;
     set_norms(norm, centre_score + slack, threshold, differences, 2 * e);
     return true;

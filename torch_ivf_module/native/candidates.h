@@ -36,7 +36,7 @@ class RowScorer {
     const char* from = p_.dtype == Dtype::kFloat32 ? reinterpret_cast<const char*>(p_.vector<float>(row))
                                                    : reinterpret_cast<const char*>(p_.vector<Half>(row));
     for (int64_t i = 0; i < p_.d * p_.number_bytes(); i += 64) {
-      __builtin_prefetch(from + i);
+      __builtin_prefetch(from + i, 0, 2);
     }
   }
 
@@ -80,8 +80,11 @@ class Candidates {
         thresholds_(thresholds),
         bounds_(new float[2 * queries * room_]),
         rows_(new uint32_t[queries * room_]),
-        states_(queries, State{0, std::min(room_ - 2 * kLanes, std::max<int64_t>(64, 2 * k)), 0}),
-        scratch_(d) {}
+        states_(queries, State{0, std::min(room_ - 2 * kLanes, std::max<int64_t>(64, 2 * k)), 0}) {}
+
+  int64_t queries() const {
+    return static_cast<int64_t>(states_.size());
+  }
 
   float threshold(int64_t query) const {
     return thresholds_.of(query);
@@ -117,6 +120,14 @@ class Candidates {
     states_[query].scored += other.states_[query].scored;
   }
 
+  // Request the rows that `write` will score.
+  void prefetch(int64_t query) {
+    prune(query);
+    for (int64_t i = 0; i < states_[query].count; ++i) {
+      scorer_.prefetch(rows_of(query)[i]);
+    }
+  }
+
   // Write the k best by exact score, best first, padded with kNever and -1. Returns how many rows were scored exactly.
   int64_t write(int64_t query, float* scores, int64_t* rows) {
     prune(query);
@@ -130,6 +141,17 @@ class Candidates {
   }
 
  private:
+  struct Buffers {
+    std::vector<float> row;
+    std::vector<uint64_t> order, keys;
+  };
+
+  // Of a thread, since several may be at work for different queries.
+  static Buffers& buffers() {
+    thread_local Buffers mine;
+    return mine;
+  }
+
   struct State {
     int64_t count; // of entries
     int64_t next; // count from which on to drop some
@@ -147,7 +169,7 @@ class Candidates {
   }
 
   float exact_score_of(int64_t query, int64_t row) {
-    return scorer_(x_ + query * d_, row, scratch_.data());
+    return scorer_(x_ + query * d_, row, torch_ivf_module::take(buffers().row, d_));
   }
 
   void take_one(int64_t query, float high, float low, uint32_t row) {
@@ -190,7 +212,7 @@ class Candidates {
 
   // Raise the threshold to a value that at least k pessimistic bounds exceed, near the k-th best of them.
   void raise(int64_t query) {
-    constexpr int kSteps = 14;
+    constexpr int kSteps = 10;
     const int64_t count = states_[query].count;
     float* low = lows(query);
     float* const end = low + (count + kLanes - 1) / kLanes * kLanes;
@@ -240,40 +262,38 @@ class Candidates {
     State& state = states_[query];
     const float *high = highs(query), *low = lows(query);
     const uint32_t* rows = rows_of(query);
-    order_.resize(state.count);
+    std::vector<uint64_t>&order = buffers().order, &keys = buffers().keys;
+    order.resize(state.count);
     for (int64_t i = 0; i < state.count; ++i) {
-      order_[i] = as_key(high[i] + low[i], static_cast<uint32_t>(i));
+      order[i] = as_key(high[i] + low[i], static_cast<uint32_t>(i));
     }
     const int64_t first = std::min(k_, state.count);
     if (state.count > first) {
-      std::nth_element(order_.begin(), order_.begin() + first, order_.end(), std::greater<>());
+      std::nth_element(order.begin(), order.begin() + first, order.end(), std::greater<>());
     }
-    for (int64_t i = 0; i < first; ++i) {
-      scorer_.prefetch(rows[row_of(order_[i])]);
-    }
-    keys_.clear();
+    keys.clear();
     float worst = std::numeric_limits<float>::infinity();
     const auto score = [&](int64_t entry) {
       const float exact = exact_score_of(query, rows[entry]);
       ++state.scored;
       worst = std::min(worst, exact);
       if (std::isfinite(exact)) {
-        keys_.push_back(as_key(exact, rows[entry]));
+        keys.push_back(as_key(exact, rows[entry]));
       }
     };
     for (int64_t i = 0; i < first; ++i) {
-      score(row_of(order_[i]));
+      score(row_of(order[i]));
     }
     const float needed = first == k_ ? half_score(scorer_.differences(), worst) : kNever;
     for (int64_t i = first; i < state.count; ++i) {
-      if (high[row_of(order_[i])] >= needed) {
-        score(row_of(order_[i]));
+      if (high[row_of(order[i])] >= needed) {
+        score(row_of(order[i]));
       }
     }
-    const int64_t best = std::min<int64_t>(k_, keys_.size());
-    std::partial_sort(keys_.begin(), keys_.begin() + best, keys_.end(), std::greater<>());
-    keys_.resize(best);
-    return keys_;
+    const int64_t best = std::min<int64_t>(k_, keys.size());
+    std::partial_sort(keys.begin(), keys.begin() + best, keys.end(), std::greater<>());
+    keys.resize(best);
+    return keys;
   }
 
   int64_t d_, k_, room_;
@@ -283,8 +303,6 @@ class Candidates {
   std::unique_ptr<float[]> bounds_; // (queries, 2, room): optimistic and pessimistic
   std::unique_ptr<uint32_t[]> rows_; // (queries, room)
   std::vector<State> states_;
-  std::vector<float> scratch_;
-  std::vector<uint64_t> order_, keys_;
 };
 
 } // namespace torch_ivf_module

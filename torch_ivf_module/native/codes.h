@@ -61,9 +61,10 @@ inline float sum_rounding(int64_t d) {
 class Coded {
  public:
   explicit Coded(int64_t d)
-      : d_(d), padded_((d + kLanes - 1) / kLanes * kLanes), values_(padded_), codes_(padded_ + 4) {}
+      : d_(d), values_(d + kLanes), codes_(d + kLanes) {}
 
-  float scale = 0, norm = 0, error = 0; // the last two are rounded up
+  float scale = 0, inverse = 0; // 1 / scale
+  float norm = 0, error = 0; // rounded up
   int64_t sum = 0; // of the codes
 
   const int8_t* codes() const {
@@ -77,22 +78,31 @@ class Coded {
 
   // Code x - centre, or x where centre is null, with integers up to `levels`.
   void code(const float* x, const float* centre, int levels) {
-    for (int64_t i = 0; i < d_; ++i) {
-      values_[i] = centre ? x[i] - centre[i] : x[i];
-    }
     Vec most(0.0f), squares(0.0f);
-    for (int64_t i = 0; i < padded_; i += kLanes) {
-      const Vec value = Vec::loadu(&values_[i]);
+    const auto take = [&](int64_t at, Vec value) {
+      value.store(&values_[at]);
       most = larger(most, absolute(value));
       squares = fmadd(value, value, squares);
+    };
+    int64_t i = 0;
+    for (; i + kLanes <= d_; i += kLanes) {
+      take(i, centre ? Vec::loadu(x + i) - Vec::loadu(centre + i) : Vec::loadu(x + i));
+    }
+    if (i < d_) {
+      float last[kLanes] = {};
+      for (int64_t j = i; j < d_; ++j) {
+        last[j - i] = centre ? x[j] - centre[j] : x[j];
+      }
+      take(i, Vec::loadu(last));
     }
     scale = std::max(largest_of(most) / static_cast<float>(levels), kSmallestScale);
-    const Vec inverse(1.0f / scale), step(-scale);
+    inverse = 1 / scale;
+    const Vec step(-scale);
     Vec lost(0.0f);
     Ints total(0);
-    for (int64_t i = 0; i < padded_; i += kLanes) {
+    for (i = 0; i < d_; i += kLanes) {
       const Vec value = Vec::loadu(&values_[i]);
-      const Ints code = rounded(fmadd(value, inverse, Vec(0.0f)));
+      const Ints code = rounded(fmadd(value, Vec(inverse), Vec(0.0f)));
       const Vec rest = fmadd(as_floats(code), step, value);
       lost = fmadd(rest, rest, lost);
       total.lanes += code.lanes;
@@ -101,24 +111,11 @@ class Coded {
     const float up = 1 + 2 * sum_rounding(d_);
     norm = std::sqrt(sum_of(squares)) * up;
     error = std::sqrt(sum_of(lost)) * up + 2 * kUnit * norm + 0.01f * scale; // the last: for squares that underflow
-    int32_t lanes[kLanes];
-    std::memcpy(lanes, &total.lanes, sizeof(lanes));
-    sum = 0;
-    for (int32_t lane : lanes) {
-      sum += lane;
-    }
+    sum = sum_of(total);
   }
 
  private:
-  static void store_bytes(Ints code, int8_t* to) {
-    int32_t lanes[kLanes];
-    std::memcpy(lanes, &code.lanes, sizeof(lanes));
-    for (int64_t i = 0; i < kLanes; ++i) {
-      to[i] = static_cast<int8_t>(lanes[i]);
-    }
-  }
-
-  int64_t d_, padded_;
+  int64_t d_;
   std::vector<float> values_; // zeros behind the last
   std::vector<int8_t> codes_;
 };

@@ -51,6 +51,9 @@ class CodeScanner {
   void set_queries(const Visit& visit, int64_t query, const Task* tasks, int64_t count, Candidates& found) {
     const float* centre = codes_.centres + visit.list * p_.d;
     queries_.count = 0;
+    for (int64_t t = 0; t < count && count > 1; ++t) {
+      prefetch(x_ + (query + tasks[t].query) * p_.d);
+    }
     for (int64_t t = 0; t < count; ++t) {
       const float* x = x_ + (query + tasks[t].query) * p_.d;
       const int m = queries_.count;
@@ -67,6 +70,12 @@ class CodeScanner {
         std::memcpy(&queries_.codes[group * kQueries + m], coded_.codes() + 4 * group, 4);
       }
       ++queries_.count;
+    }
+  }
+
+  void prefetch(const float* x) const {
+    for (int64_t i = 0; i < p_.d; i += 16) {
+      __builtin_prefetch(x + i);
     }
   }
 
@@ -104,14 +113,14 @@ class CodeScanner {
     }
   }
 
-  // Rows [row, row + kTileRows) of a panel.
+  // Rows [row, row + kTileRows) of a panel. Not inlined: the sums then stay in registers.
   template <int M>
-  __attribute__((always_inline)) void scan_tile(
+  __attribute__((noinline)) void scan_tile(
       Panel panel, int64_t row, const Visit& visit, int64_t run, Candidates& found) {
-    Ints sum[M][kCodeVectors];
+    Ints::Lanes sum[M][kCodeVectors]; // a struct of them would not stay in registers
     UNROLLED for (int m = 0; m < M; ++m) {
       UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
-        sum[m][v] = Ints(queries_.bounds[m].start);
+        sum[m][v] = Ints(queries_.bounds[m].start).lanes;
       }
     }
     const uint8_t* codes = panel.codes() + 4 * row;

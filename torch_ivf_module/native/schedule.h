@@ -24,7 +24,7 @@ constexpr int64_t kMostBlockTasks = 512; // of blocks that one thread scans one 
 // Tasks a list from which the nearest lists of all queries come before all others, though rows are then read twice.
 constexpr int64_t kNearestFirst = 64;
 // Lists are cut at multiples of so many rows, so that panels are full.
-constexpr int64_t kCut = 64;
+constexpr int64_t kCut = 64, kCodedItem = 1024;
 // Estimates for one core with AVX2: bytes read and multiply-adds in a nanosecond.
 constexpr double kBytesPerNanosecond = 16;
 constexpr double kWorkPerNanosecond = 16, kCodedWorkPerNanosecond = 64;
@@ -193,7 +193,8 @@ class Block {
     const int64_t rows = coded ? p.segments[0].sizes[group.list] : tasks[group.first].limit;
     const double bytes = coded ? 1 : p.number_bytes(), work = coded ? kCodedWorkPerNanosecond : kWorkPerNanosecond;
     const double row = p.d * (bytes / kBytesPerNanosecond + group.count / work); // nanoseconds
-    const int64_t step = std::max<int64_t>(1, static_cast<int64_t>(kItemNanoseconds / row) / kCut) * kCut;
+    const int64_t least = coded ? kCodedItem : kCut; // queries are coded anew for each item
+    const int64_t step = std::max(least, static_cast<int64_t>(kItemNanoseconds / row) / kCut * kCut);
     for (int64_t first = 0; first < rows; first += step) {
       items.push_back({number, static_cast<int32_t>(first), static_cast<int32_t>(std::min(rows, first + step))});
     }

@@ -129,6 +129,9 @@ inline void sums_of(const Vec (&values)[4], float* out) {
 }
 
 inline float sum_of(Vec value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(value.lanes);
+#else
   float sums[kLanes];
   value.store(sums);
   UNROLLED for (int64_t half = kLanes / 2; half > 0; half /= 2) {
@@ -137,6 +140,7 @@ inline float sum_of(Vec value) {
     }
   }
   return sums[0];
+#endif
 }
 
 // The transpose of kLanes x kLanes numbers, rows `stride` apart, into rows `step` apart.
