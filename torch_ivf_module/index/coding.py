@@ -22,9 +22,9 @@ Setting = str | int | None
 SETTINGS: tuple[Setting, ...] = ("auto", 8, None)
 # "auto" makes codes from this many numbers (N * d) on. With half as many a single query gains 2 to 20 us.
 _LEAST_VALUES = 1 << 20
-# Visits of each list on average from which "auto" makes codes. Making them takes as long as codes save in 20 to 60
-# visits of each list by one to eight queries at a time, in 100 to 200 by a thousand (d = 64 and 128, N from 2,048 to
-# 262,144).
+# Visits of each list on average from which "auto" makes codes. Making them takes as long as searches with codes save in
+# 20 to 60 visits of each list, one to eight queries at a time, and in 100 to 200, a thousand at a time (d = 64 and 128,
+# N from 2,048 to 262,144).
 _VISITS = 32
 _SHARED_MEMORY = ("/dev/", "/memfd:", "/SYSV", "/anon_hugepage")  # names of mappings that are in memory
 

@@ -54,6 +54,18 @@ class RowScorer {
   bool differences_;
 };
 
+namespace {
+
+// Of a thread, since several may be at work for different queries of one block. Each instruction set has its own.
+struct ScoreBuffers {
+  std::vector<float> row;
+  std::vector<uint64_t> order, keys;
+};
+
+thread_local ScoreBuffers score_buffers;
+
+} // namespace
+
 // Keeps, for each query of a block, every row that one thread has found and that may be a result: whose optimistic bound
 // exceeds the query's threshold. At least k rows have pessimistic bounds above that. Where many rows stay, all of them
 // are scored exactly, after which k are left: the memory of a query is limited, whatever the data.
@@ -141,17 +153,6 @@ class Candidates {
   }
 
  private:
-  struct Buffers {
-    std::vector<float> row;
-    std::vector<uint64_t> order, keys;
-  };
-
-  // Of a thread, since several may be at work for different queries.
-  static Buffers& buffers() {
-    thread_local Buffers mine;
-    return mine;
-  }
-
   struct State {
     int64_t count; // of entries
     int64_t next; // count from which on to drop some
@@ -169,7 +170,7 @@ class Candidates {
   }
 
   float exact_score_of(int64_t query, int64_t row) {
-    return scorer_(x_ + query * d_, row, torch_ivf_module::take(buffers().row, d_));
+    return scorer_(x_ + query * d_, row, torch_ivf_module::take(score_buffers.row, d_));
   }
 
   void take_one(int64_t query, float high, float low, uint32_t row) {
@@ -262,7 +263,7 @@ class Candidates {
     State& state = states_[query];
     const float *high = highs(query), *low = lows(query);
     const uint32_t* rows = rows_of(query);
-    std::vector<uint64_t>&order = buffers().order, &keys = buffers().keys;
+    std::vector<uint64_t>&order = score_buffers.order, &keys = score_buffers.keys;
     order.resize(state.count);
     for (int64_t i = 0; i < state.count; ++i) {
       order[i] = as_key(high[i] + low[i], static_cast<uint32_t>(i));

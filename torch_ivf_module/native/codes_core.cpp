@@ -20,12 +20,10 @@ void encode(const Segment& lists, Dtype dtype, int64_t count, int64_t d, int64_t
 
 } // namespace
 
-#define TEXT_OF(name) #name
-#define QUOTED(name) TEXT_OF(name)
 #define JOINED(one, other) one##other
 #define CORE_OF(isa) JOINED(codes_core_, isa)
 
 extern const CodesCore CORE_OF(TORCH_IVF_ISA);
-const CodesCore CORE_OF(TORCH_IVF_ISA) = {QUOTED(TORCH_IVF_ISA), encode, search_codes};
+const CodesCore CORE_OF(TORCH_IVF_ISA) = {encode, search_codes};
 
 } // namespace torch_ivf_module

@@ -114,8 +114,6 @@ struct Answer {
 };
 
 struct Core {
-  const char* isa;
-
   // A whole search: probe, scan, certify, exact scores, selection, ids.
   void (*search)(const Request&, const Answer&);
 
@@ -143,8 +141,6 @@ struct EncodedLists {
 
 // The part that is compiled for more instruction sets: those that multiply bytes.
 struct CodesCore {
-  const char* isa;
-
   // Codes of inverted lists, `count` of them: see encode.h.
   void (*encode)(const Segment&, Dtype, int64_t count, int64_t d, int64_t threads, const EncodedLists&);
 

@@ -321,8 +321,8 @@ std::tuple<Tensor, Tensor> scan_above(
   return {lims, *rows};
 }
 
-std::string isa() {
-  return core().isa;
+std::string isa_name() {
+  return isa();
 }
 
 STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
@@ -344,7 +344,7 @@ STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CompositeExplicitAutograd, library) {
-  library.impl("isa", TORCH_BOX(&isa));
+  library.impl("isa", TORCH_BOX(&isa_name));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CPU, library) {
