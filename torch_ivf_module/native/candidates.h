@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "bounds.h"
-#include "topk.h"
+#include "select.h"
 
 namespace torch_ivf_module {
 
@@ -74,7 +74,7 @@ class Candidates {
   // Entries of a query, kBytes each.
   static constexpr int64_t kBytes = 12;
   static int64_t room(int64_t k) {
-    return (4 * k + 160 + kLanes - 1) / kLanes * kLanes;
+    return whole_vectors(4 * k + 160);
   }
 
   Candidates(
@@ -213,33 +213,7 @@ class Candidates {
 
   // Raise the threshold to a value that at least k pessimistic bounds exceed, near the k-th best of them.
   void raise(int64_t query) {
-    constexpr int kSteps = 10;
-    const int64_t count = states_[query].count;
-    float* low = lows(query);
-    float* const end = low + (count + kLanes - 1) / kLanes * kLanes;
-    std::fill(low + count, end, low[0]);
-    Vec most = Vec::loadu(low), least = most;
-    for (const float* at = low; at < end; at += kLanes) {
-      most = larger(most, Vec::loadu(at));
-      least = smaller(least, Vec::loadu(at));
-    }
-    std::fill(low + count, end, kNever);
-    float below = std::nextafter(least_of(least), kNever), above = largest_of(most);
-    for (int step = 0; step < kSteps; ++step) {
-      const float middle = below + (above - below) * 0.5f;
-      if (!(middle > below && middle < above)) {
-        break;
-      }
-      int64_t exceed = 0;
-      for (int64_t i = 0; i < count; i += kLanes) {
-        exceed += __builtin_popcount(exceeding(Vec::loadu(low + i), Vec(middle)));
-      }
-      (exceed >= k_ ? below : above) = middle;
-      if (exceed == k_) {
-        break;
-      }
-    }
-    thresholds_.raise(query, below);
+    thresholds_.raise(query, below_largest(lows(query), states_[query].count, k_));
   }
 
   // Score all entries exactly, and keep the k best.

@@ -78,37 +78,40 @@ class Coded {
 
   // Code x - centre, or x where centre is null, with integers up to `levels`.
   void code(const float* x, const float* centre, int levels) {
+    float* const values = values_.data(); // bytes that are stored could be the pointers themselves
+    int8_t* const codes = codes_.data();
+    const int64_t d = d_;
     Vec most(0.0f), squares(0.0f);
     const auto take = [&](int64_t at, Vec value) {
-      value.store(&values_[at]);
+      value.store(values + at);
       most = larger(most, absolute(value));
       squares = fmadd(value, value, squares);
     };
     int64_t i = 0;
-    for (; i + kLanes <= d_; i += kLanes) {
+    for (; i + kLanes <= d; i += kLanes) {
       take(i, centre ? Vec::loadu(x + i) - Vec::loadu(centre + i) : Vec::loadu(x + i));
     }
-    if (i < d_) {
+    if (i < d) {
       float last[kLanes] = {};
-      for (int64_t j = i; j < d_; ++j) {
+      for (int64_t j = i; j < d; ++j) {
         last[j - i] = centre ? x[j] - centre[j] : x[j];
       }
       take(i, Vec::loadu(last));
     }
     scale = std::max(largest_of(most) / static_cast<float>(levels), kSmallestScale);
     inverse = 1 / scale;
-    const Vec step(-scale);
+    const Vec factor(inverse), step(-scale);
     Vec lost(0.0f);
     Ints total(0);
-    for (i = 0; i < d_; i += kLanes) {
-      const Vec value = Vec::loadu(&values_[i]);
-      const Ints code = rounded(fmadd(value, Vec(inverse), Vec(0.0f)));
+    for (i = 0; i < d; i += kLanes) {
+      const Vec value = Vec::loadu(values + i);
+      const Ints code = rounded(fmadd(value, factor, Vec(0.0f)));
       const Vec rest = fmadd(as_floats(code), step, value);
       lost = fmadd(rest, rest, lost);
       total.lanes += code.lanes;
-      store_bytes(code, &codes_[i]);
+      store_bytes(code, codes + i);
     }
-    const float up = 1 + 2 * sum_rounding(d_);
+    const float up = 1 + 2 * sum_rounding(d);
     norm = std::sqrt(sum_of(squares)) * up;
     error = std::sqrt(sum_of(lost)) * up + 2 * kUnit * norm + 0.01f * scale; // the last: for squares that underflow
     sum = sum_of(total);

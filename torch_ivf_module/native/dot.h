@@ -67,11 +67,17 @@ inline Vec absolute(Vec value) {
 }
 
 inline Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a.lanes, b.lanes);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a.lanes, b.lanes);
+#else
   return a.lanes > b.lanes ? a.lanes : b.lanes;
+#endif
 }
 
 inline Vec smaller(Vec a, Vec b) {
-  return a.lanes < b.lanes ? a.lanes : b.lanes;
+  return Vec(0.0f) - larger(Vec(0.0f) - a, Vec(0.0f) - b);
 }
 
 inline float largest_of(Vec value) {

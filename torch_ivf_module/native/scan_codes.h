@@ -8,6 +8,7 @@ namespace torch_ivf_module {
 
 // Vectors of rows that are multiplied at a time, and queries: twelve or twenty-four sums in registers.
 constexpr int kCodeVectors = 2;
+constexpr int64_t kAheadPanels = 2; // requested before they are needed, where few queries read a list
 constexpr int64_t kTileRows = kCodeVectors * kLanes;
 static_assert(kCodedRows % kTileRows == 0);
 
@@ -66,8 +67,10 @@ class CodeScanner {
       }
       queries_.needed[m] = bounds.needed(threshold);
       queries_.tasks[m] = tasks[t];
-      for (int64_t group = 0; group < Panel::groups(p_.d); ++group) {
-        std::memcpy(&queries_.codes[group * kQueries + m], coded_.codes() + 4 * group, 4);
+      const int8_t* from = coded_.codes();
+      int32_t* to = queries_.codes.data() + m;
+      for (int64_t group = Panel::groups(p_.d); group > 0; --group, from += 4, to += kQueries) {
+        std::memcpy(to, from, 4);
       }
       ++queries_.count;
     }
@@ -99,16 +102,19 @@ class CodeScanner {
       lowest = std::min(lowest, queries_.bounds[m].lowest_norm);
       highest = std::max(highest, queries_.bounds[m].highest_norm);
     }
-    const int64_t size = panel_bytes(p_.d), base = codes_.first[visit.list];
-    for (int64_t i = visit.first / kCodedRows; i < panels_of(visit.last); ++i) {
+    const int64_t size = panel_bytes(p_.d), base = codes_.first[visit.list], end = panels_of(visit.last);
+    const int64_t next = visit.next < 0 ? base : codes_.first[visit.next];
+    for (int64_t i = visit.first / kCodedRows; i < end; ++i) {
       const float* norms = codes_.norms + 2 * (base + i);
       if (norms[1] < lowest || norms[0] > highest) {
         continue;
       }
       const Panel panel{codes_.panels + (base + i) * size};
+      const int64_t soon = i + kAheadPanels < end ? base + i + kAheadPanels : next + i + kAheadPanels - end;
+      const int64_t ahead = (soon - base - i) * size;
       const int64_t run = i * kCodedRows / kRun * kRun; // its first row
       for (int64_t row = 0; row < kCodedRows; row += kTileRows) {
-        scan_tile<M>(panel, row, visit, run, found);
+        scan_tile<M>(panel, row, ahead, visit, run, found);
       }
     }
   }
@@ -116,7 +122,7 @@ class CodeScanner {
   // Rows [row, row + kTileRows) of a panel. Not inlined: the sums then stay in registers.
   template <int M>
   __attribute__((noinline)) void scan_tile(
-      Panel panel, int64_t row, const Visit& visit, int64_t run, Candidates& found) {
+      Panel panel, int64_t row, int64_t ahead, const Visit& visit, int64_t run, Candidates& found) {
     Ints::Lanes sum[M][kCodeVectors]; // a struct of them would not stay in registers
     UNROLLED for (int m = 0; m < M; ++m) {
       UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
@@ -125,7 +131,6 @@ class CodeScanner {
     }
     const uint8_t* codes = panel.codes() + 4 * row;
     const int32_t* query = queries_.codes.data();
-    const int64_t ahead = 2 * panel_bytes(p_.d);
     for (int64_t group = Panel::groups(p_.d); group > 0; --group, codes += Panel::kGroup, query += kQueries) {
       Ints rows[kCodeVectors];
       UNROLLED for (int v = 0; v < kCodeVectors; ++v) {

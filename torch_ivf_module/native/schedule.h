@@ -83,6 +83,7 @@ struct Visit {
   int64_t list;
   int64_t start; // of the list in the packed rows of the segment
   int64_t first, last; // rows, counted in the list
+  int64_t next; // list of the item after this one, or -1
 };
 
 struct Item {
@@ -122,7 +123,9 @@ class Block {
     const Item& rows = items[item];
     const Group& group = groups[rows.group];
     const int64_t start = p.segments[group.segment].offsets[group.list];
-    return {tasks.data() + group.first, group.count, group.segment, group.list, start, rows.first, rows.last};
+    const bool more = item + 1 < static_cast<int64_t>(items.size()) && groups[items[item + 1].group].segment == group.segment;
+    const int64_t next = more ? groups[items[item + 1].group].list : -1;
+    return {tasks.data() + group.first, group.count, group.segment, group.list, start, rows.first, rows.last, next};
   }
 
   // Estimated for one thread.

@@ -138,7 +138,7 @@ class TopK {
     uint8_t roundings; // of all scores
   };
 
-  Best best(int64_t query) {
+  Best best(int64_t query, std::vector<uint64_t>&) {
     const State& state = states_[query];
     if (state.count > k_) {
       shrink(query);
