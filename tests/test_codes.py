@@ -100,6 +100,17 @@ def test_few_rows_are_scored_exactly(nq, threads):
     assert stats["rows_read"] > 500 * nq
 
 
+def test_threads_of_one_search_share_nothing():
+    index, _, _ = _large()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        for seed in range(4):
+            same_with_codes(index, normal(1000, 64, seed=seed), 100)
+    finally:
+        torch.set_num_threads(before)
+
+
 def _large(**settings: Any) -> tuple[IndexIVFFlat, Tensor, Tensor]:
     x = normal(20_000, 64, seed=1)
     index = IndexIVFFlat(64, nlist=32, nprobe=4, **settings)
