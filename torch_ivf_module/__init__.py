@@ -17,7 +17,16 @@ from .averaging import AveragedModel
 from .checkpoint import load
 from .faiss_bridge import from_faiss, to_faiss
 from .graph import SearchGraph
-from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform, extensions
+from .index import (
+    IndexFlat,
+    IndexFlatIP,
+    IndexFlatL2,
+    IndexIVFFlat,
+    IndexIVFScalarQuantizer,
+    IndexPreTransform,
+    IndexScalarQuantizer,
+    extensions,
+)
 from .parallel import check_ddp, ignore_in_ddp
 from .params import SearchParams
 from .sharded import ShardedIndex
@@ -47,7 +56,9 @@ __all__ = [
     "IndexFlatIP",
     "IndexFlatL2",
     "IndexIVFFlat",
+    "IndexIVFScalarQuantizer",
     "IndexPreTransform",
+    "IndexScalarQuantizer",
     "SearchGraph",
     "SearchParams",
     "ShardedIndex",

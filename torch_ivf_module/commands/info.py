@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import AnyIndex, load
-from ..index import IndexIVFFlat, IndexPreTransform
+from ..index import IndexIVF, IndexPreTransform
 from .advice import nlist_for, nlist_range
 from .common import Reporter, add_json, shown_bytes
 
@@ -46,13 +46,13 @@ def facts_of(index: AnyIndex) -> dict[str, Any]:
     buffers = {name: buffer.nbytes for name, buffer in index.state_dict().items()}
     facts = {"class": type(index).__name__, **index.config(), "ntotal": index.ntotal, "next_id": int(index.next_id)}
     facts.update(is_trained=index.is_trained, bytes=buffers, advice=[])
-    if isinstance(index, IndexIVFFlat) and index.ntotal:
+    if isinstance(index, IndexIVF) and index.ntotal:
         facts["lists"] = _list_facts(index)
         facts["advice"] = _advice(index, facts["lists"])
     return facts
 
 
-def _list_facts(index: IndexIVFFlat) -> dict[str, Any]:
+def _list_facts(index: IndexIVF) -> dict[str, Any]:
     stats = index.list_stats()
     # Queries that fall as the vectors do fall into long lists more often.
     read = min(index.nprobe, stats.lists) * stats.imbalance * index.ntotal / stats.lists
@@ -70,7 +70,7 @@ def _histogram(sizes: Tensor) -> list[dict[str, int]]:
     return [{"from": n * width, "to": (n + 1) * width - 1, "lists": count} for n, count in enumerate(counts)]
 
 
-def _advice(index: IndexIVFFlat, lists: dict[str, Any]) -> list[str]:
+def _advice(index: IndexIVF, lists: dict[str, Any]) -> list[str]:
     """What someone who knows such indexes would say."""
     rows, nlist = index.ntotal, lists["lists"]
     fewest, most = nlist_range(rows)
