@@ -15,6 +15,7 @@ from . import _pytorch as _pytorch  # first, so that a missing PyTorch is told o
 from . import checkpoint, hub, plotting
 from .averaging import AveragedModel
 from .checkpoint import load
+from .factory import index_factory
 from .faiss_bridge import from_faiss, to_faiss
 from .graph import SearchGraph
 from .index import (
@@ -65,6 +66,7 @@ __all__ = [
     "check_ddp",
     "from_faiss",
     "ignore_in_ddp",
+    "index_factory",
     "load",
     "to_faiss",
     "tune",

@@ -37,8 +37,8 @@ class SearchGraph(nn.Module):
 
     It calls the functions that ``search_mode="matrix"`` calls, and reads nothing back from the device. So torch.compile
     makes one graph of it for every batch size, and torch.export, AOTInductor, ONNX and TorchScript can save it (see
-    `torch_ivf_module.export`). The vectors are the index's own buffers, and not in the ``state_dict`` of the graph; codes
-    are copied.
+    `torch_ivf_module.export`). The vectors are the index's own buffers, or a copy of its codes, and not in the
+    ``state_dict`` of the graph.
 
     Constant are `k`, `nprobe`, `max_codes`, and the maximum number of candidates of a query: the total length of the
     `nprobe` longest lists, which determines the time of every query. Vectors added later are not in the graph. A graph

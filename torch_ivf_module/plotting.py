@@ -33,6 +33,7 @@ def plot_list_sizes(index: IndexIVF | Tensor, ax: Any = None) -> Any:
     the extra `plot`) without matplotlib.
 
     >>> import torch
+    >>> from torch_ivf_module import IndexIVFFlat
     >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
     >>> index = IndexIVFFlat(16, nlist=16).fit(x)
     >>> index.add(x)

@@ -45,7 +45,9 @@ def facts_of(index: AnyIndex) -> dict[str, Any]:
         return {**facts_of(index.index), "class": type(index).__name__, "transform": steps, "d": index.d}
     buffers = {name: buffer.nbytes for name, buffer in index.state_dict().items()}
     facts = {"class": type(index).__name__, **index.config(), "ntotal": index.ntotal, "next_id": int(index.next_id)}
-    facts.update(is_trained=index.is_trained, bytes=buffers, advice=[])
+    rows = index.store.packed
+    each = rows.shape[1] * rows.element_size() + index.list_ids.element_size()
+    facts.update(is_trained=index.is_trained, bytes=buffers, bytes_per_vector=each, advice=[])
     if isinstance(index, IndexIVF) and index.ntotal:
         facts["lists"] = _list_facts(index)
         facts["advice"] = _advice(index, facts["lists"])
@@ -96,7 +98,7 @@ def _told(facts: dict[str, Any]) -> str:
     kind = f"{facts['class']}, metric {facts['metric']}"
     rows = [
         ("index", f"{facts['path']} ({shown_bytes(facts['file_bytes'])}): {kind}"),
-        ("vectors", f"{facts['ntotal']:,} of {facts['d']}, {facts['dtype']}; the next id is {facts['next_id']:,}"),
+        ("vectors", f"{facts['ntotal']:,} of {facts['d']}, {_stored_as(facts)}; the next id is {facts['next_id']:,}"),
         ("memory", f"{shown_bytes(sum(size.values()))}: {', '.join(parts) or 'empty'}"),
     ]
     if "transform" in facts:
@@ -109,6 +111,11 @@ def _told(facts: dict[str, Any]) -> str:
     names = [name for name, _ in rows]
     shown = ["" if name == before else name for name, before in zip(names, ["", *names], strict=False)]
     return "\n".join(f"{name:<9}{text}" for name, (_, text) in zip(shown, rows, strict=True))
+
+
+def _stored_as(facts: dict[str, Any]) -> str:
+    kind = facts["dtype"] if "dtype" in facts else f"codes of {facts['bits']} bits"
+    return f"{kind}, {facts['bytes_per_vector']:,} bytes each with its id"
 
 
 def _told_lists(facts: dict[str, Any]) -> list[tuple[str, str]]:

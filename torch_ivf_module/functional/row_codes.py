@@ -88,7 +88,12 @@ def _encoded(x: Tensor, bits: int) -> Tensor:
     if bits == 4:
         codes = torch.nn.functional.pad(codes, (0, x.shape[1] % 2)).unflatten(1, (-1, 2))
         codes = codes[:, :, 0] | (codes[:, :, 1] << 4)
-    return torch.cat([codes, _as_bytes(torch.cat([scale, least], 1))], 1)
+    return assembled(codes, torch.cat([scale, least], 1))
+
+
+def assembled(codes: Tensor, ranges: Tensor) -> Tensor:
+    """Coded rows (N, W) of codes (N, W - 8), two in a byte if they are of 4 bits, and scales and offsets (N, 2)."""
+    return torch.cat([codes, _as_bytes(ranges)], 1)
 
 
 def vectors_of(rows: Rows, d: int) -> Tensor:
