@@ -20,7 +20,7 @@ from ..params import DEFAULTS, SearchParams, positive
 from . import building, extensions, module, operator, reading, schema, searching, torch_ivf_compat, training, validation
 from .eager import eager, refuse_scripting
 from .integrity import CHECKSUMS
-from .row_format import FloatRows, row_format
+from .row_format import FloatRows, RowFormat
 from .store import ListStore
 
 Self = TypeVar("Self", bound="IndexBase")
@@ -47,22 +47,19 @@ class IndexBase(nn.Module):
 
     def __init__(
         self,
-        d: int,
+        format: RowFormat,
         *,
         metric: str,
         k: int = 10,
         search_mode: str = "auto",
         max_bytes: int = 256 << 20,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        bits: int | None = None,
     ) -> None:
-        """`bits` are those of codes; None is for rows of floats."""
         super().__init__()
-        self._format = row_format(positive(d, "d"), dtype, bits)
-        self.d = d
+        self._format = format
+        self.d = format.d
         self.metric = metrics.check_metric(metric)
-        for name, tensor in schema.empty(self._format, flat=self._flat, device=device).items():
+        for name, tensor in schema.empty(format, flat=self._flat, device=device).items():
             self.register_buffer(name, tensor)
         self.register_buffer(CHECKSUMS, torch.zeros(3, dtype=torch.int64, device=device), persistent=False)
         self._make_store()

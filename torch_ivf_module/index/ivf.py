@@ -20,6 +20,7 @@ from ..params import DEFAULTS, SearchParams, positive
 from . import extensions, training
 from .base import IndexBase
 from .eager import eager
+from .row_format import RowFormat
 
 Self = TypeVar("Self", bound="IndexIVF")
 
@@ -46,16 +47,16 @@ class IndexIVF(IndexBase):
 
     def __init__(
         self,
-        d: int,
-        nlist: int = 512,
-        nprobe: int | None = None,
-        metric: str = "l2",
+        format: RowFormat,
+        nlist: int,
+        nprobe: int | None,
+        metric: str,
         *,
         max_codes: int | None = None,
         list_ordering: str = "none",
         **settings: Any,
     ) -> None:
-        super().__init__(d, metric=metric, **settings)
+        super().__init__(format, metric=metric, **settings)
         self._wanted_nlist = positive(nlist, "nlist")
         self.nprobe = min(8, nlist) if nprobe is None else nprobe
         self.max_codes = max_codes

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .ivf import IndexIVF
+from .row_format import FloatRows
 
 
 class IndexIVFFlat(IndexIVF):
@@ -31,6 +34,13 @@ class IndexIVFFlat(IndexIVF):
     """
 
     def __init__(
-        self, d: int, nlist: int = 512, nprobe: int | None = None, metric: str = "l2", **settings: Any
+        self,
+        d: int,
+        nlist: int = 512,
+        nprobe: int | None = None,
+        metric: str = "l2",
+        *,
+        dtype: torch.dtype | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(d, nlist, nprobe, metric, **settings)
+        super().__init__(FloatRows(d, dtype or torch.float32), nlist, nprobe, metric, **settings)

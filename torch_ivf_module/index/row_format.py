@@ -183,13 +183,4 @@ class CodeRows:
                 raise ValueError(f"{text}, but row {start + int(bad[0])} has not")
 
 
-def row_format(d: int, dtype: torch.dtype | None, bits: int | None) -> RowFormat:
-    """Floats of a dtype, by default float32, or codes of so many bits. ValueError for both, or wrong ones."""
-    if bits is None:
-        return FloatRows(d, torch.float32 if dtype is None else dtype)
-    if dtype not in (None, torch.float32):
-        raise ValueError(f"dtype must be None or torch.float32, in which codes of {bits} bits are decoded, got {dtype}")
-    return CodeRows(d, bits)
-
-
 NAMES = (FloatRows.name, CodeRows.name)  # of the buffers of all formats

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .base import IndexBase
 from .ivf import IndexIVF
+from .row_format import CodeRows
 
 
 class IndexScalarQuantizer(IndexBase):
@@ -37,8 +40,10 @@ class IndexScalarQuantizer(IndexBase):
 
     _flat = True
 
-    def __init__(self, d: int, bits: int = 8, metric: str = "l2", **settings: Any) -> None:
-        super().__init__(d, metric=metric, bits=bits, **settings)
+    def __init__(
+        self, d: int, bits: int = 8, metric: str = "l2", *, dtype: torch.dtype | None = None, **settings: Any
+    ) -> None:
+        super().__init__(_codes(d, bits, dtype), metric=metric, **settings)
 
 
 class IndexIVFScalarQuantizer(IndexIVF):
@@ -70,6 +75,13 @@ class IndexIVFScalarQuantizer(IndexIVF):
         metric: str = "l2",
         *,
         bits: int = 8,
+        dtype: torch.dtype | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(d, nlist, nprobe, metric, bits=bits, **settings)
+        super().__init__(_codes(d, bits, dtype), nlist, nprobe, metric, **settings)
+
+
+def _codes(d: int, bits: int, dtype: torch.dtype | None) -> CodeRows:
+    if dtype not in (None, torch.float32):
+        raise ValueError(f"dtype must be None or torch.float32, in which codes are decoded, got {dtype}")
+    return CodeRows(d, bits)
