@@ -25,7 +25,8 @@ def to_faiss(index: IndexBase | IndexPreTransform) -> Any:
     float32 vectors give IndexFlat or IndexIVFFlat; float16 and bfloat16 ones IndexScalarQuantizer or
     IndexIVFScalarQuantizer, which hold them as they are. Codes of 8 or 4 bits give these classes with QT_8bit or
     QT_4bit: faiss has a range for each dimension instead of each vector, so vectors are decoded and encoded again,
-    which changes an entry by up to half of a 255th (8 bits) or a 15th of the range of its dimension. A flat index whose
+    which changes an entry by up to half of a 255th (8 bits) or a 15th of the range of its dimension; without vectors
+    such a quantizer is not trained. A flat index whose
     ids are not 0 .. N - 1 comes in an IndexIDMap2; cosine and `IndexPreTransform` come behind faiss's transforms, so
     that queries go in as they are here.
 
