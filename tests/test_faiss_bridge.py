@@ -110,6 +110,12 @@ def test_kind_and_settings(faiss, recipe, measure):
     assert (back.nlist, back.nprobe, back.max_codes, back.ntotal) == (16, 5, 321, ROWS)
 
 
+def test_a_flat_index_with_own_ids_reconstructs_by_them(faiss):
+    index = IndexFlatL2(D)
+    index.add_with_ids(normal(5, D), torch.arange(5) * 2 + 5)
+    assert to_faiss(index).reconstruct(9).tolist() == index.reconstruct(9).tolist()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("make", [lambda **s: IndexFlatL2(D, **s), lambda **s: IndexIVFFlat(D, nlist=8, **s)])
 def test_half_precision_round_trip_is_exact(faiss, make, dtype):

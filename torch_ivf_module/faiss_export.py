@@ -26,9 +26,8 @@ def to_faiss(index: IndexBase | IndexPreTransform) -> Any:
     IndexIVFScalarQuantizer, which hold them as they are. Codes of 8 or 4 bits give these classes with QT_8bit or
     QT_4bit: faiss has a range for each dimension instead of each vector, so vectors are decoded and encoded again,
     which changes an entry by up to half of a 255th (8 bits) or a 15th of the range of its dimension; without vectors
-    such a quantizer is not trained. A flat index whose
-    ids are not 0 .. N - 1 comes in an IndexIDMap2; cosine and `IndexPreTransform` come behind faiss's transforms, so
-    that queries go in as they are here.
+    such an index is not trained. A flat index whose ids are not 0 .. N - 1 comes in an IndexIDMap2; cosine and
+    `IndexPreTransform` come behind faiss's transforms, so that queries go in as they are here.
 
     Vectors are copied. faiss's own `add` numbers from `ntotal`: where ids have gaps, go on with `add_with_ids`. Raises
     TypeError for a transform that is not made of `nn.Linear` and `Normalize`, ImportError without faiss.
@@ -74,8 +73,8 @@ def _flat_to(faiss: Any, index: IndexBase) -> Any:
     if labelled is None:
         return theirs
     faiss.copy_array_to_vector(ids.numpy(), labelled.id_map)
-    labelled.construct_rev_map()
     labelled.ntotal = theirs.ntotal
+    labelled.construct_rev_map()  # of so many ids
     return labelled
 
 
