@@ -45,16 +45,15 @@ class Model:
 
     # -- changes -------------------------------------------------------------------------------------------
 
-    def as_stored(self, x: Tensor) -> Tensor:
-        """Rows x (n, d) in the storage dtype, or encoded and decoded; at unit length for cosine."""
+    def add(self, x: Tensor, ids: Tensor) -> None:
+        """Add rows x (n, d) in the storage dtype, or encoded and decoded; at unit length for cosine."""
         prepared = metrics.prepare(x, self.metric)
         if self.metric == "cosine":
             assert ((prepared.double() - unit(x)).abs() < 1e-6).all()
-        return prepared.to(self.dtype) if self.bits is None else decoded(encode(prepared, self.bits), self.d).float()
-
-    def add(self, stored: Tensor, ids: Tensor) -> None:
+        placed = prepared.to(self.dtype)
+        stored = placed if self.bits is None else decoded(encode(prepared, self.bits), self.d).float()
         self.stored = torch.cat([self.stored, stored])
-        self.placed = torch.cat([self.placed, stored.double()])
+        self.placed = torch.cat([self.placed, placed.double()])
         self.ids = torch.cat([self.ids, ids])
         self.unordered -= set(ids.tolist())
 

@@ -117,7 +117,8 @@ def faiss(folder: Path) -> dict:
 
 
 def main() -> None:
-    makers = {"ours": (ours, f"v{VERSION}"), "codes": (codes, f"codes-v{VERSION}"), "torch-ivf": (torch_ivf, "torch-ivf-0.1.1")}
+    own = {"ours": (ours, f"v{VERSION}"), "codes": (codes, f"codes-v{VERSION}")}
+    makers = {**own, "torch-ivf": (torch_ivf, "torch-ivf-0.1.1")}
     make, name = {**makers, "faiss": (faiss, "faiss-1.15.1")}[sys.argv[1]]
     folder = HERE / name
     if folder.exists():

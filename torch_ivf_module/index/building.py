@@ -169,12 +169,16 @@ def reset_parameters(self: IndexBase) -> None:
 
 
 def assign(store: ListStore, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Copies of vectors x (n, d) as they are stored, and the list (n,) that each is assigned to."""
+    """Copies of vectors x (n, d) as they are stored, and the list (n,) that each is assigned to.
+
+    That is the list nearest to the vector as it is stored, but before it is encoded.
+    """
     with torch.no_grad(), torch.autocast(store.device.type, enabled=False):
-        rows = store.format.stored(metrics.prepare(x, store.metric), "x", store.packed.dtype)
+        prepared = metrics.prepare(x, store.metric)
+        rows = store.format.stored(prepared, "x", store.packed.dtype)
         if store.flat:
             return rows, torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
-        return rows, nearest_lists(rows, store.coarse(), store.metric)
+        return rows, nearest_lists(rows if rows.is_floating_point() else prepared, store.coarse(), store.metric)
 
 
 def selected_ids(ids: Tensor, device: torch.device) -> Tensor:
