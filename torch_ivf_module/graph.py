@@ -129,7 +129,8 @@ class SearchGraph(nn.Module):
             lists: InvertedLists = self._tensors(InvertedLists, "list")
             return lists
         others = (getattr(self, _buffer("list", field)) for field in InvertedLists._fields[1:])
-        return InvertedLists(self._tensors(SplitRows, "row"), *others)
+        rows: Any = self._tensors(SplitRows, "row")  # which the functions of row_codes read like a tensor of rows
+        return InvertedLists(rows, *others)
 
     def coarse(self) -> Coarse:
         """The coarse quantizer."""

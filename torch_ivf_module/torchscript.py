@@ -79,7 +79,8 @@ class ScriptedLists(nn.Module):
         self.batch = max(1, graph.max_bytes // (BLOCK_BYTES * max(1, self.width)))
         self.selected = selected_at_a_time(self.width, candidate_count(graph.k))
         self.group, self.block, self.span, self.section, self.product = GROUP, BLOCK, SPAN, SECTION, PRODUCT_SCORES
-        packed, ranges = lists.packed, torch.empty(0, 2, dtype=torch.float32, device=lists.bias.device)
+        packed: Any = lists.packed
+        ranges = torch.empty(0, 2, dtype=torch.float32, device=lists.bias.device)
         self.coded = isinstance(packed, SplitRows)
         if isinstance(packed, SplitRows):
             packed, ranges = packed

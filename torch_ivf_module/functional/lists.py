@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class InvertedLists(NamedTuple):
     `prefixes` returns overlap.
     """
 
-    packed: Any  # (N, d) storage dtype, or coded rows (N, W) uint8, in graphs SplitRows; see row_codes
+    packed: Tensor  # (N, d) storage dtype, or coded rows (N, W) uint8; see row_codes, by whose functions it is read
     offsets: Tensor  # (L + 1,) int64
     ids: Tensor  # (N,) int64
     sizes: Tensor  # (L + 1,) int64: rows in each list, 0 in the last entry
