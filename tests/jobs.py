@@ -81,7 +81,7 @@ def same_answers(index: ShardedIndex, single: Any, rank: int, size: int, queries
     counts = [where.range_search(own, radii + ROUNDING)[0] for where in (index, single)]
     assert counts[0].tolist() == counts[1].tolist()
     radius = float(single.search(queries, 5)[0][:, -1].nanmedian())
-    lists = probed(single, own) if isinstance(single, IndexIVFFlat) else None
+    lists = None if single.store.flat else probed(single, own)
     check_range(index.range_search(own, radius), own, stored_rows(single), index.metric, radius, lists)
 
 

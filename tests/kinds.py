@@ -5,6 +5,7 @@ d dim.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -13,24 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from tests.datasets import PLAIN, normal
-from tests.oracle import agree
-from tests.problems import flat, shared
-from torch_ivf_module import IndexFlatL2, IndexIVFFlat
+from tests.oracle import agree, decoded
+from tests.problems import flat, flat_codes, shared
+from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexIVFScalarQuantizer, IndexScalarQuantizer
+from torch_ivf_module.functional.row_codes import encode
 
-BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]
+BUFFERS = ["centroids", "packed_embeddings", "list_offsets", "list_ids", "next_id"]  # of an index of floats
 
-KINDS = {"ivf": shared, "flat": flat}  # filled; each call gives an index, its vectors and queries
+# Filled; each call gives an index, its vectors and queries.
+KINDS = {"ivf": shared, "flat": flat, "codes": functools.partial(shared, bits=8), "flat codes": flat_codes}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def trained(d: int = 8, nlist: int = 4, **settings: Any) -> IndexIVFFlat:
+def trained(d: int = 8, nlist: int = 4, kind: Any = IndexIVFFlat, **settings: Any) -> Any:
     """A trained, empty inverted file that probes all its lists."""
-    index = IndexIVFFlat(d, nlist=nlist, nprobe=nlist, **settings)
+    index = kind(d, nlist=nlist, nprobe=nlist, **settings)
     index.train(normal(40 * nlist, d, seed=1))
     return index
 
 
-EMPTY = {"ivf": trained, "flat": lambda **settings: IndexFlatL2(8, **settings)}
+EMPTY = {
+    "ivf": trained,
+    "flat": lambda **settings: IndexFlatL2(8, **settings),
+    "codes": functools.partial(trained, kind=IndexIVFScalarQuantizer),
+    "flat codes": lambda **settings: IndexScalarQuantizer(8, **settings),
+}
 each_empty = pytest.mark.parametrize("empty", EMPTY.values(), ids=EMPTY)
 
 STORED = {
@@ -38,6 +46,9 @@ STORED = {
     "cosine": lambda: shared(PLAIN, "cosine"),
     "half": lambda: shared(PLAIN, "ip", torch.float16),
     "flat": lambda: flat(PLAIN, "l2"),
+    "codes": lambda: shared(PLAIN, "l2", bits=8),
+    "cosine codes": lambda: shared(PLAIN, "cosine", bits=4),
+    "flat codes": lambda: flat_codes(PLAIN, "ip"),
 }
 each_stored = pytest.mark.parametrize("kind", STORED)
 
@@ -56,13 +67,24 @@ class Deep(nn.Module):
         return self.memory["inner"].index
 
 
+def buffers_of(index: Any) -> list[str]:
+    """The entries of the state_dict of an index of any kind."""
+    return [BUFFERS[0], "packed_codes" if "bits" in index.config() else BUFFERS[1], *BUFFERS[2:]]
+
+
 def fresh(index: Any, **settings: Any) -> Any:
     """An empty index of the same kind and, unless `settings` say otherwise, of the same shape."""
-    settings = {"dtype": index.packed_embeddings.dtype, **settings}
-    if isinstance(index, IndexIVFFlat):
-        settings = {"nlist": index.nlist, "nprobe": index.nprobe, **settings}
-        return IndexIVFFlat(index.d, metric=index.metric, **settings)
-    return type(index)(index.d, **settings)
+    config = {**index.config(), "dtype": index.dtype}
+    if type(index) in (IndexFlatL2, IndexFlatIP):
+        del config["metric"]
+    return type(index)(**{**config, **settings})
+
+
+def as_stored(index: Any, x: Tensor) -> Tensor:
+    """The vectors (n, d) that an index stores of vectors x (n, d) by l2 or ip."""
+    if index.store.format.name == "packed_embeddings":
+        return x.to(index.dtype)
+    return decoded(encode(x, index.config()["bits"]), index.d).float()
 
 
 def same_answers(one: Any, other: Any, queries: Tensor) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,11 +47,22 @@ class Reach(NamedTuple):
 def stored_rows(index: Any) -> StoredRows:
     """The contents of any kind of index, from its state_dict."""
     state = index.state_dict()
-    ids, vectors = state["list_ids"].cpu(), state["packed_embeddings"].cpu().double()
+    rows = state.get("packed_embeddings")
+    vectors = decoded(state["packed_codes"].cpu(), index.d) if rows is None else rows.cpu().double()
+    ids = state["list_ids"].cpu()
     if "list_offsets" not in state:
         return StoredRows(ids, vectors, torch.zeros_like(ids))
     sizes = state["list_offsets"].cpu().diff()
     return StoredRows(ids, vectors, torch.repeat_interleave(torch.arange(len(sizes)), sizes))
+
+
+def decoded(rows: Tensor, d: int) -> Tensor:
+    """The vectors (N, d) of coded rows (N, W), whose values are float32."""
+    content = rows.numpy()
+    codes, ranges = content[:, :-8], np.frombuffer(content[:, -8:].tobytes(), "<f4").reshape(-1, 2)
+    if codes.shape[1] != d:
+        codes = np.stack([codes % 16, codes // 16], 2).reshape(len(codes), 2 * codes.shape[1])[:, :d]
+    return torch.from_numpy(codes.astype(np.float32) * ranges[:, :1] + ranges[:, 1:]).double()
 
 
 def unit(x: Tensor) -> Tensor:

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from tests.datasets import PLAIN, PROBLEMS, Problem, data
-from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
+from torch_ivf_module import (
+    IndexFlatIP,
+    IndexFlatL2,
+    IndexIVFFlat,
+    IndexIVFScalarQuantizer,
+    IndexScalarQuantizer,
+)
 from torch_ivf_module.functional.search import MODES as MODES  # the search modes
 
 METRICS = ("l2", "ip", "cosine")
@@ -24,6 +30,7 @@ each_metric = pytest.mark.parametrize("metric", METRICS)
 each_flat_metric = pytest.mark.parametrize("metric", ["l2", "ip"])  # of IndexFlatL2 and IndexFlatIP
 each_mode = pytest.mark.parametrize("mode", MODES)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_bits = pytest.mark.parametrize("bits", [8, 4])
 each_problem = pytest.mark.parametrize("case", PROBLEMS, ids=lambda case: case.name)
 
 
@@ -56,10 +63,11 @@ def defaults(device: str | None = None, dtype: torch.dtype | None = None) -> Ite
 def ivf(
     problem: Problem = PLAIN, metric: str = "l2", dtype: torch.dtype = torch.float32, **settings: Any
 ) -> Built:
-    """A new, trained and filled inverted file for a case."""
+    """A new, trained and filled inverted file for a case; with `bits` one of codes."""
     train, base, queries = data(problem, dtype)
     settings = {"nlist": problem.nlist, "nprobe": problem.nprobe, "k": problem.k, **settings}
-    index = IndexIVFFlat(problem.d, metric=metric, dtype=dtype, **settings)
+    kind = IndexIVFScalarQuantizer if "bits" in settings else IndexIVFFlat
+    index = kind(problem.d, metric=metric, dtype=dtype, **settings)
     with few_training_rows():
         index.train(train, niter=4)
     index.add(base)
@@ -67,15 +75,16 @@ def ivf(
 
 
 @functools.cache
-def _shared(problem: Problem, metric: str, dtype: torch.dtype) -> Built:
-    return ivf(problem, metric, dtype)
+def _shared(problem: Problem, metric: str, dtype: torch.dtype, **settings: Any) -> Built:
+    return ivf(problem, metric, dtype, **settings)
 
 
 def shared(
     problem: Problem = PLAIN, metric: str = "l2", dtype: torch.dtype = torch.float32, **settings: Any
 ) -> Built:
     """As `ivf`, but a copy of an index that is built once; `settings` are attributes to set (``nprobe=3``)."""
-    index, base, queries = _shared(problem, metric, dtype)
+    kind = {"bits": settings.pop("bits")} if "bits" in settings else {}
+    index, base, queries = _shared(problem, metric, dtype, **kind)
     index = deepcopy(index)
     for name, value in settings.items():
         setattr(index, name, value)
@@ -91,3 +100,10 @@ def flat(
     index.add(base)
     return Built(index, base, queries)
 
+
+def flat_codes(problem: Problem = PLAIN, metric: str = "l2", bits: int = 8, **settings: Any) -> Built:
+    """A new, filled exhaustive index of codes for a case."""
+    _, base, queries = data(problem)
+    index = IndexScalarQuantizer(problem.d, bits, metric, **settings)
+    index.add(base)
+    return Built(index, base, queries)

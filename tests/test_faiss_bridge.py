@@ -80,7 +80,7 @@ def gaps(D):
 @pytest.mark.parametrize("recipe", [*PLAIN, *SCALAR, *BEHIND, *NORMED, *LABELLED])
 def test_round_trip(faiss, recipe, measure, tmp_path):
     index = theirs(faiss, recipe, measure)
-    ours = from_faiss(index)
+    ours = from_faiss(index, codes=False)
     assert ours.ntotal == ROWS
     same_answers(ours, index)
     back = to_faiss(ours)
@@ -89,9 +89,9 @@ def test_round_trip(faiss, recipe, measure, tmp_path):
     # Through files of both libraries.
     faiss.write_index(index, str(tmp_path / "theirs.faiss"))
     opened = load(tmp_path / "theirs.faiss")
-    same_answers(opened, ours)
+    same_answers(opened, from_faiss(index))
     opened.save(tmp_path / "ours.pt")
-    same_answers(load(tmp_path / "ours.pt"), ours)
+    same_answers(load(tmp_path / "ours.pt"), opened)
 
 
 @pytest.mark.parametrize("recipe", ["Flat", "IVF16,Flat", "IVF16,SQfp16"])
@@ -108,6 +108,12 @@ def test_kind_and_settings(faiss, recipe, measure):
     assert (ours.nlist, ours.nprobe, ours.max_codes) == (16, 5, 321)
     back = to_faiss(ours)
     assert (back.nlist, back.nprobe, back.max_codes, back.ntotal) == (16, 5, 321, ROWS)
+
+
+def test_a_flat_index_with_own_ids_reconstructs_by_them(faiss):
+    index = IndexFlatL2(D)
+    index.add_with_ids(normal(5, D), torch.arange(5) * 2 + 5)
+    assert to_faiss(index).reconstruct(9).tolist() == index.reconstruct(9).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -224,7 +230,7 @@ def test_vectors_move_to_their_exact_lists_after_an_approximate_quantizer(faiss,
         coarse.hnsw.efSearch = coarse.hnsw.efConstruction = 1
     index.train(x.numpy())
     index.add(x.numpy())
-    ours = from_faiss(index)
+    ours = from_faiss(index, codes=False)
     assert sorted(ours.list_ids.tolist()) == list(range(3000))
     # Each vector is in the list of its nearest centroid, and has the value that faiss decodes.
     centroids = torch.from_numpy(coarse.reconstruct_n(0, index.nlist)).double()
@@ -265,6 +271,7 @@ def test_lists_of_an_exact_coarse_quantizer_do_not_change(faiss, measure):
 def test_the_default_device_and_dtype_have_no_effect(faiss, recipe, tmp_path):
     index = theirs(faiss, recipe, faiss.METRIC_INNER_PRODUCT)
     expected = from_faiss(index)
+    again = to_faiss(expected)
     faiss.write_index(index, str(tmp_path / "theirs.faiss"))
     for settings in ({"device": "meta"}, {"dtype": torch.float64}):
         with defaults(**settings):
@@ -276,7 +283,7 @@ def test_the_default_device_and_dtype_have_no_effect(faiss, recipe, tmp_path):
             for name, tensor in expected.state_dict().items():
                 assert torch.equal(found.state_dict()[name], tensor)
                 assert found.state_dict()[name].dtype == tensor.dtype
-        same_answers(back, index)
+        same_answers(back, again)
 
 
 def test_other_metrics_and_mixed_metrics_are_refused(faiss):

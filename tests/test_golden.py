@@ -59,7 +59,8 @@ def test_the_default_device_and_dtype_have_no_effect(path, settings, request):
 
 
 def test_every_version_has_golden_files():
-    assert [f"v{number}" for number in range(1, VERSION + 1)] == sorted(p.name for p in HERE.glob("v*"))
+    for kind in ("v", "codes-v"):
+        assert [f"{kind}{number}" for number in range(1, VERSION + 1)] == sorted(p.name for p in HERE.glob(f"{kind}*"))
 
 
 def test_an_old_model_loads_into_a_new_one():

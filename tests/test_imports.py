@@ -27,7 +27,7 @@ LEVELS = [
     ("params",),
     ("index",),
     ("graph", "torchscript", "parallel", "averaging", "dcp", "sharded"),
-    ("faiss_bridge", "faiss_export", "torch_ivf_bridge"),
+    ("faiss_bridge", "faiss_codes", "faiss_export", "torch_ivf_bridge", "factory"),
     ("checkpoint", "tune"),
     ("hub", "export", "plotting"),
     ("__init__",),

@@ -11,7 +11,7 @@ from tests.kinds import BUFFERS, STORED, Deep, each_stored, fresh, same_answers
 from tests.oracle import check, probed, stored_rows
 from tests.problems import few_training_rows, shared
 from tests.states import same_state, snapshot, unchanged
-from torch_ivf_module import IndexIVFFlat
+from torch_ivf_module.index import IndexIVF
 
 NESTINGS = {
     "alone": (lambda index: index, lambda module: module),
@@ -31,7 +31,7 @@ TARGETS = {
 
 def _filled(index):
     with few_training_rows():
-        if isinstance(index, IndexIVFFlat):
+        if isinstance(index, IndexIVF):
             index.train(normal(200, index.d, seed=5))
     index.add(normal(123, index.d, seed=6))
     index.search(normal(2, index.d), 1)
@@ -56,7 +56,7 @@ def test_load_state_dict(kind, nesting, target, strict, assign):
     loaded = unwrap(module)
     assert same_state(snapshot(module), snapshot(source))
     assert loaded.ntotal == index.ntotal
-    if isinstance(index, IndexIVFFlat):
+    if isinstance(index, IndexIVF):
         assert loaded.nlist == index.nlist
         loaded.nprobe = index.nprobe
     same_answers(loaded, index, queries)

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from tests.datasets import PLAIN, normal
-from tests.kinds import BUFFERS, STORED, Deep, each_stored, fresh, same_answers
+from tests.kinds import BUFFERS, STORED, Deep, buffers_of, each_stored, fresh, same_answers
 from tests.oracle import agree, check, probed, stored_rows
 from tests.problems import DTYPES, each_metric, shared
 from tests.states import same_state, settings_of, snapshot, unchanged
-from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
+from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexScalarQuantizer
 
 # --- buffers --------------------------------------------------------------------------------------------------
 
@@ -25,37 +25,45 @@ def test_state_dict_has_exactly_the_documented_buffers(kind):
     index, _, queries = STORED[kind]()
     index.search(queries, 3)
     index.range_search(queries, 1.0)
-    assert list(index.state_dict()) == BUFFERS
-    assert set(dict(index.named_buffers())) >= set(BUFFERS)
+    names = buffers_of(index)
+    assert list(index.state_dict()) == names
+    assert set(dict(index.named_buffers())) >= set(names)
     assert not list(index.parameters())
     state = index.state_dict()
     lists = len(state["list_offsets"]) - 1
     assert state["centroids"].dtype == torch.float32
     assert state["centroids"].shape[1] == index.d
-    assert state["packed_embeddings"].shape == (index.ntotal, index.d)
+    width = {"packed_embeddings": index.d, "packed_codes": index.d * index.config().get("bits", 0) // 8 + 8}[names[1]]
+    assert state[names[1]].shape == (index.ntotal, width)
     assert state["list_offsets"].dtype == state["list_ids"].dtype == state["next_id"].dtype == torch.int64
     assert state["list_ids"].shape == (index.ntotal,)
     assert state["next_id"].shape == ()
     assert int(state["next_id"]) == index.ntotal
     assert state["list_offsets"][-1] == index.ntotal
-    if kind != "flat":
+    if not index.store.flat:
         assert lists == index.nlist == len(state["centroids"])
     for name, value in state.items():
         assert torch.equal(getattr(index, name), value)
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: IndexIVFFlat(8, nlist=4), lambda: IndexFlatL2(8), lambda: IndexFlatIP(8)]
+    "make",
+    [
+        lambda: IndexIVFFlat(8, nlist=4),
+        lambda: IndexFlatL2(8),
+        lambda: IndexFlatIP(8),
+        lambda: IndexScalarQuantizer(8),
+    ],
 )
 def test_buffers_of_a_new_index_are_empty_tensors(make):
     index = make()
     state = index.state_dict()
-    assert list(state) == BUFFERS
-    for name in ("centroids", "packed_embeddings", "list_ids"):
+    assert list(state) == buffers_of(index)
+    for name in ("centroids", buffers_of(index)[1], "list_ids"):
         assert state[name].numel() == 0
     assert int(state["next_id"]) == 0
     assert index.ntotal == 0
-    assert index.is_trained == isinstance(index, (IndexFlatL2, IndexFlatIP))
+    assert index.is_trained == index.store.flat
 
 
 def test_a_parent_that_reads_the_buffers_sees_pending_rows():

@@ -62,7 +62,7 @@ def test_the_curve_shows_all_settings_and_the_chosen_one(axes):
 
 
 def test_errors_of_plotting_name_the_argument(axes):
-    with pytest.raises(TypeError, match="index must be an IndexIVFFlat or the sizes of its lists, got list"):
+    with pytest.raises(TypeError, match="index must be an inverted file or the sizes of its lists, got list"):
         plot_list_sizes([1, 2], axes)
     with pytest.raises(RuntimeError, match="train it"):
         IndexIVFFlat(8, nlist=4).plot(axes)

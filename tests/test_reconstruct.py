@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.datasets import PLAIN, normal
-from tests.kinds import KINDS, each_empty, each_kind, pending_removals, trained
+from tests.kinds import KINDS, as_stored, each_empty, each_kind, pending_removals, trained
 from tests.oracle import comparable
 from tests.problems import each_dtype, each_metric, flat, shared
 from tests.states import unchanged
@@ -48,13 +48,14 @@ def test_reconstructed_rows_are_copies(kind):
 @each_empty
 def test_reconstruct_of_unknown_and_duplicate_ids(empty):
     index = empty()
-    x = normal(9, 8)
+    given = normal(9, 8)
+    x = as_stored(index, given)
     with pytest.raises(KeyError, match="0"):
         index.reconstruct(0)
-    index.add_with_ids(x[:4], torch.tensor([5, -3, 5, 5]))
+    index.add_with_ids(given[:4], torch.tensor([5, -3, 5, 5]))
     assert torch.equal(index.reconstruct(5), x[3])
     index.state_dict()
-    index.add_with_ids(x[4:6], torch.tensor([5, 6]))
+    index.add_with_ids(given[4:6], torch.tensor([5, 6]))
     assert torch.equal(index.reconstruct(5), x[4])
     index.state_dict()
     assert torch.equal(index.reconstruct(5), x[4])

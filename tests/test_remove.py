@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.datasets import PLAIN, normal, problem
-from tests.kinds import KINDS, each_empty, each_kind, pending_removals
+from tests.kinds import KINDS, as_stored, each_empty, each_kind, pending_removals
 from tests.oracle import agree, check, check_range, probed, stored_rows
 from tests.problems import each_metric, each_mode, shared
 from tests.states import unchanged
@@ -44,8 +44,8 @@ def test_remove(kind, how):
     assert index.ntotal == len(base) - count
     ids, vectors, _ = stored_rows(index)
     assert torch.equal(ids.sort().values, (~removed).nonzero()[:, 0])
-    assert torch.equal(vectors, base.double()[ids])
-    lists = probed(index, queries) if kind == "ivf" else None
+    assert torch.equal(vectors, as_stored(index, base).double()[ids])
+    lists = probed(index, queries) if not index.store.flat else None
     check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, lists)
     index.add(base[:1])
     assert int(index.list_ids.max()) == len(base)
@@ -83,7 +83,7 @@ def test_reset_removes_the_vectors_and_keeps_the_centroids(kind):
     assert index.list_ids.sort().values.tolist() == list(range(len(base))), (
         "numbered from 0 again, as in faiss"
     )
-    lists = probed(index, queries) if kind == "ivf" else None
+    lists = probed(index, queries) if not index.store.flat else None
     check(index.search(queries, 10), queries, stored_rows(index), "l2", 10, lists)
 
 
@@ -98,12 +98,15 @@ def test_update_replaces_the_vectors_of_ids(kind):
     assert int(index.next_id) == numbering
     expected = base.clone()
     expected[ids] = new
+    expected = as_stored(index, expected)
     now = stored_rows(index)
     assert torch.equal(now.vectors, expected.double()[now.ids])
-    lists = probed(index, queries) if kind == "ivf" else None
+    lists = probed(index, queries) if not index.store.flat else None
     check(index.search(queries, 10), queries, now, "l2", 10, lists)
-    if kind == "ivf":
-        assert probed(index, now.vectors.float(), nprobe=1).allowed[torch.arange(len(base)), now.lists].all()
+    if not index.store.flat:
+        given = base.clone()
+        given[ids] = new
+        assert probed(index, given[now.ids], nprobe=1).allowed[torch.arange(len(base)), now.lists].all()
     index.update(ids[:0], new[:0])
 
 
@@ -112,8 +115,8 @@ def test_update_right_after_an_add(kind):
     index, base, _ = KINDS[kind]()
     index.add(base[:3])
     index.update(torch.tensor([len(base) + 1]), base[7:8])
-    assert torch.equal(index.reconstruct(len(base) + 1), base[7])
-    assert torch.equal(index.reconstruct(len(base) + 2), base[2])
+    assert torch.equal(index.reconstruct(len(base) + 1), as_stored(index, base[7:8])[0])
+    assert torch.equal(index.reconstruct(len(base) + 2), as_stored(index, base[2:3])[0])
 
 
 # --- deleted rows before packing ------------------------------------------------------------------------------
@@ -172,7 +175,7 @@ def test_many_deleted_rows_are_packed_at_once(kind):
     assert pending_removals(index)
     index.remove_ids(torch.arange(len(base) // 8 + 8))
     assert not pending_removals(index)
-    assert index.store.buffers["packed_embeddings"].shape[0] == index.ntotal
+    assert index.store.packed.shape[0] == index.ntotal
 
 
 @each_kind

@@ -52,7 +52,7 @@ def calls_and_frames(call: Any) -> tuple[list[str], int]:
     return names, deepest
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["ivf", "flat"])  # which the kernel searches
 def test_a_search_makes_few_calls(kind):
     if not native.available():
         pytest.skip("counted for the kernel")

@@ -15,9 +15,19 @@ from . import _pytorch as _pytorch  # first, so that a missing PyTorch is told o
 from . import checkpoint, hub, plotting
 from .averaging import AveragedModel
 from .checkpoint import load
+from .factory import index_factory
 from .faiss_bridge import from_faiss, to_faiss
 from .graph import SearchGraph
-from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform, extensions
+from .index import (
+    IndexFlat,
+    IndexFlatIP,
+    IndexFlatL2,
+    IndexIVFFlat,
+    IndexIVFScalarQuantizer,
+    IndexPreTransform,
+    IndexScalarQuantizer,
+    extensions,
+)
 from .parallel import check_ddp, ignore_in_ddp
 from .params import SearchParams
 from .sharded import ShardedIndex
@@ -47,13 +57,16 @@ __all__ = [
     "IndexFlatIP",
     "IndexFlatL2",
     "IndexIVFFlat",
+    "IndexIVFScalarQuantizer",
     "IndexPreTransform",
+    "IndexScalarQuantizer",
     "SearchGraph",
     "SearchParams",
     "ShardedIndex",
     "check_ddp",
     "from_faiss",
     "ignore_in_ddp",
+    "index_factory",
     "load",
     "to_faiss",
     "tune",

@@ -15,10 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from . import faiss_bridge, torch_ivf_bridge
-from ._arrays import finite_in_dtype
 from ._files import replace
 from ._optional import require
-from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
+from .index import (
+    IndexFlat,
+    IndexFlatIP,
+    IndexFlatL2,
+    IndexIVFFlat,
+    IndexIVFScalarQuantizer,
+    IndexPreTransform,
+    IndexScalarQuantizer,
+    row_format,
+)
 from .index.base import IndexBase
 from .index.coding import Setting, checked_codes
 from .index.pre_transform import Normalize
@@ -26,7 +34,10 @@ from .index.pre_transform import Normalize
 FORMAT = "torch_ivf_module"
 VERSION = 1
 NEEDS = "0.1.0"  # the first release that reads VERSION; written into the file, for the errors of older ones
-PLAIN: dict[str, type[IndexBase]] = {c.__name__: c for c in (IndexFlat, IndexFlatL2, IndexFlatIP, IndexIVFFlat)}
+PLAIN: dict[str, type[IndexBase]] = {
+    kind.__name__: kind
+    for kind in (IndexFlat, IndexFlatL2, IndexFlatIP, IndexIVFFlat, IndexScalarQuantizer, IndexIVFScalarQuantizer)
+}
 _TRIES = 20  # of reading a file that is being replaced meanwhile
 CLASSES = (*PLAIN, IndexPreTransform.__name__)
 
@@ -140,7 +151,7 @@ def _open(path: Path, mmap: bool) -> AnyIndex:
         if torch_ivf_bridge.is_state(about):
             return _reading(path, lambda: torch_ivf_bridge.from_state(about))
         tensors = about.get("state")
-    return _reading(path, lambda: _checked(path, about, tensors, unread="packed_embeddings" if mmap else None))
+    return _reading(path, lambda: _checked(path, about, tensors, unread=row_format.NAMES if mmap else ()))
 
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
@@ -174,8 +185,9 @@ def _read_safetensors(path: Path, mmap: bool) -> tuple[Mapping[str, Any], dict[s
     return about, tensors if mmap else {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def _checked(path: Path, about: Mapping[str, Any], tensors: object, unread: str | None) -> AnyIndex:
-    """The index that a file describes, if all of it is sound; the digest of a buffer named `unread` is left alone."""
+def _checked(path: Path, about: Mapping[str, Any], tensors: object, unread: tuple[str, ...]) -> AnyIndex:
+    """The index that a file describes, if all of it is sound; the digests of buffers named in `unread` are left alone.
+    """
     if about.get("format") != FORMAT or not isinstance(tensors, dict):
         raise BadFile(f"{path} was not written by torch_ivf_module")
     version = about.get("version")
@@ -190,12 +202,13 @@ def _checked(path: Path, about: Mapping[str, Any], tensors: object, unread: str 
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.device.type != "cpu" or not tensor.is_contiguous():
             raise BadFile(f"{path} is damaged: {name} is no plain tensor")
-        if name.rpartition(".")[2] != unread and digests[name] != _digest(tensor):
+        if name.rpartition(".")[2] not in unread and digests[name] != _digest(tensor):
             raise BadFile(f"{path} is damaged: {name} does not match its checksum")
     index = rebuilt(about)
     index.load_state_dict(tensors, assign=True)
-    if unread is None:
-        finite_in_dtype(_plain(index).packed_embeddings, "packed_embeddings")
+    if not unread:
+        store = _plain(index).store
+        store.format.check_values(store.packed)
     return index
 
 
@@ -229,7 +242,8 @@ def rebuilt(about: Mapping[str, Any]) -> AnyIndex:
         return IndexPreTransform(config["d"], nn.Sequential(*steps).requires_grad_(False), inner)
     if name not in PLAIN:
         raise ValueError(f"it holds a {name!r}, this release knows {', '.join(CLASSES)}")
-    config["dtype"] = getattr(torch, config["dtype"])
+    if "dtype" in config:
+        config["dtype"] = getattr(torch, config["dtype"])
     if name in (IndexFlatL2.__name__, IndexFlatIP.__name__):
         del config["metric"]
     return PLAIN[name](**config, device="meta")

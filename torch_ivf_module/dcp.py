@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from .index import schema
+from .index import row_format, schema
 
 
 class IndexLoadPlanner(DefaultLoadPlanner):
@@ -57,10 +57,11 @@ def _resize(held: Any, metadata: Metadata, prefix: str) -> None:
     if not isinstance(held, dict):
         return
     held_names = [key for key in held if isinstance(key, str)]
-    parents = [key.removesuffix(schema.NAMES[0]) for key in held_names if key.rpartition(".")[2] == schema.NAMES[0]]
-    parents = [parent for parent in parents if all(parent + name in held for name in schema.NAMES)]
-    for parent in parents:
-        for name in schema.NAMES:
+    parents = [key.removesuffix("centroids") for key in held_names if key.rpartition(".")[2] == "centroids"]
+    kinds = [schema.names(rows) for rows in row_format.NAMES]
+    found = [(parent, kind) for parent in parents for kind in kinds if all(parent + name in held for name in kind)]
+    for parent, kind in found:
+        for name in kind:
             saved = metadata.state_dict_metadata.get(prefix + parent + name)
             old = held.get(parent + name)
             if isinstance(saved, TensorStorageMetadata) and old is not None and old.shape != saved.size:

@@ -14,10 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._arrays import finite
 from ._optional import require
+from .faiss_codes import CPU, Unsupported, rows_of, storage
 from .faiss_export import to_faiss
-from .index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
+from .functional.lists import pack
+from .functional.probe import coarse_of, nearest_lists
+from .index import (
+    IndexFlat,
+    IndexFlatIP,
+    IndexFlatL2,
+    IndexIVFFlat,
+    IndexIVFScalarQuantizer,
+    IndexPreTransform,
+    IndexScalarQuantizer,
+)
 from .index.base import IndexBase
 from .index.pre_transform import Normalize
 
@@ -29,35 +39,19 @@ WORKS = (
 )
 
 
-# The scalar quantizers whose decoded vectors are what faiss computes distances to.
-QUANTIZERS = (
-    "QT_8bit",
-    "QT_4bit",
-    "QT_6bit",
-    "QT_8bit_uniform",
-    "QT_4bit_uniform",
-    "QT_8bit_direct",
-    "QT_8bit_direct_signed",
-    "QT_fp16",
-    "QT_bf16",
-)
-
-
-CPU = torch.device("cpu")  # where faiss's vectors go, whatever the default device
-
-
-class Unsupported(TypeError):
-    """No counterpart here; the text says what works."""
-
-
-def from_faiss(index: Any) -> IndexBase | IndexPreTransform:
+def from_faiss(index: Any, *, codes: bool = True) -> IndexBase | IndexPreTransform:
     """The index that answers as a faiss index does, with the same ids.
 
     Parameters
     ----------
-    index : one of WORKS. Vectors behind a scalar quantizer are decoded: to float16 or bfloat16 where that is how faiss
-        holds them, to float32 otherwise. Linear transforms (PCA, OPQ, rotations, centring, remapped dimensions) become
-        `nn.Linear`; L2 normalisation before an inner product becomes metric "cosine".
+    index : one of WORKS. Vectors that faiss holds as float16 or bfloat16 stay as they are. Linear transforms (PCA, OPQ,
+        rotations, centring, remapped dimensions) become `nn.Linear`; L2 normalisation before an inner product becomes
+        metric "cosine".
+    codes : whether vectors behind a scalar quantizer of 8, 6 or 4 bits become codes of 8, 8 or 4 bits again. Those of
+        QT_8bit_uniform, QT_4bit_uniform and QT_8bit_direct are kept, up to float32 rounding, if they are not of
+        residuals. In others each dimension has a range, but in `IndexScalarQuantizer` each vector has: they are decoded
+        and encoded again, which changes an entry by up to half of a 255th (8 bits) or a 15th of the range of its
+        vector. False decodes them to float32: the same answers as faiss, in four times the memory.
 
     Vectors are copied, to the CPU. What only speeds faiss up (a direct map, a graph over the centroids) is left behind.
     Lists are taken over as they are where the coarse quantizer is an IndexFlat. Any other is approximate and may have
@@ -74,22 +68,22 @@ def from_faiss(index: Any) -> IndexBase | IndexPreTransform:
     faiss = require("faiss", "faiss")
     if not isinstance(index, faiss.Index):
         raise Unsupported(f"index must be a faiss index, got {type(index).__name__}")
-    return _converted(faiss, index, None)
+    return _converted(faiss, index, None, codes)
 
 
-def _converted(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase | IndexPreTransform:
+def _converted(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> IndexBase | IndexPreTransform:
     """`index` as ours; `ids` (N,) are the labels of what it takes for ids 0 .. N - 1, from a map around it."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexIDMap):  # and IndexIDMap2
         labels = torch.from_numpy(faiss.vector_to_array(index.id_map))
-        return _converted(faiss, index.index, labels if ids is None else ids[labels])
+        return _converted(faiss, index.index, labels if ids is None else ids[labels], codes)
     if isinstance(index, faiss.IndexPreTransform):
-        return _behind_transforms(faiss, index, _converted(faiss, index.index, ids))
+        return _behind_transforms(faiss, index, _converted(faiss, index.index, ids, codes))
     # Exactly these, as in _is_flat.
     if type(index) in (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer):
-        return _ivf(faiss, index, ids)
+        return _ivf(faiss, index, ids, codes)
     if _is_flat(faiss, index) or type(index) is faiss.IndexScalarQuantizer:
-        return _flat(faiss, index, ids)
+        return _flat(faiss, index, ids, codes)
     raise Unsupported(f"faiss's {type(index).__name__} has no counterpart here; these do: {WORKS}")
 
 
@@ -100,41 +94,42 @@ def _metric(faiss: Any, index: Any) -> str:
     return names[index.metric_type]
 
 
-def _flat(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase:
+def _flat(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> IndexBase:
     metric = _metric(faiss, index)
-    dtype, decode = _codec(faiss, index)
-    codes = faiss.vector_to_array(index.codes).reshape(index.ntotal, index.sa_code_size())
-    ours = (IndexFlatL2 if metric == "l2" else IndexFlatIP)(index.d, dtype=dtype, device=CPU)
-    rows = decode(codes)
-    ours.add_with_ids(rows, torch.arange(rows.shape[0], device=CPU) if ids is None else ids)
+    quantizer, settings = storage(faiss, index, codes)
+    if "bits" in settings:
+        ours: IndexBase = IndexScalarQuantizer(index.d, metric=metric, device=CPU, **settings)
+    else:
+        ours = (IndexFlatL2 if metric == "l2" else IndexFlatIP)(index.d, device=CPU, **settings)
+    stored = faiss.vector_to_array(index.codes).reshape(index.ntotal, index.sa_code_size())
+    rows = rows_of(faiss, index, quantizer, ours, stored)
+    labels = torch.arange(rows.shape[0], device=CPU) if ids is None else ids
+    offsets = torch.tensor([0, rows.shape[0]], device=CPU)
+    _load(ours, torch.empty(0, index.d, dtype=torch.float32, device=CPU), rows, offsets, labels)
     return ours
 
 
-def _ivf(faiss: Any, index: Any, ids: Tensor | None) -> IndexBase:
+def _ivf(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> IndexBase:
     metric = _metric(faiss, index)
     if index.quantizer.metric_type != index.metric_type:
         raise Unsupported("index chooses lists by another metric than it ranks by; here the two are the same")
-    dtype, decode = _codec(faiss, index)
-    settings = dict(nlist=index.nlist, nprobe=index.nprobe, max_codes=index.max_codes)
-    ours = IndexIVFFlat(index.d, metric=metric, dtype=dtype, device=CPU, **settings)
+    quantizer, settings = storage(faiss, index, codes)
+    settings |= dict(nlist=index.nlist, nprobe=index.nprobe, max_codes=index.max_codes)
+    kind = IndexIVFScalarQuantizer if "bits" in settings else IndexIVFFlat
+    ours: IndexBase = kind(index.d, metric=metric, device=CPU, **settings)
     if not index.is_trained:
         return ours
-    quantizer = faiss.downcast_index(index.quantizer)
-    centroids = torch.from_numpy(_plain(quantizer.reconstruct_n(0, index.nlist)))
-    rows, offsets, labels = _lists(faiss, index, centroids, decode, dtype)
-    finite(rows, "index")
+    coarse = faiss.downcast_index(index.quantizer)
+    centroids = torch.from_numpy(_plain(coarse.reconstruct_n(0, index.nlist)))
+    rows, offsets, labels = _lists(faiss, index, quantizer, ours, centroids)
     if ids is not None:
         if labels.shape[0] and not 0 <= int(labels.min()) <= int(labels.max()) < ids.shape[0]:
             raise ValueError("index maps fewer ids than it holds, as IndexIDMap does over an IVF after remove_ids")
         labels = ids[labels]
-    try:
-        if _is_flat(faiss, quantizer):
-            _load(ours, centroids, rows, offsets, labels)
-        else:
-            _load(ours, centroids, rows[:0], torch.zeros_like(offsets), labels[:0])
-            ours.add_with_ids(rows, labels)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"index cannot be taken over: {error}") from error
+    if not _is_flat(faiss, coarse):
+        nearest = nearest_lists(rows, coarse_of(centroids, metric), metric)
+        rows, offsets, labels = pack(rows, labels, nearest, index.nlist)
+    _load(ours, centroids, rows, offsets, labels)
     return ours
 
 
@@ -143,43 +138,30 @@ def _is_flat(faiss: Any, index: Any) -> bool:
     return type(index) in (faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP)
 
 
-def _load(ours: IndexIVFFlat, centroids: Tensor, rows: Tensor, offsets: Tensor, ids: Tensor) -> None:
-    ours.load_state_dict({"centroids": centroids, "packed_embeddings": rows, "list_offsets": offsets, "list_ids": ids})
+def _load(ours: IndexBase, centroids: Tensor, rows: Tensor, offsets: Tensor, ids: Tensor) -> None:
+    state = {"centroids": centroids, ours.store.format.name: rows, "list_offsets": offsets, "list_ids": ids}
+    try:
+        ours.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"index cannot be taken over: {error}") from error
 
 
-def _lists(faiss: Any, index: Any, centroids: Tensor, decode: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The inverted lists of a faiss index: vectors, offsets and ids."""
+def _lists(
+    faiss: Any, index: Any, quantizer: str | None, ours: IndexBase, centroids: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverted lists of a faiss index: rows as `ours` stores them, offsets and ids."""
     tools = require("faiss.contrib.inspect_tools", "faiss")
     sizes = [index.invlists.list_size(number) for number in range(index.nlist)]
     offsets = torch.tensor([0, *itertools.accumulate(sizes)], device=CPU)
-    packed = torch.empty(sum(sizes), index.d, dtype=dtype, device=CPU)
+    like = ours.store.packed
+    packed = torch.empty(sum(sizes), like.shape[1], dtype=like.dtype, device=CPU)
     ids = torch.empty(sum(sizes), dtype=torch.int64, device=CPU)
     for number, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
         if end > start:
             labels, codes = tools.get_invlist(index.invlists, number)
-            rows = decode(codes)
-            packed[start:end] = rows + centroids[number] if _by_residual(faiss, index) else rows
+            packed[start:end] = rows_of(faiss, index, quantizer, ours, codes, centroids[number])
             ids[start:end] = torch.from_numpy(labels)
     return packed, offsets, ids
-
-
-def _by_residual(faiss: Any, index: Any) -> bool:
-    """Whether the codes of an inverted file are those of differences from the centroid."""
-    return isinstance(index, faiss.IndexIVFScalarQuantizer) and bool(index.by_residual)
-
-
-def _codec(faiss: Any, index: Any) -> tuple[torch.dtype, Any]:
-    """The dtype to store decoded vectors in, and the function from codes (n, bytes) to vectors (n, d)."""
-    sq = getattr(index, "sq", None)
-    if sq is None:
-        return torch.float32, lambda codes: torch.from_numpy(codes.view(np.float32))
-    names = {getattr(faiss.ScalarQuantizer, name, None): name for name in QUANTIZERS}
-    if sq.qtype not in names:
-        known = ", ".join(QUANTIZERS)
-        raise Unsupported(f"index has faiss's scalar quantizer {sq.qtype}, which is not decoded here: {known} are")
-    halves = {faiss.ScalarQuantizer.QT_fp16: torch.float16, faiss.ScalarQuantizer.QT_bf16: torch.bfloat16}
-    dtype = torch.float32 if _by_residual(faiss, index) else halves.get(sq.qtype, torch.float32)
-    return dtype, lambda codes: torch.from_numpy(sq.decode(np.ascontiguousarray(codes)))
 
 
 def _plain(array: Any) -> Any:
@@ -230,7 +212,7 @@ def _step(faiss: Any, transform: Any) -> nn.Linear | Normalize:
 def _as_cosine(inner: IndexBase) -> IndexBase:
     """The index by inner product whose vectors and queries were normalised, as one by cosine."""
     config = {**inner.config(), "metric": "cosine", "dtype": inner.dtype, "device": inner.device}
-    ours = IndexFlat(**config) if isinstance(inner, IndexFlat) else IndexIVFFlat(**config)
+    ours: IndexBase = IndexFlat(**config) if isinstance(inner, IndexFlat) else type(inner)(**config)
     ours.load_state_dict(inner.state_dict(), assign=True)
     return ours
 

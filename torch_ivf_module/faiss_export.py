@@ -8,23 +8,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ._optional import require
+from .faiss_codes import ROWS, codes_of, kind_of, train
 from .functional.lists import lengths
-from .index import IndexFlat, IndexIVFFlat, IndexPreTransform
+from .index import IndexIVF, IndexPreTransform
 from .index.base import IndexBase
 from .index.pre_transform import Normalize
 
 __all__ = ["to_faiss"]
 
-
 def to_faiss(index: IndexBase | IndexPreTransform) -> Any:
     """The faiss index that answers as `index` does, with the same ids.
 
     float32 vectors give IndexFlat or IndexIVFFlat; float16 and bfloat16 ones IndexScalarQuantizer or
-    IndexIVFScalarQuantizer, which hold them as they are. A flat index whose ids are not 0 .. N - 1 comes in an
-    IndexIDMap2; cosine and `IndexPreTransform` come behind faiss's transforms, so that queries go in as they are here.
+    IndexIVFScalarQuantizer, which hold them as they are. Codes of 8 or 4 bits give these classes with QT_8bit or
+    QT_4bit: faiss has a range for each dimension instead of each vector, so vectors are decoded and encoded again,
+    which changes an entry by up to half of a 255th (8 bits) or a 15th of the range of its dimension; without vectors
+    such an index is not trained. A flat index whose ids are not 0 .. N - 1 comes in an IndexIDMap2; cosine and
+    `IndexPreTransform` come behind faiss's transforms, so that queries go in as they are here.
 
     Vectors are copied. faiss's own `add` numbers from `ntotal`: where ids have gaps, go on with `add_with_ids`. Raises
     TypeError for a transform that is not made of `nn.Linear` and `Normalize`, ImportError without faiss.
@@ -40,7 +43,7 @@ def to_faiss(index: IndexBase | IndexPreTransform) -> Any:
         inner, steps = to_faiss(index.index), index.steps()
     elif isinstance(index, IndexBase):
         index.check_buffers()
-        inner = _flat_to(faiss, index) if isinstance(index, IndexFlat) else _ivf_to(faiss, index)
+        inner = _flat_to(faiss, index) if index.store.flat else _ivf_to(faiss, index)
         steps = [Normalize()] if index.metric == "cosine" else []
     else:
         raise TypeError(f"index must be an index of torch_ivf_module, got {type(index).__name__}")
@@ -54,51 +57,47 @@ def _measure(faiss: Any, index: IndexBase) -> Any:
     return faiss.METRIC_L2 if index.metric == "l2" else faiss.METRIC_INNER_PRODUCT
 
 
-def _kind(faiss: Any, dtype: torch.dtype) -> Any:
-    """faiss's name of a storage dtype of two bytes."""
-    return faiss.ScalarQuantizer.QT_fp16 if dtype == torch.float16 else faiss.ScalarQuantizer.QT_bf16
-
-
-def _codes(packed: Tensor) -> Any:
-    """Vectors (n, d) as faiss's codes (n, bytes): the bytes of their numbers."""
-    return packed.contiguous().view(torch.uint8).numpy()
-
-
 def _flat_to(faiss: Any, index: IndexBase) -> Any:
-    packed, ids = index.packed_embeddings.cpu(), index.list_ids.cpu()
-    if index.dtype == torch.float32:
+    packed, ids, kind = index.store.packed_lists()[0].cpu(), index.list_ids.cpu(), kind_of(faiss, index)
+    if kind is None:
         theirs = faiss.IndexFlat(index.d, _measure(faiss, index))
     else:
-        theirs = faiss.IndexScalarQuantizer(index.d, _kind(faiss, index.dtype), _measure(faiss, index))
+        theirs = faiss.IndexScalarQuantizer(index.d, kind, _measure(faiss, index))
+    if not packed.is_floating_point():
+        train(faiss, theirs, packed)
     plain = torch.equal(ids, torch.arange(ids.shape[0], device="cpu"))
     labelled = None if plain else faiss.IndexIDMap2(theirs)  # which it takes only while it is empty
-    theirs.add_sa_codes(_codes(packed))
+    for chunk in packed.split(ROWS):
+        if chunk.shape[0]:
+            theirs.add_sa_codes(codes_of(theirs, chunk))
     if labelled is None:
         return theirs
     faiss.copy_array_to_vector(ids.numpy(), labelled.id_map)
-    labelled.construct_rev_map()
     labelled.ntotal = theirs.ntotal
+    labelled.construct_rev_map()  # of so many ids
     return labelled
 
 
 def _ivf_to(faiss: Any, index: IndexBase) -> Any:
-    assert isinstance(index, IndexIVFFlat)
-    measure = _measure(faiss, index)
+    assert isinstance(index, IndexIVF)
+    measure, kind = _measure(faiss, index), kind_of(faiss, index)
     quantizer = faiss.IndexFlat(index.d, measure)
-    if index.dtype == torch.float32:
+    if kind is None:
         theirs = faiss.IndexIVFFlat(quantizer, index.d, index.nlist, measure)
     else:
-        kind = _kind(faiss, index.dtype)
         theirs = faiss.IndexIVFScalarQuantizer(quantizer, index.d, index.nlist, kind, measure, False)
     theirs.nprobe, theirs.max_codes = min(index.nprobe, index.nlist), index.max_codes or 0
-    theirs.is_trained = index.is_trained
+    packed, ids = index.store.packed_lists()[0].cpu(), index.list_ids.cpu()
+    coded = not packed.is_floating_point()
+    if coded:
+        train(faiss, theirs, packed)
+    theirs.is_trained = index.is_trained and not (coded and not index.ntotal)
     if index.is_trained:
         quantizer.add(index.centroids.cpu().numpy())
-        packed, ids = index.packed_embeddings.cpu(), index.list_ids.cpu()
         start = 0
         for number, size in enumerate(lengths(index.list_offsets).tolist()):
             if size:
-                codes, labels = _codes(packed[start : start + size]), ids[start : start + size].numpy()
+                codes, labels = codes_of(theirs, packed[start : start + size]), ids[start : start + size].numpy()
                 theirs.invlists.add_entries(number, size, faiss.swig_ptr(labels), faiss.swig_ptr(codes))
             start += size
         theirs.ntotal = index.ntotal

@@ -16,13 +16,15 @@ from .functional.chunking import tracing
 from .functional.lists import InvertedLists, ids_at, is_selected, mask_rows, vectors_at
 from .functional.probe import Coarse, probe_by_ranking
 from .functional.rescore import rescore
+from .functional.row_codes import SplitRows, split, vectors_of
 from .functional.scan_queries import scan_queries
 from .functional.scan_tiles import Tiles, mask_tiles, most_tiles, scan_tiles, tiles_of
 from .functional.search import candidate_count, capped_lists, finite_queries, shifted_queries
 from .functional.transforms import differentiable, outside, scored, tracked
-from .index import schema, validation
+from .index import validation
 from .index.base import IndexBase
 from .index.eager import recorded_by_fx
+from .index.row_format import STORAGE
 from .params import positive
 
 Self = TypeVar("Self", bound="SearchGraph")
@@ -35,7 +37,8 @@ class SearchGraph(nn.Module):
 
     It calls the functions that ``search_mode="matrix"`` calls, and reads nothing back from the device. So torch.compile
     makes one graph of it for every batch size, and torch.export, AOTInductor, ONNX and TorchScript can save it (see
-    `torch_ivf_module.export`). The vectors are the index's own buffers, and not in the ``state_dict`` of the graph.
+    `torch_ivf_module.export`). The vectors are the index's own buffers, or a copy of its codes, and not in the
+    ``state_dict`` of the graph.
 
     Constant are `k`, `nprobe`, `max_codes`, and the maximum number of candidates of a query: the total length of the
     `nprobe` longest lists, which determines the time of every query. Vectors added later are not in the graph. A graph
@@ -70,7 +73,7 @@ class SearchGraph(nn.Module):
         index.store.require_trained("graph")
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
-        if storage is not None and storage not in schema.STORAGE:
+        if storage is not None and storage not in STORAGE:
             raise ValueError(f"storage must be torch.float32, torch.float16 or torch.bfloat16, got {storage}")
         self.d, self.metric = index.d, index.metric
         self.k = index.k if k is None else positive(k, "k")
@@ -87,13 +90,19 @@ class SearchGraph(nn.Module):
         self._width = int(torch.sort(lists.sizes, descending=True).values[: self.nprobe].sum())
         self._tiles = 0
         if layout == "tiles":
-            tiles = tiles_of(lists, storage or lists.packed.dtype)
+            tiles = tiles_of(lists, self.d, storage or index.dtype)
             self._tiles = most_tiles(tiles, self.nprobe)
             self._register_tensors("tile", tiles)
         elif storage is not None:
-            lists = lists._replace(packed=lists.packed.to(storage))
+            lists = lists._replace(packed=vectors_of(lists.packed, self.d).to(storage))
         self._register_tensors("coarse", coarse)
+        self._coded = lists.packed.dtype == torch.uint8
         self._register_tensors("list", lists)
+        if self._coded:
+            del self._buffers[_buffer("list", "packed")]
+            codes, ranges = split(lists.packed)
+            # A copy, since torch.export warns of views of larger tensors.
+            self._register_tensors("row", SplitRows(codes.clone(memory_format=torch.contiguous_format), ranges))
 
     def _register_tensors(self, name: str, tensors: Any) -> None:
         """Register the fields of a named tuple of tensors as buffers."""
@@ -116,8 +125,12 @@ class SearchGraph(nn.Module):
 
     def lists(self) -> InvertedLists:
         """The inverted lists that are searched."""
-        lists: InvertedLists = self._tensors(InvertedLists, "list")
-        return lists
+        if not self._coded:
+            lists: InvertedLists = self._tensors(InvertedLists, "list")
+            return lists
+        others = (getattr(self, _buffer("list", field)) for field in InvertedLists._fields[1:])
+        rows: Any = self._tensors(SplitRows, "row")  # which the functions of row_codes read like a tensor of rows
+        return InvertedLists(rows, *others)
 
     def coarse(self) -> Coarse:
         """The coarse quantizer."""
@@ -186,7 +199,7 @@ class SearchGraph(nn.Module):
 
         def find(plain: Tensor) -> tuple[Tensor, ...]:
             rows = rescore(plain, lists.packed, self._candidates(plain, mask), self.k, self.metric)[1]
-            return ids_at([lists.ids], rows), vectors_at([lists.packed], rows)
+            return ids_at([lists.ids], rows), vectors_at([lists.packed], rows, self.d)
 
         ids, vectors = outside(find, queries)
         scores, ids, _ = scored(queries, ids, vectors, self.metric)

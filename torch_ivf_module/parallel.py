@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .graph import SearchGraph
 from .index.base import IndexBase
-from .index.store import OWN_BUFFERS
 
 
 def ignore_in_ddp(model: nn.Module) -> list[str]:
@@ -66,7 +65,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
         for prefix, module in model.named_modules()
         if isinstance(module, (IndexBase, SearchGraph))
         for name, buffer in module.named_buffers(recurse=False)
-        if name in OWN_BUFFERS or isinstance(module, SearchGraph)
+        if isinstance(module, SearchGraph) or name in module.store.own
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ._optional import require
-from .index import IndexIVFFlat
+from .index import IndexIVF
 from .tune import Point, Tuned
 
 __all__ = ["plot_list_sizes", "plot_recall"]
@@ -21,7 +21,7 @@ _UNEVEN = 10  # means long, a longest list would leave all others in one bar: li
 _COLOUR, _MARKED = "#0072B2", "#D55E00"  # colour-blind people can tell these apart
 
 
-def plot_list_sizes(index: IndexIVFFlat | Tensor, ax: Any = None) -> Any:
+def plot_list_sizes(index: IndexIVF | Tensor, ax: Any = None) -> Any:
     """A histogram of how many vectors the lists hold, with the mean marked.
 
     Parameters
@@ -33,14 +33,15 @@ def plot_list_sizes(index: IndexIVFFlat | Tensor, ax: Any = None) -> Any:
     the extra `plot`) without matplotlib.
 
     >>> import torch
+    >>> from torch_ivf_module import IndexIVFFlat
     >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
     >>> index = IndexIVFFlat(16, nlist=16).fit(x)
     >>> index.add(x)
     >>> plot_list_sizes(index).get_xlabel()
     'vectors in a list'
     """
-    if not isinstance(index, (IndexIVFFlat, Tensor)):
-        raise TypeError(f"index must be an IndexIVFFlat or the sizes of its lists, got {type(index).__name__}")
+    if not isinstance(index, (IndexIVF, Tensor)):
+        raise TypeError(f"index must be an inverted file or the sizes of its lists, got {type(index).__name__}")
     sizes = (index if isinstance(index, Tensor) else index.list_sizes()).cpu().double()
     if not sizes.numel():
         raise RuntimeError("index has no lists yet: train it before plotting them")

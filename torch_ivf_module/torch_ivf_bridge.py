@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ._arrays import finite_in_dtype
-from .index import IndexIVFFlat
-from .index import schema as states
+from .index import IndexIVFFlat, schema
+from .index.row_format import FloatRows
 
-_MARK = {"d", "metric", "nlist", "packed_norms", *states.NAMES}
+_TENSORS = schema.names(FloatRows.name)
+_MARK = {"d", "metric", "nlist", "packed_norms", *_TENSORS}
 
 
 def is_state(about: Mapping[str, Any]) -> bool:
@@ -25,7 +26,7 @@ def is_state(about: Mapping[str, Any]) -> bool:
 
 def from_state(about: Mapping[str, Any]) -> IndexIVFFlat:
     """The index that a dict written by torch-ivf describes. ValueError or TypeError if its parts do not fit."""
-    given = {name: about[name] for name in states.NAMES}
+    given = {name: about[name] for name in _TENSORS}
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")

@@ -17,6 +17,7 @@ from .functional.block_maxima import BLOCK, GROUP, PRODUCT_SCORES, SECTION, SPAN
 from .functional.lists import ids_at
 from .functional.probe import probe_by_ranking
 from .functional.rescore import rescore
+from .functional.row_codes import SplitRows, decoded
 from .functional.scan_lists import BLOCK_BYTES, selected_at_a_time, survivors
 from .functional.scan_queries import best_rows
 from .functional.search import candidate_count, capped_lists, finite_queries, shifted_queries
@@ -65,6 +66,7 @@ class ScriptedLists(nn.Module):
     """
 
     packed: Tensor
+    ranges: Tensor
     bias: Tensor
 
     def __init__(self, graph: "SearchGraph") -> None:
@@ -77,7 +79,13 @@ class ScriptedLists(nn.Module):
         self.batch = max(1, graph.max_bytes // (BLOCK_BYTES * max(1, self.width)))
         self.selected = selected_at_a_time(self.width, candidate_count(graph.k))
         self.group, self.block, self.span, self.section, self.product = GROUP, BLOCK, SPAN, SECTION, PRODUCT_SCORES
-        self.register_buffer("packed", lists.packed, persistent=False)
+        packed: Any = lists.packed
+        ranges = torch.empty(0, 2, dtype=torch.float32, device=lists.bias.device)
+        self.coded = isinstance(packed, SplitRows)
+        if isinstance(packed, SplitRows):
+            packed, ranges = packed
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("ranges", ranges, persistent=False)
         self.register_buffer("bias", lists.bias, persistent=False)
         self.offsets: List[int] = lists.offsets.tolist()  # noqa: UP006
         self.begin = _record(_Begin(graph), graph, "forward")
@@ -119,7 +127,10 @@ class ScriptedLists(nn.Module):
             for row in range(0, size if count > 0 else 0, self.section):
                 rows = min(self.section, size - row)
                 groups = (rows + self.group - 1) // self.group
-                vectors = self.packed[begin + row : begin + row + rows].float().t()
+                section = self.packed[begin + row : begin + row + rows]
+                if self.coded:
+                    section = decoded(section, self.ranges[begin + row : begin + row + rows], self.d)
+                vectors = section.float().t()
                 step = max(1, self.product // (groups * self.group))
                 for task in range(0, count, step):
                     some = min(step, count - task)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._optional import require
-from .index import IndexIVFFlat, SearchParams, validation
+from .index import IndexIVF, SearchParams, validation
 from .params import positive
 
 _CLOCKED = 3  # times a setting is timed; the fastest counts, as the rest is what the machine did besides
@@ -43,7 +43,7 @@ class Tuned(NamedTuple):
 
 
 def tune(
-    index: IndexIVFFlat,
+    index: IndexIVF,
     queries: Tensor,
     ground_truth: Tensor | None = None,
     target_recall: float = 0.95,
@@ -75,6 +75,7 @@ def tune(
     ties. `Tuned.reached` is then False, and all lists are what was found. Raises ValueError, TypeError or RuntimeError
     (nothing in the index), naming the argument.
 
+    >>> from torch_ivf_module import IndexIVFFlat
     >>> x = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
     >>> index = IndexIVFFlat(16, nlist=16).train(x)
     >>> index.add(x[:1900])
@@ -83,8 +84,8 @@ def tune(
     True
     >>> D, I = index.search(x[1900:], 5, params=found.params)
     """
-    if not isinstance(index, IndexIVFFlat):
-        raise TypeError(f"index must be an IndexIVFFlat, got {type(index).__name__}: there is nothing else to tune")
+    if not isinstance(index, IndexIVF):
+        raise TypeError(f"index must be an inverted file, got {type(index).__name__}: there is nothing else to tune")
     queries, k = validation.vectors(queries, "queries", index.d, index.device).detach(), positive(k, "k")
     if not queries.shape[0]:
         raise ValueError("queries must have at least one row, got none")
@@ -109,7 +110,7 @@ class _Trials:
     """The settings tried so far, each once."""
 
     def __init__(
-        self, index: IndexIVFFlat, queries: Tensor, truth: Tensor | None, k: int, budget: str | None, bar: Any
+        self, index: IndexIVF, queries: Tensor, truth: Tensor | None, k: int, budget: str | None, bar: Any
     ) -> None:
         self.index, self.queries, self.k, self.budget, self.bar = index, queries, k, budget, bar
         self.seen: dict[tuple[int, int | None], Point] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.fuzz.model import Model
-from tests.oracle import check, check_range, comparable, scores_of
+from tests.oracle import check, check_range, comparable, decoded, scores_of
 from torch_ivf_module import SearchParams
 
 # A graph ranks by scores rounded to float32, so of two rows whose scores differ by less than this part of the squared
@@ -104,7 +104,8 @@ def check_graph(index: Any, model: Model, query: Query, layout: str) -> None:
 def check_state(index: Any, model: Model) -> None:
     """Assert that the buffers have the rows of the model, each in the list of its nearest centroid."""
     state = index.state_dict()
-    offsets, ids, packed = (state[name] for name in ("list_offsets", "list_ids", "packed_embeddings"))
+    offsets, ids = state["list_offsets"], state["list_ids"]
+    packed = state["packed_embeddings"] if model.bits is None else decoded(state["packed_codes"], model.d).float()
     assert int(offsets[-1]) == len(ids) == len(packed) == model.n
     assert (offsets.diff() >= 0).all()
     assert sorted(_rows(ids, packed)) == sorted(_rows(model.ids, model.stored))

@@ -86,7 +86,7 @@ class Changes(RuleBasedStateMachine):
             raises(RuntimeError, self.index.add, x)
             return
         self.index.add(x)
-        self.model.add(self.model.as_stored(x), torch.arange(self.model.next_id, self.model.next_id + len(x)))
+        self.model.add(x, torch.arange(self.model.next_id, self.model.next_id + len(x)))
         self.model.next_id += len(x)
         self.last_added = len(x)
 
@@ -96,7 +96,7 @@ class Changes(RuleBasedStateMachine):
         ids = self.some_ids(style, len(x), seed)
         self.index.add_with_ids(x, ids)
         self.model.next_id = self.model.number_after(ids)
-        self.model.add(self.model.as_stored(x), ids)
+        self.model.add(x, ids)
         self.last_added = len(x)
 
     @rule()
@@ -140,7 +140,7 @@ class Changes(RuleBasedStateMachine):
         x = self.rows(data, len(ids), seed)
         self.index.update(ids, x)
         self.model.keep(~torch.isin(self.model.ids, ids))
-        self.model.add(self.model.as_stored(x), ids)
+        self.model.add(x, ids)
 
     @rule()
     def reset(self) -> None:
@@ -163,7 +163,7 @@ class Changes(RuleBasedStateMachine):
         self.index.merge_from(other, add_id)
         assert other.ntotal == 0
         self.model.next_id = max(self.model.number_after(ids + add_id), min(other_next + add_id, LAST_ID))
-        self.model.add(self.model.as_stored(x), ids + add_id)
+        self.model.add(x, ids + add_id)
         self.last_added = len(x)
 
     def took_centroids(self) -> None:

@@ -17,7 +17,7 @@ from tests.fuzz.model import Model
 from tests.fuzz.moves import Moves
 from tests.fuzz.vectors import GENTLE, vectors
 from tests.problems import DTYPES, METRICS, MODES, few_training_rows
-from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat
+from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexIVFScalarQuantizer, IndexScalarQuantizer
 from torch_ivf_module.index import IndexFlat
 from torch_ivf_module.index.coding import SETTINGS
 
@@ -51,15 +51,19 @@ class Fuzz(Moves):
         ivf=st.booleans(),
         metric=st.sampled_from(METRICS),
         dtype=st.sampled_from([str(dtype).removeprefix("torch.") for dtype in DTYPES]),
+        bits=st.sampled_from([None, None, 8, 4]),
         d=st.sampled_from(DIMS),
         nlist=st.integers(1, 12),
         data=DATA.filter(lambda data: data != "overflowing"),
         seed=SEEDS,
     )
-    def start(self, ivf: bool, metric: str, dtype: str, d: int, nlist: int, data: str, seed: int) -> None:
+    def start(
+        self, ivf: bool, metric: str, dtype: str, d: int, nlist: int, data: str, seed: int, bits: int | None = None
+    ) -> None:
         TALLY.cases += 1
+        dtype = dtype if bits is None else "float32"
         self.settings = dict(ivf=ivf, metric=metric, dtype=getattr(torch, dtype), d=d, nlist=nlist)
-        self.model = Model(d, metric, getattr(torch, dtype))
+        self.model = Model(d, metric, getattr(torch, dtype), bits)
         self.index = self.made()
         if ivf:
             with few_training_rows():
@@ -69,6 +73,10 @@ class Fuzz(Moves):
     def made(self) -> Any:
         """An empty index with the settings of this sequence."""
         d, metric, dtype, nlist = (self.settings[name] for name in ("d", "metric", "dtype", "nlist"))
+        if self.model.bits is not None and self.settings["ivf"]:
+            return IndexIVFScalarQuantizer(d, nlist=nlist, metric=metric, bits=self.model.bits)
+        if self.model.bits is not None:
+            return IndexScalarQuantizer(d, self.model.bits, metric)
         if self.settings["ivf"]:
             return IndexIVFFlat(d, nlist=nlist, metric=metric, dtype=dtype)
         if metric == "cosine":
@@ -220,5 +228,6 @@ class Fuzz(Moves):
     def as_faiss(self, data: str, count: int, seed: int, own: bool, k: int, nprobe: int) -> None:
         x = self.queries(data, count, seed, own)
         against_faiss.check_flat(self.index, self.model, x, k)
-        against_faiss.check_same_lists(self.index, self.model, x, k, min(nprobe, self.nlist))
+        if self.model.bits is None:  # faiss encodes in another way
+            against_faiss.check_same_lists(self.index, self.model, x, k, min(nprobe, self.nlist))
         compared()

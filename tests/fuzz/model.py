@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.oracle import LARGEST, Reach, StoredRows, comparable, scores_of, unit
+from tests.oracle import LARGEST, Reach, StoredRows, comparable, decoded, scores_of, unit
 from torch_ivf_module.functional import metric as metrics
+from torch_ivf_module.functional.row_codes import encode
 
 LAST_ID = 2**63 - 1
 ROUNDING = 3e-6  # lists count as equally near if their scores differ by this part of the distance (l2) or of |x| |c|
@@ -21,8 +22,9 @@ SAFE = LARGEST / 4  # squared norms and products of norms beyond it may overflow
 class Model:
     """Rows in the order of adding, each with its id and the vector by which its list was chosen."""
 
-    def __init__(self, d: int, metric: str, dtype: torch.dtype) -> None:
+    def __init__(self, d: int, metric: str, dtype: torch.dtype, bits: int | None = None) -> None:
         self.d, self.metric, self.dtype = d, metric, dtype
+        self.bits = bits  # of codes, None for rows of floats
         self.centroids: Tensor | None = None  # (L, d) float32, None for a flat index
         self.ids = torch.empty(0, dtype=torch.int64)
         self.stored = torch.empty(0, d, dtype=dtype)
@@ -43,16 +45,15 @@ class Model:
 
     # -- changes -------------------------------------------------------------------------------------------
 
-    def as_stored(self, x: Tensor) -> Tensor:
-        """Rows x (n, d) in the storage dtype, at unit length for cosine."""
+    def add(self, x: Tensor, ids: Tensor) -> None:
+        """Add rows x (n, d) in the storage dtype, or encoded and decoded; at unit length for cosine."""
         prepared = metrics.prepare(x, self.metric)
         if self.metric == "cosine":
             assert ((prepared.double() - unit(x)).abs() < 1e-6).all()
-        return prepared.to(self.dtype)
-
-    def add(self, stored: Tensor, ids: Tensor) -> None:
+        placed = prepared.to(self.dtype)
+        stored = placed if self.bits is None else decoded(encode(prepared, self.bits), self.d).float()
         self.stored = torch.cat([self.stored, stored])
-        self.placed = torch.cat([self.placed, stored.double()])
+        self.placed = torch.cat([self.placed, placed.double()])
         self.ids = torch.cat([self.ids, ids])
         self.unordered -= set(ids.tolist())
 

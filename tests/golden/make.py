@@ -1,4 +1,4 @@
-"""Write the golden files of the current format: python tests/golden/make.py ours|torch-ivf|faiss
+"""Write the golden files of the current format: python tests/golden/make.py ours|codes|torch-ivf|faiss
 
 An existing folder is not changed. The files of torch-ivf and faiss need these packages.
 """
@@ -13,7 +13,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexPreTransform
+from torch_ivf_module import (
+    IndexFlatIP,
+    IndexFlatL2,
+    IndexIVFFlat,
+    IndexIVFScalarQuantizer,
+    IndexPreTransform,
+    IndexScalarQuantizer,
+)
 from torch_ivf_module.checkpoint import VERSION
 
 HERE = Path(__file__).parent
@@ -55,6 +62,26 @@ def ours(folder: Path) -> dict:
     return answers
 
 
+def codes(folder: Path) -> dict:
+    x, queries = vectors()
+    answers = {}
+    for name, index in {
+        "ivf-8": IndexIVFScalarQuantizer(D, nlist=5, nprobe=3, k=K, max_codes=50),
+        "ivf-4-cosine": IndexIVFScalarQuantizer(D, nlist=4, nprobe=4, metric="cosine", bits=4),
+        "flat-8-ip": IndexScalarQuantizer(D, 8, "ip"),
+        "flat-4": IndexScalarQuantizer(D, 4),
+        "empty": IndexIVFScalarQuantizer(D, nlist=3),
+    }.items():
+        if name != "empty":
+            index.train(x)
+            index.add_with_ids(x, torch.arange(ROWS) * 3 + 2**40)
+            index.remove_ids(torch.tensor([2**40]))
+            answers[name] = expectation(*index.search(queries, K))
+        index.save(folder / f"{name}.pt")
+        index.save(folder / f"{name}.safetensors")
+    return answers
+
+
 def torch_ivf(folder: Path) -> dict:
     from torch_ivf.index import IndexIVFFlat as Theirs
 
@@ -90,7 +117,8 @@ def faiss(folder: Path) -> dict:
 
 
 def main() -> None:
-    makers = {"ours": (ours, f"v{VERSION}"), "torch-ivf": (torch_ivf, "torch-ivf-0.1.1")}
+    own = {"ours": (ours, f"v{VERSION}"), "codes": (codes, f"codes-v{VERSION}")}
+    makers = {**own, "torch-ivf": (torch_ivf, "torch-ivf-0.1.1")}
     make, name = {**makers, "faiss": (faiss, "faiss-1.15.1")}[sys.argv[1]]
     folder = HERE / name
     if folder.exists():

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from ..functional.metric import METRICS
-from ..index import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat
+from ..functional.row_codes import BITS
+from ..index import (
+    IndexFlat,
+    IndexFlatIP,
+    IndexFlatL2,
+    IndexIVF,
+    IndexIVFFlat,
+    IndexIVFScalarQuantizer,
+    IndexScalarQuantizer,
+)
 from ..index.base import IndexBase
 from .common import (
     INDEX_FILES,
@@ -44,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--nlist", type=positive, help="lists (default: 4 * sqrt(rows))")
     option("--nprobe", type=positive, help="lists that a query reads (default: 8)")
     option("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: %(default)s")
+    option("--bits", type=int, choices=BITS, help="store codes of so many bits instead of floats")
     option(
         "--ids-from",
         "--ids",
@@ -67,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     talk = Reporter(args)
     check_target(args.index, args.vectors, ids_file(args.ids_from, args.vectors))
     write = index_writer(args.index)
-    _check_flat(args)
+    _check_flags(args)
     vectors = open_vectors(args.vectors, args.key)
     metric = _metric(args, vectors)
     ids = None if args.ids_from is None else read_ids(args.ids_from, args.vectors, vectors.rows)
@@ -77,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     index = _empty(args, vectors.d, metric, fits.nlist)
     seconds = {}
-    if isinstance(index, IndexIVFFlat):
+    if isinstance(index, IndexIVF):
         seconds["train"] = _train(args, talk, index, vectors, fits)
     seconds["add"] = _add(args, talk, index, vectors, fits, ids)
     began = time.perf_counter()
@@ -90,8 +100,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_flat(args: argparse.Namespace) -> None:
+def _check_flags(args: argparse.Namespace) -> None:
     lists = {"--nlist": args.nlist, "--nprobe": args.nprobe, "--train-rows": args.train_rows}
+    if args.bits and args.dtype != "float32":
+        raise ValueError(f"--bits {args.bits} stores codes, which have no --dtype {args.dtype}: leave one of them out")
     if args.flat and any(lists.values()):
         raise ValueError(f"--flat has no lists: leave out {', '.join(name for name in lists if lists[name])}")
 
@@ -105,13 +117,17 @@ def _metric(args: argparse.Namespace, vectors: Vectors) -> str:
 
 def _empty(args: argparse.Namespace, d: int, metric: str, nlist: int) -> IndexBase:
     where: dict[str, Any] = {"device": args.device, "dtype": getattr(torch, args.dtype)}
+    if args.bits and args.flat:
+        return IndexScalarQuantizer(d, args.bits, metric, **where)
+    if args.bits:
+        return IndexIVFScalarQuantizer(d, nlist, args.nprobe, metric, bits=args.bits, **where)
     if args.flat:
         kinds = {"l2": IndexFlatL2, "ip": IndexFlatIP}
         return kinds[metric](d, **where) if metric in kinds else IndexFlat(d, metric, **where)
     return IndexIVFFlat(d, nlist=nlist, nprobe=args.nprobe, metric=metric, **where)
 
 
-def _train(args: argparse.Namespace, talk: Reporter, index: IndexIVFFlat, vectors: Vectors, fits: Plan) -> float:
+def _train(args: argparse.Namespace, talk: Reporter, index: IndexIVF, vectors: Vectors, fits: Plan) -> float:
     began = time.perf_counter()
     sample = vectors.sample(fits.sample, fits.rows, fits.batch, args.seed, lambda parts: talk.progress(parts, "sample"))
     index.fit(sample.to(args.device), niter=args.niter, seed=args.seed, verbose=sys.stderr.isatty())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import load
+from ..index import IndexPreTransform
 from .common import INDEX_FILES, Reporter, add_json, check_target, index_writer, shown_bytes
 
 __all__ = ["add_arguments", "run"]
@@ -31,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
     write = index_writer(args.target)
     index = load(args.source)
     if args.dtype is not None:
-        inner = getattr(index, "index", index)
+        inner = index.index if isinstance(index, IndexPreTransform) else index
+        if not inner.store.packed.is_floating_point():
+            raise ValueError(f"{args.source} holds {inner.store.format.kind}, not floats of a --dtype: leave it out")
         inner.to(getattr(torch, args.dtype))
     write(index)
     size = args.target.stat().st_size

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from .. import export
+from ..functional.row_codes import as_float, rows_at
 from ..graph import LAYOUTS, SearchGraph
-from ..index import IndexFlat, IndexPreTransform, SearchParams
+from ..index import IndexPreTransform, SearchParams
 from .common import Reporter, add_json, check_target, load_trained, positive, shown_bytes
 
 __all__ = ["add_arguments", "run"]
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     beside = (file for file in out.parent.iterdir() if file.suffix == ".data")
     files = [out, *(file for file in beside if file.name.startswith(f"{out.name}."))]
     size = sum(file.stat().st_size for file in files)
-    kind = "flat" if isinstance(index, IndexFlat) else f"nprobe {graph.nprobe}"
+    kind = "flat" if index.store.flat else f"nprobe {graph.nprobe}"
     talk.say("wrote", f"{', '.join(map(str, files))}: {shown_bytes(size)}", seconds)
     talk.say("holds", f"{index.ntotal:,} vectors of {index.d}, {index.metric}, k {graph.k}, {kind}")
     facts: dict[str, Any] = {"files": list(map(str, files)), "format": args.format, "bytes": size, "seconds": seconds}
@@ -77,11 +78,12 @@ def _check(
     """Run the file on stored vectors with noise, and compare."""
     run = export.runner(path, format)
     generator = torch.Generator(device="cpu").manual_seed(0)
-    stored = graph.lists().packed.float()
+    stored = graph.lists().packed
     checks = []
     for batch in BATCHES:
         if stored.shape[0]:
-            rows = stored[torch.randint(stored.shape[0], (batch,), generator=generator, device="cpu")]
+            chosen = torch.randint(stored.shape[0], (batch,), generator=generator, device="cpu")
+            rows = as_float(rows_at(stored, chosen), graph.d)
         else:
             rows = torch.zeros(batch, graph.d, dtype=torch.float32, device="cpu")
         noise = torch.randn(batch, graph.d, generator=generator, dtype=torch.float32, device="cpu")

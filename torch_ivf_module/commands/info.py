@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..checkpoint import AnyIndex, load
 from ..functional.codec import PANEL, panel_bytes
-from ..index import IndexIVFFlat, IndexPreTransform
+from ..index import IndexIVF, IndexPreTransform
 from .advice import nlist_for, nlist_range
 from .common import Reporter, add_json, shown_bytes
 
@@ -46,15 +46,17 @@ def facts_of(index: AnyIndex) -> dict[str, Any]:
         return {**facts_of(index.index), "class": type(index).__name__, "transform": steps, "d": index.d}
     buffers = {name: buffer.nbytes for name, buffer in index.state_dict().items()}
     facts = {"class": type(index).__name__, **index.config(), "ntotal": index.ntotal, "next_id": int(index.next_id)}
-    facts["bytes_per_vector"] = {"row": index.d * index.dtype.itemsize, "code": panel_bytes(index.d) / PANEL}
+    rows = index.store.packed
+    row = rows.shape[1] * rows.element_size()
+    facts["bytes_per_vector"] = {"row": row, "id": index.list_ids.element_size(), "code": panel_bytes(index.d) / PANEL}
     facts.update(is_trained=index.is_trained, bytes=buffers, advice=[])
-    if isinstance(index, IndexIVFFlat) and index.ntotal:
+    if isinstance(index, IndexIVF) and index.ntotal:
         facts["lists"] = _list_facts(index)
         facts["advice"] = _advice(index, facts["lists"])
     return facts
 
 
-def _list_facts(index: IndexIVFFlat) -> dict[str, Any]:
+def _list_facts(index: IndexIVF) -> dict[str, Any]:
     stats = index.list_stats()
     # Queries that fall as the vectors do fall into long lists more often.
     read = min(index.nprobe, stats.lists) * stats.imbalance * index.ntotal / stats.lists
@@ -72,7 +74,7 @@ def _histogram(sizes: Tensor) -> list[dict[str, int]]:
     return [{"from": n * width, "to": (n + 1) * width - 1, "lists": count} for n, count in enumerate(counts)]
 
 
-def _advice(index: IndexIVFFlat, lists: dict[str, Any]) -> list[str]:
+def _advice(index: IndexIVF, lists: dict[str, Any]) -> list[str]:
     """What someone who knows such indexes would say."""
     rows, nlist = index.ntotal, lists["lists"]
     fewest, most = nlist_range(rows)
@@ -98,7 +100,7 @@ def _told(facts: dict[str, Any]) -> str:
     kind = f"{facts['class']}, metric {facts['metric']}"
     rows = [
         ("index", f"{facts['path']} ({shown_bytes(facts['file_bytes'])}): {kind}"),
-        ("vectors", f"{facts['ntotal']:,} of {facts['d']}, {facts['dtype']}; the next id is {facts['next_id']:,}"),
+        ("vectors", f"{facts['ntotal']:,} of {facts['d']}, {_stored_as(facts)}; the next id is {facts['next_id']:,}"),
         ("memory", f"{shown_bytes(sum(size.values()))}: {', '.join(parts) or 'empty'}"),
         ("memory", _told_bytes(facts["bytes_per_vector"], facts["codes"])),
     ]
@@ -114,9 +116,13 @@ def _told(facts: dict[str, Any]) -> str:
     return "\n".join(f"{name:<9}{text}" for name, (_, text) in zip(shown, rows, strict=True))
 
 
+def _stored_as(facts: dict[str, Any]) -> str:
+    return str(facts["dtype"]) if "dtype" in facts else f"codes of {facts['bits']} bits"
+
+
 def _told_bytes(each: dict[str, float], codes: str | int | None) -> str:
     code = "" if codes is None else f"; an 8-bit code {each['code']:,.0f} more, not in the file (codes={codes!r})"
-    return f"a vector {each['row']:,} bytes, its id 8{code}"
+    return f"a vector {each['row']:,} bytes, its id {each['id']}{code}"
 
 
 def _told_lists(facts: dict[str, Any]) -> list[tuple[str, str]]:

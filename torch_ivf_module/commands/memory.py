@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from .._optional import require
+from ..functional.row_codes import width
 from .advice import FEWEST_ROWS, nlist_for
 from .common import shown_bytes
 from .vectors import Vectors
@@ -47,7 +48,7 @@ def plan(args: argparse.Namespace, vectors: Vectors) -> Plan:
     reading = _READING * vectors.d * vectors.read(0, 0).element_size()
     batch = max(1, int(min(args.batch, asked, memory * _BATCH / reading)))
     room = memory - min(_BESIDES, memory * _KEPT) - batch * reading
-    rows = _fit(asked, room, _row_bytes(vectors.d, args.dtype))
+    rows = _fit(asked, room, _row_bytes(vectors.d, args.dtype, args.bits))
     if rows < 1 <= asked:
         raise ValueError(f"{shown_bytes(memory)} of memory are too little to index one vector of {vectors.d}")
     nlist = 0 if args.flat else args.nlist or nlist_for(rows)
@@ -70,9 +71,9 @@ def _memory(args: argparse.Namespace) -> float:
     return _SPARE * float(require("psutil", "cli").virtual_memory().available)
 
 
-def _row_bytes(d: int, dtype: str) -> float:
-    """Memory that adding takes for each row."""
-    return _ADDING * d * getattr(torch, dtype).itemsize + _ROW
+def _row_bytes(d: int, dtype: str, bits: int | None) -> float:
+    """Memory that adding takes for each row, of floats of a dtype or codes of so many bits."""
+    return _ADDING * (width(d, bits) if bits else d * getattr(torch, dtype).itemsize) + _ROW
 
 
 def _fit(wanted: int, room: float, each: float) -> int:
@@ -80,9 +81,10 @@ def _fit(wanted: int, room: float, each: float) -> int:
 
 
 def _rows_left_out(args: argparse.Namespace, d: int, asked: int, rows: int, room: float, may: str) -> str:
-    more = shown_bytes(asked * _row_bytes(d, args.dtype))
+    more = shown_bytes(asked * _row_bytes(d, args.dtype, args.bits))
     text = f"an index of {asked:,} rows takes about {more} to build; {may} {rows:,}, and the index holds only those: "
     text += f"the first {rows / asked:.0%}."
-    if args.dtype == "float32":
-        text += f" With --dtype float16 it would hold {_fit(asked, room, _row_bytes(d, 'float16')):,}."
+    if args.dtype == "float32" and not args.bits:
+        half, codes = (_fit(asked, room, _row_bytes(d, "float16", bits)) for bits in (None, 8))
+        text += f" With --dtype float16 it would hold {half:,}, with --bits 8 {codes:,}."
     return text

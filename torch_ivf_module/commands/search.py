@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._files import replace
 from ..checkpoint import AnyIndex
-from ..index import IndexFlat
+from ..index import IndexPreTransform
 from ..params import SearchParams
 from .common import VECTOR_FILES, Reporter, add_json, check_target, load_trained, positive, usable_device
 from .ids import read_truth
@@ -107,7 +107,7 @@ def _check_fit(args: argparse.Namespace, index: AnyIndex, queries: Vectors) -> N
     if queries.d != index.d:
         raise ValueError(f"{queries.name} holds vectors of {queries.d}, {args.index} an index of vectors of {index.d}")
     lists = {"--nprobe": args.nprobe, "--max-codes": args.max_codes}
-    if isinstance(getattr(index, "index", index), IndexFlat) and any(lists.values()):
+    if (index.index if isinstance(index, IndexPreTransform) else index).store.flat and any(lists.values()):
         given = " and ".join(name for name in lists if lists[name])
         raise ValueError(f"{args.index} is flat: it has no lists for {given}")
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .lists import InvertedLists, narrow
+from .row_codes import as_float
 from .sampled_addmm import has_sampled_product, sampled_product
 from .select import PADDING
 from .workspace import Workspace
@@ -114,7 +115,7 @@ def section_scores(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[Se
         for row in range(start, end, SECTION):
             size = min(SECTION, end - row)
             padded = -(-size // GROUP) * GROUP
-            vectors = lists.packed[row : row + size].float().t()
+            vectors = as_float(lists.packed[row : row + size], x.shape[1]).t()
             bias = lists.bias[row : row + size] if lists.bias.shape[0] else None
             step = max(1, PRODUCT_SCORES // padded)
             for task in range(0, count, step):

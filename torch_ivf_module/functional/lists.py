@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .row_codes import Rows, rows_at, vectors_of
+
 # Copying a row costs as much as scanning about _COPY rows by a matrix product, or 3 rows one by one. So a copy of the
 # rows that pass a filter pays if many queries probe each list, or if at most one row in _FEW passes.
 _COPY = 50
@@ -27,7 +29,7 @@ class InvertedLists(NamedTuple):
     `prefixes` returns overlap.
     """
 
-    packed: Tensor  # (N, d) storage dtype
+    packed: Tensor  # (N, d) storage dtype, or coded rows (N, W) uint8; see row_codes, by whose functions it is read
     offsets: Tensor  # (L + 1,) int64
     ids: Tensor  # (N,) int64
     sizes: Tensor  # (L + 1,) int64: rows in each list, 0 in the last entry
@@ -143,13 +145,14 @@ def ids_at(ids: Sequence[Tensor], rows: Tensor) -> Tensor:
     return result
 
 
-def vectors_at(segments: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """The vectors (Q, k, d) of rows (Q, k) that are numbered over all segments, each (N, d); NaN for a row of -1."""
-    vectors = segments[0].new_full((*rows.shape, segments[0].shape[1]), math.nan)
+def vectors_at(segments: Sequence[Rows], rows: Tensor, d: int) -> Tensor:
+    """The vectors (Q, k, d) of rows (Q, k) that are numbered over all segments; NaN for a row of -1."""
+    dtype = torch.float32 if segments[0].dtype == torch.uint8 else segments[0].dtype
+    vectors = torch.full((*rows.shape, d), math.nan, dtype=dtype, device=rows.device)
     before = 0
     for segment in segments:
         inside = (rows >= before) & (rows < before + segment.shape[0])
-        vectors[inside] = segment[rows[inside] - before]
+        vectors[inside] = vectors_of(rows_at(segment, rows[inside] - before), d)
         before += segment.shape[0]
     return vectors
 

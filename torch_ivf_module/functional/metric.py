@@ -18,8 +18,11 @@ import math
 import torch
 from torch import Tensor
 
+from .row_codes import as_float
+
 METRICS = ("l2", "ip", "cosine")
 ORDERING = {"l2": "residual_norm_asc", "ip": "proj_desc", "cosine": "proj_desc"}  # the names of `centrality`
+_BIAS_ROWS = 1 << 12  # whose bias is computed at a time: where they have to be converted, 2 MiB of 128 dimensions
 _SAMPLE = 256  # rows whose median is the origin; it is within a tenth of a standard deviation of that of all rows
 
 
@@ -72,13 +75,14 @@ def origin_step(count: int) -> int:
     return max(1, count // _SAMPLE)
 
 
-def row_bias(vectors: Tensor, origin: Tensor, metric: str) -> Tensor:
+def row_bias(rows: Tensor, origin: Tensor, metric: str) -> Tensor:
     """The term of the ranking score that depends on the vector alone, (N,) float32; (0,) if the metric has none."""
     if metric != "l2":
-        return torch.zeros(0, dtype=torch.float32, device=vectors.device)
+        return torch.zeros(0, dtype=torch.float32, device=rows.device)
+    d = origin.shape[0]
     norms = [
-        torch.cdist(chunk.float(), origin[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
-        for chunk in vectors.split(1 << 16)
+        torch.cdist(as_float(chunk, d), origin[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
+        for chunk in rows.split(_BIAS_ROWS)
     ]
     # -inf would mean that a filter excludes the row, so a square that overflows becomes the lowest finite number. The
     # ranking score is then too high, which makes the row a candidate and cannot lose it.
@@ -200,14 +204,14 @@ def to_score(distance: Tensor, metric: str) -> Tensor:
     return -distance if metric == "l2" else distance
 
 
-def range_threshold(x: Tensor, origin: Tensor, score: Tensor, vectors: Tensor, metric: str) -> Tensor:
-    """A lower bound (Q,) of the rounded ranking score of every row of `vectors` (N, d) whose exact score exceeds
+def range_threshold(x: Tensor, origin: Tensor, score: Tensor, rows: Tensor, metric: str) -> Tensor:
+    """A lower bound (Q,) of the rounded ranking score of every one of the rows (N, ...) whose exact score exceeds
     `score` (Q,). x (Q, d) are the queries before the origin is subtracted.
     """
     if metric == "l2":
         return needed_ranking(x, origin, score)
-    chunks = [chunk for chunk in vectors.split(1 << 14) if chunk.shape[0]]
-    norms = [torch.linalg.vector_norm(chunk.double(), dim=1).amax() for chunk in chunks]
+    chunks = [chunk for chunk in rows.split(1 << 14) if chunk.shape[0]]
+    norms = [torch.linalg.vector_norm(as_float(chunk, x.shape[1]).double(), dim=1).amax() for chunk in chunks]
     largest = torch.stack(norms).amax() if norms else origin.new_zeros((), dtype=torch.float64)
     slack = 2 * rounding(x.shape[1]) * largest * torch.linalg.vector_norm(x.double(), dim=1)
     return (score.double() - slack - _underflow(x.shape[1])).float()

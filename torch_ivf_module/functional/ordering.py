@@ -11,6 +11,7 @@ from torch import Tensor
 from . import metric as metrics
 from .chunking import in_chunks
 from .lists import lengths, narrow
+from .row_codes import as_float
 
 _ROWS = 1 << 14  # vectors at a time: with their centroids 16 MiB of temporaries at d = 128
 
@@ -23,7 +24,10 @@ def order_within_lists(packed: Tensor, offsets: Tensor, ids: Tensor, centroids: 
     nlist = centroids.shape[0]
     assigned = torch.repeat_interleave(torch.arange(nlist, device=packed.device), lengths(offsets))
     centrality = in_chunks(
-        lambda vectors, lists: metrics.centrality(vectors.float(), centroids[lists], metric), _ROWS, packed, assigned
+        lambda rows, lists: metrics.centrality(as_float(rows, centroids.shape[1]), centroids[lists], metric),
+        _ROWS,
+        packed,
+        assigned,
     )
     order = torch.sort(centrality, descending=True, stable=True).indices
     order = order[torch.sort(narrow(assigned[order], nlist), stable=True).indices]

@@ -14,6 +14,7 @@ from . import metric as metrics
 from .chunking import in_chunks
 from .kernels import Kernel, kernel_for
 from .rescore import rescore
+from .row_codes import as_float
 from .select import best_positions
 from .workspace import Workspace
 
@@ -64,9 +65,9 @@ def probe_by_ranking(x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tup
 
 
 def nearest_lists(rows: Tensor, coarse: Coarse, metric: str) -> Tensor:
-    """The list (n,) of each row (n, d): that of the nearest centroid."""
-    kernel = kernel_for(rows.new_empty(0, dtype=torch.float32))
-    return in_chunks(lambda part: probe(part.float(), coarse, 1, metric, kernel)[1][:, 0], 1 << 14, rows)
+    """The list (n,) of each stored row (n, ...): that of the centroid nearest to its vector."""
+    kernel, d = kernel_for(rows.new_empty(0, dtype=torch.float32)), coarse.centroids.shape[1]
+    return in_chunks(lambda part: probe(as_float(part, d), coarse, 1, metric, kernel)[1][:, 0], 1 << 14, rows)
 
 
 def nearest_by_ranking(x: Tensor, coarse: Coarse) -> tuple[Tensor, Tensor]:

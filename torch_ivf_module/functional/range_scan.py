@@ -15,6 +15,7 @@ from .chunking import in_chunks
 from .kernels import Kernel, kernel_for
 from .lists import InvertedLists
 from .probe import Coarse, probe
+from .row_codes import as_float
 from .scan_above import group_by_query, scan_above
 from .search import capped_lists, finite_queries
 
@@ -73,7 +74,7 @@ def _segment(
     queries = torch.repeat_interleave(torch.arange(x.shape[0], device=x.device), lims.diff())
 
     def exact(query: Tensor, row: Tensor) -> Tensor:
-        return metrics.exact_scores(x[query], lists.packed[row][:, None].float(), metric)[:, 0]
+        return metrics.exact_scores(x[query], as_float(lists.packed[row], x.shape[1])[:, None], metric)[:, 0]
 
     scores = in_chunks(exact, _RESCORE_ROWS, queries, rows)
     inside = (scores > score[queries]) & torch.isfinite(scores)

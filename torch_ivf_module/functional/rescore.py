@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import metric as metrics
 from .chunking import in_chunks
+from .row_codes import Rows, as_float, rows_at
 from .select import merge, select_topk
 
 Scores = Callable[[Tensor, Tensor, str], Tensor]
@@ -18,7 +19,7 @@ _RESCORE_BYTES = 1 << 20  # vectors gathered at a time; more, with two temporari
 
 
 def rescore(
-    x: Tensor, packed: Tensor, rows: Tensor, k: int, metric: str, scores_of: Scores = metrics.exact_scores
+    x: Tensor, packed: Rows, rows: Tensor, k: int, metric: str, scores_of: Scores = metrics.exact_scores
 ) -> tuple[Tensor, Tensor]:
     """The k best of the candidate rows (Q, K), -1 for none, by exact score: scores and rows (Q, k).
 
@@ -27,12 +28,13 @@ def rescore(
     """
     if packed.shape[0] == 0:
         rows = rows[:, :0]
-    columns = max(1, _RESCORE_BYTES // (4 * packed.shape[1]))
+    d = x.shape[1]
+    columns = max(1, _RESCORE_BYTES // (4 * d))
     if rows.shape[1] > columns:
         return merge([rescore(x, packed, chunk, k, metric, scores_of) for chunk in rows.split(columns, dim=1)], k)
 
     def score(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        vectors = packed.index_select(0, rows.clamp(min=0).flatten()).view(*rows.shape, packed.shape[1])
-        return select_topk(scores_of(queries, vectors.float(), metric), rows, k)
+        vectors = as_float(rows_at(packed, rows.clamp(min=0).flatten()), d).view(*rows.shape, d)
+        return select_topk(scores_of(queries, vectors, metric), rows, k)
 
-    return in_chunks(score, max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1])), x, rows)
+    return in_chunks(score, max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * d)), x, rows)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .chunking import in_chunks
 from .lists import InvertedLists, ranges_to_positions
+from .row_codes import Rows, as_float, rows_at
 from .sampled_addmm import has_sampled_product, sampled_product
 from .select import PADDING, best_positions, merge
 
@@ -77,12 +78,17 @@ def score_rows(x: Tensor, lists: InvertedLists, rows: Tensor) -> Tensor:
     return scores.nan_to_num_(nan=PADDING, posinf=PADDING, neginf=PADDING)
 
 
-def _gathered_product(x: Tensor, packed: Tensor, rows: Tensor) -> Tensor:
+def _gathered_product(x: Tensor, packed: Rows, rows: Tensor) -> Tensor:
     """``<x[q], packed[rows[q]]>`` (Q, W) in float32."""
+    d = x.shape[1]
+
+    def gathered(rows: Tensor) -> Tensor:
+        return as_float(rows_at(packed, rows.flatten()), d).view(*rows.shape, d)
+
     if torch.compiler.is_compiling():  # in a form that the compiler fuses with the gather, so that no copy is made
-        return (packed[rows].float() * x[:, None]).sum(2)
-    step = max(1, _GATHER_BYTES // max(1, 4 * rows.shape[1] * packed.shape[1]))
-    return in_chunks(lambda x, rows: torch.bmm(packed[rows].float(), x[:, :, None])[:, :, 0], step, x, rows)
+        return (gathered(rows) * x[:, None]).sum(2)
+    step = max(1, _GATHER_BYTES // max(1, 4 * rows.shape[1] * d))
+    return in_chunks(lambda x, rows: torch.bmm(gathered(rows), x[:, :, None])[:, :, 0], step, x, rows)
 
 
 def _split_product(x: Tensor, packed: Tensor, rows: Tensor, start: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .chunking import in_chunks
 from .lists import InvertedLists, ranges_to_positions
+from .row_codes import vectors_of
 from .select import PADDING, best_positions
 
 TILE = 16  # rows: two AVX2 registers of float32, one AVX-512 register
@@ -33,8 +34,8 @@ class Tiles(NamedTuple):
     sizes: Tensor  # (L + 1,) int64: tiles of each list, 0 in the last entry
 
 
-def tiles_of(lists: InvertedLists, dtype: torch.dtype) -> Tiles:
-    """Copy the vectors of `lists` into tiles of `dtype`. Synchronizes with the device."""
+def tiles_of(lists: InvertedLists, d: int, dtype: torch.dtype) -> Tiles:
+    """Copy the vectors of `lists`, of `d` dimensions, into tiles of `dtype`. Synchronizes with the device."""
     sizes = torch.div(lists.sizes + (TILE - 1), TILE, rounding_mode="floor")
     offsets = sizes.cumsum(0) - sizes
     list_of = torch.repeat_interleave(torch.arange(sizes.shape[0], device=sizes.device), sizes)
@@ -44,12 +45,12 @@ def tiles_of(lists: InvertedLists, dtype: torch.dtype) -> Tiles:
     lane = torch.arange(TILE, device=sizes.device)
     real = lane < remaining[:, None]
     at = (rows[:, None] + lane).masked_fill_(~real, 0)
-    vectors = lists.packed.new_zeros((at.shape[0], lists.packed.shape[1], TILE), dtype=dtype)
+    vectors = lists.packed.new_zeros((at.shape[0], d, TILE), dtype=dtype)
     bias = torch.zeros(at.shape, dtype=torch.float32, device=at.device)
     if lists.packed.shape[0]:
         for start in range(0, at.shape[0], _TILES_AT_A_TIME):
             chunk = slice(start, start + _TILES_AT_A_TIME)
-            vectors[chunk] = lists.packed[at[chunk]].transpose(1, 2).to(dtype)
+            vectors[chunk] = vectors_of(lists.packed[at[chunk]], d).transpose(1, 2).to(dtype)
         if lists.bias.shape[0]:
             bias = lists.bias[at]
     return Tiles(vectors, bias.masked_fill_(~real, PADDING), rows, offsets, sizes)

@@ -21,7 +21,8 @@ from . import building, extensions, module, operator, reading, schema, searching
 from .coding import Setting, codes_property
 from .eager import eager, refuse_scripting
 from .integrity import CHECKSUMS
-from .store import OWN_BUFFERS, ListStore
+from .row_format import FloatRows, RowFormat
+from .store import ListStore
 
 Self = TypeVar("Self", bound="IndexBase")
 
@@ -33,7 +34,8 @@ class IndexBase(nn.Module):
     """
 
     centroids: Tensor
-    packed_embeddings: Tensor
+    packed_embeddings: Tensor  # or packed_codes, as `store.format` says
+    packed_codes: Tensor
     list_offsets: Tensor
     list_ids: Tensor
     next_id: Tensor
@@ -47,7 +49,7 @@ class IndexBase(nn.Module):
 
     def __init__(
         self,
-        d: int,
+        format: RowFormat,
         *,
         metric: str,
         k: int = 10,
@@ -55,15 +57,12 @@ class IndexBase(nn.Module):
         max_bytes: int = 256 << 20,
         codes: Setting = "auto",
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dtype = torch.float32 if dtype is None else dtype
-        if dtype not in schema.STORAGE:
-            raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, got {dtype}")
-        self.d = positive(d, "d")
+        self._format = format
+        self.d = format.d
         self.metric = metrics.check_metric(metric)
-        for name, tensor in schema.empty(d, flat=self._flat, device=device, dtype=dtype).items():
+        for name, tensor in schema.empty(format, flat=self._flat, device=device).items():
             self.register_buffer(name, tensor)
         self.register_buffer(CHECKSUMS, torch.zeros(3, dtype=torch.int64, device=device), persistent=False)
         self._make_store()
@@ -134,7 +133,7 @@ class IndexBase(nn.Module):
             "search_mode": self.search_mode,
             "max_bytes": self.max_bytes,
             "codes": self.codes,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            **self.store.format.config(self.store.packed),
         }
 
     def extra_repr(self) -> str:
@@ -163,7 +162,7 @@ class IndexBase(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the stored vectors."""
+        """The dtype of the vectors: as they are stored, or float32 if codes are."""
         return self.store.dtype
 
     rocm = torch_ivf_compat.rocm
@@ -184,7 +183,7 @@ class IndexBase(nn.Module):
         generator: torch.Generator | None = None,
         verbose: bool = False,
     ) -> Self:
-        """Only check x (n, d): a flat index needs no training. Settings as in `IndexIVFFlat.fit`. Returns self."""
+        """Only check x (n, d): a flat index needs no training. Settings as in `IndexIVF.fit`. Returns self."""
         validation.vectors(x, "x", self.d, self.device)
         return self
 
@@ -227,7 +226,7 @@ class IndexBase(nn.Module):
     # -- torch.nn.Module -----------------------------------------------------------------------------------
 
     def _make_store(self) -> None:
-        self.__dict__["store"] = ListStore(self.__dict__["_buffers"], self.d, self.metric, flat=self._flat)
+        self.__dict__["store"] = ListStore(self.__dict__["_buffers"], self._format, self.metric, flat=self._flat)
         self._handle = operator.new_handle(self)
 
     # All code that reads the buffers, such as state_dict() and buffers() of a parent module, calls `_buffers` or
@@ -248,14 +247,16 @@ class IndexBase(nn.Module):
             self._make_store()
 
     def __getattr__(self, name: str) -> Any:
-        if name in OWN_BUFFERS and "store" in self.__dict__:
-            self.store.hand_out()
+        store: ListStore | None = self.__dict__.get("store")
+        if store is not None and name in store.own:
+            store.hand_out()
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in schema.NAMES:
-            self.store.new_version()
+        store: ListStore | None = self.__dict__.get("store")
+        if store is not None and name in store.names:
+            store.new_version()
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.store.about_to_move()
@@ -274,6 +275,7 @@ class IndexBase(nn.Module):
         return {**settings, "_buffers": buffers, **module.store_state(self.store)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = {"_format": FloatRows(state["d"]), **state}  # which older pickles lack
         super().__setstate__({name: value for name, value in state.items() if name not in module.STORE_STATE})
         self._make_store()
         module.set_store_state(self.store, state)
@@ -290,7 +292,7 @@ class IndexBase(nn.Module):
         load_state_dict of any parent calls this.
         """
         missing_keys, _, error_msgs = lists
-        names = tuple(name for name in schema.SAVED if name not in self._non_persistent_buffers_set)
+        names = tuple(name for name in self.store.saved if name not in self._non_persistent_buffers_set)
         with module.own_loading(self, state_dict, prefix, local_metadata, strict, *lists, names=names) as others:
             if names:
                 module.load_buffers(self, state_dict, prefix, local_metadata, strict, missing_keys, error_msgs)

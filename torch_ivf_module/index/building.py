@@ -107,7 +107,7 @@ def merge_from(self: IndexBase, other: IndexBase, add_id: int = 0) -> None:
         _check_mergeable(self, other)
         x, ids, assigned, _ = stored_rows(other.store)
         ids = _shifted(ids, validation.int64(add_id, "add_id"))
-        rows = validation.stored(x, "other", self.dtype)
+        rows = store.format.copied(x, "other", store.packed.dtype)
         after = min(other.store.next_id + add_id, schema.LAST_ID)
         number = max(store.next_id, schema.next_id_after(ids), after)
         store.add(rows, ids, assigned, number, custom_ids=True)
@@ -169,12 +169,16 @@ def reset_parameters(self: IndexBase) -> None:
 
 
 def assign(store: ListStore, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Copies of vectors x (n, d) as they are stored, and the list (n,) that each is assigned to."""
+    """Copies of vectors x (n, d) as they are stored, and the list (n,) that each is assigned to.
+
+    That is the list nearest to the vector as it is stored, but before it is encoded.
+    """
     with torch.no_grad(), torch.autocast(store.device.type, enabled=False):
-        rows = validation.stored(metrics.prepare(x, store.metric), "x", store.dtype)
+        prepared = metrics.prepare(x, store.metric)
+        rows = store.format.stored(prepared, "x", store.packed.dtype)
         if store.flat:
             return rows, torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
-        return rows, nearest_lists(rows, store.coarse(), store.metric)
+        return rows, nearest_lists(rows if rows.is_floating_point() else prepared, store.coarse(), store.metric)
 
 
 def selected_ids(ids: Tensor, device: torch.device) -> Tensor:
@@ -184,7 +188,7 @@ def selected_ids(ids: Tensor, device: torch.device) -> Tensor:
 
 
 def stored_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, int]:
-    """All rows (N, d), their ids (N,) and their lists (N,), ordered by list, and a count.
+    """All rows (N, ...), their ids (N,) and their lists (N,), ordered by list, and a count.
 
     Of each id that several rows have, the row added last is at the end; the count is the number of these rows.
     """
@@ -220,7 +224,7 @@ def _add(store: ListStore, x: Tensor, ids: Tensor | None) -> None:
 
 def empty_buffers(store: ListStore, *, keep_centroids: bool) -> dict[str, Tensor]:
     """The buffers of an index without vectors: with the centroids of this one, or untrained."""
-    buffers = schema.empty(store.d, flat=store.flat, device=store.device, dtype=store.dtype)
+    buffers = schema.empty(store.format, flat=store.flat, device=store.device, dtype=store.packed.dtype)
     centroids = store.buffers["centroids"]
     if keep_centroids and centroids.shape[0]:
         buffers["centroids"] = centroids
@@ -235,6 +239,9 @@ def _check_mergeable(index: IndexBase, other: IndexBase) -> None:
         mine, theirs = getattr(index, name), getattr(other, name)
         if mine != theirs:
             raise ValueError(f"other must have {name} = {mine!r} to be merged, got {theirs!r}")
+    if index.store.format.kind != other.store.format.kind:
+        mine, theirs = index.store.format.kind, other.store.format.kind
+        raise ValueError(f"other must store rows as {mine} to be merged, got {theirs}: add its reconstructed vectors")
     centroids, others = index.store.buffers["centroids"], other.store.buffers["centroids"]
     if index.store.flat != other.store.flat or centroids.shape != others.shape:
         raise ValueError(f"other must have {_lists_of(index)} to be merged, got {_lists_of(other)}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..functional import metric as metrics
 from ..functional.lists import InvertedLists, inverted_lists, sampled_lists
 from ..functional.probe import Coarse, coarse_of
-from . import schema
+from ..functional.row_codes import as_float
 from .integrity import Sources, sources_of
 
 
@@ -31,11 +31,11 @@ class Derived(NamedTuple):
         return sum(tensor.nbytes for tensor in (*self.coarse, self.lists.sizes, self.lists.bias))
 
 
-def derive(buffers: Mapping[str, Tensor], metric: str) -> Derived:
-    """`Derived` of the buffers of a trained index, by name."""
+def derive(buffers: Mapping[str, Tensor], names: tuple[str, ...], metric: str) -> Derived:
+    """`Derived` of the buffers of a trained index; `names` are those of centroids, packed rows, offsets and ids."""
     with torch.no_grad():
-        sources = sources_of(buffers, schema.NAMES)
-        centroids, packed, offsets, ids = (buffers[name] for name in schema.NAMES)
+        sources = sources_of(buffers, names)
+        centroids, packed, offsets, ids = (buffers[name] for name in names)
         coarse = coarse_quantizer(centroids, packed, offsets, metric)
         bias = metrics.row_bias(packed, coarse.origin, metric)
         return Derived(sources, coarse, inverted_lists(packed, offsets, ids, bias))
@@ -45,10 +45,11 @@ def coarse_quantizer(centroids: Tensor, packed: Tensor, offsets: Tensor, metric:
     """The coarse quantizer of centroids (L, d); of a flat index, which has none, that of one list.
 
     Its origin is the median of a sample of the centroids, weighted by the rows of their lists, since centroids of empty
-    lists may be far away; of a flat index the median of a sample of the rows (N, d).
+    lists may be far away; of a flat index the median of a sample of the rows (N, ...).
     """
     if not centroids.shape[0]:
-        origin = metrics.origin_of(packed, metric)
+        sample = packed[:: metrics.origin_step(packed.shape[0])]
+        origin = metrics.origin_of(as_float(sample, centroids.shape[1]), metric)
         return coarse_of(origin[None], metric, origin)
     filled = sampled_lists(offsets, packed.shape[0])
     return coarse_of(centroids, metric, metrics.origin_of(centroids[filled] if filled.shape[0] else centroids, metric))

@@ -13,6 +13,8 @@ from torch import Tensor
 from .. import native
 from .._torch_internals import outside_of_modes
 from ..functional import metric as metrics
+from ..functional.kernels import KERNELS
+from ..functional.row_codes import vectors_of
 from ..functional.search import candidate_count
 from ..functional.transforms import scored
 from ..params import SearchParams
@@ -28,12 +30,13 @@ def exported_search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What torch.export records of a search of x (Q, d): D and I (Q, k), and the vectors (Q, k, d) `with_vectors`.
 
-    RuntimeError for an untrained index, and for what the operator does not do: other devices than the CPU, budgets,
-    selectors, profile="exact".
+    RuntimeError for an untrained index, and for what the operator does not do: rows that the kernel does not serve,
+    other devices than the CPU, budgets, selectors, profile="exact".
     """
     options, store = index.search_options(k, params), index.store
     store.require_trained("search")
-    served = native.available() and store.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
+    served = native.available() and any(kernel.serves(store.packed) for kernel in KERNELS)
+    served &= store.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
     plain = options.mode == "auto" and options.budget is None and not options.exact
     if not served or not plain or (params is not None and params.selector is not None):
         refuse_recording("search")
@@ -43,10 +46,10 @@ def exported_search(
         raise RuntimeError("export a module that holds the index: torch.export has not read the buffers of this one")
     # torch.export has read the buffers, and has then replaced them by tensors without values.
     with outside_of_modes():
-        derived = derive(store.handed_out, store.metric)
+        derived = derive(store.handed_out, store.names, store.metric)
     buffers = store.buffers
     centroids = derived.coarse.centroids if store.flat else buffers["centroids"]
-    packed, ids = buffers["packed_embeddings"], buffers["list_ids"]
+    packed, ids = store.packed, buffers["list_ids"]
     with torch.autocast(x.device.type, enabled=False):
         queries = metrics.prepare(x.float(), index.metric)
         scores, rows, found, *_ = torch.ops.torch_ivf_module.search_index(
@@ -66,7 +69,7 @@ def exported_search(
         differentiate = x.requires_grad and torch.is_grad_enabled()
         vectors = packed[:0]
         if with_vectors or differentiate:
-            vectors = packed[rows.clamp(min=0)].masked_fill((rows < 0)[..., None], torch.nan)
+            vectors = vectors_of(packed[rows.clamp(min=0)], store.d).masked_fill((rows < 0)[..., None], torch.nan)
         if differentiate:
             scores, found, vectors = scored(queries, found, vectors, index.metric)
         return metrics.to_distance(scores, index.metric), found, vectors

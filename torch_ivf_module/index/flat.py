@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .base import IndexBase
+from .row_format import FloatRows
 
 
 class IndexFlat(IndexBase):
@@ -27,8 +30,8 @@ class IndexFlat(IndexBase):
 
     _flat = True
 
-    def __init__(self, d: int, metric: str = "l2", **settings: Any) -> None:
-        super().__init__(d, metric=metric, **settings)
+    def __init__(self, d: int, metric: str = "l2", *, dtype: torch.dtype | None = None, **settings: Any) -> None:
+        super().__init__(FloatRows(d, dtype or torch.float32), metric=metric, **settings)
 
     @property
     def auto_matrix_bytes_threshold(self) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import schema
+from .row_format import RowFormat
 
 CHECKSUMS = "checksums"
 _PART = 1 << 16  # entries between two multiplications of the sum; the value of a checksum depends on it
@@ -126,7 +127,7 @@ class Integrity:
             buffers[CHECKSUMS] = self._sums.clone()
         self.handed_out = True
 
-    def check(self, buffers: Mapping[str, Tensor], d: int, *, flat: bool) -> bool:
+    def check(self, buffers: Mapping[str, Tensor], rows: RowFormat, *, flat: bool) -> bool:
         """Whether the integer buffers have other, valid values than the index last knew; RuntimeError if not valid.
 
         Buffers without values are not checked.
@@ -135,12 +136,12 @@ class Integrity:
             return False
         now, changed = sources_of(buffers, schema.INTEGERS), False
         if all(type(tensor) is Tensor and not tensor.is_meta for tensor, _ in now.values()):
-            _refuse(schema.misfit_shapes(buffers, d, flat))
-            changed = self._compare(buffers, d, flat)
+            _refuse(schema.misfit_shapes(buffers, rows, flat))
+            changed = self._compare(buffers, rows, flat)
         self._sources, self.handed_out = now, False
         return changed
 
-    def _compare(self, buffers: Mapping[str, Tensor], d: int, flat: bool) -> bool:
+    def _compare(self, buffers: Mapping[str, Tensor], rows: RowFormat, flat: bool) -> bool:
         """`check` for buffers of the right shapes."""
         found = checksums(buffers)
         as_known = self._sums is not None and torch.equal(found, self._sums)
@@ -150,7 +151,7 @@ class Integrity:
         else:
             wrong: str | None = "the values of list_offsets, list_ids or next_id were changed in place"
             if any(buffers[name] is not tensor for name, (tensor, _) in self._sources.items()) or not self._sources:
-                wrong = schema.misfit(buffers, d, flat=flat)  # replaced by the caller: checked as a loaded state
+                wrong = schema.misfit(buffers, rows, flat=flat)  # replaced by the caller: checked as a loaded state
             _refuse(wrong)
             changed = True
         self._sums = found if matches else None

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .._arrays import finite_in_dtype
-from . import schema
+from . import row_format, schema
 from .integrity import VersionToken
-from .store import OWN_BUFFERS, ListStore
+from .store import ListStore
 
 if TYPE_CHECKING:
     from .base import IndexBase
@@ -47,19 +46,17 @@ def restore_dtypes(store: ListStore, before: Mapping[str, Tensor]) -> None:
     `before` are the buffers before the call. Raises ValueError if a row exceeds the range of the new dtype; the rows
     then keep the dtype they had.
     """
-    buffers = store.buffers
+    buffers, rows = store.buffers, store.format.name
     for name, tensor in before.items():
-        allowed = name == "packed_embeddings" and buffers[name].dtype in schema.STORAGE
-        if not allowed and buffers[name].dtype != tensor.dtype:
+        if name != rows and buffers[name].dtype != tensor.dtype:
             buffers[name] = tensor.to(buffers[name].device)
-    store.moved()
-    packed = buffers["packed_embeddings"]
-    if packed.dtype not in (before["packed_embeddings"].dtype, torch.float32):
-        try:
-            finite_in_dtype(packed, "packed_embeddings")
-        except ValueError:
-            buffers["packed_embeddings"] = before["packed_embeddings"].to(packed.device)
-            raise
+    try:
+        buffers[rows] = store.format.recast(buffers[rows], before[rows])
+    except ValueError:
+        buffers[rows] = before[rows].to(buffers[rows].device)
+        raise
+    finally:
+        store.moved()
 
 
 @contextmanager
@@ -67,7 +64,7 @@ def without_own_buffers(store: ListStore) -> Iterator[None]:
     """A context in which the module has only buffers that are not the index's; the index must not be used in it."""
     with store.lock:
         buffers = store.hand_out()
-        own = {name: buffers.pop(name) for name in OWN_BUFFERS}
+        own = {name: buffers.pop(name) for name in store.own}
         try:
             yield
         finally:
@@ -112,14 +109,16 @@ def load_buffers(
     The other arguments are those of ``nn.Module._load_from_state_dict``, which calls this.
     """
     store = index.store
-    given = {name: state_dict[prefix + name] for name in schema.SAVED if prefix + name in state_dict}
-    missing = [name for name in schema.NAMES if name not in given]
+    given = {name: state_dict[prefix + name] for name in store.saved if prefix + name in state_dict}
+    missing = [name for name in store.names if name not in given]
     if strict:
         missing_keys += [prefix + name for name in missing]
     wrong = None
     if not missing:
         wrong = misfit(given, local_metadata, index)
-    elif len(missing) < len(schema.NAMES):
+    elif store.format.name in missing and (other := _other_rows(state_dict, prefix, store.format.name)):
+        wrong = f"the state has {other}, this index stores {store.format.name}: load it into an index of its own class"
+    elif len(missing) < len(store.names):
         wrong = f"the state lacks {', '.join(missing)}, and an index loads all of its buffers or none"
     if not missing and wrong is None:
         assign = bool(local_metadata.get("assign_to_params_buffers", False))
@@ -134,6 +133,11 @@ def load_buffers(
         error_msgs.append(f"{prefix or type(index).__name__}: {wrong}; the index is unchanged")
 
 
+def _other_rows(state_dict: Mapping[str, Any], prefix: str, own: str) -> str | None:
+    """The name of rows of another format in a state, if it has such."""
+    return next((name for name in row_format.NAMES if name != own and prefix + name in state_dict), None)
+
+
 def misfit(given: Mapping[str, Any], metadata: Mapping[str, Any], index: IndexBase) -> str | None:
     """Why the tensors `given` by name cannot be the buffers of an index, or None if they can."""
     version = metadata.get("version")
@@ -142,7 +146,7 @@ def misfit(given: Mapping[str, Any], metadata: Mapping[str, Any], index: IndexBa
     for name, tensor in given.items():
         if not isinstance(tensor, Tensor):
             return f"{name} must be a tensor, got {type(tensor).__name__}"
-    return schema.misfit(given, index.d, flat=index.store.flat)
+    return schema.misfit(given, index.store.format, flat=index.store.flat)
 
 
 def _take(store: ListStore, given: Mapping[str, Tensor], *, assign: bool) -> None:
@@ -164,11 +168,10 @@ def _take(store: ListStore, given: Mapping[str, Tensor], *, assign: bool) -> Non
         for name, tensor in {**given, schema.NEXT_ID: number}.items():
             old = store.buffers[name]
             loaded[name] = tensor if assign else tensor.detach().to(old.device, old.dtype, copy=True)
+        rows = store.format.name
         if not assign:
-            finite_in_dtype(loaded["packed_embeddings"], "packed_embeddings")
-        loaded["centroids"] = loaded["centroids"].float()
-        if loaded["packed_embeddings"].dtype not in schema.STORAGE:
-            loaded["packed_embeddings"] = loaded["packed_embeddings"].float()
+            store.format.check_values(loaded[rows])
+        loaded["centroids"], loaded[rows] = loaded["centroids"].float(), store.format.adopted(loaded[rows])
         if store.ntotal:  # in an empty index it is the argument of the constructor, for the rows that are loaded
             store.ordering = "none"
         store.exchange(loaded)

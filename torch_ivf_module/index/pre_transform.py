@@ -88,7 +88,7 @@ class IndexPreTransform(nn.Module):
     train = training.train
 
     def fit(self: Self, x: Tensor, **settings: Any) -> Self:
-        """Fit the index, not the transform, to vectors x (n, d); settings as in `IndexIVFFlat.fit`."""
+        """Fit the index, not the transform, to vectors x (n, d); settings as in `IndexIVF.fit`."""
         self.index.fit(self.apply_transform(x), **settings)
         return self
 

@@ -10,50 +10,60 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-NAMES = ("centroids", "packed_embeddings", "list_offsets", "list_ids")
+from .row_format import RowFormat
+
 NEXT_ID = "next_id"
-SAVED = (*NAMES, NEXT_ID)  # the entries of a state_dict
-FLOATS = ("centroids", "packed_embeddings")
 INTEGERS = ("list_offsets", "list_ids", NEXT_ID)
 LAST_ID = 2**63 - 1
-STORAGE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of packed_embeddings
+
+
+def names(rows: str) -> tuple[str, str, str, str]:
+    """The names of centroids, packed rows, offsets and ids; `rows`, that of the rows, depends on their format."""
+    return "centroids", rows, "list_offsets", "list_ids"
+
+
+def saved(rows: str) -> tuple[str, ...]:
+    """The entries of a state_dict."""
+    return (*names(rows), NEXT_ID)
 
 
 def empty(
-    d: int, *, flat: bool, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    rows: RowFormat, *, flat: bool, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The buffers of an untrained index without vectors; `dtype` is that of the vectors."""
+    """The buffers of an untrained index without vectors; `dtype` is that of the rows, by default that of the format."""
     return {
-        "centroids": torch.empty(0, d, dtype=torch.float32, device=device),
-        "packed_embeddings": torch.empty(0, d, dtype=dtype, device=device),
+        "centroids": torch.empty(0, rows.d, dtype=torch.float32, device=device),
+        rows.name: torch.empty(0, rows.width, dtype=dtype or rows.dtype, device=device),
         "list_offsets": torch.zeros(2 if flat else 0, dtype=torch.int64, device=device),
         "list_ids": torch.empty(0, dtype=torch.int64, device=device),
         NEXT_ID: torch.zeros((), dtype=torch.int64, device=device),
     }
 
 
-def misfit(state: Mapping[str, Tensor], d: int, *, flat: bool) -> str | None:
-    """Why the tensors NAMES, and next_id if given, are not the buffers of an index of dimension `d`; None if they are.
+def misfit(state: Mapping[str, Tensor], rows: RowFormat, *, flat: bool) -> str | None:
+    """Why the tensors called `names`, and next_id if given, are not the buffers of an index whose rows have this
+    format; None if they are.
 
     A flat index has one list and no centroid. The values of tensors on the meta device are not checked.
     """
-    meta = any(state[name].is_meta for name in NAMES)
-    return misfit_shapes(state, d, flat) or (None if meta else _misfit_values(state))
+    meta = any(state[name].is_meta for name in names(rows.name))
+    return misfit_shapes(state, rows, flat) or (None if meta else _misfit_values(state, rows))
 
 
-def misfit_shapes(state: Mapping[str, Tensor], d: int, flat: bool) -> str | None:
+def misfit_shapes(state: Mapping[str, Tensor], rows: RowFormat, flat: bool) -> str | None:
     """`misfit` of shapes and dtypes; no values are read."""
-    centroids, packed, offsets, ids = (state[name] for name in NAMES)
-    for name, tensor in (("centroids", centroids), ("packed_embeddings", packed)):
-        if tensor.dim() != 2 or tensor.shape[1] != d:
-            return f"{name} must have shape (n, {d}), got {tuple(tensor.shape)}"
-        if not tensor.is_floating_point():
-            return f"{name} must hold floats, got {tensor.dtype}"
+    centroids, packed, offsets, ids = (state[name] for name in names(rows.name))
+    if centroids.dim() != 2 or centroids.shape[1] != rows.d:
+        return f"centroids must have shape (n, {rows.d}), got {tuple(centroids.shape)}"
+    if not centroids.is_floating_point():
+        return f"centroids must hold floats, got {centroids.dtype}"
+    if wrong := rows.misfit(packed):
+        return wrong
     for name, tensor in (("list_offsets", offsets), ("list_ids", ids)):
         if tensor.dtype != torch.int64 or tensor.dim() != 1:
             return f"{name} must be int64 of shape (n,), got {tensor.dtype} {tuple(tensor.shape)}"
     if ids.shape[0] != packed.shape[0]:
-        return f"list_ids has {ids.shape[0]} entries for {packed.shape[0]} rows of packed_embeddings"
+        return f"list_ids has {ids.shape[0]} entries for {packed.shape[0]} rows of {rows.name}"
     if NEXT_ID in state and (state[NEXT_ID].dtype != torch.int64 or state[NEXT_ID].dim() != 0):
         return f"next_id must be an int64 scalar, got {state[NEXT_ID].dtype} {tuple(state[NEXT_ID].shape)}"
     trained = 0 if flat else centroids.shape[0]
@@ -63,12 +73,12 @@ def misfit_shapes(state: Mapping[str, Tensor], d: int, flat: bool) -> str | None
     if offsets.shape[0] != expected:
         return f"list_offsets must have {expected} entries for {trained} centroids, got {offsets.shape[0]}"
     if packed.shape[0] and not expected:
-        return f"packed_embeddings has {packed.shape[0]} rows, but there are no centroids"
+        return f"{rows.name} has {packed.shape[0]} rows, but there are no centroids"
     return None
 
 
-def _misfit_values(state: Mapping[str, Tensor]) -> str | None:
-    wrong = misfit_offsets(state["list_offsets"], state["packed_embeddings"].shape[0])
+def _misfit_values(state: Mapping[str, Tensor], rows: RowFormat) -> str | None:
+    wrong = misfit_offsets(state["list_offsets"], state[rows.name].shape[0])
     if wrong:
         return wrong
     if bool((state["list_ids"] == -1).any()):

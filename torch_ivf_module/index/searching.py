@@ -22,7 +22,7 @@ from ..functional.search import capped_lists, finite_queries
 from ..functional.search import search as search_lists
 from ..functional.transforms import differentiable, is_dual, outside, scored, tracked, transforming, wrapped
 from ..params import DEFAULTS, SearchParams, positive
-from . import schema, validation
+from . import validation
 from .coding import Setting
 from .eager import autocasts, eager, recorded_by_fx, refuse_recording, refuse_tracing, without_autocast
 from .integrity import refuse_without_values
@@ -30,6 +30,7 @@ from .operator import recorded_search
 
 if TYPE_CHECKING:
     from .base import IndexBase
+    from .store import ListStore
 
 # -- methods -----------------------------------------------------------------------------------------------
 
@@ -190,7 +191,7 @@ def _answer(
     k = positive(k, "k")
     if not store.is_trained:
         store.require_trained(action)
-    _refuse_transformed_buffers(store.buffers)
+    _refuse_transformed_buffers(store)
     params = DEFAULTS if params is None else index.checked_params(params)
     if autocasts(x.device):
         with torch.autocast(x.device.type, enabled=False):
@@ -209,11 +210,11 @@ def _answer_in_float32(
     queries = metrics.prepare(x.float(), index.metric)
     if not differentiable(queries):  # autograd records nothing, so `torch.no_grad` is not needed
         scores, rows, ids, segments = search_prepared(index, queries, k, params)
-        return scores, ids, vectors_at([part.packed for part in segments], rows) if with_vectors else scores
+        return scores, ids, vectors_at([part.packed for part in segments], rows, index.d) if with_vectors else scores
 
     def find(plain: Tensor) -> tuple[Tensor, ...]:
         _, rows, ids, segments = search_prepared(index, plain, k, params)
-        return ids, vectors_at([part.packed for part in segments], rows)
+        return ids, vectors_at([part.packed for part in segments], rows, index.d)
 
     ids, vectors = outside(find, queries)
     return scored(queries, ids, vectors, index.metric)
@@ -240,10 +241,11 @@ def _read_lists(
     return coarse, chosen_rows, coded if chosen_rows[0].packed is segments[0].packed else None
 
 
-def _refuse_transformed_buffers(buffers: dict[str, Tensor]) -> None:
+def _refuse_transformed_buffers(store: ListStore) -> None:
     """RuntimeError if a buffer has no values, requires a derivative, or belongs to a torch.func transform."""
+    buffers = store.buffers
     if transforming():
-        for name in schema.NAMES:
+        for name in store.names:
             if wrapped(buffers[name]):
                 raise RuntimeError(
                     f"{name} belongs to a torch.func transform, and a search has derivatives and batches of x "
@@ -253,7 +255,7 @@ def _refuse_transformed_buffers(buffers: dict[str, Tensor]) -> None:
                 )
     if type(ids := buffers["list_ids"]) is not Tensor or ids.is_meta:
         refuse_without_values(buffers)
-    for name in schema.FLOATS:
+    for name in store.names[:2]:  # the others are integers
         if tracked(buffers[name]):
             raise RuntimeError(
                 f"{name} requires grad or is a dual tensor, but a search has derivatives with respect to x alone: "

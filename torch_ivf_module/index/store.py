@@ -15,6 +15,7 @@ from torch import Tensor
 from ..functional.id_lookup import last_of
 from ..functional.lists import InvertedLists, append, keep_rows
 from ..functional.probe import Coarse
+from ..functional.row_codes import vectors_of
 from ..functional.transforms import run_outside
 from . import schema
 from .coding import CodesCache
@@ -22,8 +23,7 @@ from .derived import Derived, derive
 from .ids import IdLookup, Matches
 from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values, unchanged
 from .pending import PendingUpdates, few, many_deleted
-
-OWN_BUFFERS = (*schema.SAVED, CHECKSUMS)
+from .row_format import RowFormat
 
 Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, int]]
 
@@ -36,8 +36,10 @@ class ListStore:
     outside the index reads the tensors. Several threads may call the methods at the same time.
     """
 
-    def __init__(self, buffers: dict[str, Tensor], d: int, metric: str, *, flat: bool) -> None:
-        self.buffers, self.d, self.metric, self.flat = buffers, d, metric, flat
+    def __init__(self, buffers: dict[str, Tensor], format: RowFormat, metric: str, *, flat: bool) -> None:
+        self.buffers, self.format, self.metric, self.flat = buffers, format, metric, flat
+        self.d, self.names, self.saved = format.d, schema.names(format.name), schema.saved(format.name)
+        self.own = (*self.saved, CHECKSUMS)  # all buffers of the index
         self.lock = threading.RLock()
         self.version = VersionToken()
         self.graph: Any = None  # a SearchGraph of this version, None after a change
@@ -47,14 +49,19 @@ class ListStore:
         self._updates = PendingUpdates()
         self._integrity = Integrity()
         self._derived: Derived | None = None
-        self.codes = CodesCache(d)  # of the packed lists
+        self.codes = CodesCache(format.d)  # of the packed lists
         self.handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, until they change
 
     # -- what is stored ------------------------------------------------------------------------------------
 
     @property
+    def packed(self) -> Tensor:
+        """The packed rows (N, ...), as `format` has them."""
+        return self.buffers[self.format.name]
+
+    @property
     def _packed_rows(self) -> int:
-        return self.buffers["packed_embeddings"].shape[0]
+        return self.buffers[self.format.name].shape[0]
 
     @property
     def ntotal(self) -> int:
@@ -74,12 +81,12 @@ class ListStore:
     @property
     def device(self) -> torch.device:
         """Where the rows are."""
-        return self.buffers["packed_embeddings"].device
+        return self.buffers[self.format.name].device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the rows."""
-        return self.buffers["packed_embeddings"].dtype
+        """The dtype of the vectors."""
+        return self.format.vector_dtype(self.packed)
 
     @property
     def next_id(self) -> int:
@@ -122,11 +129,11 @@ class ListStore:
             return self._derive().coarse
 
     def packed_lists(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (N, d), offsets (L + 1,) and ids (N,), with nothing pending."""
+        """Rows (N, ...), offsets (L + 1,) and ids (N,), with nothing pending."""
         with self.lock:
             self.pack()
             self.check()
-            return self.buffers["packed_embeddings"], self.buffers["list_offsets"], self.buffers["list_ids"]
+            return self.packed, self.buffers["list_offsets"], self.buffers["list_ids"]
 
     def matches(self, wanted: Tensor) -> Matches:
         """The rows that carry one of the distinct ascending ids `wanted` (n,)."""
@@ -139,23 +146,23 @@ class ListStore:
             return Matches(rows, which, *self._updates.find(wanted))
 
     def vectors(self, wanted: Tensor) -> Tensor:
-        """The last added rows (n, d) of the distinct ascending ids `wanted` (n,). KeyError for an unknown id."""
+        """The last added vectors (n, d) of the distinct ascending ids `wanted` (n,). KeyError for an unknown id."""
         with self.lock:
             if not few(self._updates.rows, self._packed_rows):
                 self.pack()
             pending = self._updates.joined()[0] if self._updates.rows else None
             found = self.matches(wanted)
-            offsets, packed = self.buffers["list_offsets"], self.buffers["packed_embeddings"]
+            offsets, packed = self.buffers["list_offsets"], self.packed
             rows = self.ids.last(offsets, wanted, found.packed, found.of_packed)
             at = last_of(found.pending, found.of_pending, wanted.shape[0])
             unknown = wanted[(rows < 0) & (at < 0)]
             if unknown.shape[0]:
                 raise KeyError(f"id {int(unknown[0])} is not in the index")
-            out = packed.new_empty(wanted.shape[0], self.d)
+            out = packed.new_empty(wanted.shape[0], packed.shape[1])
             out[at < 0] = packed[rows[at < 0]]  # pending rows were added later than packed ones
             if pending is not None:
                 out[at >= 0] = pending[at[at >= 0]]
-            return out
+            return vectors_of(out, self.d)
 
     def _derive(self) -> Derived:
         derived = self._derived
@@ -164,13 +171,13 @@ class ListStore:
         self.check(values=False)
         derived = self._derived  # None if the check found other values
         if derived is None or not unchanged(derived.sources, self.buffers):
-            self._derived = derived = derive(self.buffers, self.metric)
+            self._derived = derived = derive(self.buffers, self.names, self.metric)
         return derived
 
     # -- changing ------------------------------------------------------------------------------------------
 
     def add(self, rows: Tensor, ids: Tensor, assigned: Tensor, next_id: int, *, custom_ids: bool) -> None:
-        """Add rows (n, d) in the storage dtype, with ids (n,), to the lists `assigned` (n,); tensors are not copied.
+        """Add rows (n, ...) of this format, with ids (n,), to the lists `assigned` (n,); tensors are not copied.
 
         `custom_ids` says that other rows may have some of the ids.
         """
@@ -204,7 +211,7 @@ class ListStore:
             if not updates:  # another thread has packed
                 return
             self.check()
-            packed, offsets, ids = (self.buffers[name] for name in schema.NAMES[1:])
+            packed, offsets, ids = (self.buffers[name] for name in self.names[1:])
             if updates.deleted is not None:
                 packed, offsets, ids = keep_rows(packed, offsets, ids, ~updates.deleted)
             if updates.rows:
@@ -216,9 +223,9 @@ class ListStore:
             self._updates = PendingUpdates()
 
     def replace_lists(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
-        """Replace the packed lists: rows (N, d), offsets (L + 1,), ids (N,)."""
+        """Replace the packed lists: rows (N, ...), offsets (L + 1,), ids (N,)."""
         self._forget_derived()  # frees the old buffers
-        self.put(packed_embeddings=packed, list_offsets=offsets, list_ids=ids)
+        self.put(**{self.format.name: packed}, list_offsets=offsets, list_ids=ids)
 
     def exchange(self, buffers: dict[str, Tensor]) -> None:
         """Replace all buffers, and discard pending updates and everything derived from the old buffers."""
@@ -254,8 +261,8 @@ class ListStore:
         self.pack()
         with self.lock:
             self._integrity.hand_out(self.buffers)
-            if all(type(self.buffers.get(name)) is Tensor for name in schema.NAMES):
-                self.handed_out = {name: self.buffers[name] for name in schema.NAMES}
+            if all(type(self.buffers.get(name)) is Tensor for name in self.names):
+                self.handed_out = {name: self.buffers[name] for name in self.names}
         return self.buffers
 
     def check(self, *, values: bool = True) -> None:
@@ -263,7 +270,7 @@ class ListStore:
         if values:
             refuse_without_values(self.buffers)
         with self.lock:
-            if self._integrity.check(self.buffers, self.d, flat=self.flat):
+            if self._integrity.check(self.buffers, self.format, flat=self.flat):
                 self._forget_derived()
                 self.ids.last_lists = {}
                 self.new_version()
@@ -273,7 +280,7 @@ class ListStore:
         self.hand_out()
         self.graph = None
         self._forget_derived()
-        return {name: self.buffers[name] for name in OWN_BUFFERS}
+        return {name: self.buffers[name] for name in self.own}
 
     def moved(self) -> None:
         """After all buffers were moved or cast by a function that may have changed the integer ones."""
@@ -284,7 +291,7 @@ class ListStore:
         """The state for `restore`: references to tensors, no copies."""
         self.pack()
         with self.lock:
-            return {name: self.buffers[name] for name in OWN_BUFFERS}, copy.copy(self._integrity), self.ids.last_lists
+            return {name: self.buffers[name] for name in self.own}, copy.copy(self._integrity), self.ids.last_lists
 
     def restore(self, snapshot: Snapshot) -> None:
         """Undo everything since `snapshot`."""

@@ -18,6 +18,7 @@ from .._optional import require
 from ..functional.kmeans import RowShard, kmeans
 from ..functional.lists import pack
 from ..functional.probe import coarse_of, nearest_lists
+from ..functional.row_codes import vectors_of
 from ..params import positive
 from . import validation
 from .building import stored_rows
@@ -56,6 +57,24 @@ def training_rows(index: IndexBase, x: Tensor) -> Tensor:
     x = validation.vectors(x, "x", index.d, index.device).detach()
     finite(x, "x")
     return prepared(index, x)
+
+
+def stored_sample(
+    index: IndexBase,
+    *,
+    max_points_per_centroid: int = 256,
+    seed: int = 1234,
+    generator: torch.Generator | None = None,
+    **settings: Any,
+) -> Tensor:
+    """Training rows (n, d): the stored vectors, or as many of them as k-means takes. `settings` are not used."""
+    rows = index.store.packed_lists()[0]
+    most = max(positive(max_points_per_centroid, "max_points_per_centroid"), _ROWS_PER_LIST) * index.store.nlist
+    if rows.shape[0] > most:
+        generator = torch.Generator(device="cpu").manual_seed(seed) if generator is None else generator
+        chosen = torch.randperm(rows.shape[0], generator=generator, device="cpu")[:most].sort().values
+        rows = rows.index_select(0, chosen.to(rows.device))
+    return training_rows(index, vectors_of(rows, index.d))
 
 
 def clustered(

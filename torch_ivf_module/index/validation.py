@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _arrays
-from .._arrays import RANGE, as_tensor, beyond_int64, finite, finite_in_dtype, word
+from .._arrays import RANGE, as_tensor, beyond_int64, word
 from ..functional.transforms import wrapped
 from .schema import LAST_ID
 
@@ -139,12 +139,3 @@ def radii(value: object, name: str, queries: int, device: torch.device) -> Tenso
     if bool(found.isnan().any()):
         raise ValueError(f"{name} must be a number, got nan")
     return found
-
-
-def stored(x: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-    """A detached copy of rows x in the storage dtype; ValueError for a row that is not finite in it."""
-    finite(x, name)
-    kept = x.detach().to(dtype, copy=True)
-    if kept.dtype != x.dtype:
-        finite_in_dtype(kept, name)
-    return kept.contiguous()

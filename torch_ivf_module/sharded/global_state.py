@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..index import schema
+from ..index import row_format, schema
 from ..index.base import IndexBase
 from .collectives import Exchange
 from .placement import positions, rows_per_process
@@ -21,7 +21,7 @@ from .placement import positions, rows_per_process
 class LocalRows(NamedTuple):
     """The rows of the global index that one process has, and their positions in it."""
 
-    packed: Tensor  # (n, d)
+    packed: Tensor  # (n, ...)
     ids: Tensor  # (n,)
     assigned: Tensor  # (n,) the list of each row
     positions: Tensor  # (n,)
@@ -70,19 +70,26 @@ def _sharded(
     from torch.distributed.tensor import DTensor, Shard
 
     mesh = DeviceMesh.from_group(exchange.group, index.device.type)
-    packed = index.store.buffers["packed_embeddings"][:0] if packed is None else packed
+    packed = index.store.packed[:0] if packed is None else packed
     ids = index.store.buffers["list_ids"][:0] if ids is None else ids
-    d = packed.shape[1]
+    width = packed.shape[1]
     settings: dict[str, Any] = dict(device_mesh=mesh, placements=[Shard(0)], run_check=False)
     return {
-        "packed_embeddings": DTensor.from_local(packed, shape=torch.Size((total, d)), stride=(d, 1), **settings),
+        index.store.format.name: DTensor.from_local(
+            packed, shape=torch.Size((total, width)), stride=(width, 1), **settings
+        ),
         "list_ids": DTensor.from_local(ids, shape=torch.Size((total,)), stride=(1,), **settings),
     }
 
 
+def packed_of(given: Mapping[str, Tensor]) -> Tensor:
+    """The rows of a global state, of whichever format."""
+    return next(given[name] for name in row_format.NAMES if name in given)
+
+
 def rows_of(exchange: Exchange, given: Mapping[str, Tensor]) -> tuple[LocalRows, bool]:
     """The local rows of a global state, and whether they are all of its rows: of full tensors, not of DTensors."""
-    packed, ids, offsets = given["packed_embeddings"], given["list_ids"], given["list_offsets"]
+    packed, ids, offsets = packed_of(given), given["list_ids"], given["list_offsets"]
     full, first = not hasattr(packed, "to_local"), 0
     if not full:
         first = min(packed.shape[0], exchange.rank * rows_per_process(packed.shape[0], exchange.size))

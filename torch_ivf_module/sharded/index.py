@@ -16,7 +16,7 @@ from .._optional import require
 from ..functional import metric as metrics
 from ..functional.kmeans import RowShard
 from ..functional.transforms import is_dual, wrapped
-from ..index import IndexIVFFlat, building, schema, searching, training, validation
+from ..index import IndexIVF, building, schema, searching, training, validation
 from ..index.eager import without_autocast
 from ..index.ids import Matches
 from ..params import SearchParams, positive
@@ -53,6 +53,7 @@ class ShardedIndex(ShardedModule):
     indexes differ.
 
     >>> import tempfile, torch.distributed as dist
+    >>> from torch_ivf_module import IndexIVFFlat
     >>> with tempfile.TemporaryDirectory() as place:
     ...     dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=0, world_size=1)
     ...     index = ShardedIndex(IndexIVFFlat(8, nlist=4, nprobe=4))
@@ -88,10 +89,10 @@ class ShardedIndex(ShardedModule):
         The sample and the initial centroids, and up to rounding the result, are those of one process that has the rows
         of all in the order of the ranks. A `generator` must be in the same state on all processes. On a filled index
         vectors are moved to their new lists. `verbose` shows a progress bar on rank 0. Settings and
-        errors as `IndexIVFFlat.fit`.
+        errors as `IndexIVF.fit`.
         """
         index = self.index
-        if not isinstance(index, IndexIVFFlat):
+        if not isinstance(index, IndexIVF):
             self._agree("train", lambda: (index.fit(x), []))
             return self
         settings: dict[str, Any] = dict(niter=niter, max_points_per_centroid=max_points_per_centroid, seed=seed)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..functional.lists import offsets_of, pack
-from ..index import IndexIVFFlat, schema, training
+from ..index import IndexIVF, schema, training
 from ..index.base import IndexBase
 from ..index.eager import refuse_recording, refuse_scripting
 from ..index.module import load_buffers, misfit, own_loading
@@ -48,7 +48,7 @@ class ShardedModule(nn.Module):
 
         def prepare() -> tuple[None, list[int]]:
             _check_shard(index, shard)
-            full.update({name: getattr(index, name) for name in schema.NAMES})
+            full.update({name: getattr(index, name) for name in index.store.names})
             return None, []
 
         device = index.device if isinstance(index, IndexBase) else self._exchange.device
@@ -87,7 +87,7 @@ class ShardedModule(nn.Module):
     @property
     def nlist(self) -> int:
         """Number of lists of an inverted-file index; a flat one has no such attribute."""
-        return cast(IndexIVFFlat, self.index).nlist
+        return cast(IndexIVF, self.index).nlist
 
     def config(self) -> dict[str, Any]:
         """The constructor arguments of the index of each process."""
@@ -193,7 +193,8 @@ class ShardedModule(nn.Module):
     ) -> None:
         """Load this process's part of a global state; other entries load as in any module."""
         missing_keys, _, error_msgs = lists
-        with own_loading(self, state_dict, prefix, local_metadata, strict, *lists, names=schema.SAVED) as others:
+        names = self.index.store.saved
+        with own_loading(self, state_dict, prefix, local_metadata, strict, *lists, names=names) as others:
             self._load_part(state_dict, prefix, local_metadata, strict, missing_keys, error_msgs)
             super()._load_from_state_dict(others, prefix, local_metadata, strict, *lists)
 
@@ -218,7 +219,7 @@ class ShardedModule(nn.Module):
             load_buffers(self.index, mine, prefix, local_metadata, strict, missing_keys, error_msgs)
             return None, []
 
-        entries = {name: state_dict.get(prefix + name) for name in schema.SAVED}
+        entries = {name: state_dict.get(prefix + name) for name in self.index.store.saved}
         given = {name: entry for name, entry in entries.items() if isinstance(entry, Tensor)}
         try:
             prepare = functools.partial(self._fitting, given, local, local_metadata)
@@ -232,7 +233,7 @@ class ShardedModule(nn.Module):
         offsets, owners = given["list_offsets"], self._owners
         if offsets.shape[0]:
             part, owners = self._part(rows, full, offsets, step)
-            local.update(zip(schema.NAMES[1:], part, strict=True))
+            local.update(zip(self.index.store.names[1:], part, strict=True))
         local[schema.NEXT_ID] = torch.tensor(int(said[:, 0].max()), device=rows.ids.device)
         with self._as_before_on_error(step):
             self._agree(step, load)
@@ -247,14 +248,14 @@ class ShardedModule(nn.Module):
 
         Writes the local rows to `local` as the buffers of an index. Raises _Misfit if `given` or `local` does not fit.
         """
-        flat = self.index.store.flat
-        if any(name not in given for name in schema.NAMES) or schema.misfit_shapes(given, self.d, flat):
+        store = self.index.store
+        if any(name not in given for name in store.names) or schema.misfit_shapes(given, store.format, store.flat):
             raise _Misfit
         offsets = given["list_offsets"]
-        if schema.misfit_offsets(offsets, given["packed_embeddings"].shape[0]):
+        if schema.misfit_offsets(offsets, given[store.format.name].shape[0]):
             raise _Misfit
         rows, full = global_state.rows_of(self._exchange, given)
-        local.update({**given, "packed_embeddings": rows.packed, "list_ids": rows.ids})
+        local.update({**given, store.format.name: rows.packed, "list_ids": rows.ids})
         if offsets.shape[0]:
             local["list_offsets"] = offsets_of(rows.assigned, offsets.shape[0] - 1)
         if misfit(local, metadata, self.index):
@@ -268,7 +269,7 @@ class ShardedModule(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         # torch.distributed.checkpoint.state_dict reads the entries of a state_dict as attributes.
-        if name in (*schema.SAVED, *_SETTINGS):
+        if name in _SETTINGS or ("index" in self.__dict__ and name in self.index.store.saved):
             return getattr(self.index, name)
         return super().__getattr__(name)
 
@@ -284,13 +285,13 @@ def _check_shard(index: object, shard: str) -> None:
         raise TypeError(f"index must be a flat or inverted-file index, got {type(index).__name__}")
     if shard not in SHARDS:
         raise ValueError(f"shard must be one of {', '.join(map(repr, SHARDS))}, got {shard!r}")
-    if shard == "lists" and not isinstance(index, IndexIVFFlat):
-        raise ValueError(f"shard='lists' needs an IndexIVFFlat, got {type(index).__name__}; use shard='rows'")
+    if shard == "lists" and not isinstance(index, IndexIVF):
+        raise ValueError(f"shard='lists' needs an inverted file, got {type(index).__name__}; use shard='rows'")
 
 
 def _fingerprint(given: Mapping[str, Tensor]) -> object:
     """Shape and digests of a global state, to compare it between processes. Vectors are too many to be read."""
-    packed = given["packed_embeddings"]
+    packed = global_state.packed_of(given)
     sharded = hasattr(packed, "to_local")  # DTensors, whose local ids differ between processes
     names = ("centroids", "list_offsets") if sharded else ("centroids", "list_offsets", "list_ids")
     return sharded, tuple(packed.shape), [global_state.digest_of(given[name]) for name in names]
