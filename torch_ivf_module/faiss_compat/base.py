@@ -62,7 +62,7 @@ class Index:
     @property
     def ntotal(self) -> int:
         """Vectors in the index."""
-        return self.module.ntotal
+        return self.plain.ntotal
 
     @property
     def is_trained(self) -> bool:
@@ -76,7 +76,7 @@ class Index:
     @property
     def metric_type(self) -> int:
         """METRIC_L2 or METRIC_INNER_PRODUCT."""
-        return metric_number(self.module.metric)
+        return metric_number(self.plain.metric)
 
     @property
     def device(self) -> torch.device:
@@ -223,7 +223,7 @@ class Index:
     def reset(self) -> None:
         """Remove all vectors; what was trained stays."""
         with faiss_errors():
-            self.module.reset()
+            self.plain.reset()
 
     def sa_code_size(self) -> int:
         """Bytes of a stored vector."""

@@ -63,10 +63,10 @@ class Clustering(ClusteringParameters):
         metric = "ip" if self.spherical else metric_name(index.metric_type)
         with faiss_errors():
             x = rows(x, self.d, index.device)
-            if x.shape[0] < self.min_points_per_centroid * self.k:
-                least = self.min_points_per_centroid * self.k
-                warnings.warn(f"{x.shape[0]} training rows for {self.k} centroids: give at least {least}", stacklevel=2)
             tries = [self._fitted(x, metric, self.seed + number) for number in range(self.nredo)]
+        least = self.min_points_per_centroid * self.k
+        if x.shape[0] < least:
+            warnings.warn(f"{x.shape[0]} training rows for {self.k} centroids: give at least {least}", stacklevel=2)
         best = min(tries, key=lambda fit: float(fit[1][-1]) * (1 if metric == "l2" else -1)) if self.niter else tries[0]
         centroids, objective = best
         self.centroids = centroids.cpu().numpy().reshape(-1)

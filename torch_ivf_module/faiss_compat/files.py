@@ -15,8 +15,9 @@ from .. import checkpoint
 from .._optional import require
 from ..faiss_bridge import is_file
 from ..faiss_export import to_faiss
-from .arrays import faiss_errors
+from .arrays import Unsupported, faiss_errors
 from .base import Index
+from .extract import try_extract_index_ivf
 from .install import installed
 from .wrapping import class_names, wrap
 
@@ -78,6 +79,9 @@ def write_index(index: Index, target: Any, io_flags: int = 0, *, format: str = _
     path = os.fspath(target)
     try:
         if format == _FAISS:
+            ivf = try_extract_index_ivf(index)
+            if ivf is not None and ivf.quantizer.metric_type != ivf.metric_type:
+                raise Unsupported("to faiss's format go only inverted files whose quantizer has their metric")
             _real_faiss().write_index(to_faiss(module), path)
         elif format == _OURS:
             checkpoint.save(module, path, {"faiss_compat": class_names(index)})

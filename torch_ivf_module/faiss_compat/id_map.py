@@ -39,6 +39,20 @@ class IndexIDMap(Index):
         return self._index
 
     @property
+    def d(self) -> int:
+        """Dimension of the vectors."""
+        return self.index.d
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether vectors can be added."""
+        return self.index.is_trained
+
+    @is_trained.setter
+    def is_trained(self, value: bool) -> None:
+        pass
+
+    @property
     def module(self) -> Any:
         """The index of this library that holds the vectors."""
         return self.index.module

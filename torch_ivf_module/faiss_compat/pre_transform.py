@@ -70,11 +70,6 @@ class IndexPreTransform(Index):
         return self.chain[0].d_in if self.chain else self.index.d
 
     @property
-    def ntotal(self) -> int:
-        """Vectors in the index."""
-        return self.index.ntotal
-
-    @property
     def is_trained(self) -> bool:
         """Whether the transforms and the index are trained."""
         return self.index.is_trained and all(transform.is_trained for transform in self.chain)
@@ -82,11 +77,6 @@ class IndexPreTransform(Index):
     @is_trained.setter
     def is_trained(self, value: bool) -> None:
         pass
-
-    @property
-    def metric_type(self) -> int:
-        """The metric of the index behind the transforms."""
-        return self.index.metric_type
 
     @property
     def takes_ids(self) -> bool:  # type: ignore[override]
@@ -168,10 +158,6 @@ class IndexPreTransform(Index):
             if len(parts[0]) != len(parts[1]) or not all(map(torch.equal, *parts)):
                 raise RuntimeError("the transforms of the two indexes differ")
         self.index.check_compatible_for_merge(otherIndex.index)
-
-    def reset(self) -> None:
-        """Remove all vectors; what was trained stays."""
-        self.index.reset()
 
 
 def _inner(params: Any) -> Any:

@@ -134,7 +134,7 @@ class LinearTransform(VectorTransform):
 
 
 class PCAMatrix(LinearTransform):
-    """The d_out principal components; each divided by its variance to the power of ``-eigen_power`` if that is set.
+    """The d_out principal components; each times its eigenvalue, a sum of squares, to the power of `eigen_power`.
 
     >>> x = numpy.random.RandomState(0).rand(100, 4)
     >>> pca = PCAMatrix(4, 2)
@@ -160,7 +160,7 @@ class PCAMatrix(LinearTransform):
         values, matrix = values.flip(0).clamp(min=0), vectors.flip(1).T[: self.d_out]
         self.mean, self.eigenvalues = mean.float().numpy(), values.float().numpy()
         if self.eigen_power:
-            matrix = matrix * (values[: self.d_out, None] / x.shape[0]).clamp(min=1e-30) ** self.eigen_power
+            matrix = matrix * values[: self.d_out, None].clamp(min=1e-30) ** self.eigen_power
         if self.random_rotation:
             matrix = _rotation(self.d_out, self.d_out, 5).double() @ matrix
         self.set(matrix, -(matrix @ mean))

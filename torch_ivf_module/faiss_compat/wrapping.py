@@ -13,15 +13,16 @@ from ..index import IndexIVFFlat as IVFFlatModule
 from ..index import IndexPreTransform as PreTransformModule
 from .arrays import Unsupported
 from .base import Index
-from .constants import metric_number
+from .constants import METRIC_INNER_PRODUCT, METRIC_L2, metric_number
 from .flat import IndexFlat, IndexFlatIP, IndexFlatL2
 from .id_map import IndexIDMap, IndexIDMap2
-from .ivf import IndexIVFFlat
+from .ivf import IndexIVF, IndexIVFFlat
 from .pre_transform import IndexPreTransform
 from .scalar_quantizer import IndexIVFScalarQuantizer, IndexScalarQuantizer
 from .transforms import LinearTransform, NormalizationTransform, VectorTransform
 
 _MAPS: dict[str, type[IndexIDMap]] = {"IndexIDMap": IndexIDMap, "IndexIDMap2": IndexIDMap2}
+_FLATS = {"IndexFlatL2": METRIC_L2, "IndexFlatIP": METRIC_INNER_PRODUCT}
 
 
 def wrap(module: Any, classes: Sequence[str] = ()) -> Index:
@@ -45,7 +46,7 @@ def wrap(module: Any, classes: Sequence[str] = ()) -> Index:
     if isinstance(module, (FlatModule, IVFFlatModule)) and module.metric == "cosine":
         return IndexPreTransform(NormalizationTransform(module.d), wrap(_by_product(module), classes))
     if isinstance(module, IVFFlatModule):
-        return _ivf(module)
+        return _ivf(module, _FLATS.get(classes[-1] if classes else "", metric_number(module.metric)))
     if not isinstance(module, FlatModule):
         raise Unsupported(f"faiss_compat has no counterpart of {type(module).__name__}")
     ids = module.store.packed_lists()[2]
@@ -54,8 +55,10 @@ def wrap(module: Any, classes: Sequence[str] = ()) -> Index:
 
 
 def class_names(index: Any) -> list[str]:
-    """The names of the classes of an index, and of those within it."""
+    """The names of the classes of an index, of those within it, and of a quantizer of another metric."""
     inner = class_names(index.index) if isinstance(index, (IndexIDMap, IndexPreTransform)) else []
+    if isinstance(index, IndexIVF) and index.quantizer.metric_type != index.metric_type:
+        inner = [type(_flat(index.quantizer.module)).__name__]
     return [type(index).__name__, *inner]
 
 
@@ -65,8 +68,8 @@ def _flat(module: FlatModule) -> Index:
     return (IndexFlatL2 if module.metric == "l2" else IndexFlatIP).of(module)
 
 
-def _ivf(module: IVFFlatModule) -> Index:
-    quantizer = IndexFlat(module.d, metric_number(module.metric))
+def _ivf(module: IVFFlatModule, metric: int) -> Index:
+    quantizer = IndexFlat(module.d, metric)
     quantizer.module.to(module.device)
     quantizer.put(module.centroids, None)
     kind = IndexIVFFlat if module.dtype == torch.float32 else IndexIVFScalarQuantizer
