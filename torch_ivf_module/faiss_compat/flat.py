@@ -18,6 +18,7 @@ from .constants import METRIC_INNER_PRODUCT, METRIC_L2, metric_name
 class IndexFlat(Index):
     """Exact search over all vectors.
 
+    >>> import numpy
     >>> index = IndexFlat(2)
     >>> index.add(numpy.eye(2))
     >>> index.search(numpy.array([[0.0, 0.9]]), 1)[1]

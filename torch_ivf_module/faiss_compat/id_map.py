@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ..index.base import IndexBase
 from .base import Index
-from .flat import IndexFlat  # noqa: F401  in the examples
 from .selectors import IDSelector
 
 
 class IndexIDMap(Index):
     """An empty index of any kind, to be filled with `add_with_ids`.
 
+    >>> import numpy
+    >>> from torch_ivf_module.faiss_compat import IndexFlat
     >>> index = IndexIDMap(IndexFlat(2))
     >>> index.add_with_ids(numpy.eye(2), numpy.array([10, 11]))
     >>> index.search(numpy.eye(2)[:1], 1)[1]
@@ -107,6 +108,8 @@ class IndexIDMap(Index):
 class IndexIDMap2(IndexIDMap):
     """`IndexIDMap` whose vectors can be read by id.
 
+    >>> import numpy
+    >>> from torch_ivf_module.faiss_compat import IndexFlat
     >>> index = IndexIDMap2(IndexFlat(2))
     >>> index.add_with_ids(numpy.eye(2), numpy.array([10, 11]))
     >>> index.reconstruct(11)

@@ -13,12 +13,6 @@ def install() -> None:
     """Make ``import faiss`` import this package, in this process. RuntimeError if the real faiss is imported already.
 
     Call it before importing libraries that look for faiss.
-
-    >>> install()
-    >>> import faiss
-    >>> faiss.IndexFlatL2(4).d
-    4
-    >>> uninstall()
     """
     package = sys.modules[__package__]
     loaded = sys.modules.get(NAME)

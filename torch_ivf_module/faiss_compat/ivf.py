@@ -237,6 +237,7 @@ class IndexIVF(Index):
 class IndexIVFFlat(IndexIVF):
     """Inverted file of uncompressed vectors.
 
+    >>> import numpy
     >>> x = numpy.random.RandomState(0).rand(1000, 16)
     >>> index = IndexIVFFlat(IndexFlat(16), 16, 8)
     >>> index.train(x)

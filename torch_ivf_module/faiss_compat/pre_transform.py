@@ -14,7 +14,7 @@ from ..index import IndexPreTransform as PreTransformModule
 from ..index.base import IndexBase
 from .base import Index
 from .selectors import IDSelector
-from .transforms import PCAMatrix, VectorTransform  # noqa: F401  PCAMatrix is in the example
+from .transforms import VectorTransform
 
 
 class Chain(list[VectorTransform]):
@@ -34,6 +34,8 @@ class IndexPreTransform(Index):
 
     ``IndexPreTransform(index)``, or ``IndexPreTransform(transform, index)``.
 
+    >>> import numpy
+    >>> from torch_ivf_module.faiss_compat import IndexFlat, PCAMatrix
     >>> x = numpy.random.RandomState(0).rand(100, 8)
     >>> index = IndexPreTransform(PCAMatrix(8, 4), IndexFlat(4))
     >>> index.train(x)

@@ -139,7 +139,7 @@ class PCAMatrix(LinearTransform):
     >>> x = numpy.random.RandomState(0).rand(100, 4)
     >>> pca = PCAMatrix(4, 2)
     >>> pca.train(x)
-    >>> abs(pca.apply(x).mean(0)).max() < 1e-6
+    >>> bool(abs(pca.apply(x).mean(0)).max() < 1e-6)
     True
     """
 
