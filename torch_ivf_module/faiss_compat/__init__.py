@@ -30,6 +30,7 @@ from .constants import (
     METRIC_Lp,
     METRIC_NaNEuclidean,
     ScalarQuantizer,
+    is_similarity_metric,
 )
 from .devices import (
     GpuClonerOptions,
@@ -52,7 +53,10 @@ from .extract import (
 from .factory import index_factory
 from .files import (
     IO_FLAG_MMAP,
+    IO_FLAG_MMAP_IFC,
+    IO_FLAG_ONDISK_SAME_DIR,
     IO_FLAG_READ_ONLY,
+    IO_FLAG_SKIP_PRECOMPUTE_TABLE,
     BufferedIOReader,
     BufferedIOWriter,
     PyCallbackIOReader,
@@ -73,10 +77,6 @@ from .functions import (
     omp_get_max_threads,
     omp_set_num_threads,
     pairwise_distances,
-    rev_swig_ptr,
-    swig_ptr,
-    vector_float_to_array,
-    vector_to_array,
 )
 from .id_map import IndexIDMap, IndexIDMap2
 from .install import install, installed, uninstall
@@ -106,6 +106,7 @@ from .transforms import (
     RandomRotationMatrix,
     VectorTransform,
 )
+from .vectors import Vector, copy_array_to_vector, rev_swig_ptr, swig_ptr, vector_float_to_array, vector_to_array
 from .wrapping import wrap
 
 IVFSearchParameters = SearchParametersIVF
@@ -113,7 +114,10 @@ __version__ = "1.15.1"  # the release of faiss whose interface this is
 
 __all__ = [
     "IO_FLAG_MMAP",
+    "IO_FLAG_MMAP_IFC",
+    "IO_FLAG_ONDISK_SAME_DIR",
     "IO_FLAG_READ_ONLY",
+    "IO_FLAG_SKIP_PRECOMPUTE_TABLE",
     "METRIC_GOWER",
     "METRIC_INNER_PRODUCT",
     "METRIC_L1",
@@ -174,9 +178,11 @@ __all__ = [
     "SearchParametersPreTransform",
     "StandardGpuResources",
     "Unsupported",
+    "Vector",
     "VectorIOWriter",
     "VectorTransform",
     "clone_index",
+    "copy_array_to_vector",
     "deserialize_index",
     "downcast_VectorTransform",
     "downcast_index",
@@ -191,6 +197,7 @@ __all__ = [
     "index_gpu_to_cpu",
     "install",
     "installed",
+    "is_similarity_metric",
     "knn",
     "knn_gpu",
     "normalize_L2",

@@ -17,6 +17,7 @@ from .arrays import Unsupported, faiss_errors, returned, rows
 from .base import Index
 from .constants import metric_name
 from .flat import IndexFlatIP, IndexFlatL2
+from .vectors import Vector, vector_to_array
 
 
 class ClusteringParameters:
@@ -43,18 +44,30 @@ class Clustering(ClusteringParameters):
     >>> clustering = Clustering(2, 2)
     >>> clustering.min_points_per_centroid = 1
     >>> clustering.train(numpy.array([[0.0, 0.0], [0.0, 2.0], [9.0, 9.0], [9.0, 7.0]]), IndexFlatL2(2))
-    >>> sorted(clustering.centroids.tolist())
+    >>> sorted(vector_to_array(clustering.centroids).tolist())
     [0.0, 1.0, 8.0, 9.0]
     """
 
     d = k = 0
-    centroids: Any = numpy.zeros(0, dtype="float32")  # (k * d,), also where to start, if set before `train`
+    start: Any = None  # (k * d,) float32, if `centroids` was set before `train`
     iteration_stats: Any = ()
 
     def __init__(self, d: int, k: int, cp: ClusteringParameters | None = None) -> None:
         for name, value in vars(cp or ClusteringParameters()).items():
             setattr(self, name, value)
         self.d, self.k = d, k
+
+    @property
+    def centroids(self) -> Vector:
+        """The centroids, flattened (k * d,) float32; where to start, if set before `train`."""
+        return Vector(numpy.zeros(0, "float32") if self.start is None else self.start, self._set_centroids)
+
+    @centroids.setter
+    def centroids(self, value: Any) -> None:
+        self._set_centroids(value)
+
+    def _set_centroids(self, value: Any) -> None:
+        self.start = numpy.array(value, dtype="float32").reshape(-1)
 
     def train(self, x: Any, index: Index, weights: Any = None) -> None:
         """Fit centroids to x (n, d), assigning vectors by the metric of `index`."""
@@ -69,13 +82,13 @@ class Clustering(ClusteringParameters):
             warnings.warn(f"{x.shape[0]} training rows for {self.k} centroids: give at least {least}", stacklevel=2)
         best = min(tries, key=lambda fit: float(fit[1][-1]) * (1 if metric == "l2" else -1)) if self.niter else tries[0]
         centroids, objective = best
-        self.centroids = centroids.cpu().numpy().reshape(-1)
+        self.centroids = centroids.cpu().numpy()
         self.iteration_stats = Stats({"obj": float(value)} for value in objective)
         index.reset()
         index.add(centroids)
 
     def _fitted(self, x: Tensor, metric: str, seed: int) -> tuple[Tensor, Tensor]:
-        start = torch.from_numpy(self.centroids).view(-1, self.d).to(x.device) if self.centroids.size else None
+        start = None if self.start is None else torch.from_numpy(self.start).view(-1, self.d).to(x.device)
         most = self.max_points_per_centroid
         return kmeans(
             x, self.k, niter=self.niter, metric=metric, max_points_per_centroid=most, seed=seed, start=start
@@ -114,11 +127,11 @@ class Kmeans:
         """Fit centroids to x (n, d), from `init_centroids` (k, d) if given; the last objective."""
         clustering = Clustering(self.d, self.k, self.cp)
         if init_centroids is not None:
-            clustering.centroids = rows(init_centroids, self.d, torch.device("cpu")).float().numpy().reshape(-1)
+            clustering.centroids = rows(init_centroids, self.d, torch.device("cpu")).float().numpy()
         clustering.train(x, self.index, weights)
         self.iteration_stats = list(clustering.iteration_stats)
         self.obj = numpy.array([stats["obj"] for stats in self.iteration_stats])
-        found = torch.from_numpy(clustering.centroids.reshape(self.k, self.d))
+        found = torch.from_numpy(vector_to_array(clustering.centroids).reshape(self.k, self.d))
         self.centroids = returned(found, x)
         return float(self.obj[-1]) if self.obj.size else 0.0
 

@@ -31,6 +31,11 @@ def metric_number(name: str) -> int:
     return METRIC_L2 if name == "l2" else METRIC_INNER_PRODUCT
 
 
+def is_similarity_metric(metric: int) -> bool:
+    """Whether larger values of a metric mean nearer vectors."""
+    return metric in (METRIC_INNER_PRODUCT, METRIC_Jaccard)
+
+
 class DirectMap:
     """The kind of map from ids to rows. Ids are always found here, so it changes nothing."""
 
@@ -44,3 +49,4 @@ class ScalarQuantizer:
     """faiss's numbers of the codes of a scalar quantizer."""
 
     QT_8bit, QT_4bit, QT_8bit_uniform, QT_4bit_uniform, QT_fp16, QT_8bit_direct, QT_6bit, QT_bf16 = range(8)
+    QT_8bit_direct_signed = 8

@@ -21,8 +21,9 @@ from .extract import try_extract_index_ivf
 from .install import installed
 from .wrapping import class_names, wrap
 
-IO_FLAG_MMAP = 1
-IO_FLAG_READ_ONLY = 2
+# faiss's flags; those that are not about mapping have no effect.
+IO_FLAG_READ_ONLY, IO_FLAG_ONDISK_SAME_DIR, IO_FLAG_SKIP_PRECOMPUTE_TABLE = 2, 4, 16
+IO_FLAG_MMAP, IO_FLAG_MMAP_IFC = 0x646F0008, 512
 _OURS, _FAISS = "torch_ivf_module", "faiss"
 
 
@@ -94,8 +95,8 @@ def write_index(index: Index, target: Any, io_flags: int = 0, *, format: str = _
 def read_index(source: Any, io_flags: int = 0) -> Index:
     """The index in a file, of this library's format or (extra `faiss`) of faiss's, or from a reader.
 
-    With the flag IO_FLAG_MMAP the vectors of a file of this library are mapped. RuntimeError if there is no such file,
-    or it holds no index.
+    With the flag IO_FLAG_MMAP or IO_FLAG_MMAP_IFC the vectors of a file of this library are mapped. RuntimeError if
+    there is no such file, or it holds no index.
     """
     if hasattr(source, "read"):
         return deserialize_index(numpy.frombuffer(source.read(), "uint8"))
@@ -103,7 +104,8 @@ def read_index(source: Any, io_flags: int = 0) -> Index:
     try:
         if is_file(path):
             _real_faiss()
-        module = checkpoint.load(path, mmap=bool(io_flags & IO_FLAG_MMAP) and not is_file(path))
+        mapped = io_flags & IO_FLAG_MMAP == IO_FLAG_MMAP or bool(io_flags & IO_FLAG_MMAP_IFC)
+        module = checkpoint.load(path, mmap=mapped and not is_file(path))
         return wrap(module, checkpoint.notes_in(path).get("faiss_compat", ()))
     except (OSError, checkpoint.BadFile) as error:
         raise RuntimeError(f"{path} cannot be read: {error}") from error

@@ -13,6 +13,7 @@ from ..index import IndexFlat as FlatModule
 from .arrays import faiss_errors
 from .base import Index
 from .constants import METRIC_INNER_PRODUCT, METRIC_L2, metric_name
+from .vectors import Vector
 
 
 class IndexFlat(Index):
@@ -36,19 +37,14 @@ class IndexFlat(Index):
         return self.sa_code_size()
 
     @property
-    def codes(self) -> Any:
-        """The bytes of all vectors (N * code_size,) uint8, a copy."""
+    def codes(self) -> Vector:
+        """The bytes of all vectors (N * code_size,) uint8, to read."""
         packed = self.plain.store.packed_lists()[0]
-        return packed.cpu().contiguous().view(torch.uint8).numpy().reshape(-1).copy()
+        return Vector(packed.cpu().contiguous().view(torch.uint8).numpy().reshape(-1))
 
     def get_xb(self) -> Any:
         """All vectors, flattened: (N * d,) float32, a copy."""
         return self.plain.store.packed_lists()[0].float().cpu().numpy().reshape(-1).copy()
-
-    @property
-    def xb(self) -> Any:
-        """`get_xb()`."""
-        return self.get_xb()
 
     def remove_ids(self, x: Any) -> int:
         """Remove the ids of an array or a selector and number the others anew; how many rows that were."""

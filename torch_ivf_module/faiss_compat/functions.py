@@ -1,4 +1,4 @@
-"""Functions without an index: neighbours, distances, normalisation, threads, vectors of C++.
+"""Functions without an index: neighbours, distances, normalisation, threads.
 
 Q queries, N vectors, d dim, k results.
 """
@@ -89,24 +89,6 @@ def omp_set_num_threads(num_threads: int) -> None:
 def omp_get_max_threads() -> int:
     """`torch.get_num_threads`."""
     return torch.get_num_threads()
-
-
-def vector_to_array(v: Any) -> Any:
-    """A vector of C++, which is an array here, as an array of one's own."""
-    return numpy.array(v)
-
-
-vector_float_to_array = vector_to_array
-
-
-def swig_ptr(a: Any) -> Any:
-    """A pointer to an array: here the array."""
-    return a
-
-
-def rev_swig_ptr(ptr: Any, n: int) -> Any:
-    """The first n entries of an array behind a pointer, which is the array here."""
-    return ptr[:n]
 
 
 def get_compile_options() -> str:

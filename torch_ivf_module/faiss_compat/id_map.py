@@ -9,6 +9,7 @@ from torch import Tensor
 from ..index.base import IndexBase
 from .base import Index
 from .selectors import IDSelector
+from .vectors import Vector
 
 
 class IndexIDMap(Index):
@@ -64,9 +65,9 @@ class IndexIDMap(Index):
         return self.index.plain
 
     @property
-    def id_map(self) -> Any:
-        """The ids (N,) int64 of all vectors: of a flat index in the order in which they were added."""
-        return self.ids().cpu().numpy().copy()
+    def id_map(self) -> Vector:
+        """The ids (N,) int64 of all vectors, to read: of a flat index in the order in which they were added."""
+        return Vector(self.ids().cpu().numpy())
 
     def add(self, x: Any, numeric_type: int = 0) -> None:
         """RuntimeError, as in faiss: use `add_with_ids`."""

@@ -31,6 +31,8 @@ class IndexIVF(Index):
     If the quantizer has another metric than the index, as in faiss it chooses the lists by its own.
     """
 
+    parallel_mode = 0  # has no effect
+
     def __init__(self, quantizer: Index, module: IVFFlatModule) -> None:
         if not isinstance(quantizer, IndexFlat) or quantizer.d != module.d:
             raise Unsupported(f"the quantizer must be an IndexFlat of dimension {module.d}, got {quantizer!r}")

@@ -15,6 +15,7 @@ from ..functional import kmeans
 from ..functional.probe import coarse_of, nearest_lists
 from ..index.pre_transform import Normalize
 from .arrays import Unsupported, returned, rows
+from .vectors import Vector
 
 _CPU = torch.device("cpu")
 
@@ -29,8 +30,12 @@ class VectorTransform:
 
     @property
     def is_trained(self) -> bool:
-        """Whether vectors can be transformed."""
+        """Whether vectors can be transformed. Setting it has no effect."""
         return self.module is not None
+
+    @is_trained.setter
+    def is_trained(self, value: bool) -> None:
+        pass
 
     def train(self, x: Any) -> None:
         """Fit to x (n, d_in)."""
@@ -103,27 +108,36 @@ class LinearTransform(VectorTransform):
 
     @property
     def A(self) -> Any:
-        """The matrix, flattened (d_out * d_in,) float32; empty before training."""
-        return numpy.zeros(0, "float32") if self.module is None else self.module.weight.cpu().numpy().reshape(-1)
+        """The matrix, flattened (d_out * d_in,) float32; empty before training. Assign an array to set it."""
+        weight = numpy.zeros(0, "float32") if self.module is None else self.module.weight.cpu().numpy()
+        return Vector(weight.reshape(-1), self._set_matrix)
 
     @A.setter
     def A(self, value: Any) -> None:
-        matrix = torch.from_numpy(numpy.array(value, dtype="float32").reshape(self.d_out, self.d_in))
-        self.set(matrix, torch.zeros(self.d_out, device=_CPU) if self.have_bias else None)
+        self._set_matrix(value)
 
     @property
     def b(self) -> Any:
-        """The bias (d_out,) float32; empty if there is none."""
+        """The bias (d_out,) float32; empty if there is none. Assign an array to set it, after `A`."""
         bias = None if self.module is None else self.module.bias
-        return numpy.zeros(0, "float32") if bias is None else bias.cpu().numpy()
+        return Vector(numpy.zeros(0, "float32") if bias is None else bias.cpu().numpy(), self._set_bias)
 
     @b.setter
     def b(self, value: Any) -> None:
+        self._set_bias(value)
+
+    def set_is_orthonormal(self) -> None:
+        """Nothing: `is_orthonormal` follows `A`."""
+
+    def _set_matrix(self, value: Any) -> None:
+        matrix = torch.from_numpy(numpy.array(value, dtype="float32").reshape(self.d_out, self.d_in))
+        self.set(matrix, torch.zeros(self.d_out, device=_CPU) if self.have_bias else None)
+
+    def _set_bias(self, value: Any) -> None:
         if self.module is None:
             raise RuntimeError("set A before b")
         self.have_bias = True
-        bias = torch.from_numpy(numpy.array(value, dtype="float32").reshape(self.d_out))
-        self.set(self.module.weight, bias)
+        self.set(self.module.weight, torch.from_numpy(numpy.array(value, dtype="float32").reshape(self.d_out)))
 
     def back(self, x: Tensor) -> Tensor:
         """(x - b) @ A, where A has orthonormal rows. RuntimeError otherwise."""
@@ -148,7 +162,8 @@ class PCAMatrix(LinearTransform):
         if d_out > d_in:
             raise RuntimeError(f"d_out must be <= d_in = {d_in}, got {d_out}")
         self.eigen_power, self.random_rotation = eigen_power, random_rotation
-        self.mean = self.eigenvalues = numpy.zeros(0, "float32")
+        self.epsilon = 0.0  # added to the eigenvalues before they are raised to a power
+        self.mean = self.eigenvalues = Vector(numpy.zeros(0, "float32"))
 
     def fit(self, x: Tensor) -> None:
         """Fit to x (n, d_in)."""
@@ -158,9 +173,9 @@ class PCAMatrix(LinearTransform):
         centred = x.double() - mean
         values, vectors = torch.linalg.eigh(centred.T @ centred)
         values, matrix = values.flip(0).clamp(min=0), vectors.flip(1).T[: self.d_out]
-        self.mean, self.eigenvalues = mean.float().numpy(), values.float().numpy()
+        self.mean, self.eigenvalues = Vector(mean.float().numpy()), Vector(values.float().numpy())
         if self.eigen_power:
-            matrix = matrix * values[: self.d_out, None].clamp(min=1e-30) ** self.eigen_power
+            matrix = matrix * (values[: self.d_out, None] + self.epsilon).clamp(min=1e-30) ** self.eigen_power
         if self.random_rotation:
             matrix = _rotation(self.d_out, self.d_out, 5).double() @ matrix
         self.set(matrix, -(matrix @ mean))
