@@ -33,13 +33,20 @@ def faiss_errors() -> Iterator[None]:
         raise RuntimeError(str(error.args[0]) if error.args else str(error)) from error
 
 
-def rows(x: object, d: int, device: torch.device, name: str = "x") -> Tensor:
-    """Vectors x (n, d) as a float tensor without a gradient; arrays are converted to float32 and moved to `device`.
+def device_of(x: object) -> torch.device:
+    """Where a tensor is; the CPU for an array."""
+    return x.device if isinstance(x, Tensor) else torch.device("cpu")
 
-    AssertionError for another shape, as in faiss.
+
+def rows(x: object, d: int, device: torch.device, name: str = "x") -> Tensor:
+    """Vectors x (n, d) as a float tensor without a gradient on `device`; arrays are converted to float32.
+
+    AssertionError for another shape, or a tensor of a GPU that the index is not on, as in faiss.
     """
     if isinstance(x, Tensor):
-        found = x.detach()
+        if x.device.type != "cpu" and x.device != device:
+            raise AssertionError(f"{name} is on {x.device}, but the index is on {device}")
+        found = x.detach().to(device)
     else:
         found = as_tensor(numpy.ascontiguousarray(x, dtype="float32"), name).to(device)
     if found.dim() != 2 or found.shape[1] != d:
@@ -56,12 +63,12 @@ def numbers(ids: object, device: torch.device, n: int | None = None) -> Tensor:
 
 
 def returned(found: Tensor, given: object, out: Any = None) -> Any:
-    """`found` as a tensor if the argument `given` was one, else as an array; or written into `out`, if that is given.
+    """`found` as a tensor where the argument `given` is, if that is one, else as an array; or written into `out`, if that is given.
 
     AssertionError for an `out` of another shape, as in faiss.
     """
     if out is None:
-        return found if isinstance(given, Tensor) else found.cpu().numpy()
+        return found.to(given.device) if isinstance(given, Tensor) else found.cpu().numpy()
     if tuple(out.shape) != tuple(found.shape):
         raise AssertionError(f"the output must have shape {tuple(found.shape)}, got {tuple(out.shape)}")
     if isinstance(out, Tensor):

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from ..index.pre_transform import Normalize
-from .arrays import returned, rows
+from .arrays import device_of, returned, rows
 from .constants import METRIC_L2, metric_name
 from .flat import IndexFlat
-
-_CPU = torch.device("cpu")
 
 
 def knn(xq: Any, xb: Any, k: int, metric: int = METRIC_L2, metric_arg: float = 0.0) -> tuple[Any, Any]:
@@ -25,7 +23,7 @@ def knn(xq: Any, xb: Any, k: int, metric: int = METRIC_L2, metric_arg: float = 0
     >>> knn(numpy.eye(2), numpy.eye(2), 1)[1].tolist()
     [[0], [1]]
     """
-    base = rows(xb, xq.shape[1], _CPU, "xb")
+    base = rows(xb, xq.shape[1], device_of(xb), "xb")
     index = IndexFlat(base.shape[1], metric)
     index.module.to(base.device)
     index.add(base)
@@ -56,7 +54,7 @@ def pairwise_distances(xq: Any, xb: Any, metric: int = METRIC_L2, metric_arg: fl
     >>> pairwise_distances(numpy.zeros((1, 2)), numpy.array([[3.0, 4.0]]))
     array([[25.]], dtype=float32)
     """
-    one, other = (rows(x, xq.shape[1], _CPU, name).float() for x, name in ((xq, "xq"), (xb, "xb")))
+    one, other = (rows(x, xq.shape[1], device_of(x), name).float() for x, name in ((xq, "xq"), (xb, "xb")))
     if metric_name(metric) == "ip":
         return returned(one @ other.T, xq)
     return returned(torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist").square(), xq)
@@ -73,7 +71,7 @@ def normalize_L2(x: Any) -> None:
     dense = x.is_contiguous() if isinstance(x, Tensor) else x.flags["C_CONTIGUOUS"]
     if str(x.dtype).removeprefix("torch.") != "float32" or not dense:
         raise TypeError(f"x must be a C-ordered array of float32, got {x.dtype}; it is changed in place")
-    found = rows(x, x.shape[1], _CPU)
+    found = rows(x, x.shape[1], device_of(x))
     unit = Normalize()(found)
     if isinstance(x, Tensor):
         x.data.copy_(unit)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..functional import kmeans
 from ..functional.probe import coarse_of, nearest_lists
 from ..index.pre_transform import Normalize
-from .arrays import Unsupported, returned, rows
+from .arrays import Unsupported, device_of, returned, rows
 from .vectors import Vector
 
 _CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ class VectorTransform:
     def train(self, x: Any) -> None:
         """Fit to x (n, d_in)."""
         if not self.is_trained:
-            self.fit(rows(x, self.d_in, _CPU).float())
+            self.fit(rows(x, self.d_in, device_of(x)).float().cpu())
 
     def fit(self, x: Tensor) -> None:
         """Fit to x (n, d_in)."""
@@ -49,7 +49,7 @@ class VectorTransform:
         """x (n, d_in) transformed, (n, d_out)."""
         if not self.is_trained:
             raise RuntimeError(f"{type(self).__name__} is not trained: call train(x) first")
-        given = rows(x, self.d_in, _CPU)
+        given = rows(x, self.d_in, device_of(x))
         with torch.no_grad():
             return returned(self.module.to(given.device)(given.float()), x)
 
@@ -57,7 +57,7 @@ class VectorTransform:
 
     def reverse_transform(self, x: Any) -> Any:
         """x (n, d_out) back to (n, d_in), where that can be done."""
-        return returned(self.back(rows(x, self.d_out, _CPU).float()), x)
+        return returned(self.back(rows(x, self.d_out, device_of(x)).float()), x)
 
     def back(self, x: Tensor) -> Tensor:
         """`reverse_transform` of a tensor."""
