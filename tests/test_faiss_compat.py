@@ -290,6 +290,26 @@ def test_merging(faiss, kind):
         both(indexes, lambda index: np.sort(index.search(XQ, 2 * K)[1], 1))  # each distance is there twice
 
 
+@pytest.mark.parametrize("own_metric", METRICS)
+def test_updating_and_copying_a_subset(faiss, own_metric):
+    indexes = [ivf(module, "METRIC_L2", own_metric) for module in (faiss, compat)]
+    others = [ivf(module, "METRIC_L2", own_metric) for module in (faiss, compat)]
+    for index, other in zip(indexes, others, strict=True):
+        index.add(XB)
+        index.make_direct_map()
+        index.update_vectors(np.arange(100), XB[99::-1].copy())
+        index.copy_subset_to(other, 0, 20, 180)
+        index.copy_subset_to(other, 1, 7, 3)
+        assert index.ntotal == N
+    both(indexes, lambda index: index.search(XQ, K))
+    both(indexes, lambda index: index.reconstruct_n(0, 120))
+    both(others, lambda index: np.sort(index.search(XQ, K)[0], 1))
+    with pytest.raises(RuntimeError):
+        indexes[1].update_vectors(np.array([10**6]), XB[:1])
+    with pytest.raises(compat.Unsupported, match="type 0 and 1"):
+        indexes[1].copy_subset_to(others[1], 3, 0, 1)
+
+
 @each_kind
 def test_kinds_and_sizes(faiss, kind):
     theirs, ours = filled(faiss, kind)

@@ -13,7 +13,6 @@ import pytest
 import torch_ivf_module
 import torch_ivf_module.faiss_compat as compat
 from tests.test_faiss_compat import IDS, KINDS, XB, XQ, D, K, each_kind, flat, ivf, same
-from torch_ivf_module.faiss_compat.files import VectorIOWriter
 
 FORMATS = ["torch_ivf_module", "faiss"]
 
@@ -109,9 +108,12 @@ def test_an_index_by_cosine(tmp_path):
 def test_readers_and_writers(tmp_path):
     index, file = filled("ivf"), io.BytesIO()
     compat.write_index(index, compat.BufferedIOWriter(compat.PyCallbackIOWriter(file.write)))
-    writer = VectorIOWriter()
+    writer = compat.VectorIOWriter()
     compat.write_index(index, writer)
     assert compat.vector_to_array(writer.data).tobytes() == file.getvalue()
+    reader = compat.VectorIOReader()
+    compat.copy_array_to_vector(writer.data, reader.data)
+    same(index.search(XQ, K), compat.read_index(reader).search(XQ, K))
     file.seek(0)
     again = compat.read_index(compat.BufferedIOReader(compat.PyCallbackIOReader(file.read, 100)))
     same(index.search(XQ, K), again.search(XQ, K))

@@ -63,7 +63,7 @@ def numbers(ids: object, device: torch.device, n: int | None = None) -> Tensor:
 
 
 def returned(found: Tensor, given: object, out: Any = None) -> Any:
-    """`found` as a tensor where the argument `given` is, if that is one, else as an array; or written into `out`, if that is given.
+    """`found` as a tensor where the tensor `given` is, or as an array if `given` is none; or written into `out`.
 
     AssertionError for an `out` of another shape, as in faiss.
     """

@@ -49,7 +49,12 @@ def get_num_gpus() -> int:
 
 
 def index_cpu_to_gpu(provider: Any, device: int, index: Index, options: Any = None) -> Index:
-    """A copy of an index on the GPU number `device`; it takes and gives arrays of the CPU, and tensors of the GPU."""
+    """A copy of an index on the GPU number `device`, for arrays, and tensors of the CPU or of that GPU.
+
+    RuntimeError if there is no such GPU.
+    """
+    if not 0 <= device < get_num_gpus():
+        raise RuntimeError(f"device must be the number of a GPU, of which torch sees {get_num_gpus()}; got {device}")
     return _copied(index, torch.device("cuda", device))
 
 

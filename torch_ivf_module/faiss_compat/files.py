@@ -19,6 +19,7 @@ from .arrays import Unsupported, faiss_errors
 from .base import Index
 from .extract import try_extract_index_ivf
 from .install import installed
+from .vectors import Vector, vector_to_array
 from .wrapping import class_names, wrap
 
 # faiss's flags; those that are not about mapping have no effect.
@@ -54,6 +55,20 @@ class VectorIOWriter:
     def write(self, data: bytes) -> None:
         """Put bytes behind those there are."""
         self.data = numpy.concatenate([self.data, numpy.frombuffer(data, "uint8")])
+
+
+class VectorIOReader:
+    """Reads an index from `data`, an array of uint8, which `copy_array_to_vector` sets too."""
+
+    def __init__(self) -> None:
+        self.data = Vector(numpy.zeros(0, "uint8"), self._take)
+
+    def read(self) -> bytes:
+        """All there is."""
+        return vector_to_array(self.data).tobytes()
+
+    def _take(self, data: Any) -> None:
+        self.data = Vector(data, self._take)
 
 
 def BufferedIOWriter(writer: Any, bsz: int = 0) -> Any:

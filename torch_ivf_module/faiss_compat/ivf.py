@@ -16,7 +16,7 @@ from ..index import IndexIVFFlat as IVFFlatModule
 from ..index.schema import next_id_after
 from ..index.validation import stored
 from ..params import DEFAULTS, SearchParams
-from .arrays import Unsupported, faiss_errors, padded, returned, rows
+from .arrays import Unsupported, faiss_errors, numbers, padded, returned, rows
 from .base import Index
 from .clustering import ClusteringParameters
 from .constants import METRIC_L2, DirectMap, metric_name, metric_number
@@ -181,6 +181,30 @@ class IndexIVF(Index):
             raise RuntimeError(f"params must be SearchParametersIVF for an inverted file, got {type(params).__name__}")
         chosen = None if params.sel is None else params.sel.chosen(self.ids())
         return SearchParams(nprobe=int(params.nprobe), max_codes=int(params.max_codes), selector=chosen)
+
+    # -- changing --------------------------------------------------------------------------------------------
+
+    def update_vectors(self, keys: Any, x: Any) -> None:
+        """Replace the vectors of ids (n,) by x (n, d)."""
+        with faiss_errors():
+            x = rows(x, self.d, self.device)
+            keys = numbers(keys, self.device, x.shape[0])
+            if self._chooses_by_metric():
+                self.module.update(keys, x)
+            else:
+                self.vectors(keys)  # RuntimeError if one is unknown
+                self.module.remove_ids(keys)
+                self.put(x, keys)
+
+    def copy_subset_to(self, other: IndexIVF, subset_type: int, a1: int, a2: int) -> None:
+        """Add copies of some vectors to an index with the same centroids: ids in a1 .. a2 - 1 if `subset_type` is 0,
+        ids with ``id % a1 == a2`` if it is 1."""
+        if subset_type not in (0, 1):
+            raise Unsupported(f"faiss_compat copies subsets of type 0 and 1, got {subset_type}")
+        ids = self.ids()
+        chosen = ids[(ids >= a1) & (ids < a2)] if subset_type == 0 else ids[ids % a1 == a2]
+        with faiss_errors():
+            other.module.merge_from(self.module.copy_subset(chosen))
 
     # -- lists given by the caller ----------------------------------------------------------------------------
 

@@ -111,9 +111,10 @@ class IndexPreTransform(Index):
         return x
 
     def fit(self, x: Tensor) -> None:
-        """Train each transform on x (n, d), transformed by those before it, and then the index."""
+        """Train each transform that is not trained on x (n, d), transformed by those before it, and then the index."""
         for transform in self.chain:
-            transform.train(x)
+            if not transform.is_trained:
+                transform.train(x)
             x = transform.apply(x)
         self.index.fit(x)
 

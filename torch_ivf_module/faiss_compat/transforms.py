@@ -39,8 +39,7 @@ class VectorTransform:
 
     def train(self, x: Any) -> None:
         """Fit to x (n, d_in)."""
-        if not self.is_trained:
-            self.fit(rows(x, self.d_in, device_of(x)).float().cpu())
+        self.fit(rows(x, self.d_in, device_of(x)).float().cpu())
 
     def fit(self, x: Tensor) -> None:
         """Fit to x (n, d_in)."""
@@ -175,7 +174,7 @@ class PCAMatrix(LinearTransform):
         values, matrix = values.flip(0).clamp(min=0), vectors.flip(1).T[: self.d_out]
         self.mean, self.eigenvalues = Vector(mean.float().numpy()), Vector(values.float().numpy())
         if self.eigen_power:
-            matrix = matrix * (values[: self.d_out, None] + self.epsilon).clamp(min=1e-30) ** self.eigen_power
+            matrix = matrix * (values[: self.d_out, None] + self.epsilon) ** self.eigen_power
         if self.random_rotation:
             matrix = _rotation(self.d_out, self.d_out, 5).double() @ matrix
         self.set(matrix, -(matrix @ mean))
