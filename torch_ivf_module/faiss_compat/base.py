@@ -102,7 +102,7 @@ class Index:
 
     def take(self, sel: IDSelector) -> int:
         """Remove the selected ids; how many rows that were."""
-        return self.module.remove_ids(sel.chosen(self.ids()))
+        return self.module.remove_ids(sel.chosen(self.ids, self.device))
 
     def nearest(self, x: Tensor, k: int, params: Any) -> tuple[Tensor, Tensor]:
         """D and I (Q, k) for x (Q, d), padded as this library does."""
@@ -128,7 +128,7 @@ class Index:
         """faiss's settings of a search as those of this library."""
         if params is None or params.sel is None:
             return None
-        return SearchParams(selector=params.sel.chosen(self.ids()))
+        return SearchParams(selector=params.sel.chosen(self.ids, self.device))
 
     # -- faiss's methods -------------------------------------------------------------------------------------
 

@@ -50,10 +50,12 @@ class IndexFlat(Index):
         """Remove the ids of an array or a selector and number the others anew; how many rows that were."""
         removed = super().remove_ids(x)
         if removed:
-            state = self.module.state_dict()
-            n = state["list_ids"].shape[0]
-            state.update(list_ids=torch.arange(n, device=self.device), next_id=torch.full_like(state["next_id"], n))
-            self.module.load_state_dict(state, assign=True)
+            store = self.plain.store
+            with store.lock:
+                _, offsets, _ = store.packed_lists()
+                numbers = torch.arange(self.ntotal, device=self.device)
+                number = torch.tensor(self.ntotal, device=self.device)
+                store.put(list_offsets=offsets, list_ids=numbers, next_id=number)
         return removed
 
     def merge_from(self, otherIndex: Index, add_id: int = 0) -> None:

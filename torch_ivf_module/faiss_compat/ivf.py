@@ -179,7 +179,7 @@ class IndexIVF(Index):
             return None
         if not isinstance(params, SearchParametersIVF):
             raise RuntimeError(f"params must be SearchParametersIVF for an inverted file, got {type(params).__name__}")
-        chosen = None if params.sel is None else params.sel.chosen(self.ids())
+        chosen = None if params.sel is None else params.sel.chosen(self.ids, self.device)
         return SearchParams(nprobe=int(params.nprobe), max_codes=int(params.max_codes), selector=chosen)
 
     # -- changing --------------------------------------------------------------------------------------------

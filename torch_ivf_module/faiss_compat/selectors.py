@@ -5,6 +5,7 @@ n ids.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -23,9 +24,10 @@ class IDSelector:
         """Which of ids (n,) int64 are selected: bool (n,)."""
         raise NotImplementedError(f"{type(self).__name__} must define contains(ids)")
 
-    def chosen(self, ids: Tensor) -> Tensor:
-        """Those of ids (n,) that are selected."""
-        return ids[self.contains(ids)]
+    def chosen(self, ids: Callable[[], Tensor], device: torch.device) -> Tensor:
+        """The selected ids of an index, on its device; `ids` gives all of its ids. Others may be among them."""
+        found = ids()
+        return found[self.contains(found)]
 
     def is_member(self, id: int) -> bool:
         """Whether one id is selected."""
@@ -72,6 +74,10 @@ class IDSelectorBatch(IDSelector):
     def contains(self, ids: Tensor) -> Tensor:
         """Those in the array."""
         return torch.isin(ids, self.ids.to(ids.device))
+
+    def chosen(self, ids: Callable[[], Tensor], device: torch.device) -> Tensor:
+        """The array: the ids of the index need not be read."""
+        return self.ids.to(device)
 
 
 class IDSelectorArray(IDSelectorBatch):
