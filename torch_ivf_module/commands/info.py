@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import AnyIndex, load
+from ..functional.codec import PANEL, panel_bytes
 from ..index import IndexIVFFlat, IndexPreTransform
 from .advice import nlist_for, nlist_range
 from .common import Reporter, add_json, shown_bytes
@@ -45,6 +46,7 @@ def facts_of(index: AnyIndex) -> dict[str, Any]:
         return {**facts_of(index.index), "class": type(index).__name__, "transform": steps, "d": index.d}
     buffers = {name: buffer.nbytes for name, buffer in index.state_dict().items()}
     facts = {"class": type(index).__name__, **index.config(), "ntotal": index.ntotal, "next_id": int(index.next_id)}
+    facts["bytes_per_vector"] = {"row": index.d * index.dtype.itemsize, "code": panel_bytes(index.d) / PANEL}
     facts.update(is_trained=index.is_trained, bytes=buffers, advice=[])
     if isinstance(index, IndexIVFFlat) and index.ntotal:
         facts["lists"] = _list_facts(index)
@@ -98,6 +100,7 @@ def _told(facts: dict[str, Any]) -> str:
         ("index", f"{facts['path']} ({shown_bytes(facts['file_bytes'])}): {kind}"),
         ("vectors", f"{facts['ntotal']:,} of {facts['d']}, {facts['dtype']}; the next id is {facts['next_id']:,}"),
         ("memory", f"{shown_bytes(sum(size.values()))}: {', '.join(parts) or 'empty'}"),
+        ("memory", _told_bytes(facts["bytes_per_vector"], facts["codes"])),
     ]
     if "transform" in facts:
         rows.insert(2, ("before", " -> ".join(facts["transform"])))
@@ -109,6 +112,11 @@ def _told(facts: dict[str, Any]) -> str:
     names = [name for name, _ in rows]
     shown = ["" if name == before else name for name, before in zip(names, ["", *names], strict=False)]
     return "\n".join(f"{name:<9}{text}" for name, (_, text) in zip(shown, rows, strict=True))
+
+
+def _told_bytes(each: dict[str, float], codes: str | int | None) -> str:
+    code = "" if codes is None else f"; an 8-bit code {each['code']:,.0f} more, not in the file (codes={codes!r})"
+    return f"a vector {each['row']:,} bytes, its id 8{code}"
 
 
 def _told_lists(facts: dict[str, Any]) -> list[tuple[str, str]]:

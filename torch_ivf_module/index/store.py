@@ -17,6 +17,7 @@ from ..functional.lists import InvertedLists, append, keep_rows
 from ..functional.probe import Coarse
 from ..functional.transforms import run_outside
 from . import schema
+from .coding import CodesCache
 from .derived import Derived, derive
 from .ids import IdLookup, Matches
 from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values, unchanged
@@ -46,6 +47,7 @@ class ListStore:
         self._updates = PendingUpdates()
         self._integrity = Integrity()
         self._derived: Derived | None = None
+        self.codes = CodesCache()  # of the packed lists
         self.handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, until they change
 
     # -- what is stored ------------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ class ListStore:
     def memory_bytes(self) -> int:
         """Bytes of all buffers, of pending rows, and of what was derived from them so far."""
         with self.lock:
-            total = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None)
+            total = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None) + self.codes.bytes
             return total + (self._derived.bytes if self._derived else 0) + self._updates.bytes + self.ids.bytes
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -244,6 +246,7 @@ class ListStore:
 
     def _forget_derived(self) -> None:
         self._derived = None
+        self.codes.clear()
         self.ids.forget_order()
 
     def hand_out(self) -> dict[str, Tensor]:

@@ -34,13 +34,11 @@ void scan_problem_above(
 
 } // namespace
 
-#define TEXT_OF(name) #name
-#define QUOTED(name) TEXT_OF(name)
 #define JOINED(one, other) one##other
 #define CORE_OF(isa) JOINED(core_, isa)
 
 extern const Core CORE_OF(TORCH_IVF_ISA);
 const Core CORE_OF(TORCH_IVF_ISA) = {
-    QUOTED(TORCH_IVF_ISA), search_request, nearest_lists, scan_problem, scan_problem_above};
+    search_request, nearest_lists, scan_problem, scan_problem_above};
 
 } // namespace torch_ivf_module
