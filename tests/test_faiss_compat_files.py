@@ -94,9 +94,12 @@ def test_several_transforms(tmp_path):
     np.testing.assert_allclose(again.reconstruct(int(IDS[0])), index.reconstruct(int(IDS[0])), atol=1e-6)
 
 
-def test_an_index_by_cosine(tmp_path):
-    plain = torch_ivf_module.IndexIVFFlat(D, nlist=4, nprobe=2, metric="cosine")
-    plain.train(XB)
+@pytest.mark.parametrize("lists", [False, True])
+def test_an_index_by_cosine(lists, tmp_path):
+    if lists:
+        plain = torch_ivf_module.IndexIVFFlat(D, nlist=4, nprobe=2, metric="cosine").train(XB)
+    else:
+        plain = torch_ivf_module.IndexFlat(D, "cosine")
     plain.add(XB)
     plain.save(tmp_path / "cosine.safetensors")
     index = compat.read_index(str(tmp_path / "cosine.safetensors"))

@@ -227,7 +227,8 @@ class Index:
 
     def sa_code_size(self) -> int:
         """Bytes of a stored vector."""
-        return self.plain.d * self.plain.dtype.itemsize
+        rows = self.plain.store.packed_lists()[0]
+        return rows.shape[1] * rows.element_size()
 
     @property
     def getDevice(self) -> Callable[[], int]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .._arrays import as_tensor
 from ..index import IndexIVFFlat as IVFFlatModule
+from ..index.building import assign
 from ..index.schema import next_id_after
-from ..index.validation import stored
 from ..params import DEFAULTS, SearchParams
 from .arrays import Unsupported, faiss_errors, numbers, padded, returned, rows
 from .base import Index
@@ -33,7 +33,7 @@ class IndexIVF(Index):
 
     parallel_mode = 0  # has no effect
 
-    def __init__(self, quantizer: Index, module: IVFFlatModule) -> None:
+    def __init__(self, quantizer: Index, module: Any) -> None:
         if not isinstance(quantizer, IndexFlat) or quantizer.d != module.d:
             raise Unsupported(f"the quantizer must be an IndexFlat of dimension {module.d}, got {quantizer!r}")
         super().__init__(module)
@@ -44,7 +44,7 @@ class IndexIVF(Index):
         self._direct_map = DirectMap()
 
     @classmethod
-    def around(cls, quantizer: Index, module: IVFFlatModule) -> IndexIVF:
+    def around(cls, quantizer: Index, module: Any) -> IndexIVF:
         """The index of this class around a module that may be filled, whose centroids are in `quantizer`."""
         made = cls.__new__(cls)
         IndexIVF.__init__(made, quantizer, module)
@@ -147,7 +147,7 @@ class IndexIVF(Index):
         lists = self.quantizer.nearest(x, 1, None)[1][:, 0]
         with store.lock:
             number = max(store.next_id, next_id_after(ids))
-            store.add(stored(x, "x", store.dtype), ids, lists, number, custom_ids=True)
+            store.add(assign(store, x)[0], ids, lists, number, custom_ids=True)
         return None
 
     def nearest(self, x: Tensor, k: int, params: Any) -> tuple[Tensor, Tensor]:

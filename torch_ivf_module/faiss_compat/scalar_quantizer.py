@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..index import IndexFlat as FlatModule
@@ -23,7 +25,7 @@ class IndexScalarQuantizer(IndexFlat):
     """
 
     def __init__(self, d: int, qtype: int, metric: int = METRIC_L2) -> None:
-        Index.__init__(self, FlatModule(d, metric_name(metric), dtype=_dtype(qtype)))
+        Index.__init__(self, _module(qtype, False, d, metric=metric_name(metric)))
 
 
 class IndexIVFScalarQuantizer(IndexIVF):
@@ -39,13 +41,15 @@ class IndexIVFScalarQuantizer(IndexIVF):
         by_residual: bool = True,
         own_invlists: bool = True,
     ) -> None:
-        super().__init__(quantizer, IVFFlatModule(d, nlist, nprobe=1, metric=metric_name(metric), dtype=_dtype(qtype)))
+        module = _module(qtype, True, d, nlist=nlist, nprobe=1, metric=metric_name(metric))
+        super().__init__(quantizer, module)
 
 
-def _dtype(qtype: int) -> torch.dtype:
-    """The storage dtype of one of `ScalarQuantizer`'s numbers."""
-    if qtype not in _DTYPES:
-        names = {number: name for name, number in vars(ScalarQuantizer).items() if name.startswith("QT_")}
-        name = names.get(qtype, f"quantizer type {qtype}")
-        raise Unsupported(f"faiss_compat has no ScalarQuantizer.{name}; QT_fp16 and QT_bf16 are supported")
-    return _DTYPES[qtype]
+def _module(qtype: int, lists: bool, d: int, **settings: Any) -> Any:
+    """The index of this library, with inverted lists or without, that stores vectors as one of `ScalarQuantizer`'s
+    numbers says."""
+    if qtype in _DTYPES:
+        return (IVFFlatModule if lists else FlatModule)(d, dtype=_DTYPES[qtype], **settings)
+    names = {number: name for name, number in vars(ScalarQuantizer).items() if name.startswith("QT_")}
+    name = names.get(qtype, f"quantizer type {qtype}")
+    raise Unsupported(f"faiss_compat has no ScalarQuantizer.{name}; QT_fp16 and QT_bf16 are supported")

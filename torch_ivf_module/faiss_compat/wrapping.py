@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoint import rebuilt
 from ..index import IndexFlat as FlatModule
 from ..index import IndexIVFFlat as IVFFlatModule
 from ..index import IndexPreTransform as PreTransformModule
+from ..index.base import IndexBase
 from .arrays import Unsupported
 from .base import Index
 from .constants import METRIC_INNER_PRODUCT, METRIC_L2, metric_number
@@ -43,12 +45,12 @@ def wrap(module: Any, classes: Sequence[str] = ()) -> Index:
             transforms.append(_transform(step, d))
             d = transforms[-1].d_out
         return IndexPreTransform(*reversed(transforms), wrap(module.index, classes[1:]))
-    if isinstance(module, (FlatModule, IVFFlatModule)) and module.metric == "cosine":
-        return IndexPreTransform(NormalizationTransform(module.d), wrap(_by_product(module), classes))
-    if isinstance(module, IVFFlatModule):
-        return _ivf(module, _FLATS.get(classes[-1] if classes else "", metric_number(module.metric)))
-    if not isinstance(module, FlatModule):
+    if not isinstance(module, IndexBase):
         raise Unsupported(f"faiss_compat has no counterpart of {type(module).__name__}")
+    if module.metric == "cosine":
+        return IndexPreTransform(NormalizationTransform(module.d), wrap(_by_product(module), classes))
+    if not module.store.flat:
+        return _ivf(module, _FLATS.get(classes[-1] if classes else "", metric_number(module.metric)))
     ids = module.store.packed_lists()[2]
     numbered = torch.equal(ids, torch.arange(ids.shape[0], device=ids.device))
     return _flat(module) if numbered or classes else IndexIDMap2.around(_flat(module))
@@ -62,24 +64,24 @@ def class_names(index: Any) -> list[str]:
     return [type(index).__name__, *inner]
 
 
-def _flat(module: FlatModule) -> Index:
-    if module.dtype != torch.float32:
+def _flat(module: IndexBase) -> Index:
+    if not (isinstance(module, FlatModule) and module.dtype == torch.float32):
         return IndexScalarQuantizer.of(module)
     return (IndexFlatL2 if module.metric == "l2" else IndexFlatIP).of(module)
 
 
-def _ivf(module: IVFFlatModule, metric: int) -> Index:
+def _ivf(module: Any, metric: int) -> Index:
     quantizer = IndexFlat(module.d, metric)
     quantizer.module.to(module.device)
     quantizer.put(module.centroids, None)
-    kind = IndexIVFFlat if module.dtype == torch.float32 else IndexIVFScalarQuantizer
-    return kind.around(quantizer, module)
+    plain = isinstance(module, IVFFlatModule) and module.dtype == torch.float32
+    return (IndexIVFFlat if plain else IndexIVFScalarQuantizer).around(quantizer, module)
 
 
-def _by_product(module: FlatModule | IVFFlatModule) -> Any:
+def _by_product(module: IndexBase) -> IndexBase:
     """An index by cosine as one by inner product of the same vectors, which have unit length."""
-    kind = IVFFlatModule if isinstance(module, IVFFlatModule) else FlatModule
-    found = kind(**{**module.config(), "metric": "ip", "dtype": module.dtype, "device": module.device})
+    found = rebuilt({"class": type(module).__name__, "config": {**module.config(), "metric": "ip"}})
+    assert isinstance(found, IndexBase)
     found.load_state_dict(module.state_dict(), assign=True)
     return found
 
