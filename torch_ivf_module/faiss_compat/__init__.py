@@ -80,7 +80,7 @@ from .functions import (
     pairwise_distances,
 )
 from .id_map import IndexIDMap, IndexIDMap2
-from .install import install, installed, uninstall
+from .in_place import install, installed, uninstall
 from .invlists import InvertedLists
 from .ivf import IndexIVF, IndexIVFFlat
 from .parameters import SearchParameters, SearchParametersIVF, SearchParametersPreTransform

@@ -18,7 +18,7 @@ from ..faiss_export import to_faiss
 from .arrays import Unsupported, faiss_errors
 from .base import Index
 from .extract import try_extract_index_ivf
-from .install import installed
+from .in_place import installed
 from .vectors import Vector, vector_to_array
 from .wrapping import class_names, wrap
 
