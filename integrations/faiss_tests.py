@@ -1,14 +1,18 @@
-"""Runs faiss's own Python tests of a checkout on faiss_compat, and holds the list of those that pass.
+"""Runs faiss's own Python tests and tutorials of a checkout on faiss_compat, and holds the list of tests that pass.
 
     python faiss_tests.py CHECKOUT           fails if a test of faiss_tests.txt does not pass
     python faiss_tests.py CHECKOUT --write   adds the tests that pass to that list
 
-The checkout is one of https://github.com/facebookresearch/faiss; of it `tests/*.py` and `contrib` are used as they are.
+The checkout is one of https://github.com/facebookresearch/faiss; of it `tests/*.py`, `contrib` and two tutorials
+are used as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import runpy
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +33,7 @@ FILES = (
     "standalone_codec", "swig_wrapper",
 )  # fmt: skip
 SECONDS = 20
+TUTORIALS = ("1-Flat.py", "2-IVFFlat.py")
 LEVELS = ("NONE", "AVX2", "AVX512", "AVX512_SPR", "ARM_NEON", "ARM_SVE", "RISCV_RVV")
 
 
@@ -38,7 +43,6 @@ class Passed:
     def __init__(self) -> None:
         self.passed: set[str] = set()
         self.others: set[str] = set()
-        self.reasons: list[str] = []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Iterator[None]:
@@ -55,8 +59,6 @@ class Passed:
         name = report.nodeid.split("/")[-1]
         if not report.passed:
             self.others.add(name)
-            if not report.skipped:
-                self.reasons.append(f"{name}: {report.longreprtext.splitlines()[-1][:160]}")
         elif report.when == "call":
             self.passed.add(name)
 
@@ -76,6 +78,14 @@ def what_the_helpers_need(module: Any) -> None:
     module.randint = lambda n, seed=12345, vmax=None: np.random.RandomState(seed).randint(vmax or 2**31, size=n)
 
 
+def run_tutorials(checkout: Path) -> None:
+    """Run the tutorials of flat indexes and inverted files; an error of one of them is raised."""
+    for name in TUTORIALS:
+        with contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_path(str(checkout / "tutorial" / "python" / name), run_name="__main__")
+        print(f"faiss's tutorial {name} runs")
+
+
 def main() -> int:
     """Run the tests and compare with the list; 0 if none of it is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -84,6 +94,8 @@ def main() -> int:
     parser.add_argument("-k", default="", help="as in pytest")
     given = parser.parse_args()
     faiss_compat.install()
+    if not given.k:
+        run_tutorials(given.checkout)
     what_the_helpers_need(sys.modules["faiss"])
     sys.modules["faiss.contrib"].__path__.append(str(given.checkout / "contrib"))
     folder = given.checkout / "tests"

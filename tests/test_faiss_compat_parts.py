@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import torch_ivf_module.faiss_compat as compat
+from tests.problems import defaults
 from tests.test_faiss_compat import CENTROIDS, IDS, METRICS, XB, XQ, D, K, N, Q, both, flat, ivf, same
 from torch_ivf_module.faiss_compat.arrays import use_tensors
 from torch_ivf_module.faiss_compat.contrib import inspect_tools
@@ -344,6 +345,34 @@ def test_moves_between_devices():
     for all_gpus in (compat.index_cpu_to_all_gpus(index), compat.index_cpu_to_gpus_list(index, gpus=[0])):
         same(index.search(XQ, K), all_gpus.search(XQ, K))
     same(compat.knn_gpu(resources, XQ, XB, K), compat.knn(XQ, XB, K))
+
+
+def test_the_default_device_and_dtype_change_nothing():
+    expected = ivf(compat)
+    expected.add(XB)
+    with defaults("meta", torch.float64):
+        index = compat.index_factory(D, "IDMap2,PCA8,IVF4,Flat")
+        index.train(XB)
+        index.add_with_ids(XB, IDS)
+        np.testing.assert_array_equal(index.search(XB[:5], 1)[1][:, 0], IDS[:5])
+        assert compat.Kmeans(D, 3).train(XB) > 0
+        opq = compat.OPQMatrix(D, 2)
+        opq.ncentroids, opq.niter = 4, 2
+        opq.train(XB)
+        plain = ivf(compat)
+        plain.add(XB)
+        params = compat.SearchParametersIVF(nprobe=3, sel=compat.IDSelectorRange(0, N))
+        same(expected.search(XQ, K), plain.search(XQ, K, params=params))
+        same(expected.search(XQ, K), compat.deserialize_index(compat.serialize_index(plain)).search(XQ, K))
+        plain.remove_ids(compat.IDSelectorBitmap(np.array([3], "uint8")))
+        assert plain.ntotal == N - 2
+        mixed = ivf(compat, "METRIC_L2", "METRIC_INNER_PRODUCT")
+        mixed.add(XB)
+        assert mixed.search(XQ, K)[0].shape == (Q, K)
+        whole = flat(compat)
+        whole.add(XB)
+        whole.remove_ids(np.arange(5))
+        assert whole.reconstruct(0).shape == (D,)
 
 
 def test_a_copy_is_another_index():

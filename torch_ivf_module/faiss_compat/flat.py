@@ -29,7 +29,7 @@ class IndexFlat(Index):
     takes_ids = False
 
     def __init__(self, d: int, metric: int = METRIC_L2) -> None:
-        super().__init__(FlatModule(d, metric_name(metric)))
+        super().__init__(FlatModule(d, metric_name(metric), device="cpu"))
 
     @property
     def code_size(self) -> int:

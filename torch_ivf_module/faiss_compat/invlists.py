@@ -73,7 +73,7 @@ def within_in(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """lims (Q + 1,), D and I (n,) of a search by radius for x (Q, d) in `lists` (Q, P), -1 for none."""
     module.store.require_trained("range_search")
-    radii = torch.full(x.shape[:1], radius, device=x.device)
+    radii = torch.full(x.shape[:1], radius, dtype=torch.float32, device=x.device)
     return range_of_prepared(module, prepared(module, x), radii, settings, _probed(module, lists))
 
 

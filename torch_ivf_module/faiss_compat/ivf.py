@@ -162,7 +162,7 @@ class IndexIVF(Index):
         if self._chooses_by_metric():
             return super().nearest_vectors(x, k, params)
         found, ids = self.nearest(x, k, params)
-        vectors = torch.full((*ids.shape, self.d), torch.nan, device=x.device)
+        vectors = torch.full((*ids.shape, self.d), torch.nan, dtype=torch.float32, device=x.device)
         vectors[ids >= 0] = self.vectors(ids[ids >= 0]).float()
         return found, ids, vectors
 
@@ -275,4 +275,4 @@ class IndexIVFFlat(IndexIVF):
     def __init__(
         self, quantizer: Index, d: int, nlist: int, metric: int = METRIC_L2, own_invlists: bool = True
     ) -> None:
-        super().__init__(quantizer, IVFFlatModule(d, nlist, nprobe=1, metric=metric_name(metric)))
+        super().__init__(quantizer, IVFFlatModule(d, nlist, nprobe=1, metric=metric_name(metric), device="cpu"))

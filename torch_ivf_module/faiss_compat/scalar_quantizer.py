@@ -48,6 +48,7 @@ class IndexIVFScalarQuantizer(IndexIVF):
 def _module(qtype: int, lists: bool, d: int, **settings: Any) -> Any:
     """The index of this library, with inverted lists or without, that stores vectors as one of `ScalarQuantizer`'s
     numbers says."""
+    settings["device"] = "cpu"
     if qtype in _DTYPES:
         return (IVFFlatModule if lists else FlatModule)(d, dtype=_DTYPES[qtype], **settings)
     names = {number: name for name, number in vars(ScalarQuantizer).items() if name.startswith("QT_")}

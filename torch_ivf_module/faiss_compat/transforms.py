@@ -102,7 +102,7 @@ class LinearTransform(VectorTransform):
         self.module.requires_grad_(False).load_state_dict(
             {"weight": matrix.float(), **({} if bias is None else {"bias": bias.float()})}
         )
-        eye = torch.eye(self.d_out, device=_CPU)
+        eye = torch.eye(self.d_out, dtype=torch.float32, device=_CPU)
         self.is_orthonormal = bool(torch.allclose(self.module.weight @ self.module.weight.T, eye, atol=1e-3))
 
     @property
@@ -241,5 +241,5 @@ def _rotation(rows: int, columns: int, seed: int) -> Tensor:
     """A random matrix with orthonormal rows or columns."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     more, fewer = max(rows, columns), min(rows, columns)
-    q = torch.linalg.qr(torch.randn(more, fewer, generator=generator, device=_CPU))[0]
+    q = torch.linalg.qr(torch.randn(more, fewer, generator=generator, dtype=torch.float32, device=_CPU))[0]
     return q if rows >= columns else q.T
