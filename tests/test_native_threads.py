@@ -14,7 +14,7 @@ HERE = Path(__file__).parent / "cpp"
 NATIVE = Path(torch_ivf_module.__file__).parent / "native"
 SOURCES = {
     "threads": (HERE / "threads_test.cpp", NATIVE / "threads.cpp"),
-    "search": (HERE / "search_test.cpp", NATIVE / "threads.cpp", NATIVE / "core.cpp"),
+    "search": (HERE / "search_test.cpp", NATIVE / "threads.cpp", NATIVE / "core.cpp", NATIVE / "codes_core.cpp"),
 }
 
 

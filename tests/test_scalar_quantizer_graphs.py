@@ -14,7 +14,7 @@ from tests.datasets import normal
 from tests.graphs import GRAPHS, Model, same
 from tests.oracle import agree
 from tests.problems import each_bits, each_metric
-from torch_ivf_module import IndexIVFScalarQuantizer, IndexScalarQuantizer, SearchParams, export
+from torch_ivf_module import IndexIVFScalarQuantizer, IndexScalarQuantizer, SearchParams, export, native
 from torch_ivf_module.functional.row_codes import width
 
 D, K = 12, 5
@@ -150,8 +150,12 @@ def test_a_compiled_model_calls_the_operator(bits):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torch_export_of_a_model_names_the_graph():
-    """The operator of the kernel does not read codes."""
-    index = index_of(8)
-    with pytest.raises(RuntimeError, match=r"index\.graph"):
-        torch.export.export(nn.Sequential(nn.Identity(), index), (queries(),))
+@each_bits
+def test_torch_export_of_a_model_calls_the_operator_of_the_kernel(bits):
+    index = index_of(bits)
+    model = nn.Sequential(nn.Identity(), index)
+    with native.disabled(), pytest.raises(RuntimeError, match=r"index\.graph"):
+        torch.export.export(model, (queries(),))
+    if native.available():
+        program = torch.export.export(model, (queries(),)).module()
+        same(program(queries()), index.search(queries(), K))

@@ -28,6 +28,7 @@ from .index import (
     row_format,
 )
 from .index.base import IndexBase
+from .index.coding import Setting, checked_codes
 from .index.pre_transform import Normalize
 
 FORMAT = "torch_ivf_module"
@@ -82,15 +83,24 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
-def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None, mmap: bool = False) -> AnyIndex:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    mmap: bool = False,
+    codes: Setting = "saved",
+) -> AnyIndex:
     """Open an index, of the class that the file names.
 
     Files are those of `save`, those that torch-ivf 0.1.1 saved, and those of `faiss.write_index` (extra `faiss`).
 
     Checksums tell an altered file, of `save`'s own. `mmap=True` maps the vectors instead of reading them, so theirs is
-    not looked at; a faiss file is always read. Nothing in the file is executed; but faiss's files are parsed by faiss,
-    so open only those you trust. Raises `BadFile` (a ValueError) for a file that is damaged, foreign or from a newer
-    release, FileNotFoundError if there is none, ImportError naming the extra that a file needs.
+    not looked at; a faiss file is always read. `codes` replaces the saved setting of that name: with ``mmap=True,
+    codes=8`` codes and lists are in memory, and a search reads from the file only the rows that they do not exclude.
+
+    Nothing in the file is executed; but faiss's files are parsed by faiss, so open only those you trust. Raises
+    `BadFile` (a ValueError) for a file that is damaged, foreign or from a newer release, FileNotFoundError if there is
+    none, ImportError naming the extra that a file needs.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -99,11 +109,14 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     4
     """
     path = Path(path)
+    codes = codes if codes == "saved" else checked_codes(codes)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; load opens files, from_pretrained folders")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     index = _unreplaced(path, lambda: _open(path, mmap))
+    if codes != "saved":
+        _plain(index).codes = codes
     return index if device is None else index.to(device)
 
 

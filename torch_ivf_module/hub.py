@@ -17,7 +17,7 @@ __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _CARD: dict[str, Any] = {"library_name": "torch_ivf_module", "tags": ["vector-search"]}
-FREE = ("nprobe", "max_codes", "k", "search_mode", "max_bytes")  # what config.json may say differently from the file
+FREE = ("nprobe", "max_codes", "k", "search_mode", "max_bytes", "codes")  # where config.json overrules the file
 
 
 def save_pretrained(index: AnyIndex, folder: str | os.PathLike[str], **settings: Any) -> Any:
@@ -95,8 +95,9 @@ def _agree(index: AnyIndex, config: Any, path: Path) -> None:
     for name in {*own, *told}:
         if name == "index" and isinstance(index, IndexPreTransform):
             _agree(index.index, told.get(name), path)
-        elif name in FREE and name in told and name in own:
-            _set(index, name, told[name], path)
+        elif name in FREE and name in own:
+            if name in told:  # else it was written by a release without this setting
+                _set(index, name, told[name], path)
         elif own.get(name) != told.get(name):
             raise BadFile(f"{CONFIG} says {name} = {told.get(name)!r}, but {path} holds {own.get(name)!r}")
 

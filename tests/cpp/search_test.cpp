@@ -18,6 +18,7 @@
 
 namespace torch_ivf_module {
 extern const Core core_baseline;
+extern const CodesCore codes_core_baseline;
 }
 
 using namespace torch_ivf_module;
@@ -72,9 +73,32 @@ struct Lists {
   }
 };
 
+// Codes of lists, made by several threads.
+struct Encoded {
+  std::vector<float> centres, norms, limits;
+  std::vector<uint8_t> panels;
+  std::vector<int64_t> first;
+
+  explicit Encoded(const Lists& lists) : centres(kLists * kDim), limits(3 * kLists), first(kLists + 1) {
+    for (int64_t l = 0; l < kLists; ++l) {
+      first[l + 1] = first[l] + (lists.sizes[l] + kCodedRows - 1) / kCodedRows;
+    }
+    norms.resize(2 * first[kLists]);
+    panels.resize(first[kLists] * panel_bytes(kDim));
+    codes_core_baseline.encode(
+        lists.segment(false), Dtype::kFloat32, kLists, kDim, 3,
+        {centres.data(), panels.data(), first.data(), norms.data(), limits.data()});
+  }
+
+  Codes codes() const {
+    return {centres.data(), panels.data(), first.data(), norms.data(), limits.data()};
+  }
+};
+
 struct Data {
   Lists packed{kVectors, 1, 0}, pending{kPending, 2, kVectors};
   std::vector<float> centroids = normal(kLists * kDim, 3), centroid_bias = bias_of(centroids);
+  Encoded encoded{packed};
   std::vector<float> queries = normal(kQueries * kDim, 4), origin = std::vector<float>(kDim, kOrigin);
 };
 
@@ -82,9 +106,12 @@ struct Found {
   std::vector<float> scores = std::vector<float>(kQueries * kResults);
   std::vector<int64_t> rows = std::vector<int64_t>(kQueries * kResults), ids = rows;
   std::unique_ptr<bool[]> again{new bool[kQueries]};
+  std::vector<int64_t> scored = std::vector<int64_t>(kQueries);
 };
 
-Found search(const Data& data, int64_t queries, int64_t nprobe, int64_t threads, int64_t max_bytes, bool differences) {
+Found search(
+    const Data& data, int64_t queries, int64_t nprobe, int64_t threads, int64_t max_bytes, bool differences, bool coded) {
+  const Codes codes = data.encoded.codes();
   Request request{};
   Problem& p = request.problem;
   p.x = data.queries.data();
@@ -101,8 +128,10 @@ Found search(const Data& data, int64_t queries, int64_t nprobe, int64_t threads,
   request.nprobe = nprobe;
   request.kept = kResults + 3;
   request.differences = differences;
+  request.codes = coded ? &codes : nullptr;
+  request.search_codes = codes_core_baseline.search;
   Found found;
-  core_baseline.search(request, {{found.scores.data(), found.rows.data()}, found.ids.data(), found.again.get()});
+  core_baseline.search(request, {{found.scores.data(), found.rows.data()}, found.ids.data(), found.again.get(), found.scored.data()});
   return found;
 }
 
@@ -143,15 +172,16 @@ void same(const Found& one, const Found& other, int64_t queries) {
 
 int main() {
   Data data;
-  for (bool differences : {true, false}) {
-    agrees_with_all_rows(data, search(data, kQueries, kLists, 3, 1 << 28, differences), differences);
-    const Found alone = search(data, kQueries, 5, 1, 1 << 28, differences);
-    same(alone, search(data, 1, 5, 4, 1 << 28, differences), 1);
+  for (int kind = 0; kind < 4; ++kind) {
+    const bool differences = kind % 2 == 0, coded = kind >= 2;
+    agrees_with_all_rows(data, search(data, kQueries, kLists, 3, 1 << 28, differences, coded), differences);
+    const Found alone = search(data, kQueries, 5, 1, 1 << 28, differences, !coded);
+    same(alone, search(data, 1, 5, 4, 1 << 28, differences, coded), 1);
     std::vector<std::thread> callers;
     for (int64_t caller = 0; caller < 4; ++caller) {
       callers.emplace_back([&, caller] {
         for (int64_t max_bytes : {int64_t{1} << 28, int64_t{1} << 20, int64_t{1} << 12}) {
-          same(alone, search(data, kQueries, 5, 1 + caller, max_bytes, differences), kQueries);
+          same(alone, search(data, kQueries, 5, 1 + caller, max_bytes, differences, coded), kQueries);
         }
       });
     }
@@ -160,7 +190,7 @@ int main() {
     }
   }
   data.queries[3] = std::numeric_limits<float>::quiet_NaN();
-  const Found found = search(data, kQueries, 5, 3, 1 << 28, true);
+  const Found found = search(data, kQueries, 5, 3, 1 << 28, true, true);
   expect(std::count(found.ids.begin(), found.ids.begin() + kResults, -1) == kResults, "NaN finds nothing");
   expect(found.ids[kResults] >= 0 && !found.again[0], "other queries are not touched");
   return 0;

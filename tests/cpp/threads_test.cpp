@@ -103,8 +103,8 @@ void calls_within_items() {
 }
 
 void teams() {
-  expect(team_for(1e6, 8) == 1, "no team for a millisecond");
-  expect(team_for(3e6, 8) == 3, "a thread for each millisecond");
+  expect(team_for(5e5, 8) == 1, "no team for half a millisecond");
+  expect(team_for(1.5e6, 8) == 3, "a thread for each half millisecond");
   expect(team_for(1e9, 8) == 8, "at most all threads");
   expect(team_for(1e9, 1) == 1, "one thread stays alone");
 }

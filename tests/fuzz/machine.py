@@ -19,6 +19,7 @@ from tests.fuzz.vectors import GENTLE, vectors
 from tests.problems import DTYPES, METRICS, MODES, few_training_rows
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexIVFScalarQuantizer, IndexScalarQuantizer
 from torch_ivf_module.index import IndexFlat
+from torch_ivf_module.index.coding import SETTINGS
 
 DIMS = (1, 2, 3, 4, 5, 8, 13, 16, 33, 64, 100, 256, 512, 1536, 4096, 8192)
 KS = st.one_of(st.integers(1, 12), st.sampled_from([1, 50, 400, 3000]))
@@ -146,6 +147,11 @@ class Fuzz(Moves):
         query = Query(x, k, nprobe, cap, profile, self.selector(choice, seed))
         answers.check_search(self.index, self.model, query)
         compared()
+
+    @rule(codes=st.sampled_from(SETTINGS))
+    def set_codes(self, codes: str | int | None) -> None:
+        """The searches that follow may read 8-bit codes; changes drop them."""
+        self.index.codes = codes
 
     @rule(data=DATA, seed=SEEDS, nprobe=NPROBES)
     def modes_agree(self, data: str, seed: int, nprobe: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import AnyIndex, load
+from ..functional.codec import PANEL, panel_bytes
 from ..index import IndexIVF, IndexPreTransform
 from .advice import nlist_for, nlist_range
 from .common import Reporter, add_json, shown_bytes
@@ -46,8 +47,9 @@ def facts_of(index: AnyIndex) -> dict[str, Any]:
     buffers = {name: buffer.nbytes for name, buffer in index.state_dict().items()}
     facts = {"class": type(index).__name__, **index.config(), "ntotal": index.ntotal, "next_id": int(index.next_id)}
     rows = index.store.packed
-    each = rows.shape[1] * rows.element_size() + index.list_ids.element_size()
-    facts.update(is_trained=index.is_trained, bytes=buffers, bytes_per_vector=each, advice=[])
+    row = rows.shape[1] * rows.element_size()
+    facts["bytes_per_vector"] = {"row": row, "code": panel_bytes(index.d) / PANEL}
+    facts.update(is_trained=index.is_trained, bytes=buffers, advice=[])
     if isinstance(index, IndexIVF) and index.ntotal:
         facts["lists"] = _list_facts(index)
         facts["advice"] = _advice(index, facts["lists"])
@@ -100,6 +102,7 @@ def _told(facts: dict[str, Any]) -> str:
         ("index", f"{facts['path']} ({shown_bytes(facts['file_bytes'])}): {kind}"),
         ("vectors", f"{facts['ntotal']:,} of {facts['d']}, {_stored_as(facts)}; the next id is {facts['next_id']:,}"),
         ("memory", f"{shown_bytes(sum(size.values()))}: {', '.join(parts) or 'empty'}"),
+        ("memory", _told_bytes(facts)),
     ]
     if "transform" in facts:
         rows.insert(2, ("before", " -> ".join(facts["transform"])))
@@ -114,8 +117,14 @@ def _told(facts: dict[str, Any]) -> str:
 
 
 def _stored_as(facts: dict[str, Any]) -> str:
-    kind = facts["dtype"] if "dtype" in facts else f"codes of {facts['bits']} bits"
-    return f"{kind}, {facts['bytes_per_vector']:,} bytes each with its id"
+    return facts["dtype"] if "dtype" in facts else f"codes of {facts['bits']} bits"
+
+
+def _told_bytes(facts: dict[str, Any]) -> str:
+    each, codes = facts["bytes_per_vector"], facts["codes"]
+    made = codes == 8 or (codes == "auto" and "dtype" in facts)  # of rows that are codes themselves only if asked to
+    code = f"; an 8-bit code {each['code']:,.0f} more, not in the file (codes={codes!r})" if made else ""
+    return f"a vector {each['row']:,} bytes, its id 8{code}"
 
 
 def _told_lists(facts: dict[str, Any]) -> list[tuple[str, str]]:

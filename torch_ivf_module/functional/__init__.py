@@ -18,7 +18,8 @@ A row is a position in the packed vectors, an id is the user's label of it; func
     kmeans.kmeans ── probe.nearest_by_ranking
 
 options.py has the options of a search as one value, metric.py every score and rounding bound, select.py the one top-k,
-lists.py the inverted lists as one value. chunking.py bounds memory, transforms.py makes scores differentiable.
+lists.py the inverted lists as one value, codec.py their 8-bit codes, which a kernel reads first. chunking.py bounds
+memory, transforms.py makes scores differentiable.
 """
 
 from .kmeans import kmeans

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from .codec import Codes
 from .lists import InvertedLists
 
 if TYPE_CHECKING:
@@ -35,11 +36,18 @@ class Kernel(Protocol):
 
         Exact also where float32 scores are rounded or overflow. x is *not* relative to the origin."""
 
+    def multiplies_codes(self) -> bool:
+        """Whether it has fast products of 8-bit integers, so that a search with codes takes less time."""
+
+    def encode(self, lists: InvertedLists, d: int) -> Codes | None:
+        """The codes of all rows of the lists, None if d is too large; ``serves(lists.packed)`` must be true."""
+
     def search(
         self,
         x: Tensor,
         coarse: Coarse,
         segments: Sequence[InvertedLists],
+        codes: Codes | None,
         probed: Tensor | None,
         limits: Tensor | None,
         *,
@@ -49,14 +57,15 @@ class Kernel(Protocol):
         max_codes: int | None,
         metric: str,
         max_bytes: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A whole search of one or two segments: scores, rows and ids (Q, k), and which queries (Q,) took a second pass
-        or, for ip and cosine, have products that overflow.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """A whole search of one or two segments: scores, rows and ids (Q, k), which queries (Q,) took a second pass or,
+        for ip and cosine, have products that overflow, and how many rows of each were scored exactly, (Q,) int64.
 
         x (Q, d) is *not* relative to the origin; a query that is not finite has no results. Each query reads the lists
         `probed` (Q, P) and of each at most `limits` (Q, P) rows, counted over all segments in their order, None for all
         rows. If `probed` is None, it reads the `nprobe` nearest lists, within `max_codes`. `kept` candidates per query
-        are scored exactly."""
+        are scored exactly. If there are `codes` of the first segment, whose bias may be another than that of the lists
+        that were encoded, its rows are excluded by their codes."""
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,).

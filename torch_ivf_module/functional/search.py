@@ -16,24 +16,27 @@ from . import budget as budgets
 from . import metric as metrics
 from .budget import Budget
 from .chunking import in_chunks
+from .codec import Codes
 from .cost import cheapest
 from .kernels import Kernel, Scan, kernel_for
 from .lists import InvertedLists, ids_at
 from .options import Probes, SearchOptions
 from .probe import Coarse, probe
 from .rescore import rescore
-from .scan_above import hits_by_query, probed_rows, scan_above
+from .scan_above import hits_by_query, scan_above
 from .scan_lists import scan_lists
 from .scan_queries import scan_queries
+from .score_rows import ROW_BYTES, score_rows
 from .select import merge, select_topk
-from .stats import Stats, count_certified, count_rows, record_mode, start_stats
+from .stats import Stats, count_certified, count_rows, count_scored, record_mode, start_stats
 
 STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
 MODES = ("auto", *STRATEGIES)
 
-_HIT_BYTES = 128  # workspace for a row above a threshold, until its exact score is known
 # Workspace for what a scan allocates besides its maxima or candidates; half of max_bytes if that is less.
 _RESERVED_BYTES = 64 << 20
+_NATIVE = "native", "there is a kernel for this device"  # mode and reason in the stats
+_CODES = "codes", "there are 8-bit codes of the rows for the kernel of this device"
 
 
 def search(
@@ -42,21 +45,22 @@ def search(
     segments: Sequence[InvertedLists],
     options: SearchOptions,
     *,
+    codes: Codes | None = None,
     probed: Tensor | None = None,
     stats: Stats | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best rows of the `nprobe` nearest lists: exact scores, rows and ids, each (Q, k).
 
     x (Q, d) float32 as `metric.prepare` gives it. Call under `torch.no_grad` (`transforms.scored` gives differentiable
-    scores). `segments` are one or more sets of inverted lists over the same centroids. `probed` (Q, P), if given, are
-    the lists that each query reads, nearest first, L for none; `nprobe`, `max_codes` and `budget` are then ignored.
-    `stats`, if given, is filled.
+    scores). `segments` are one or more sets of inverted lists over the same centroids, `codes` those of the first, if
+    any, which a kernel reads before its rows. `probed` (Q, P), if given, are the lists that each query reads, nearest
+    first, L for none; `nprobe`, `max_codes` and `budget` are then ignored. `stats`, if given, is filled.
     """
     if stats is not None:
         start_stats(stats, x.shape[0], options.nprobe)
     kernel = kernel_for(x)
     if kernel is not None and options.mode == "auto" and not options.exact and kernel.serves(segments[0].packed):
-        return _search_by_kernel(kernel, x, coarse, segments, options, probed, stats)
+        return _search_by_kernel(kernel, x, coarse, segments, codes, options, probed, stats)
     step = max(1, options.max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], x.shape[1], options))
     tensors = (x,) if probed is None else (x, probed)
     chunk = functools.partial(_search_chunk, coarse, segments, options, kernel, stats)
@@ -118,6 +122,7 @@ def _search_by_kernel(
     x: Tensor,
     coarse: Coarse,
     segments: Sequence[InvertedLists],
+    codes: Codes | None,
     options: SearchOptions,
     probed: Tensor | None,
     stats: Stats | None,
@@ -128,10 +133,11 @@ def _search_by_kernel(
         x, finite = finite_queries(x)
         nearest = probe(x, coarse, options.nprobe, options.metric, kernel)
         probed, limits = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
-    scores, rows, ids, second_pass = kernel.search(
+    scores, rows, ids, second_pass, scored = kernel.search(
         x,
         coarse,
         segments,
+        codes,
         probed,
         limits,
         k=options.k,
@@ -145,8 +151,10 @@ def _search_by_kernel(
         for lists, probes in _probes_by_segment(x, segments, probed, limits):
             count_rows(stats, lists, probes)
             if lists.packed.shape[0] and probed.numel():
-                record_mode(stats, "native", "there is a kernel for this device")
+                record_mode(stats, *(_NATIVE if codes is None or lists is not segments[0] else _CODES))
         count_certified(stats, [second_pass])
+        # Without codes the kernel does not count them.
+        stats["rows_scored"] = None if codes is None else int(scored.sum())
     return scores, rows, ids
 
 
@@ -199,7 +207,7 @@ def _search_segment(
         return _padding(probes, options.k)
     if options.exact:
         record_mode(stats, "exact", "profile")
-        return _score_every_row(probes, lists, options)
+        return score_rows(probes, lists, options, stats)
     return _scan(probes, origin, lists, options, stats)
 
 
@@ -219,25 +227,32 @@ def _scan(
     ranking, candidates = STRATEGIES[mode](
         shifted, lists, probes.lists, probes.limits, count, width, _scan_bytes(options)
     )
+    count_scored(stats, candidates)
     scores, rows = rescore(probes.x, lists.packed, candidates, options.k, options.metric)
     if not metrics.by_differences(options.metric):
         return scores, rows, torch.zeros_like(rows[:, 0], dtype=torch.bool)
     # No row that the scan left out has a ranking score above that of the last candidate.
     lowest = ranking[:, count - 1] if ranking.shape[1] >= count else ranking.new_full((ranking.shape[0],), -torch.inf)
     uncertified = metrics.uncertified(probes.x, origin, lowest, scores[:, -1])
-    step = options.max_bytes // (_HIT_BYTES * width)
+    step = options.max_bytes // (ROW_BYTES * width)
     for queries in torch.nonzero(uncertified)[:, 0].split(max(1, step)):
         if step:
             scores[queries], rows[queries] = _second_pass(
-                probes.at(queries), shifted[queries], origin, lists, scores[queries, -1], options
+                probes.at(queries), shifted[queries], origin, lists, scores[queries, -1], options, stats
             )
         elif queries.shape[0]:  # the rows of one query may take more than max_bytes together
-            scores[queries], rows[queries], _ = _score_every_row(probes.at(queries), lists, options)
+            scores[queries], rows[queries], _ = score_rows(probes.at(queries), lists, options, stats)
     return scores, rows, uncertified
 
 
 def _second_pass(
-    probes: Probes, shifted: Tensor, origin: Tensor, lists: InvertedLists, kth: Tensor, options: SearchOptions
+    probes: Probes,
+    shifted: Tensor,
+    origin: Tensor,
+    lists: InvertedLists,
+    kth: Tensor,
+    options: SearchOptions,
+    stats: Stats | None,
 ) -> tuple[Tensor, Tensor]:
     """Exact scores and rows (Q, k) of the k best among all rows whose ranking score allows an exact score above `kth`.
 
@@ -245,26 +260,8 @@ def _second_pass(
     """
     threshold = metrics.needed_ranking(probes.x, origin, kth)
     candidates = hits_by_query(*scan_above(shifted, lists, probes.lists, probes.limits, threshold))
+    count_scored(stats, candidates)
     return rescore(probes.x, lists.packed, candidates, options.k, options.metric)
-
-
-def _score_every_row(
-    probes: Probes, lists: InvertedLists, options: SearchOptions
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`_search_segment` by exact scores of all rows of the probed lists; no query takes a second pass."""
-    sizes = probes.sizes(lists)
-    total = int(sizes.sum(1).max())
-    width = max(1, min(total, options.max_bytes // _HIT_BYTES))
-
-    def best(x: Tensor, probed: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        results = []
-        for start in range(0, max(1, total), width):
-            rows = probed_rows(lists, probed, sizes, start, min(width, total - start))
-            results.append(rescore(x, lists.packed, rows, options.k, options.metric))
-        return results[0] if len(results) == 1 else merge(results, options.k)
-
-    scores, rows = in_chunks(best, max(1, options.max_bytes // (_HIT_BYTES * width)), probes.x, probes.lists, sizes)
-    return scores, rows, torch.zeros_like(rows[:, 0], dtype=torch.bool)
 
 
 def _padding(probes: Probes, k: int) -> tuple[Tensor, Tensor, Tensor]:

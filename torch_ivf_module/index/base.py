@@ -18,6 +18,7 @@ from ..functional.options import SearchOptions
 from ..functional.search import MODES
 from ..params import DEFAULTS, SearchParams, positive
 from . import building, extensions, module, operator, reading, schema, searching, torch_ivf_compat, training, validation
+from .coding import Setting, codes_property
 from .eager import eager, refuse_scripting
 from .integrity import CHECKSUMS
 from .row_format import FloatRows, RowFormat
@@ -43,6 +44,7 @@ class IndexBase(nn.Module):
 
     _flat = False
     _version = 1  # of the state_dict
+    _codes: Setting = "auto"  # also of an index that was pickled before it had the setting
     __prepare_scriptable__ = refuse_scripting
 
     def __init__(
@@ -53,6 +55,7 @@ class IndexBase(nn.Module):
         k: int = 10,
         search_mode: str = "auto",
         max_bytes: int = 256 << 20,
+        codes: Setting = "auto",
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -67,6 +70,7 @@ class IndexBase(nn.Module):
         self.k = k
         self.search_mode = search_mode
         self.max_bytes = max_bytes
+        self.codes = codes
         self.last_search_stats: dict[str, Any] | None = None  # of the last search with debug_stats
 
     # -- settings ------------------------------------------------------------------------------------------
@@ -95,6 +99,8 @@ class IndexBase(nn.Module):
     def k(self, value: int) -> None:
         self._k = positive(value, "k")
         self.store.graph = None
+
+    codes = codes_property
 
     @property
     def max_bytes(self) -> int:
@@ -126,12 +132,14 @@ class IndexBase(nn.Module):
             "k": self.k,
             "search_mode": self.search_mode,
             "max_bytes": self.max_bytes,
+            "codes": self.codes,
             **self.store.format.config(self.store.packed),
         }
 
     def extra_repr(self) -> str:
         """The settings, for repr."""
-        shown = {key: value for key, value in self.config().items() if key not in ("max_bytes", "dtype")}
+        hidden = ("max_bytes", "dtype", *(["codes"] if self.codes == "auto" else []))
+        shown = {key: value for key, value in self.config().items() if key not in hidden}
         words = [f"{key}={value!r}" if key != "d" else str(value) for key, value in shown.items()]
         return ", ".join([*words, f"ntotal={self.ntotal}", f"dtype={self.dtype}", f"device={self.device}"])
 

@@ -52,10 +52,11 @@ def exported_search(
     packed, ids = store.packed, buffers["list_ids"]
     with torch.autocast(x.device.type, enabled=False):
         queries = metrics.prepare(x.float(), index.metric)
-        scores, rows, found, _ = torch.ops.torch_ivf_module.search_index(
+        scores, rows, found, *_ = torch.ops.torch_ivf_module.search_index(
             queries.detach(),
             [centroids, derived.coarse.bias, derived.coarse.origin],
             [packed, buffers["list_offsets"], ids, derived.lists.sizes, derived.lists.bias],
+            [],  # an exported program has no codes: they would be a second copy of the rows in it
             None,
             None,
             k,

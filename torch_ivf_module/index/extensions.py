@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from .coding import Setting
 from .eager import eager
 
 if TYPE_CHECKING:
@@ -45,9 +46,10 @@ def load(
     map_location: torch.device | str | None = None,
     *,
     mmap: bool = False,
+    codes: Setting = "saved",
 ) -> Self:
     """`torch_ivf_module.load` for a file that holds an index of this class; TypeError for one of another."""
-    return _of_class(cls, _PROVIDED["load"](path, device=map_location, mmap=mmap), path)
+    return _of_class(cls, _PROVIDED["load"](path, device=map_location, mmap=mmap, codes=codes), path)
 
 
 def save_pretrained(self: nn.Module, folder: str | os.PathLike[str], **settings: Any) -> Any:

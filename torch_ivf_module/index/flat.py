@@ -18,7 +18,7 @@ class IndexFlat(IndexBase):
     d : dimension of the vectors.
     metric : "l2" (squared), "ip" or "cosine".
     k : results that `forward` returns.
-    search_mode, max_bytes : see the properties.
+    search_mode, max_bytes, codes : see the properties.
     device, dtype : where and in which dtype (float32, float16, bfloat16) vectors are stored.
 
     >>> import torch

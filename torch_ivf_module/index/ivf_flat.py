@@ -22,7 +22,7 @@ class IndexIVFFlat(IndexIVF):
     max_codes : the maximum of rows that a query reads, None for no limit; see `SearchParams`.
     list_ordering : the order of the rows that will be loaded into the index; see `rebuild_lists`.
     k : results that `forward` returns.
-    search_mode, max_bytes : see the properties.
+    search_mode, max_bytes, codes : see the properties.
     device, dtype : where and in which dtype (float32, float16, bfloat16) vectors are stored.
 
     >>> import torch

@@ -14,6 +14,7 @@ from torch.compiler import is_dynamo_compiling, is_exporting
 from .._torch_internals import compiler_active, not_compiled
 from ..functional import metric as metrics
 from ..functional import range_scan
+from ..functional.codec import Codes
 from ..functional.kernels import kernel_for
 from ..functional.lists import InvertedLists, ids_at, restricted, vectors_at
 from ..functional.probe import Coarse, probe
@@ -22,6 +23,7 @@ from ..functional.search import search as search_lists
 from ..functional.transforms import differentiable, is_dual, outside, scored, tracked, transforming, wrapped
 from ..params import DEFAULTS, SearchParams, positive
 from . import validation
+from .coding import Setting
 from .eager import autocasts, eager, recorded_by_fx, refuse_recording, refuse_tracing, without_autocast
 from .integrity import refuse_without_values
 from .operator import recorded_search
@@ -146,9 +148,11 @@ def search_prepared(
     """
     options = index.search_options(k, params)
     counted = options.max_codes is not None or options.budget is not None
-    coarse, segments = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=counted)
+    setting = None if options.exact or options.mode != "auto" else index._codes
+    visits = queries.shape[0] * options.nprobe
+    coarse, segments, codes = _read_lists(index, params, visits, counted=counted, codes=setting)
     stats: dict[str, Any] | None = {} if params.debug_stats else None
-    scores, rows, ids = search_lists(queries, coarse, segments, options, probed=probed, stats=stats)
+    scores, rows, ids = search_lists(queries, coarse, segments, options, codes=codes, probed=probed, stats=stats)
     if stats is not None:
         index.last_search_stats = stats
     return scores, rows, ids, segments
@@ -160,7 +164,7 @@ def range_of_prepared(
     """`range_search` of prepared queries and radii (Q,); `probed` (Q, P), if given, are the lists to read."""
     with without_autocast(queries.device), torch.no_grad():
         options = index.search_options(1, params)
-        coarse, segments = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=False)
+        coarse, segments, _ = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=False)
         lims, scores, rows = range_scan.range_search(
             queries,
             coarse,
@@ -217,19 +221,24 @@ def _answer_in_float32(
 
 
 def _read_lists(
-    index: IndexBase, params: SearchParams, visits: int, *, counted: bool
-) -> tuple[Coarse, list[InvertedLists]]:
-    """What a search reads: the segments of the store, restricted to the ids of the selector.
+    index: IndexBase, params: SearchParams, visits: int, *, counted: bool, codes: Setting = None
+) -> tuple[Coarse, list[InvertedLists], Codes | None]:
+    """What a search reads: the segments of the store, restricted to the ids of the selector, and codes of the first.
 
     `visits` is the number of lists that all queries read; `counted` says that the number of rows is limited, which
-    counts rows that the selector excludes too.
+    counts rows that the selector excludes too. `codes` is the setting for this search. A copy of the chosen rows has no
+    codes.
     """
-    coarse, segments = index.store.segments(counted=counted)
+    store = index.store
+    with store.lock:
+        coarse, segments = store.segments(counted=counted)
+        each = visits / max(1, coarse.centroids.shape[0])
+        coded = store.codes.get(codes, segments[0], each)
     if params.selector is None:
-        return coarse, segments
+        return coarse, segments, coded
     chosen = validation.selector(params.selector, "selector", index.device)
-    each = None if counted else visits / max(1, coarse.centroids.shape[0])
-    return coarse, [restricted(lists, chosen, each) for lists in segments]
+    chosen_rows = [restricted(lists, chosen, None if counted else each) for lists in segments]
+    return coarse, chosen_rows, coded if chosen_rows[0].packed is segments[0].packed else None
 
 
 def _refuse_transformed_buffers(store: ListStore) -> None:

@@ -18,6 +18,7 @@ from ..functional.probe import Coarse
 from ..functional.row_codes import vectors_of
 from ..functional.transforms import run_outside
 from . import schema
+from .coding import CodesCache
 from .derived import Derived, derive
 from .ids import IdLookup, Matches
 from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values, unchanged
@@ -37,10 +38,8 @@ class ListStore:
 
     def __init__(self, buffers: dict[str, Tensor], format: RowFormat, metric: str, *, flat: bool) -> None:
         self.buffers, self.format, self.metric, self.flat = buffers, format, metric, flat
-        self.d = format.d
-        self.names = schema.names(format.name)
-        self.saved = schema.saved(format.name)  # the entries of a state_dict
-        self.own = (*self.saved, CHECKSUMS)  # all buffers of the index
+        self.d, self.names, self.saved = format.d, schema.names(format.name), schema.saved(format.name)
+        self.own = (*self.saved, CHECKSUMS)  # all buffers of the index; `saved` are the entries of a state_dict
         self.lock = threading.RLock()
         self.version = VersionToken()
         self.graph: Any = None  # a SearchGraph of this version, None after a change
@@ -50,6 +49,7 @@ class ListStore:
         self._updates = PendingUpdates()
         self._integrity = Integrity()
         self._derived: Derived | None = None
+        self.codes = CodesCache(format.d)  # of the packed lists
         self.handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, until they change
 
     # -- what is stored ------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class ListStore:
 
     @property
     def _packed_rows(self) -> int:
-        return self.buffers[self.format.name].shape[0]
+        return self.packed.shape[0]
 
     @property
     def ntotal(self) -> int:
@@ -102,7 +102,7 @@ class ListStore:
     def memory_bytes(self) -> int:
         """Bytes of all buffers, of pending rows, and of what was derived from them so far."""
         with self.lock:
-            total = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None)
+            total = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None) + self.codes.bytes
             return total + (self._derived.bytes if self._derived else 0) + self._updates.bytes + self.ids.bytes
 
     # -- reading -------------------------------------------------------------------------------------------
@@ -253,6 +253,7 @@ class ListStore:
 
     def _forget_derived(self) -> None:
         self._derived = None
+        self.codes.clear()
         self.ids.forget_order()
 
     def hand_out(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@
 
 #include "certify.h"
 #include "scan.h"
+#include "select.h"
 #include "scan_float.h"
 
 namespace torch_ivf_module {
@@ -37,21 +38,35 @@ class CertifiedSearch {
       shift();
     }
     const Distances distances{x_, highest_.data(), origin_, with_origin_.data()};
-    scan_all(
-        p_, [&] { return FloatScanner<T>(p_, differences_ ? &distances : nullptr); },
-        [&](int64_t, int64_t count, Thresholds& thresholds) { return TopK(count, p_.k, thresholds); },
-        p_.k * (kRowNanoseconds + p_.d / kWorkPerNanosecond),
-        [&](int64_t query, TopK* found, int64_t number, int64_t member) {
-          finish(query, found ? found->best(number) : TopK::Best{nullptr, 0, kNever, 0}, buffers_[member]);
-        });
+    if (p_.lists == 1 && p_.segment_count == 1 && p_.segments[0].rows <= AllScores::kMostRows) {
+      const int64_t rows = p_.segments[0].rows;
+      first_pass(distances, AllScores::bytes(rows), [&](int64_t, int64_t count, Thresholds&) {
+        return AllScores(count, rows, p_.k);
+      });
+    } else {
+      first_pass(distances, TopK::bytes(p_.k), [&](int64_t, int64_t count, Thresholds& thresholds) {
+        return TopK(count, p_.k, thresholds);
+      });
+    }
     second_pass();
   }
 
  private:
   struct Buffers {
     std::vector<float> row;
-    std::vector<uint64_t> keys;
+    std::vector<uint64_t> keys, found;
   };
+
+  template <typename MakeFound>
+  void first_pass(const Distances& distances, int64_t bytes, const MakeFound& make) {
+    scan_all(
+        p_, bytes, [&] { return FloatScanner<T>(p_, differences_ ? &distances : nullptr); }, make,
+        p_.k * (kRowNanoseconds + p_.d / kWorkPerNanosecond),
+        [&](int64_t query, auto* found, int64_t number, int64_t member) {
+          Buffers& buffers = buffers_[member];
+          finish(query, found ? found->best(number, buffers.found) : TopK::Best{nullptr, 0, kNever, 0}, buffers);
+        });
+  }
 
   // Queries relative to the origin, and what is known of them.
   void shift() {
@@ -90,18 +105,17 @@ class CertifiedSearch {
   }
 
   void rescore(int64_t query, const TopK::Best& found, Buffers& buffers) {
-    constexpr int64_t kLine = 64 / sizeof(T);
     const float* x = x_ + query * p_.d;
     float* row = take(buffers.row, p_.d);
     std::vector<uint64_t>& keys = buffers.keys;
     keys.clear();
     for (int64_t i = 0; i < found.count; ++i) {
       // The rows lie anywhere: request the second next one while this one is scored.
-      for (int64_t j = 0; i + 2 < found.count && j < p_.d; j += kLine) {
-        __builtin_prefetch(p_.vector<T>(row_of(found.keys[i + 2])) + j);
+      for (int64_t j = 0; i + 2 < found.count && j < p_.row_bytes; j += 64) {
+        __builtin_prefetch(p_.row<char>(row_of(found.keys[i + 2])) + j);
       }
       const uint32_t number = row_of(found.keys[i]);
-      const float score = exact_score(differences_, x, as_float(p_.vector<T>(number), p_.d, row), p_.d);
+      const float score = exact_score(differences_, x, as_float(p_.row<T>(number), 1, p_.d, row), p_.d);
       if (std::isfinite(score)) {
         keys.push_back(as_key(score, number));
       }
@@ -150,7 +164,7 @@ class CertifiedSearch {
     }
     const Distances distances{some.plain.data(), highest.data(), nullptr, nullptr};
     scan_all(
-        some.problem, [&] { return FloatScanner<T>(some.problem, &distances); },
+        some.problem, TopK::bytes(k_), [&] { return FloatScanner<T>(some.problem, &distances); },
         [&](int64_t first, int64_t count, Thresholds& thresholds) {
           const float* x = some.plain.data() + first * p_.d;
           return ExactTopK<T>(count, some.problem, x, &some.thresholds[first], differences_, thresholds);

@@ -137,7 +137,7 @@ class ExactTopK {
 
   // Take a row into account whatever its ranking score is.
   void score(int64_t query, uint32_t row) {
-    const float* vector = as_float(p_.vector<T>(row), p_.d, row_.data());
+    const float* vector = as_float(p_.row<T>(row), 1, p_.d, row_.data());
     best_.offer(query, exact_score(differences_, x_ + query * p_.d, vector, p_.d), row);
   }
 

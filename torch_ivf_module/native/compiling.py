@@ -18,12 +18,21 @@ from pathlib import Path
 SOURCES = Path(__file__).parent
 # The stable ABI of torch 2.10: what is compiled with the headers of a later version runs with this one too.
 OLDEST_TORCH = (2, 10)
-_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+_FLAGS = [
+    *("-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
+    "-ffp-contract=off",  # a product and a sum are rounded as in PyTorch: vectors are decoded to the same numbers
+]
 # The core is compiled once for each of these; isa.cpp selects one when it is first called. "baseline" is what every CPU
 # of the architecture has.
 X86_ISAS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"],
+}
+# The part for 8-bit codes for these too, where it is faster than with the instructions above.
+X86_CODES_ISAS = {
+    **X86_ISAS,
+    "avx_vnni": [*X86_ISAS["avx2"], "-mavxvnni"],
+    "avx512_vnni": [*X86_ISAS["avx512"], "-mavx512vnni"],
 }
 
 
@@ -72,13 +81,15 @@ def _compile_objects(torch_folder: Path, work: Path) -> list[Path]:
         _run([*cxx, *flags, *more, "-c", SOURCES / source, "-o", out])
         return out
 
-    def core(isa: str) -> Path:
-        out = compiled("core.cpp", isa, f"-DTORCH_IVF_ISA={isa}", *isas.get(isa, []))
-        return _with_own_symbols(out, f"core_{isa}") if isas else out
+    def core(name: str, isa: str, flags: Sequence[str] = ()) -> Path:
+        out = compiled(f"{name}.cpp", f"{name}_{isa}", f"-DTORCH_IVF_ISA={isa}", *flags)
+        return _with_own_symbols(out, f"{name}_{isa}") if isas else out
 
     with ThreadPoolExecutor(cpu_count()) as pool:
-        jobs = [pool.submit(core, isa) for isa in ("baseline", *isas)]
-        others = (path for path in sorted(SOURCES.glob("*.cpp")) if path.name != "core.cpp")
+        jobs = [pool.submit(core, "core", isa, flags) for isa, flags in {"baseline": [], **isas}.items()]
+        codes = X86_CODES_ISAS if isas else {}
+        jobs += [pool.submit(core, "codes_core", isa, flags) for isa, flags in {"baseline": [], **codes}.items()]
+        others = (path for path in sorted(SOURCES.glob("*.cpp")) if not path.name.endswith("core.cpp"))
         jobs += [pool.submit(compiled, path.name, path.stem) for path in others]
         return [job.result() for job in jobs]
 

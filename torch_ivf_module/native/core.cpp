@@ -6,19 +6,6 @@
 namespace torch_ivf_module {
 namespace {
 
-// call(a number of the type in which vectors are stored).
-template <typename Call>
-void with_type(Dtype dtype, const Call& call) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return call(float());
-    case Dtype::kFloat16:
-      return call(Half());
-    case Dtype::kBFloat16:
-      return call(BFloat16());
-  }
-}
-
 void search_request(const Request& request, const Answer& answer) {
   with_type(request.problem.dtype, [&](auto number) { search<decltype(number)>(request, answer); });
 }
@@ -34,13 +21,11 @@ void scan_problem_above(
 
 } // namespace
 
-#define TEXT_OF(name) #name
-#define QUOTED(name) TEXT_OF(name)
 #define JOINED(one, other) one##other
 #define CORE_OF(isa) JOINED(core_, isa)
 
 extern const Core CORE_OF(TORCH_IVF_ISA);
 const Core CORE_OF(TORCH_IVF_ISA) = {
-    QUOTED(TORCH_IVF_ISA), search_request, nearest_lists, scan_problem, scan_problem_above};
+    search_request, nearest_lists, scan_problem, scan_problem_above};
 
 } // namespace torch_ivf_module

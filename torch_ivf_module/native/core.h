@@ -13,11 +13,11 @@ namespace torch_ivf_module {
 
 constexpr int kMostSegments = 2;
 
-enum class Dtype { kFloat32, kFloat16, kBFloat16 };
+enum class Dtype { kFloat32, kFloat16, kBFloat16, kCode8, kCode4 };
 
 // Inverted lists: see functional/lists.py. Of the lists, those are checked that are read.
 struct Segment {
-  const void* packed; // (N, d)
+  const void* packed; // (N, d), or (N, W) of coded rows
   const float* bias; // (N,) or null
   const int64_t* offsets; // (L + 1,)
   const int64_t* sizes; // (L + 1,)
@@ -35,26 +35,25 @@ struct Problem {
   const float* x; // (Q, d)
   std::array<Segment, kMostSegments> segments;
   int segment_count; // S
-  Dtype dtype; // of all packed vectors
+  Dtype dtype; // of all packed rows
+  int64_t row_bytes;
   const int64_t* probed; // (Q, P), L for no list; no query reads a list twice
   const int64_t* limits; // (Q, P) rows to read of each list, counted on from segment to segment; or null
   int64_t queries, lists, probes, d, k;
   Limits within;
+  bool coded; // whether the rows of the first segment are read as codes
 
   // Rows of the segments before this one.
   int64_t rows_before(int segment) const {
     return segment == 0 ? 0 : segments[0].rows;
   }
 
-  // The vector of a row that counts on from segment to segment.
+  // A row that counts on from segment to segment.
   template <typename T>
-  const T* vector(int64_t row) const {
-    const bool second = segment_count > 1 && row >= segments[0].rows;
-    return static_cast<const T*>(segments[second].packed) + (second ? row - segments[0].rows : row) * d;
-  }
-
-  int64_t row_bytes() const {
-    return d * (dtype == Dtype::kFloat32 ? 4 : 2);
+  const T* row(int64_t number) const {
+    const bool second = segment_count > 1 && number >= segments[0].rows;
+    const int64_t local = second ? number - segments[0].rows : number;
+    return reinterpret_cast<const T*>(static_cast<const char*>(segments[second].packed) + local * row_bytes);
   }
 };
 
@@ -72,6 +71,26 @@ struct Best {
   int64_t* rows; // (Q, k)
 };
 
+// Panels of codes: see Panel in codes.h.
+constexpr int64_t kCodedRows = 32, kPanelHead = kCodedRows * 10;
+constexpr int64_t kMostCodedDim = 1 << 15; // sums of products of bytes fit into 32 bits
+
+inline int64_t panel_bytes(int64_t d) {
+  return kPanelHead + (d + 3) / 4 * 4 * kCodedRows;
+}
+
+// 8-bit codes of the packed rows of a segment: see functional/codec.py.
+struct Codes {
+  const float* centres; // (L, d)
+  const uint8_t* panels; // (P * panel_bytes(d),)
+  const int64_t* first; // (L + 1,) number of the first panel of each list
+  const float* norms; // (P, 2) least and largest norm of the residuals of a panel
+  const float* limits; // (L, 3) kappa, a norm amid those of the residuals, and the norm of the centre
+};
+
+// Search by codes: see codes_search.h.
+using SearchCodes = void (*)(Problem, const float* x, const Codes&, bool differences, Best, int64_t* scored);
+
 // A search by exact scores, which do not depend on rounding in the scan.
 struct Request {
   // Queries as functional/metric.py prepares them; probed and probes only where the lists are given.
@@ -81,17 +100,18 @@ struct Request {
   int64_t max_codes; // a cap on the rows of chosen lists, 0 for none
   int64_t kept; // candidates a query that are scored exactly, at least k
   bool differences; // whether exact scores come from differences of vectors, and not from products
+  const Codes* codes; // of the first segment, or null
+  SearchCodes search_codes;
 };
 
 struct Answer {
   Best best;
   int64_t* ids; // (Q, k)
   bool* again; // (Q,) took a second pass; or, where exact scores are products, has products that overflow
+  int64_t* scored; // (Q,) rows that were scored exactly since codes did not rule them out; 0 without codes
 };
 
 struct Core {
-  const char* isa;
-
   // A whole search: probe, scan, certify, exact scores, selection, ids.
   void (*search)(const Request&, const Answer&);
 
@@ -106,6 +126,23 @@ struct Core {
   // the memory that rows_of(H) returns.
   void (*scan_above)(
       const Problem&, const float* threshold, int64_t* lims, const std::function<int64_t*(int64_t)>& rows_of);
+};
+
+// What encoding writes, see Codes. `first` is given.
+struct EncodedLists {
+  float* centres;
+  uint8_t* panels;
+  const int64_t* first;
+  float* norms;
+  float* limits;
+};
+
+// The part that is compiled for more instruction sets: those that multiply bytes.
+struct CodesCore {
+  // Codes of inverted lists, `count` of them: see encode.h.
+  void (*encode)(const Segment&, Dtype, int64_t count, int64_t d, int64_t threads, const EncodedLists&);
+
+  SearchCodes search;
 };
 
 } // namespace torch_ivf_module

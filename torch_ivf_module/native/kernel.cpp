@@ -6,6 +6,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <optional>
 #include <sstream>
@@ -14,6 +18,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "rows.h"
 
 namespace torch_ivf_module {
 namespace {
@@ -59,18 +64,25 @@ T* results(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-Dtype dtype_of(const Tensor& packed) {
-  switch (packed.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::kFloat32;
-    case ScalarType::Half:
-      return Dtype::kFloat16;
-    case ScalarType::BFloat16:
-      return Dtype::kBFloat16;
-    default:
-      check_that(false, "packed must be float32, float16 or bfloat16, got ", packed.scalar_type());
-      return {};
+// The type of stored rows (N, W) of dimension d.
+Dtype dtype_of(const Tensor& packed, int64_t d) {
+  const int64_t width = packed.size(1);
+  const ScalarType type = packed.scalar_type();
+  if (type == ScalarType::Byte) {
+    const bool eight = width == row_bytes<Code8>(d);
+    check_that(eight || width == row_bytes<Code4>(d), "x has ", d, " columns, packed has codes of ", width, " bytes a row");
+    return eight ? Dtype::kCode8 : Dtype::kCode4;
   }
+  check_that(d == width, "x has ", d, " columns, packed has ", width);
+  const bool halves = type == ScalarType::Half || type == ScalarType::BFloat16;
+  check_that(halves || type == ScalarType::Float, "packed must be float32, float16, bfloat16 or uint8, got ", type);
+  return !halves ? Dtype::kFloat32 : type == ScalarType::Half ? Dtype::kFloat16 : Dtype::kBFloat16;
+}
+
+int64_t thread_count() {
+  uint32_t threads = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  return std::max<int64_t>(1, threads);
 }
 
 // Queries of a problem without lists.
@@ -81,9 +93,7 @@ Problem problem_of(const Tensor& x, int64_t k, int64_t max_bytes) {
   p.queries = x.size(0);
   p.d = x.size(1);
   p.k = k;
-  uint32_t threads = 1;
-  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
-  p.within = {std::max<int64_t>(1, threads), max_bytes};
+  p.within = {thread_count(), max_bytes};
   check_that(p.d > 0, "x must have columns");
   check_that(p.queries < kMost, "x must have less than 2^31 rows, got ", p.queries);
   check_that(k > 0, "k must be >= 1, got ", k);
@@ -98,11 +108,10 @@ void add_segment(
   check(offsets, "offsets", 1, ScalarType::Long);
   check(sizes, "sizes", 1, ScalarType::Long);
   const int64_t n = packed.size(0), lists = sizes.size(0) - 1;
-  check_that(p.d == packed.size(1), "x has ", p.d, " columns, packed has ", packed.size(1));
   check_that(bias.size(0) == 0 || bias.size(0) == n, "bias must be empty or of one entry a row");
   check_that(sizes.size(0) == offsets.size(0) && lists >= 0, "offsets and sizes must be of equal length");
   check_that(n < kMost, "packed must have less than 2^31 rows, got ", n);
-  const Dtype dtype = dtype_of(packed);
+  const Dtype dtype = dtype_of(packed, p.d);
   if (p.segment_count) {
     check_that(lists == p.lists && dtype == p.dtype, "segments must have the same lists and dtype");
   }
@@ -112,6 +121,7 @@ void add_segment(
   }
   p.lists = lists;
   p.dtype = dtype;
+  p.row_bytes = packed.size(1) * (dtype == Dtype::kFloat32 ? 4 : packed.scalar_type() == ScalarType::Byte ? 1 : 2);
   p.segments[p.segment_count++] = {
       packed.const_data_ptr(),
       bias.size(0) ? data<float>(bias) : nullptr,
@@ -167,11 +177,72 @@ struct Results {
   }
 };
 
+// Codes of the rows of the first segment.
+Codes codes_of(const Problem& p, const std::vector<Tensor>& codes) {
+  check_that(codes.size() == 5, "codes must be 5 tensors, got ", codes.size());
+  check(codes[0], "centres", 2, ScalarType::Float);
+  check(codes[1], "panels", 1, ScalarType::Byte);
+  check(codes[2], "first", 1, ScalarType::Long);
+  check(codes[3], "norms", 2, ScalarType::Float);
+  check(codes[4], "limits", 2, ScalarType::Float);
+  const int64_t panels = codes[3].size(0), *first = data<int64_t>(codes[2]);
+  bool fits = codes[0].size(0) == p.lists && codes[0].size(1) == p.d && codes[2].size(0) == p.lists + 1;
+  fits = fits && codes[4].size(0) == p.lists && codes[4].size(1) == 3 && codes[3].size(1) == 2;
+  fits = fits && first[0] == 0 && first[p.lists] == panels && codes[1].size(0) == panels * panel_bytes(p.d);
+  check_that(fits && p.d <= kMostCodedDim, "codes must be those that encode_lists returns for these lists");
+  return {data<float>(codes[0]), data<uint8_t>(codes[1]), first, data<float>(codes[3]), data<float>(codes[4])};
+}
+
+// Searches read it everywhere: with pages of 4 KiB looking up their addresses takes a good part of the time.
+void prefer_huge_pages([[maybe_unused]] const Tensor& bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kHuge = 2 << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(bytes.mutable_data_ptr());
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = (begin + bytes.numel()) / kHuge * kHuge;
+  if (first < last) {
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE); // only a hint: it may fail
+  }
+#endif
+}
+
+// Codes of the rows of lists: centres, panels, first, norms, limits, see functional/codec.py.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_lists(
+    const Tensor& packed, const Tensor& offsets, const Tensor& sizes, int64_t d) {
+  Problem p{};
+  check(packed, "packed", 2, packed.scalar_type());
+  p.d = d;
+  check_that(d > 0 && d <= kMostCodedDim, "d must be 1 to ", kMostCodedDim, ", got ", d);
+  const Tensor none = empty({0}, aoti_torch_dtype_float32());
+  add_segment(p, packed, none, offsets, sizes, nullptr);
+  const Segment& lists = p.segments[0];
+  const Tensor first = empty({p.lists + 1}, aoti_torch_dtype_int64());
+  int64_t panels = 0;
+  for (int64_t list = 0; list < p.lists; ++list) {
+    const int64_t offset = lists.offsets[list], size = lists.sizes[list];
+    const bool inside = offset >= 0 && size >= 0 && size <= lists.rows && offset <= lists.rows - size;
+    check_that(inside, "list ", list, " must lie in packed, got rows ", offset, " and ", size, " more");
+    results<int64_t>(first)[list] = panels;
+    panels += (size + kCodedRows - 1) / kCodedRows;
+  }
+  results<int64_t>(first)[p.lists] = panels;
+  const Tensor centres = empty({p.lists, p.d}, aoti_torch_dtype_float32());
+  const Tensor bytes = empty({panels * panel_bytes(p.d)}, aoti_torch_dtype_uint8());
+  prefer_huge_pages(bytes);
+  const Tensor norms = empty({panels, 2}, aoti_torch_dtype_float32());
+  const Tensor limits = empty({p.lists, 3}, aoti_torch_dtype_float32());
+  codes_core().encode(
+      lists, p.dtype, p.lists, p.d, thread_count(),
+      {results<float>(centres), results<uint8_t>(bytes), data<int64_t>(first), results<float>(norms),
+       results<float>(limits)});
+  return {centres, bytes, first, norms, limits};
+}
+
 // A whole search of one or two segments: see search of ops.py.
-std::tuple<Tensor, Tensor, Tensor, Tensor> search_index(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> search_index(
     const Tensor& x,
     const std::vector<Tensor>& coarse,
     const std::vector<Tensor>& segments,
+    const std::vector<Tensor>& codes,
     const std::optional<Tensor>& probed,
     const std::optional<Tensor>& limits,
     int64_t k,
@@ -189,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> search_index(
   check_that(probed || nprobe > 0, "nprobe must be >= 1, got ", nprobe);
   check_that(probed || !limits, "limits must come with probed");
   check_that(max_codes >= 0, "max_codes must be >= 0, got ", max_codes);
-  Request request{problem_of(x, k, max_bytes), {}, 0, max_codes, kept, differences};
+  Request request{problem_of(x, k, max_bytes), {}, 0, max_codes, kept, differences, nullptr, nullptr};
   Problem& p = request.problem;
   int64_t rows = 0;
   for (size_t i = 0; i < segments.size(); i += kFields) {
@@ -204,11 +275,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> search_index(
     check_that(request.coarse.lists == p.lists, "segments must have a list for each centroid");
     request.nprobe = std::min(nprobe, p.lists);
   }
+  const Codes encoded = codes.empty() ? Codes{} : codes_of(p, codes);
+  if (!codes.empty()) {
+    request.codes = &encoded;
+    request.search_codes = codes_core().search;
+  }
   const Results found(p.queries, k);
   const Tensor ids = empty({p.queries, k}, aoti_torch_dtype_int64());
   const Tensor again = empty({p.queries}, aoti_torch_dtype_bool());
-  core().search(request, {found.best(), results<int64_t>(ids), results<bool>(again)});
-  return {found.scores, found.rows, ids, again};
+  const Tensor scored = empty({p.queries}, aoti_torch_dtype_int64());
+  core().search(request, {found.best(), results<int64_t>(ids), results<bool>(again), results<int64_t>(scored)});
+  return {found.scores, found.rows, ids, again, scored};
 }
 
 // The nearest lists of finite queries, nearest first: exact scores and lists (Q, P).
@@ -263,8 +340,8 @@ std::tuple<Tensor, Tensor> scan_above(
   return {lims, *rows};
 }
 
-std::string isa() {
-  return core().isa;
+std::string isa_name() {
+  return isa();
 }
 
 STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
@@ -279,18 +356,21 @@ STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
       "probe(Tensor x, Tensor centroids, Tensor bias, Tensor origin, int nprobe, bool differences, int max_bytes) "
       "-> (Tensor, Tensor)");
   library.def(
-      "search_index(Tensor x, Tensor[] coarse, Tensor[] segments, Tensor? probed, Tensor? limits, int k, int kept, "
-      "int nprobe, int max_codes, bool differences, int max_bytes) -> (Tensor, Tensor, Tensor, Tensor)");
+      "search_index(Tensor x, Tensor[] coarse, Tensor[] segments, Tensor[] codes, Tensor? probed, Tensor? limits, int k, "
+      "int kept, int nprobe, int max_codes, bool differences, int max_bytes) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("encode_lists(Tensor packed, Tensor offsets, Tensor sizes, int d) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CompositeExplicitAutograd, library) {
-  library.impl("isa", TORCH_BOX(&isa));
+  library.impl("isa", TORCH_BOX(&isa_name));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CPU, library) {
   library.impl("probe", TORCH_BOX(&probe));
   library.impl("search_index", TORCH_BOX(&search_index));
   library.impl("scan", TORCH_BOX(&scan));
+  library.impl("encode_lists", TORCH_BOX(&encode_lists));
   library.impl("scan_above", TORCH_BOX(&scan_above));
 }
 

@@ -91,7 +91,8 @@ def available() -> bool:
 def info() -> dict[str, Any]:
     """The kernel for CPUs: available (bool), file (str or None), isa (str or None), why_not (str or None).
 
-    isa is the instruction set in use, "baseline", "avx2" or "avx512": the best of this CPU's, or the one that the
+    isa is the instruction set in use, "baseline", "avx2", "avx_vnni", "avx512" or "avx512_vnni" (vnni: products of
+    bytes, for codes): the best of this CPU's, or the one that the
     environment variable TORCH_IVF_NATIVE_ISA names. Raises RuntimeError where this CPU lacks that one.
 
     >>> from torch_ivf_module import native

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..functional.codec import panel_bytes
+
 
 def register_meta_kernels() -> None:
     """Register with torch; the library of the operators must be loaded."""
@@ -19,10 +21,19 @@ def register_meta_kernels() -> None:
 
     @torch.library.register_fake("torch_ivf_module::search_index")
     def _search_index(  # type: ignore[no-untyped-def]
-        x, coarse, segments, probed, limits, k, kept, nprobe, max_codes, differences, max_bytes
+        x, coarse, segments, codes, probed, limits, k, kept, nprobe, max_codes, differences, max_bytes
     ):
         rows, ids = (x.new_empty(x.shape[0], k, dtype=torch.int64) for _ in range(2))
-        return x.new_empty(x.shape[0], k), rows, ids, x.new_empty(x.shape[0], dtype=torch.bool)
+        again, scored = (x.new_empty(x.shape[0], dtype=dtype) for dtype in (torch.bool, torch.int64))
+        return x.new_empty(x.shape[0], k), rows, ids, again, scored
+
+    @torch.library.register_fake("torch_ivf_module::encode_lists")
+    def _encode_lists(packed, offsets, sizes, d):  # type: ignore[no-untyped-def]
+        lists, panels, size = offsets.shape[0] - 1, torch.library.get_ctx().new_dynamic_size(), packed.shape[1]
+        floats = (packed.new_empty(shape, dtype=torch.float32) for shape in ((lists, size), (panels, 2), (lists, 3)))
+        centres, norms, limits = floats
+        codes = packed.new_empty(panels * panel_bytes(size), dtype=torch.uint8)
+        return centres, codes, torch.empty_like(offsets), norms, limits
 
     @torch.library.register_fake("torch_ivf_module::scan_above")
     def _scan_above(x, packed, bias, offsets, sizes, probed, threshold):  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@
 #include <array>
 #include <cstdint>
 
-#include "half.h"
+#include "rows.h"
 #include "simd.h"
 
 namespace torch_ivf_module {

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
+from ..functional.codec import MOST_DIM, Codes
 from ..functional.kernels import KERNELS
 from ..functional.lists import InvertedLists
 from ..functional.probe import Coarse
 from . import library
 
 _MOST_ROWS = 1 << 31  # the kernel counts rows in 32 bits
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)  # the last of coded rows
 _WORKSPACE = 64 << 20  # bytes, for `probe` and `nearest`
 
 
@@ -39,11 +40,21 @@ class NativeKernel:
         own = coarse.centroids, coarse.bias, coarse.origin
         return _call("probe", x.contiguous(), *own, nprobe, metrics.by_differences(metric), _WORKSPACE)
 
+    def multiplies_codes(self) -> bool:
+        """Whether it has fast products of 8-bit integers, so that a search with codes takes less time."""
+        return bool(torch.ops.torch_ivf_module.isa() != "baseline")
+
+    def encode(self, lists: InvertedLists, d: int) -> Codes | None:
+        """The codes of all rows of the lists, None if d is too large; ``serves(lists.packed)`` must be true."""
+        few = d <= MOST_DIM
+        return Codes(*_call("encode_lists", lists.packed, lists.offsets, lists.sizes, d)) if few else None
+
     def search(
         self,
         x: Tensor,
         coarse: Coarse,
         segments: Sequence[InvertedLists],
+        codes: Codes | None,
         probed: Tensor | None,
         limits: Tensor | None,
         *,
@@ -53,20 +64,22 @@ class NativeKernel:
         max_codes: int | None,
         metric: str,
         max_bytes: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A whole search in one call: scores, rows and ids (Q, k), and which queries (Q,) took a second pass.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """A whole search in one call: scores, rows and ids (Q, k), which queries (Q,) took a second pass, and how many
+        rows of each were scored exactly, (Q,).
 
-        The arguments of the operator are x; [centroids, bias, origin]; the fields of one or two InvertedLists; probed
-        lists and the rows to read of each (Q, P), or None; k, kept, nprobe, max_codes (0 for no limit), whether exact
-        scores are computed from differences, and the workspace in bytes. With probed lists nprobe and max_codes are
-        ignored.
+        The arguments of the operator are x; [centroids, bias, origin]; the fields of one or two InvertedLists; those of
+        the Codes of the first, or []; probed lists and the rows to read of each (Q, P), or None; k, kept, nprobe,
+        max_codes (0 for no limit), whether exact scores are computed from differences, and the workspace in bytes. With
+        probed lists nprobe and max_codes are ignored.
         """
         own = [coarse.centroids, coarse.bias, coarse.origin]
         fields = [*map(Tensor.contiguous, itertools.chain(*segments))]
-        results: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search_index.default(
+        results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search_index.default(
             x.contiguous(),
             own,
             fields,
+            [] if codes is None else list(codes),
             None if probed is None else probed.contiguous(),
             None if limits is None else limits.contiguous(),
             k,

@@ -49,6 +49,7 @@ inline void nearest_lists(
   p.queries = queries;
   p.lists = p.probes = 1;
   p.d = d;
+  p.row_bytes = row_bytes<float>(d);
   p.within = within;
   const std::unique_ptr<bool[]> again(new bool[queries]);
   const int64_t kept = std::min(probes + 1 + probes / 4, coarse.lists + 1);

@@ -47,10 +47,10 @@ class TeamFound {
   std::vector<std::unique_ptr<Found>> members_;
 };
 
-// Bytes that a scan takes for each query.
-inline int64_t scan_bytes(const Problem& p) {
-  constexpr int64_t kState = 32; // of a query in TopK
-  return p.within.threads * (8 * TopK::room(p.k) + kState) + 24 * p.probes + 16;
+// Bytes that a scan takes for each query, of which `found` are for what one thread collects.
+inline int64_t scan_bytes(const Problem& p, int64_t found) {
+  constexpr int64_t kState = 32;
+  return p.within.threads * (found + kState) + 24 * p.probes + 16;
 }
 
 // Scan for queries [first, last). `scanner()` makes a scanner for one thread, `found(query, count, thresholds)` what one
@@ -91,11 +91,12 @@ void scan_queries(
   }
 }
 
-// Scan for all queries, as many at a time as fit into memory.
+// Scan for all queries, as many at a time as fit into memory. `bytes` are those of what one thread collects for a query.
 template <typename MakeScanner, typename MakeFound, typename Finish>
 void scan_all(
-    const Problem& p, const MakeScanner& scanner, const MakeFound& found, double nanoseconds, const Finish& finish) {
-  const int64_t step = std::max<int64_t>(1, p.within.max_bytes / scan_bytes(p));
+    const Problem& p, int64_t bytes, const MakeScanner& scanner, const MakeFound& found, double nanoseconds,
+    const Finish& finish) {
+  const int64_t step = std::max<int64_t>(1, p.within.max_bytes / scan_bytes(p, bytes));
   for (int64_t first = 0; first < p.queries; first += step) {
     scan_queries(p, first, std::min(p.queries, first + step), scanner, found, nanoseconds, finish);
   }
@@ -105,7 +106,7 @@ void scan_all(
 template <typename T>
 void scan(const Problem& p, Best out) {
   scan_all(
-      p, [&] { return FloatScanner<T>(p); },
+      p, TopK::bytes(p.k), [&] { return FloatScanner<T>(p); },
       [&](int64_t, int64_t count, Thresholds& thresholds) { return TopK(count, p.k, thresholds); },
       kSortNanoseconds * p.k,
       [&](int64_t query, TopK* found, int64_t number, int64_t) {

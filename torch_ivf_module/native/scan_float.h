@@ -104,7 +104,6 @@ class FloatScanner {
   template <typename Found>
   void scan_panels(const Visit& visit, int64_t query, Found& found) {
     const Segment& segment = problem_.segments[visit.segment];
-    const T* packed = static_cast<const T*>(segment.packed);
     const int64_t section = std::max<int64_t>(1, kSectionBytes / (4 * problem_.d * kPanel)) * kPanel;
     float* panels = take(panels_, section * problem_.d);
     float* bias = take(bias_, section);
@@ -112,7 +111,7 @@ class FloatScanner {
     for (int64_t row = visit.first; row < visit.last; row += section) {
       const int64_t rows = std::min(section, visit.last - row);
       const int64_t at = visit.start + row;
-      const float* from = as_float(packed + at * problem_.d, rows * problem_.d, take(rows_, section * problem_.d));
+      const float* from = as_float(row_at<T>(segment.packed, at, problem_.d), rows, problem_.d, take(rows_, section * problem_.d));
       pack_panels(from, rows, problem_.d, panels);
       if (distances_ && distances_->origin) {
         centre_panels(panels, rows, problem_.d, distances_->origin);
@@ -141,15 +140,16 @@ class FloatScanner {
   template <bool Differences, typename Found>
   void scan_rows(const Visit& visit, int64_t query, Found& found) {
     const Segment& segment = problem_.segments[visit.segment];
-    const T* packed = static_cast<const T*>(segment.packed);
     const int64_t before = problem_.rows_before(visit.segment);
     for (int64_t row = visit.first; row < visit.last && row < visit.tasks->limit; row += kRows) {
       const int64_t at = visit.start + row, count = std::min<int64_t>(kRows, visit.last - row);
       // The hardware prefetcher stops at the end of a page; this reaches into the next one.
-      for (int64_t i = 0; i < kRows * problem_.d; i += 64 / static_cast<int64_t>(sizeof(T))) {
-        __builtin_prefetch(packed + (at + kAhead) * problem_.d + i);
+      const char* ahead = row_at<char>(segment.packed, 0, 1) + (at + kAhead) * problem_.row_bytes;
+      for (int64_t i = 0; i < kRows * problem_.row_bytes; i += 64) {
+        __builtin_prefetch(ahead + i);
       }
-      const float* from = as_float(packed + at * problem_.d, count * problem_.d, take(rows_, kRows * problem_.d));
+      const T* stored = row_at<T>(segment.packed, at, problem_.d);
+      const float* from = as_float(stored, count, problem_.d, take(rows_, kRows * problem_.d));
       float bias[kRows] = {};
       const float* biases = segment.bias ? segment.bias + at : nullptr;
       if (biases && count < kRows) {

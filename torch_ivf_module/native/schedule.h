@@ -24,10 +24,10 @@ constexpr int64_t kMostBlockTasks = 512; // of blocks that one thread scans one 
 // Tasks a list from which the nearest lists of all queries come before all others, though rows are then read twice.
 constexpr int64_t kNearestFirst = 64;
 // Lists are cut at multiples of so many rows, so that panels are full.
-constexpr int64_t kCut = 64;
+constexpr int64_t kCut = 64, kCodedItem = 1024;
 // Estimates for one core with AVX2: bytes read and multiply-adds in a nanosecond.
 constexpr double kBytesPerNanosecond = 16;
-constexpr double kWorkPerNanosecond = 16;
+constexpr double kWorkPerNanosecond = 16, kCodedWorkPerNanosecond = 64;
 // Of an item: what a thread that the system interrupts can keep others waiting for.
 constexpr double kItemNanoseconds = 4e5;
 
@@ -80,8 +80,10 @@ struct Visit {
   const Task* tasks;
   int64_t count;
   int segment;
+  int64_t list;
   int64_t start; // of the list in the packed rows of the segment
   int64_t first, last; // rows, counted in the list
+  int64_t next; // list of the item after this one, or -1
 };
 
 struct Item {
@@ -121,7 +123,9 @@ class Block {
     const Item& rows = items[item];
     const Group& group = groups[rows.group];
     const int64_t start = p.segments[group.segment].offsets[group.list];
-    return {tasks.data() + group.first, group.count, group.segment, start, rows.first, rows.last};
+    const bool more = item + 1 < static_cast<int64_t>(items.size()) && groups[items[item + 1].group].segment == group.segment;
+    const int64_t next = more ? groups[items[item + 1].group].list : -1;
+    return {tasks.data() + group.first, group.count, group.segment, group.list, start, rows.first, rows.last, next};
   }
 
   // Estimated for one thread.
@@ -188,9 +192,13 @@ class Block {
   // Cut a list into items.
   void cut(const Problem& p, int32_t number) {
     const Group& group = groups[number];
-    const int64_t rows = tasks[group.first].limit;
-    const double row = p.row_bytes() / kBytesPerNanosecond + group.count * p.d / kWorkPerNanosecond; // nanoseconds
-    const int64_t step = std::max<int64_t>(1, static_cast<int64_t>(kItemNanoseconds / row) / kCut) * kCut;
+    const bool coded = p.coded && group.segment == 0; // whose order in panels is another one
+    const int64_t rows = coded ? p.segments[0].sizes[group.list] : tasks[group.first].limit;
+    const double work = coded ? kCodedWorkPerNanosecond : kWorkPerNanosecond;
+    const double bytes = coded ? p.d : p.row_bytes;
+    const double row = bytes / kBytesPerNanosecond + group.count * p.d / work; // nanoseconds
+    const int64_t least = coded ? kCodedItem : kCut; // queries are coded anew for each item
+    const int64_t step = std::max(least, static_cast<int64_t>(kItemNanoseconds / row) / kCut * kCut);
     for (int64_t first = 0; first < rows; first += step) {
       items.push_back({number, static_cast<int32_t>(first), static_cast<int32_t>(std::min(rows, first + step))});
     }

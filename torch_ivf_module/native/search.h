@@ -45,9 +45,15 @@ class SearchPart {
     choose_lists();
     const int64_t at = first_ * p_.k;
     const Best best{answer.best.scores + at, answer.best.rows + at};
-    CertifiedSearch<T>(
-        p_, x_, request_.coarse.origin, request_.differences, p_.k, request_.kept, best, answer.again + first_)
-        .run();
+    if (request_.codes) {
+      request_.search_codes(p_, x_, *request_.codes, request_.differences, best, answer.scored + first_);
+      std::fill_n(answer.again + first_, p_.queries, false);
+    } else {
+      CertifiedSearch<T>(
+          p_, x_, request_.coarse.origin, request_.differences, p_.k, request_.kept, best, answer.again + first_)
+          .run();
+      std::fill_n(answer.scored + first_, p_.queries, int64_t{0});
+    }
     for (int64_t i = 0; i < p_.queries * p_.k; ++i) {
       answer.ids[at + i] = id_of(best.rows[i]);
     }

@@ -17,8 +17,8 @@
 namespace torch_ivf_module {
 namespace {
 
-constexpr double kTeamPays = 2e6; // nanoseconds
-constexpr double kMemberPays = 1e6; // of work for each thread
+constexpr double kTeamPays = 1e6; // nanoseconds
+constexpr double kMemberPays = 5e5; // of work for each thread
 constexpr int kSpins = 500; // looks at the last items before the caller sleeps: some ten microseconds
 constexpr int64_t kMostWorkers = 1024;
 

@@ -10,7 +10,7 @@
 
 namespace torch_ivf_module {
 
-// Threads, the caller among them, that work of so many nanoseconds is worth: below two milliseconds waking another one
+// Threads, the caller among them, that work of so many nanoseconds is worth: below one millisecond waking another one
 // costs more than it saves. At most `threads`.
 int64_t team_for(double nanoseconds, int64_t threads);
 

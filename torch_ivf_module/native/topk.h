@@ -77,6 +77,9 @@ class TopK {
   static int64_t room(int64_t k) {
     return 2 * k + std::min<int64_t>(64, 8 * k);
   }
+  static int64_t bytes(int64_t k) {
+    return 8 * room(k);
+  }
 
   TopK(int64_t queries, int64_t k, Thresholds& thresholds)
       : k_(k), room_(room(k)), keys_(new uint64_t[queries * room_]), states_(queries), thresholds_(thresholds) {}
@@ -135,7 +138,7 @@ class TopK {
     uint8_t roundings; // of all scores
   };
 
-  Best best(int64_t query) {
+  Best best(int64_t query, std::vector<uint64_t>&) {
     const State& state = states_[query];
     if (state.count > k_) {
       shrink(query);

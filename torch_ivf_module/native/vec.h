@@ -73,6 +73,20 @@ inline unsigned exceeding(Vec scores, Vec threshold) {
 #endif
 }
 
+// The numbers whose bit is set, one after the other from `to` on, where there is room for kLanes.
+template <typename T>
+inline void store_some(const T* from, unsigned which, T* to) {
+  static_assert(sizeof(T) == 4);
+#if defined(__AVX512F__)
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(which), _mm512_loadu_si512(from)));
+#else
+  for (int i = 0; i < kLanes; ++i) {
+    *to = from[i];
+    to += which >> i & 1;
+  }
+#endif
+}
+
 #if !defined(__AVX2__) && !defined(__AVX512F__)
 #if defined(__clang__) || __GNUC__ >= 12
 #define INTERLEAVED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -115,6 +129,9 @@ inline void sums_of(const Vec (&values)[4], float* out) {
 }
 
 inline float sum_of(Vec value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(value.lanes);
+#else
   float sums[kLanes];
   value.store(sums);
   UNROLLED for (int64_t half = kLanes / 2; half > 0; half /= 2) {
@@ -123,6 +140,7 @@ inline float sum_of(Vec value) {
     }
   }
   return sums[0];
+#endif
 }
 
 // The transpose of kLanes x kLanes numbers, rows `stride` apart, into rows `step` apart.

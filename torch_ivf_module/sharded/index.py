@@ -39,7 +39,7 @@ class ShardedIndex(ShardedModule):
     index : an empty index, or the same filled index on every process, of which each process keeps its part
         (``ShardedIndex(load(path, mmap=True))``); centroids, lists and ids are compared between processes, vectors are
         not. The object is changed, and is the attribute `index`, for reading; `k`, `nprobe`, `max_codes`,
-        `search_mode` and `max_bytes` are set on the ShardedIndex, to the same values on every process.
+        `search_mode`, `max_bytes` and `codes` are set on the ShardedIndex, to the same values on every process.
     process_group : the group, by default that of all processes. Threads must not use one index at the same time.
     shard : "rows" assigns rows to processes in turn: all store the same number, and every query is sent to all.
         "lists" assigns complete lists by size (inverted-file indexes only): a query is sent to the owners of its lists.

@@ -26,7 +26,7 @@ from .global_state import LocalRows
 T = TypeVar("T")
 Self = TypeVar("Self", bound="ShardedModule")
 SHARDS = ("rows", "lists")
-_SETTINGS = ("k", "nprobe", "max_codes", "search_mode", "max_bytes")  # settings of the index that this module forwards
+_SETTINGS = ("k", "nprobe", "max_codes", "search_mode", "max_bytes", "codes")  # of the index, forwarded
 
 
 class _Misfit(Exception):

@@ -1,0 +1,39 @@
+"""Exact scores of all rows of the probed lists, for the profile "exact" and where rounded scores exclude none.
+
+Q queries, P probes, k results.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .chunking import in_chunks
+from .lists import InvertedLists
+from .options import Probes, SearchOptions
+from .rescore import rescore
+from .scan_above import probed_rows
+from .select import merge
+from .stats import Stats, count_scored
+
+ROW_BYTES = 128  # workspace for a row until its exact score is known
+
+
+def score_rows(
+    probes: Probes, lists: InvertedLists, options: SearchOptions, stats: Stats | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best rows of one segment: exact scores and rows (Q, k), and False (Q,): no query takes a second pass."""
+    sizes = probes.sizes(lists)
+    total = int(sizes.sum(1).max())
+    width = max(1, min(total, options.max_bytes // ROW_BYTES))
+
+    def best(x: Tensor, probed: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        results = []
+        for start in range(0, max(1, total), width):
+            rows = probed_rows(lists, probed, sizes, start, min(width, total - start))
+            count_scored(stats, rows)
+            results.append(rescore(x, lists.packed, rows, options.k, options.metric))
+        return results[0] if len(results) == 1 else merge(results, options.k)
+
+    scores, rows = in_chunks(best, max(1, options.max_bytes // (ROW_BYTES * width)), probes.x, probes.lists, sizes)
+    return scores, rows, torch.zeros_like(rows[:, 0], dtype=torch.bool)

@@ -1,0 +1,127 @@
+"""The 8-bit codes beside the rows of an index: the setting `codes`, when they are made, and where they are kept.
+
+N packed rows, L lists, P probes, Q queries, d dim.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..functional.codec import Codes
+from ..functional.kernels import Kernel, kernel_for
+from ..functional.lists import InvertedLists
+
+if TYPE_CHECKING:
+    from .base import IndexBase
+
+Setting = str | int | None
+SETTINGS: tuple[Setting, ...] = ("auto", 8, None)
+# "auto" makes codes from this many numbers (N * d) on. With half as many a single query gains 2 to 20 us.
+_LEAST_VALUES = 1 << 20
+# Visits of each list on average from which "auto" makes codes. Making them takes as long as searches with codes save in
+# 20 to 60 visits of each list, one to eight queries at a time, and in 100 to 200, a thousand at a time (d = 64 and 128,
+# N from 2,048 to 262,144).
+_VISITS = 32
+_SHARED_MEMORY = ("/dev/", "/memfd:", "/SYSV", "/anon_hugepage")  # names of mappings that are in memory
+
+
+def checked_codes(value: Any) -> Setting:
+    """`value` as a setting of `codes`; ValueError for any other value."""
+    if isinstance(value, bool) or value not in SETTINGS:
+        raise ValueError(f"codes must be 'auto', 8 or None, got {value!r}")
+    return value if value in ("auto", None) else 8
+
+
+def _get(self: IndexBase) -> Setting:
+    """Whether an 8-bit copy of the rows is kept, which searches read first: "auto", 8 or None. Answers do not change.
+
+    A search by the kernel excludes rows by their codes and a bound of the error, and scores the others exactly. "auto"
+    keeps codes of float32 rows in the memory of a CPU with fast integer products, once the index is large enough and
+    has been searched often enough since its last change; 8 from the next search on, also of float16 and bfloat16 rows
+    and of a mapped file; None never. The copy takes a quarter of float32 rows, see `memory_bytes`, and is not saved.
+    Assigning another value frees it.
+    """
+    return self._codes
+
+
+def _set(self: IndexBase, value: Setting) -> None:
+    value = checked_codes(value)
+    if value != self._codes:
+        self._codes = value
+        with self.store.lock:
+            self.store.codes.clear()
+
+
+codes_property = property(_get, _set)
+
+
+class CodesCache:
+    """The codes of the packed lists of an index, once a search has made them.
+
+    Call the methods under the lock of the store.
+    """
+
+    def __init__(self, d: int) -> None:
+        self._d = d
+        self.clear()
+
+    def clear(self) -> None:
+        """Free the codes; visits count from 0 again."""
+        self._codes: Codes | None = None
+        self._sizes: Tensor | None = None  # that of the lists that are coded; every version of lists has its own
+        self._visits = 0.0  # of each list by queries, on average
+        self._pay: bool | None = None  # whether "auto" makes codes of these rows, once it was found out
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the codes."""
+        return self._codes.bytes if self._codes else 0
+
+    def get(self, setting: Setting, lists: InvertedLists, visits: float) -> Codes | None:
+        """Codes for a search that visits each of the lists `visits` times: None, or made now if `setting` says so.
+
+        The lists may have masked rows.
+        """
+        if setting is None:
+            return None
+        if lists.sizes is not self._sizes:
+            self.clear()
+            self._sizes = lists.sizes
+        if self._codes is not None:
+            return self._codes
+        self._visits += visits
+        enough = lists.packed.numel() >= _LEAST_VALUES and self._visits >= _VISITS
+        if (enough and self._pay is not False) if setting == "auto" else lists.packed.shape[0]:
+            kernel = kernel_for(lists.sizes.new_empty(0, dtype=torch.float32))
+            if kernel is not None and kernel.serves(lists.packed):
+                self._pay = _pay(lists, kernel)
+                if self._pay or setting == 8:
+                    self._codes = kernel.encode(lists, self._d)
+        return self._codes
+
+
+def _pay(lists: InvertedLists, kernel: Kernel) -> bool:
+    """Whether "auto" makes codes of the rows: if they are faster to read. A file would have to be read for them."""
+    return lists.packed.dtype == torch.float32 and kernel.multiplies_codes() and not in_file(lists.packed)
+
+
+def in_file(tensor: Tensor) -> bool:
+    """Whether the elements of a CPU tensor are in a file that is mapped into memory, so that reading them may read it.
+
+    Known on Linux, however it was mapped; elsewhere the answer is False.
+    """
+    try:
+        mappings = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    for line in mappings:
+        addresses, *rest = line.split(maxsplit=5)
+        start, end = (int(part, 16) for part in addresses.split("-"))
+        if start <= tensor.data_ptr() < end:
+            name = rest[-1] if len(rest) == 5 else ""  # memory that a program allocates has none
+            return name.startswith("/") and not name.startswith(_SHARED_MEMORY)
+    return False

@@ -1,0 +1,126 @@
+// The layout of 8-bit codes, and the codes of a vector.
+//
+// A row v of a list with centre c is coded as r = v - c, about s i for a scale s > 0 of the row and integers i, |i| <= 127.
+// The norm of what is lost, |r - s i|, is at most kappa s, with one kappa for the list. functional/codec.py has the same
+// in PyTorch operations, and docs/codes.md the proof of the bounds.
+//
+// L lists, N vectors, d dim, P panels.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "core.h"
+#include "dot.h"
+#include "simd.h"
+
+namespace torch_ivf_module {
+
+constexpr int64_t kRun = 1 << 16; // rows of a list that are sorted together, numbered in 16 bits
+constexpr float kUnit = 0x1p-24f; // of rounding
+constexpr float kSmallestScale = 1e-14f;
+// Norms of what is coded: squares of the largest are finite, and none of the smallest is lost.
+constexpr float kLargestNorm = 0x1p60f, kSmallestNorm = 1e-12f;
+
+// A panel: scales and halves of squared norms, rounded up, of its rows; their numbers in the run; then, for each four
+// dimensions, four codes, i + 128, of each row.
+struct Panel {
+  static constexpr int64_t kHead = kPanelHead;
+  static constexpr int64_t kGroup = 4 * kCodedRows; // bytes of four dimensions
+
+  const uint8_t* bytes;
+
+  static int64_t groups(int64_t d) {
+    return (d + 3) / 4;
+  }
+
+  const float* scales() const {
+    return reinterpret_cast<const float*>(bytes);
+  }
+  const float* halves() const {
+    return scales() + kCodedRows;
+  }
+  const uint16_t* rows() const {
+    return reinterpret_cast<const uint16_t*>(halves() + kCodedRows);
+  }
+  const uint8_t* codes() const {
+    return bytes + kHead;
+  }
+};
+
+inline int64_t panels_of(int64_t rows) {
+  return (rows + kCodedRows - 1) / kCodedRows;
+}
+
+// What float32 sums of d squares lose, and some more for what is computed from them: relative to the result.
+inline float sum_rounding(int64_t d) {
+  return kUnit * static_cast<float>(d / 4 + 64);
+}
+
+// One vector as codes.
+class Coded {
+ public:
+  explicit Coded(int64_t d)
+      : d_(d), values_(d + kLanes), codes_(d + kLanes) {}
+
+  float scale = 0, inverse = 0; // 1 / scale
+  float norm = 0, error = 0; // rounded up
+  int64_t sum = 0; // of the codes
+
+  const int8_t* codes() const {
+    return codes_.data();
+  }
+
+  // Whether the bounds hold for the vector. Those of rows hold for small norms too.
+  bool bounded(float smallest) const {
+    return norm < kLargestNorm && (norm == 0.0f || norm >= smallest);
+  }
+
+  // Code x - centre, or x where centre is null, with integers up to `levels`.
+  void code(const float* x, const float* centre, int levels) {
+    float* const values = values_.data(); // bytes that are stored could be the pointers themselves
+    int8_t* const codes = codes_.data();
+    const int64_t d = d_;
+    Vec most(0.0f), squares(0.0f);
+    const auto take = [&](int64_t at, Vec value) {
+      value.store(values + at);
+      most = larger(most, absolute(value));
+      squares = fmadd(value, value, squares);
+    };
+    int64_t i = 0;
+    for (; i + kLanes <= d; i += kLanes) {
+      take(i, centre ? Vec::loadu(x + i) - Vec::loadu(centre + i) : Vec::loadu(x + i));
+    }
+    if (i < d) {
+      float last[kLanes] = {};
+      for (int64_t j = i; j < d; ++j) {
+        last[j - i] = centre ? x[j] - centre[j] : x[j];
+      }
+      take(i, Vec::loadu(last));
+    }
+    scale = std::max(largest_of(most) / static_cast<float>(levels), kSmallestScale);
+    inverse = 1 / scale;
+    const Vec factor(inverse), step(-scale);
+    Vec lost(0.0f);
+    Ints total(0);
+    for (i = 0; i < d; i += kLanes) {
+      const Vec value = Vec::loadu(values + i);
+      const Ints code = rounded(fmadd(value, factor, Vec(0.0f)));
+      const Vec rest = fmadd(as_floats(code), step, value);
+      lost = fmadd(rest, rest, lost);
+      total.lanes += code.lanes;
+      store_bytes(code, codes + i);
+    }
+    const float up = 1 + 2 * sum_rounding(d);
+    norm = std::sqrt(sum_of(squares)) * up;
+    error = std::sqrt(sum_of(lost)) * up + 2 * kUnit * norm + 0.01f * scale; // the last: for squares that underflow
+    sum = sum_of(total);
+  }
+
+ private:
+  int64_t d_;
+  std::vector<float> values_; // zeros behind the last
+  std::vector<int8_t> codes_;
+};
+
+} // namespace torch_ivf_module

@@ -1,0 +1,49 @@
+// The k best rows of the probed lists, where the packed rows of the first segment have codes: those that the codes do not
+// rule out are scored exactly.
+#pragma once
+
+#include "scan.h"
+#include "scan_codes.h"
+
+namespace torch_ivf_module {
+
+// Bytes for the queries that are searched at a time: with what threads found, they stay in the caches. But at least so
+// many queries that each thread multiplies kBlockTasks of them with a list.
+inline int64_t codes_bytes(const Problem& p) {
+  constexpr int64_t kThreadBytes = 12 << 20;
+  const int64_t queries = kBlockTasks * p.within.threads * p.lists / std::max<int64_t>(1, p.probes);
+  const int64_t wanted = queries * scan_bytes(p, Candidates::kBytes * Candidates::room(p.k));
+  return std::min(p.within.max_bytes, std::max(wanted, kThreadBytes * p.within.threads));
+}
+
+// `x` (Q, d) are finite queries, `p` complete but for its x. `scored` (Q,) are rows that were scored exactly.
+inline void search_codes(
+    Problem p, const float* x, const Codes& codes, bool differences, Best out, int64_t* scored) {
+  constexpr double kFinishNanoseconds = 60; // an estimate, of a result
+  p.coded = true;
+  p.within.max_bytes = codes_bytes(p);
+  const RowScorer scorer(p, differences);
+  scan_all(
+      p, Candidates::kBytes * Candidates::room(p.k), [&] { return CodeScanner(p, x, codes, differences); },
+      [&](int64_t first, int64_t count, Thresholds& thresholds) {
+        return Candidates(count, p.d, p.k, x + first * p.d, scorer, thresholds);
+      },
+      p.k * (kFinishNanoseconds + p.d / kWorkPerNanosecond),
+      [&](int64_t query, Candidates* found, int64_t number, int64_t) {
+        float* scores = out.scores + query * p.k;
+        int64_t* rows = out.rows + query * p.k;
+        if (found) {
+          const bool mine = (number + 1) % kFinishQueries != 0; // not another thread's
+          if (mine && number + 1 < found->queries()) {
+            found->prefetch(number + 1);
+          }
+          scored[query] = found->write(number, scores, rows);
+        } else {
+          std::fill_n(scores, p.k, kNever);
+          std::fill_n(rows, p.k, int64_t{-1});
+          scored[query] = 0;
+        }
+      });
+}
+
+} // namespace torch_ivf_module

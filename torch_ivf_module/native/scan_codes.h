@@ -1,0 +1,223 @@
+// The first pass over codes: rows whose optimistic bound exceeds a query's threshold become candidates.
+#pragma once
+
+#include "candidates.h"
+#include "schedule.h"
+
+namespace torch_ivf_module {
+
+// Vectors of rows that are multiplied at a time, and queries: twelve or twenty-four sums in registers.
+constexpr int kCodeVectors = 2;
+constexpr int64_t kAheadPanels = 2; // requested before they are needed, where few queries read a list
+constexpr int64_t kTileRows = kCodeVectors * kLanes;
+static_assert(kCodedRows % kTileRows == 0);
+
+// Some queries of a list, coded relative to its centre.
+struct CodedQueries {
+  std::array<QueryBounds, kQueries> bounds;
+  std::array<float, kQueries> needed;
+  std::array<Task, kQueries> tasks;
+  int count = 0;
+  std::vector<int32_t> codes; // (d / 4, kQueries) of four codes each
+};
+
+class CodeScanner {
+ public:
+  // `x` (Q, d) are queries as exact scores take them.
+  CodeScanner(const Problem& p, const float* x, const Codes& codes, bool differences)
+      : p_(p), x_(x), codes_(codes), differences_(differences), coded_(p.d) {
+    queries_.codes.resize(Panel::groups(p.d) * kQueries);
+  }
+
+  void scan(const Visit& visit, int64_t query, Candidates& found) {
+    if (visit.segment > 0) {
+      return scan_exactly(visit, visit.tasks, visit.count, found);
+    }
+    const int64_t size = p_.segments[0].sizes[visit.list];
+    if (codes_.first[visit.list + 1] - codes_.first[visit.list] != panels_of(size)) {
+      throw std::runtime_error("codes must be of the lists");
+    }
+    for (int64_t t = 0; t < visit.count;) {
+      const int64_t left = visit.count - t;
+      const int64_t some = left < kQueries || left >= 2 * kQueries ? std::min<int64_t>(left, kQueries) : (left + 1) / 2;
+      set_queries(visit, query, visit.tasks + t, some, found);
+      if (queries_.count) {
+        with_count<kQueries>(queries_.count, [&](auto m) { scan_panels<m>(visit, found); });
+      }
+      t += some;
+    }
+  }
+
+ private:
+  void set_queries(const Visit& visit, int64_t query, const Task* tasks, int64_t count, Candidates& found) {
+    const float* centre = codes_.centres + visit.list * p_.d;
+    queries_.count = 0;
+    for (int64_t t = 0; t < count && count > 1; ++t) {
+      prefetch(x_ + (query + tasks[t].query) * p_.d);
+    }
+    for (int64_t t = 0; t < count; ++t) {
+      const float* x = x_ + (query + tasks[t].query) * p_.d;
+      const int m = queries_.count;
+      coded_.code(x, differences_ ? centre : nullptr, kQueryLevels);
+      const float threshold = found.threshold(tasks[t].query);
+      QueryBounds& bounds = queries_.bounds[m];
+      if (!bounds.set(coded_, x, centre, codes_.limits + 3 * visit.list, p_.d, differences_, threshold)) {
+        scan_exactly(visit, tasks + t, 1, found);
+        continue;
+      }
+      queries_.needed[m] = bounds.needed(threshold);
+      queries_.tasks[m] = tasks[t];
+      const int8_t* from = coded_.codes();
+      int32_t* to = queries_.codes.data() + m;
+      for (int64_t group = Panel::groups(p_.d); group > 0; --group, from += 4, to += kQueries) {
+        std::memcpy(to, from, 4);
+      }
+      ++queries_.count;
+    }
+  }
+
+  void prefetch(const float* x) const {
+    for (int64_t i = 0; i < p_.d; i += 16) {
+      __builtin_prefetch(x + i);
+    }
+  }
+
+  // Rows without codes, and queries of which they say nothing.
+  void scan_exactly(const Visit& visit, const Task* tasks, int64_t count, Candidates& found) {
+    const Segment& segment = p_.segments[visit.segment];
+    const int64_t before = p_.rows_before(visit.segment) + visit.start;
+    for (int64_t t = 0; t < count; ++t) {
+      for (int64_t row = visit.first; row < std::min<int64_t>(visit.last, tasks[t].limit); ++row) {
+        if (!segment.bias || segment.bias[visit.start + row] != kNever) {
+          found.score(tasks[t].query, static_cast<uint32_t>(before + row));
+        }
+      }
+    }
+  }
+
+  template <int M>
+  void scan_panels(const Visit& visit, Candidates& found) {
+    float lowest = std::numeric_limits<float>::infinity(), highest = -lowest;
+    for (int m = 0; m < M; ++m) {
+      lowest = std::min(lowest, queries_.bounds[m].lowest_norm);
+      highest = std::max(highest, queries_.bounds[m].highest_norm);
+    }
+    const int64_t size = panel_bytes(p_.d), base = codes_.first[visit.list], end = panels_of(visit.last);
+    const int64_t next = visit.next < 0 ? base : codes_.first[visit.next];
+    for (int64_t i = visit.first / kCodedRows; i < end; ++i) {
+      const float* norms = codes_.norms + 2 * (base + i);
+      if (norms[1] < lowest || norms[0] > highest) {
+        continue;
+      }
+      const Panel panel{codes_.panels + (base + i) * size};
+      const int64_t soon = i + kAheadPanels < end ? base + i + kAheadPanels : next + i + kAheadPanels - end;
+      const int64_t ahead = (soon - base - i) * size;
+      const int64_t run = i * kCodedRows / kRun * kRun; // its first row
+      for (int64_t row = 0; row < kCodedRows; row += kTileRows) {
+        scan_tile<M>(panel, row, ahead, visit, run, found);
+      }
+    }
+  }
+
+  // Rows [row, row + kTileRows) of a panel. Not inlined: the sums then stay in registers.
+  template <int M>
+  __attribute__((noinline)) void scan_tile(
+      Panel panel, int64_t row, int64_t ahead, const Visit& visit, int64_t run, Candidates& found) {
+    Ints::Lanes sum[M][kCodeVectors]; // a struct of them would not stay in registers
+    UNROLLED for (int m = 0; m < M; ++m) {
+      UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
+        sum[m][v] = Ints(queries_.bounds[m].start).lanes;
+      }
+    }
+    const uint8_t* codes = panel.codes() + 4 * row;
+    const int32_t* query = queries_.codes.data();
+    for (int64_t group = Panel::groups(p_.d); group > 0; --group, codes += Panel::kGroup, query += kQueries) {
+      Ints rows[kCodeVectors];
+      UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
+        rows[v] = Ints::loadu(codes + 4 * kLanes * v);
+        if (M <= 3) {
+          __builtin_prefetch(codes + 4 * kLanes * v + ahead);
+        }
+      }
+      UNROLLED for (int m = 0; m < M; ++m) {
+        const Ints four(query[m]);
+        UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
+          add_dot(sum[m][v], rows[v], four);
+        }
+      }
+    }
+    Vec scales[kCodeVectors], halves[kCodeVectors];
+    UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
+      scales[v] = Vec::loadu(panel.scales() + row + v * kLanes);
+      halves[v] = Vec::loadu(panel.halves() + row + v * kLanes);
+    }
+    alignas(64) float bounds[M * kCodeVectors][kLanes];
+    alignas(64) uint16_t above[32];
+    if (M * kCodeVectors < 32) {
+      std::memset(above, 0, sizeof(above));
+    }
+    UNROLLED for (int m = 0; m < M; ++m) {
+      UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
+        const Vec half = fmadd(halves[v], Vec(queries_.bounds[m].slope), Vec(0.0f));
+        const Vec bound = fmadd(as_floats(sum[m][v]), scales[v], half);
+        bound.store(bounds[m * kCodeVectors + v]);
+        above[m * kCodeVectors + v] = static_cast<uint16_t>(exceeding(bound, Vec(queries_.needed[m])));
+      }
+    }
+    // One branch for all of them: most exceed nothing.
+    for (uint32_t which = not_zero(above); which; which &= which - 1) {
+      const int i = __builtin_ctz(which), v = i % kCodeVectors;
+      const Vec bound = Vec::loadu(bounds[i]);
+      offer(i / kCodeVectors, bound, scales[v], halves[v], panel.rows() + row + v * kLanes, above[i], visit, run, found);
+    }
+  }
+
+  __attribute__((noinline)) void offer(
+      int m, Vec bound, Vec scale, Vec half, const uint16_t* in_run, unsigned which, const Visit& visit, int64_t run,
+      Candidates& found) {
+    const QueryBounds& bounds = queries_.bounds[m];
+    const Task& task = queries_.tasks[m];
+    const Segment& segment = p_.segments[0];
+    uint32_t rows[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      rows[i] = static_cast<uint32_t>(visit.start + run + in_run[i]);
+    }
+    for (unsigned rest = which; rest && (segment.bias || p_.limits); rest &= rest - 1) {
+      const int i = __builtin_ctz(rest);
+      const bool masked = segment.bias && segment.bias[rows[i]] == kNever;
+      if (masked || static_cast<int64_t>(rows[i]) - visit.start >= task.limit) {
+        which &= ~(1u << i);
+      }
+    }
+    if (which) {
+      const Vec high = fmadd(bound, Vec(bounds.scale), Vec(bounds.base));
+      const Vec width =
+          fmadd(scale, Vec(bounds.width_scale), fmadd(half, Vec(bounds.width_half), Vec(bounds.width)));
+      found.take(task.query, high, high - width, rows, which);
+      queries_.needed[m] = bounds.needed(found.threshold(task.query));
+    }
+  }
+
+  // A bit for each of 32 numbers that is not zero.
+  static uint32_t not_zero(const uint16_t* numbers) {
+#if defined(__AVX512F__)
+    const __m512i all = _mm512_load_si512(numbers);
+    return _mm512_test_epi16_mask(all, all);
+#else
+    uint32_t which = 0;
+    for (int i = 0; i < kQueries * kCodeVectors; ++i) {
+      which |= static_cast<uint32_t>(numbers[i] != 0) << i;
+    }
+    return which;
+#endif
+  }
+
+  const Problem& p_;
+  const float* x_;
+  const Codes& codes_;
+  bool differences_;
+  Coded coded_;
+  CodedQueries queries_;
+};
+
+} // namespace torch_ivf_module
