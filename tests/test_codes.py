@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from tests.datasets import PLAIN, normal, problem
-from tests.kinds import KINDS, each_kind
-from tests.problems import each_dtype, each_metric, each_problem, ivf, shared
+from tests.problems import each_dtype, each_metric, each_problem, flat, ivf, shared
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, SearchParams, load, native
 from torch_ivf_module.functional import codec
 from torch_ivf_module.index import coding
 
 DEBUG = SearchParams(debug_stats=True)
+
+each_kind = pytest.mark.parametrize("kind", ["ivf", "flat"])  # of rows of floats
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +122,7 @@ def _large(**settings: Any) -> tuple[IndexIVFFlat, Tensor, Tensor]:
 
 @each_kind
 def test_k_above_the_rows(kind):
-    index, _, queries = KINDS[kind](PLAIN)
+    index, _, queries = {"ivf": ivf, "flat": flat}[kind](PLAIN)
     same_with_codes(index, queries, 1000)
 
 
@@ -158,7 +159,7 @@ def test_limits_of_rows(metric):
 def test_pending_and_removed_rows(kind, metric):
     if kind == "flat" and metric == "cosine":
         pytest.skip("IndexFlatL2 and IndexFlatIP")
-    index, base, queries = KINDS[kind](problem("wide"), metric)
+    index, base, queries = {"ivf": ivf, "flat": flat}[kind](problem("wide"), metric)
     index.codes = 8
     index.search(queries, 5)
     index.add(base[:40] + 0.01)
@@ -415,14 +416,14 @@ def test_memory_bytes_counts_the_codes():
 
 @each_kind
 def test_every_change_is_searched(kind):
-    index, base, queries = KINDS[kind](problem("wide"))
+    index, base, queries = {"ivf": ivf, "flat": flat}[kind](problem("wide"))
     changes = [
         lambda: index.add(base[:700] + 0.001),
         lambda: index.update(torch.tensor([3, 5]), base[:2] - 0.001),
         lambda: index.remove_ids(torch.arange(0, 500)),
         lambda: index.state_dict(),
         lambda: index.load_state_dict({k: v.clone() for k, v in index.state_dict().items()}),
-        lambda: getattr(index, "packed_embeddings", index.centroids).mul_(1.01),
+        lambda: index.packed_embeddings.mul_(1.01),
         lambda: index.half(),
         lambda: index.float(),
         lambda: index.share_memory(),

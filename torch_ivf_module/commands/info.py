@@ -48,7 +48,7 @@ def facts_of(index: AnyIndex) -> dict[str, Any]:
     facts = {"class": type(index).__name__, **index.config(), "ntotal": index.ntotal, "next_id": int(index.next_id)}
     rows = index.store.packed
     row = rows.shape[1] * rows.element_size()
-    facts["bytes_per_vector"] = {"row": row, "id": index.list_ids.element_size(), "code": panel_bytes(index.d) / PANEL}
+    facts["bytes_per_vector"] = {"row": row, "code": panel_bytes(index.d) / PANEL}
     facts.update(is_trained=index.is_trained, bytes=buffers, advice=[])
     if isinstance(index, IndexIVF) and index.ntotal:
         facts["lists"] = _list_facts(index)
@@ -102,7 +102,7 @@ def _told(facts: dict[str, Any]) -> str:
         ("index", f"{facts['path']} ({shown_bytes(facts['file_bytes'])}): {kind}"),
         ("vectors", f"{facts['ntotal']:,} of {facts['d']}, {_stored_as(facts)}; the next id is {facts['next_id']:,}"),
         ("memory", f"{shown_bytes(sum(size.values()))}: {', '.join(parts) or 'empty'}"),
-        ("memory", _told_bytes(facts["bytes_per_vector"], facts["codes"])),
+        ("memory", _told_bytes(facts)),
     ]
     if "transform" in facts:
         rows.insert(2, ("before", " -> ".join(facts["transform"])))
@@ -117,12 +117,14 @@ def _told(facts: dict[str, Any]) -> str:
 
 
 def _stored_as(facts: dict[str, Any]) -> str:
-    return str(facts["dtype"]) if "dtype" in facts else f"codes of {facts['bits']} bits"
+    return facts["dtype"] if "dtype" in facts else f"codes of {facts['bits']} bits"
 
 
-def _told_bytes(each: dict[str, float], codes: str | int | None) -> str:
-    code = "" if codes is None else f"; an 8-bit code {each['code']:,.0f} more, not in the file (codes={codes!r})"
-    return f"a vector {each['row']:,} bytes, its id {each['id']}{code}"
+def _told_bytes(facts: dict[str, Any]) -> str:
+    each, codes = facts["bytes_per_vector"], facts["codes"]
+    made = codes == 8 or (codes == "auto" and "dtype" in facts)  # of rows that are codes themselves only if asked to
+    code = f"; an 8-bit code {each['code']:,.0f} more, not in the file (codes={codes!r})" if made else ""
+    return f"a vector {each['row']:,} bytes, its id 8{code}"
 
 
 def _told_lists(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ class IndexScalarQuantizer(IndexBase):
     bits : 8 or 4. A vector takes ``d * bits / 8 + 8`` bytes.
     metric : "l2" (squared), "ip" or "cosine".
     k : results that `forward` returns.
-    search_mode, max_bytes : see the properties.
+    search_mode, max_bytes, codes : see the properties.
     device : where codes are stored. Casts such as ``half()`` do not change them; `dtype`, of the decoded vectors, is
         float32.
 
@@ -55,7 +55,7 @@ class IndexIVFScalarQuantizer(IndexIVF):
     ----------
     d : dimension of the vectors.
     nlist, nprobe, metric, max_codes, list_ordering : see `IndexIVFFlat`.
-    bits, k, search_mode, max_bytes, device : see `IndexScalarQuantizer`.
+    bits, k, search_mode, max_bytes, codes, device : see `IndexScalarQuantizer`.
 
     >>> import torch
     >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))

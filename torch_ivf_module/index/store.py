@@ -39,7 +39,7 @@ class ListStore:
     def __init__(self, buffers: dict[str, Tensor], format: RowFormat, metric: str, *, flat: bool) -> None:
         self.buffers, self.format, self.metric, self.flat = buffers, format, metric, flat
         self.d, self.names, self.saved = format.d, schema.names(format.name), schema.saved(format.name)
-        self.own = (*self.saved, CHECKSUMS)  # all buffers of the index
+        self.own = (*self.saved, CHECKSUMS)  # all buffers of the index; `saved` are the entries of a state_dict
         self.lock = threading.RLock()
         self.version = VersionToken()
         self.graph: Any = None  # a SearchGraph of this version, None after a change
@@ -61,7 +61,7 @@ class ListStore:
 
     @property
     def _packed_rows(self) -> int:
-        return self.buffers[self.format.name].shape[0]
+        return self.packed.shape[0]
 
     @property
     def ntotal(self) -> int:

@@ -20,7 +20,7 @@ from ..functional.probe import Coarse
 from . import library
 
 _MOST_ROWS = 1 << 31  # the kernel counts rows in 32 bits
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)  # the last of coded rows
 _WORKSPACE = 64 << 20  # bytes, for `probe` and `nearest`
 
 
