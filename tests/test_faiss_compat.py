@@ -408,7 +408,7 @@ def test_what_is_not_here_is_named():
     for call in (
         lambda: compat.index_factory(D, "IVF4,PQ8"),
         lambda: compat.IndexFlat(D, compat.METRIC_L1),
-        lambda: compat.IndexScalarQuantizer(D, compat.ScalarQuantizer.QT_8bit),
+        lambda: compat.IndexScalarQuantizer(D, compat.ScalarQuantizer.QT_6bit),
         lambda: compat.IndexIVFFlat(compat.index_factory(D, "IDMap,Flat"), D, 4),
         lambda: compat.Kmeans(D, 4, int_centroids=True),
         lambda: compat.Kmeans(D, 4).train(XB, weights=np.ones(N)),

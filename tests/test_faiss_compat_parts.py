@@ -215,6 +215,29 @@ def test_half_precision(faiss, kind, metric):
     same(answers[1], answers[3])
 
 
+@pytest.mark.parametrize("description", ["SQ8", "SQ4", "IVF4,SQ8", "IDMap2,SQ8", "L2norm,IVF4,SQ4"])
+@pytest.mark.parametrize("metric", METRICS)
+def test_codes(description, metric):
+    exact = description.replace("SQ8", "Flat").replace("SQ4", "Flat")
+    index, exact = (compat.index_factory(D, text, getattr(compat, metric)) for text in (description, exact))
+    for part in (index, exact):
+        part.train(XB)
+        if part.takes_ids:
+            part.add_with_ids(XB, IDS)
+        else:
+            part.add(XB)
+        if "IVF" in description:
+            compat.extract_index_ivf(part).nprobe = 4
+    assert index.sa_code_size() < exact.sa_code_size() / 2
+    found, expected = index.search(XQ, K), exact.search(XQ, K)
+    np.testing.assert_allclose(found[0], expected[0], rtol=0.2, atol=2.0 if "SQ4" in description else 0.2)
+    recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(found[1], expected[1], strict=True)])
+    assert recall > (0.6 if "SQ4" in description else 0.9)
+    same(found, compat.deserialize_index(compat.serialize_index(index)).search(XQ, K))
+    removed = index.remove_ids(found[1][:, 0])
+    assert removed == len(set(found[1][:, 0]))
+
+
 # -- functions -----------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,10 @@ from .transforms import (
     VectorTransform,
 )
 
-SUPPORTED = "Flat, SQfp16, SQbf16, IVFn before these, L2norm, PCAn, PCARn, PCAWn, RRn, OPQm_n, Center, IDMap and IDMap2"
+SUPPORTED = (
+    "Flat, SQ8, SQ4, SQfp16, SQbf16, IVFn before these, L2norm, PCAn, PCARn, PCAWn, RRn, OPQm_n, Center, "
+    "IDMap and IDMap2"
+)
 _QTYPES = {"SQ8": "QT_8bit", "SQ4": "QT_4bit", "SQ6": "QT_6bit", "SQfp16": "QT_fp16", "SQbf16": "QT_bf16"}
 # Each from the dimension and the numbers in the string.
 _TRANSFORMS: list[tuple[str, Callable[..., VectorTransform]]] = [

@@ -1,4 +1,4 @@
-"""Indexes of vectors in fewer bytes. Half precision is a storage dtype here, so fp16 and bf16 are."""
+"""Indexes of vectors in fewer bytes: codes of 8 and 4 bits, and fp16 and bf16, which are storage dtypes here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 
 from ..index import IndexFlat as FlatModule
 from ..index import IndexIVFFlat as IVFFlatModule
+from ..index import IndexIVFScalarQuantizer as IVFCodesModule
+from ..index import IndexScalarQuantizer as CodesModule
 from .arrays import Unsupported
 from .base import Index
 from .constants import METRIC_L2, ScalarQuantizer, metric_name
@@ -15,10 +17,11 @@ from .flat import IndexFlat
 from .ivf import IndexIVF
 
 _DTYPES = {ScalarQuantizer.QT_fp16: torch.float16, ScalarQuantizer.QT_bf16: torch.bfloat16}
+_BITS = {ScalarQuantizer.QT_8bit: 8, ScalarQuantizer.QT_4bit: 4}
 
 
 class IndexScalarQuantizer(IndexFlat):
-    """Exact search over vectors of 16 bits.
+    """Exhaustive search over vectors of 16, 8 or 4 bits an entry. Codes have a range for each vector: no training.
 
     >>> IndexScalarQuantizer(8, ScalarQuantizer.QT_fp16).sa_code_size()
     16
@@ -29,7 +32,8 @@ class IndexScalarQuantizer(IndexFlat):
 
 
 class IndexIVFScalarQuantizer(IndexIVF):
-    """Inverted file of vectors of 16 bits; not of their differences from the centroid, whatever `by_residual` says."""
+    """Inverted file of vectors of 16, 8 or 4 bits an entry; not of their differences from the centroid, whatever
+    `by_residual` says."""
 
     def __init__(
         self,
@@ -51,6 +55,8 @@ def _module(qtype: int, lists: bool, d: int, **settings: Any) -> Any:
     settings["device"] = "cpu"
     if qtype in _DTYPES:
         return (IVFFlatModule if lists else FlatModule)(d, dtype=_DTYPES[qtype], **settings)
+    if qtype in _BITS:
+        return (IVFCodesModule if lists else CodesModule)(d, bits=_BITS[qtype], **settings)
     names = {number: name for name, number in vars(ScalarQuantizer).items() if name.startswith("QT_")}
     name = names.get(qtype, f"quantizer type {qtype}")
-    raise Unsupported(f"faiss_compat has no ScalarQuantizer.{name}; QT_fp16 and QT_bf16 are supported")
+    raise Unsupported(f"faiss_compat has no ScalarQuantizer.{name}; it has QT_8bit, QT_4bit, QT_fp16 and QT_bf16")
