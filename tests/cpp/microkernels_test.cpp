@@ -129,7 +129,10 @@ void check_products(int64_t d) {
   CHECK(panel[(d - 1) * kPanel + 3] == rows[3 * d + d - 1] - origin[d - 1]);
   float scores[kFew][kRows], distances[kFew][kRows];
   const std::array<const float*, kFew> few = {queries[0], queries[1], queries[2]};
-  const std::array<const float*, kRows> some = {&rows[0], &rows[d], &rows[2 * d], &rows[3 * d]};
+  std::array<RowReader<float>, kRows> some;
+  for (int row = 0; row < kRows; ++row) {
+    some[row] = {&rows[row * d], d};
+  }
   row_sums<kFew, false>(few, some, d, scores);
   row_sums<kFew, true>(few, some, d, distances);
   for (int m = 0; m < kFew; ++m) {

@@ -127,10 +127,10 @@ inline Vec last_lanes(int64_t count) {
 
 // Sums over one chunk of dimensions, along d, for M queries and kRows rows: of products, or of squared differences. scores
 // (M, kRows).
-template <int M, bool Differences>
+template <int M, bool Differences, typename T>
 inline void row_chunk(
     const std::array<const float*, kFew>& queries,
-    const std::array<const float*, kRows>& rows,
+    const std::array<RowReader<T>, kRows>& rows,
     int64_t begin,
     int64_t end,
     float (&scores)[kFew][kRows]) {
@@ -146,7 +146,7 @@ inline void row_chunk(
       query[m] = Vec::loadu(queries[m] + at);
     }
     UNROLLED for (int row = 0; row < kRows; ++row) {
-      const Vec value = Vec::loadu(rows[row] + at);
+      const Vec value = rows[row].at(at);
       UNROLLED for (int m = 0; m < M; ++m) {
         if constexpr (Differences) {
           const Vec apart = masked(query[m] - value);
@@ -170,7 +170,7 @@ inline void row_chunk(
     sums_of(sum[m], scores[m]);
     for (int64_t j = i; j < end; ++j) {
       UNROLLED for (int row = 0; row < kRows; ++row) {
-        const float query = queries[m][j], value = rows[row][j];
+        const float query = queries[m][j], value = rows[row].number(j);
         scores[m][row] += Differences ? (query - value) * (query - value) : query * value;
       }
     }
@@ -178,16 +178,16 @@ inline void row_chunk(
 }
 
 // Products, or squared distances, of M queries and kRows rows of d numbers: scores (M, kRows).
-template <int M, bool Differences>
+template <int M, bool Differences, typename T>
 inline void row_sums(
     const std::array<const float*, kFew>& queries,
-    const std::array<const float*, kRows>& rows,
+    const std::array<RowReader<T>, kRows>& rows,
     int64_t d,
     float (&scores)[kFew][kRows]) {
-  row_chunk<M, Differences>(queries, rows, 0, std::min(d, kRowChunk), scores);
+  row_chunk<M, Differences, T>(queries, rows, 0, std::min(d, kRowChunk), scores);
   for (int64_t begin = kRowChunk; begin < d; begin += kRowChunk) {
     float chunk[kFew][kRows];
-    row_chunk<M, Differences>(queries, rows, begin, std::min(d, begin + kRowChunk), chunk);
+    row_chunk<M, Differences, T>(queries, rows, begin, std::min(d, begin + kRowChunk), chunk);
     UNROLLED for (int m = 0; m < M; ++m) {
       UNROLLED for (int row = 0; row < kRows; ++row) {
         scores[m][row] += chunk[m][row];

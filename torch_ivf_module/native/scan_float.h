@@ -27,10 +27,11 @@ struct Distances {
 };
 
 // Some tasks and kRows rows, of which `count` are there.
+template <typename T>
 struct RowGroup {
   const Task* tasks;
   int64_t query; // of the block's first
-  std::array<const float*, kRows> rows;
+  std::array<RowReader<T>, kRows> rows;
   const float* bias; // of kRows rows, or null
   int64_t number; // of the first row
   int64_t row; // the same, counted in its list
@@ -46,15 +47,15 @@ inline Four four_at(const float* from) {
   return values;
 }
 
-template <int M, bool Differences, typename Found>
-void offer_rows(const Problem& p, const Distances* distances, const RowGroup& group, Found& found) {
+template <int M, bool Differences, typename T, typename Found>
+void offer_rows(const Problem& p, const Distances* distances, const RowGroup<T>& group, Found& found) {
   std::array<const float*, kFew> queries;
   const float* x = Differences ? distances->x : p.x;
   for (int m = 0; m < M; ++m) {
     queries[m] = x + (group.query + group.tasks[m].query) * p.d;
   }
   float sums[kFew][kRows];
-  row_sums<M, Differences>(queries, group.rows, p.d, sums);
+  row_sums<M, Differences, T>(queries, group.rows, p.d, sums);
   for (int m = 0; m < M; ++m) {
     const int64_t query = group.tasks[m].query;
     const float threshold = found.threshold(query);
@@ -148,21 +149,19 @@ class FloatScanner {
       for (int64_t i = 0; i < kRows * problem_.row_bytes; i += 64) {
         __builtin_prefetch(ahead + i);
       }
-      const T* stored = row_at<T>(segment.packed, at, problem_.d);
-      const float* from = as_float(stored, count, problem_.d, take(rows_, kRows * problem_.d));
       float bias[kRows] = {};
       const float* biases = segment.bias ? segment.bias + at : nullptr;
       if (biases && count < kRows) {
         biases = std::copy_n(biases, count, bias) - count;
       }
-      RowGroup group{visit.tasks, query, {}, biases, before + at, row, count};
+      RowGroup<T> group{visit.tasks, query, {}, biases, before + at, row, count};
       for (int64_t i = 0; i < kRows; ++i) {
-        group.rows[i] = from + std::min(i, count - 1) * problem_.d;
+        group.rows[i] = {row_at<T>(segment.packed, at + std::min(i, count - 1), problem_.d), problem_.d};
       }
       for (int64_t t = 0; t < visit.count && visit.tasks[t].limit > row; t += kFew) {
-        const auto offer = visit.count - t >= 3 ? offer_rows<3, Differences, Found>
-          : visit.count - t == 2 ? offer_rows<2, Differences, Found>
-                                 : offer_rows<1, Differences, Found>;
+        const auto offer = visit.count - t >= 3 ? offer_rows<3, Differences, T, Found>
+          : visit.count - t == 2 ? offer_rows<2, Differences, T, Found>
+                                 : offer_rows<1, Differences, T, Found>;
         group.tasks = visit.tasks + t;
         offer(problem_, distances_, group, found);
       }

@@ -89,7 +89,9 @@ class AllScores {
     for (int64_t row = 0; row < rows_; row += kLanes) {
       for (unsigned which = exceeding(Vec::loadu(scores + row), Vec(below)); which; which &= which - 1) {
         const int64_t i = row + __builtin_ctz(which);
-        keys.push_back(as_key(scores[i], static_cast<uint32_t>(i)));
+        if (std::isfinite(scores[i])) { // a product that overflows says nothing about the row
+          keys.push_back(as_key(scores[i], static_cast<uint32_t>(i)));
+        }
       }
     }
     const bool full = static_cast<int64_t>(keys.size()) >= k_;
