@@ -2,6 +2,7 @@
 #
 #   make demo         search real image patches, faiss beside it where there is one
 #   make test         the test suite;  make test-long  the few tests of it that take longest
+#   make test-integrations  other libraries on faiss_compat, each in an environment without faiss; integrations/README.md
 #   make fuzz         random sequences of calls against faiss and a float64 model, for a minute; ARGS='--seconds 600'
 #   make native       the native kernel of this checkout, which make test has built too if there is a C++ compiler
 #   make lint types   ruff and mypy
@@ -36,7 +37,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long fuzz native lint types docs notebooks dist wheels bench-quick bench clean
+.PHONY: help demo test test-long test-integrations fuzz native lint types docs notebooks dist wheels bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -56,6 +57,10 @@ test: $(VENV)/.ready-dev
 
 test-long: wheels
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m long $(ARGS)
+
+# These make their own environments, beside this one.
+test-integrations:
+	$(PYTHON) integrations/run.py $(ARGS)
 
 # As a module, for the sequences that it prints name the package of the tests.
 fuzz: $(VENV)/.ready-dev
@@ -99,7 +104,7 @@ bench: $(VENV)/.ready-bench
 	$(RUN) -m benchmarks report
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-integrations build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, filled by need: each stamp adds its extras and is redone when the settings change.

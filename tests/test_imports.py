@@ -29,7 +29,7 @@ LEVELS = [
     ("graph", "torchscript", "parallel", "averaging", "dcp", "sharded"),
     ("faiss_bridge", "faiss_codes", "faiss_export", "torch_ivf_bridge", "factory"),
     ("checkpoint", "tune"),
-    ("hub", "export", "plotting"),
+    ("hub", "export", "plotting", "faiss_compat"),
     ("__init__",),
     ("demo", "commands", "verification"),
     ("cli",),

@@ -162,7 +162,7 @@ def test_no_queries_and_no_probes():
         assert rows.shape == (0,)
         coarse, segments = _index_arguments()
         settings = k, k, 1, 0, True, most
-        found = torch.ops.torch_ivf_module.search_index(few[0], coarse, segments, [], few[-1], None, *settings)
+        found = torch.ops.torch_ivf_module.search_index(few[0], coarse, segments, None, few[-1], None, *settings)
         for part in found[1:3]:
             assert (part == -1).all()
             assert part.shape == (q, k)
@@ -179,7 +179,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
     torch.library.opcheck(ops.probe.default, (queries, *coarse, 3, True, 1 << 20))
     settings = 5, 8, 3, 0, True, 1 << 20
     for given in ((None, None), (probes, most)):
-        torch.library.opcheck(ops.search_index.default, (queries, coarse, segments, [], *given, *settings))
+        torch.library.opcheck(ops.search_index.default, (queries, coarse, segments, None, *given, *settings))
     torch.library.opcheck(ops.scan_above.default, (*arguments[:6], torch.zeros(len(queries))))
 
 
@@ -218,7 +218,7 @@ def test_wrong_arguments_of_a_whole_search_are_named():
         "x": queries,
         "coarse": coarse,
         "segments": segments,
-        "codes": [],
+        "codes": None,
         "probed": None,
         "limits": None,
         "k": k,

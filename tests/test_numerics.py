@@ -307,3 +307,15 @@ def test_disabled_is_a_context_that_nests():
     with pytest.raises(ZeroDivisionError), native.disabled():
         1 / 0  # noqa: B018
     assert native.available() == before
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_products_that_underflow_lose_no_result(queries, mode):
+    generator = torch.Generator().manual_seed(40)
+    magnitudes = 10.0 ** torch.randint(-25, 5, (3040, 1), generator=generator)
+    x = torch.randn(3040, 31, generator=generator) * magnitudes
+    index = IndexFlatL2(31, search_mode=mode)
+    index.add(x[:3000])
+    found, _ = index.search(x[3000 : 3000 + queries], 3)
+    exact, _ = index.search(x[3000 : 3000 + queries], 3, params=SearchParams(profile="exact"))
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-37)

@@ -45,10 +45,12 @@ extensions.provide(
 
 if TYPE_CHECKING:
     from . import export as export
+    from . import faiss_compat as faiss_compat
     from . import functional as functional
     from . import native as native
 
-_SUBMODULES = ("export", "functional", "native")  # attributes without an import of their own, loaded on first use
+# Attributes without an import of their own, loaded on first use.
+_SUBMODULES = ("export", "faiss_compat", "functional", "native")
 __version__ = "0.1.0"
 
 __all__ = [

@@ -48,15 +48,17 @@ class BadFile(ValueError):
     """The file is no index, or is damaged; the text says why."""
 
 
-def save(index: AnyIndex, path: str | os.PathLike[str]) -> None:
+def save(index: AnyIndex, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
     """Write `index` to `path`: by safetensors where the suffix is .safetensors, else as torch.save, which takes any.
 
-    See `IndexBase.save`.
+    `notes` are values of JSON that `notes_in` reads again; `load` leaves them alone. See `IndexBase.save`.
     """
     path = Path(path)
     _plain(index).check_buffers()
     about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "needs": NEEDS, **description(index)}
     tensors = {name: _own(tensor) for name, tensor in index.state_dict().items()}
+    if notes is not None:
+        about["notes"] = notes
     about["digests"] = {name: _digest(tensor) for name, tensor in tensors.items()}
     about["digest"] = _digest_of(about)
     if path.suffix.lower() == ".safetensors":
@@ -118,6 +120,14 @@ def load(
     if codes != "saved":
         _plain(index).codes = codes
     return index if device is None else index.to(device)
+
+
+def notes_in(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The notes that `save` wrote into a file of its own, empty if there are none; no tensor is read."""
+    path = Path(path)
+    if path.suffix.lower() == ".safetensors":
+        return _reading(path, lambda: _read_safetensors(path, True)[0].get("notes", {}))
+    return {} if faiss_bridge.is_file(path) else _reading(path, lambda: _read_torch(path, True).get("notes", {}))
 
 
 def _unreplaced(path: Path, read: Callable[[], AnyIndex]) -> AnyIndex:

@@ -139,6 +139,11 @@ def rounding(d: int) -> float:
     return 2.0**-24 * (min(d, 512) + d // 512 + 24)
 
 
+def _underflow(d: int) -> float:
+    """No less than the error of a score by numbers below the smallest normal one, whose errors are not relative."""
+    return (d + 4) * 2.0**-126
+
+
 def needed_ranking(x: Tensor, origin: Tensor, score: Tensor, *, relative: bool = False) -> Tensor:
     """A lower bound (Q,) float32 of the rounded ranking score of every row whose exact l2 score exceeds `score` (Q,).
 
@@ -152,6 +157,7 @@ def needed_ranking(x: Tensor, origin: Tensor, score: Tensor, *, relative: bool =
     # Such a row lies within `reach` of the origin, and its norm is at most reach + |o|.
     reach = size + distance.sqrt()
     error = rounding(x.shape[1]) * (size * (reach + torch.linalg.vector_norm(o)) + reach.square())
+    error = error + _underflow(x.shape[1])
     needed = ((square - distance) / 2 + y @ o - error).float()
     unknown = overflowing(x, origin) | distance.isinf()
     return torch.nextafter(needed, torch.full_like(needed, -math.inf)).masked_fill(unknown, -math.inf)
@@ -208,7 +214,7 @@ def range_threshold(x: Tensor, origin: Tensor, score: Tensor, rows: Tensor, metr
     norms = [torch.linalg.vector_norm(as_float(chunk, x.shape[1]).double(), dim=1).amax() for chunk in chunks]
     largest = torch.stack(norms).amax() if norms else origin.new_zeros((), dtype=torch.float64)
     slack = 2 * rounding(x.shape[1]) * largest * torch.linalg.vector_norm(x.double(), dim=1)
-    return (score.double() - slack).float()
+    return (score.double() - slack - _underflow(x.shape[1])).float()
 
 
 def shift(x: Tensor, origin: Tensor, metric: str) -> Tensor:

@@ -56,7 +56,7 @@ def exported_search(
             queries.detach(),
             [centroids, derived.coarse.bias, derived.coarse.origin],
             [packed, buffers["list_offsets"], ids, derived.lists.sizes, derived.lists.bias],
-            [],  # an exported program has no codes: they would be a second copy of the rows in it
+            None,  # an exported program has no codes: they would be a second copy of the rows in it
             None,
             None,
             k,

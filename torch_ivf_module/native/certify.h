@@ -62,14 +62,16 @@ struct QueryNorms {
 inline double score_error(
     const QueryNorms& q, double distance, double reach, int64_t d, bool relative, uint8_t roundings) {
   const double far = q.size * (reach + q.origin_norm) + reach * reach; // the norm of the row is at most reach + |o|
-  double error = row_rounding(d) * distance + 0x1p-22 * (q.size * q.size + std::fabs(q.offset));
+  const double error = row_rounding(d) * distance + 0x1p-22 * (q.size * q.size + std::fabs(q.offset));
+  double product = 0;
   if (roundings & kAlongRows) {
-    error = std::max(error, row_rounding(d) * far);
+    product = std::max(product, row_rounding(d) * far);
   }
   if (roundings & kByPanels) {
-    error = std::max(error, panel_rounding(d) * (relative ? q.size * reach + reach * reach : far));
+    product = std::max(product, panel_rounding(d) * (relative ? q.size * reach + reach * reach : far));
   }
-  return error;
+  // Of numbers below the smallest normal one errors are not relative.
+  return std::max(error, product) + 0x1p-126 * static_cast<double>(d + 4);
 }
 
 // The ranking score that a row reaches if its exact score, a negated squared distance, exceeds `kth`: where panels are

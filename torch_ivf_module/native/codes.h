@@ -19,8 +19,9 @@ namespace torch_ivf_module {
 constexpr int64_t kRun = 1 << 16; // rows of a list that are sorted together, numbered in 16 bits
 constexpr float kUnit = 0x1p-24f; // of rounding
 constexpr float kSmallestScale = 1e-14f;
-// Norms of what is coded: squares of the largest are finite, and none of the smallest is lost.
-constexpr float kLargestNorm = 0x1p60f, kSmallestNorm = 1e-12f;
+// Norms of what is coded: squares of the largest divided by the smallest scale are finite, and of the smallest no square
+// is lost.
+constexpr float kLargestNorm = 0x1p40f, kSmallestNorm = 1e-12f;
 
 // A panel: scales and halves of squared norms, rounded up, of its rows; their numbers in the run; then, for each four
 // dimensions, four codes, i + 128, of each row.

@@ -69,7 +69,7 @@ class NativeKernel:
         rows of each were scored exactly, (Q,).
 
         The arguments of the operator are x; [centroids, bias, origin]; the fields of one or two InvertedLists; those of
-        the Codes of the first, or []; probed lists and the rows to read of each (Q, P), or None; k, kept, nprobe,
+        the Codes of the first, or None; probed lists and the rows to read of each (Q, P), or None; k, kept, nprobe,
         max_codes (0 for no limit), whether exact scores are computed from differences, and the workspace in bytes. With
         probed lists nprobe and max_codes are ignored.
         """
@@ -79,7 +79,7 @@ class NativeKernel:
             x.contiguous(),
             own,
             fields,
-            [] if codes is None else list(codes),
+            None if codes is None else list(codes),
             None if probed is None else probed.contiguous(),
             None if limits is None else limits.contiguous(),
             k,

@@ -1,0 +1,87 @@
+"""Runs tests of other libraries on faiss_compat, each in an environment of its own, in which faiss is not installed.
+
+    python integrations/run.py                        all but faiss's own tests
+    python integrations/run.py datasets langchain     some
+    python integrations/run.py --faiss-checkout DIR   faiss's own Python tests too
+
+PyTorch is installed once; the environments of the libraries find it there. `--environments` says where they are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+# What each needs, at the releases that the tests were last seen to pass with.
+PACKAGES = {
+    "datasets": ["datasets==5.2.0", "pytest==9.2.0"],
+    "pytorch_metric_learning": ["pytorch-metric-learning==2.9.0", "scikit-learn==1.9.1", "pytest==9.2.0"],
+    "langchain": ["langchain-community==0.4.2", "langchain-tests==1.1.9", "pytest==9.2.0", "pytest-asyncio"],
+    "sentence_transformers": [
+        "sentence-transformers==6.2.0",
+        "transformers==5.24.0",
+        "datasets==5.2.0",
+        "pytest==9.2.0",
+    ],
+    "torch_geometric": ["torch_geometric==2.8.1", "pytest==9.2.0"],
+    "faiss": ["pytest==9.2.0", "scipy==1.17.1"],
+}
+
+
+def environment(folder: Path, packages: list[str], base: Path | None) -> Path:
+    """The interpreter of an environment in `folder` with some packages, and those of the environment `base`."""
+    python = folder / "bin" / "python"
+    ready = folder / ".ready"
+    wanted = "\n".join(packages)
+    if ready.exists() and ready.read_text() == wanted:
+        return python
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    if base is not None:
+        found = next(base.glob("lib/python*/site-packages"))
+        (next(folder.glob("lib/python*/site-packages")) / "base.pth").write_text(f"{found}\n")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+    subprocess.run([*pip, "-c", ROOT / "constraints.txt", *packages], check=True)
+    ready.write_text(wanted)
+    return python
+
+
+def run(name: str, folder: Path, checkout: Path | None) -> bool:
+    """Whether the tests of one library pass."""
+    base = folder / "torch"
+    environment(base, ["torch", "numpy"], None)
+    python = environment(folder / name, PACKAGES[name], base)
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    pytest = [python, "-m", "pytest", "-W", "ignore", "-c", HERE / "pytest.ini", HERE / f"use_{name}.py"]
+    command = [python, HERE / "faiss_tests.py", str(checkout)] if name == "faiss" else pytest
+    began = time.monotonic()
+    passed = subprocess.run(command, env=settings, cwd=ROOT, check=False).returncode == 0
+    print(f"== {name} {'passed' if passed else 'FAILED'} in {time.monotonic() - began:.0f} s", flush=True)
+    return passed
+
+
+def main() -> int:
+    """Run what the command line asks for; 1 if anything fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PACKAGES)}")
+    parser.add_argument("--faiss-checkout", type=Path, metavar="DIR")
+    parser.add_argument("--environments", type=Path, default=ROOT / ".venv-integrations", metavar="DIR")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(PACKAGES):
+        parser.error(f"no such library: {', '.join(sorted(unknown))}; there are {', '.join(PACKAGES)}")
+    names = given.names or [name for name in PACKAGES if name != "faiss" or given.faiss_checkout]
+    if "faiss" in names and not given.faiss_checkout:
+        parser.error("faiss's own tests need --faiss-checkout DIR, a checkout of facebookresearch/faiss")
+    if "faiss" not in names:
+        print("== faiss's own tests are left out: they need ARGS='--faiss-checkout DIR'")
+    results = [run(name, given.environments.resolve(), given.faiss_checkout) for name in names]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
