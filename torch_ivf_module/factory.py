@@ -36,8 +36,8 @@ def index_factory(
     metric : "l2", "ip" or "cosine".
     settings : further arguments of the constructor, such as `nprobe`, `k` and `device`.
 
-    Where faiss trains a transform, as for PCA and OPQ, train it and give it to `IndexPreTransform`, or convert an index
-    of faiss. Raises ValueError for such a string and any other that is not described here.
+    Where faiss trains a transform, as for PCA and OPQ, train it and give it to `IndexPreTransform`, or take
+    `faiss_compat.index_factory`. Raises ValueError for such a string and any other that is not described here.
 
     >>> index_factory(64, "IVF16,SQ8", nprobe=4)
     IndexIVFScalarQuantizer(64, metric='l2', k=10, search_mode='auto', bits=8, nlist=16, nprobe=4, max_codes=None, \
