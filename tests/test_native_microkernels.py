@@ -22,7 +22,7 @@ def program(folder: Path, compiler: str, *flags: str) -> Path:
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
     made = folder / "test"
-    command = [compiler, "-std=c++17", "-O1", *flags, f"-I{NATIVE}", str(SOURCE), "-o", str(made)]
+    command = [compiler, "-std=c++17", "-O1", "-ffp-contract=off", *flags, f"-I{NATIVE}", str(SOURCE), "-o", str(made)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return made

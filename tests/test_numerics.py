@@ -13,7 +13,7 @@ import torch
 
 from tests.datasets import normal, problem
 from tests.problems import each_dtype, each_metric, flat, shared
-from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, SearchParams, native
+from torch_ivf_module import IndexFlat, IndexFlatIP, IndexFlatL2, IndexIVFFlat, SearchParams, native
 from torch_ivf_module.functional.kernels import kernel_for
 from torch_ivf_module.functional.metric import rounding
 from torch_ivf_module.functional.probe import coarse_of, probe
@@ -319,3 +319,15 @@ def test_products_that_underflow_lose_no_result(queries, mode):
     found, _ = index.search(x[3000 : 3000 + queries], 3)
     exact, _ = index.search(x[3000 : 3000 + queries], 3, params=SearchParams(profile="exact"))
     torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-37)
+
+
+def test_products_that_overflow_take_no_place(mode):
+    x = normal(300, 1, seed=0)
+    x[::3] = 1e25 * x[::3].sign()
+    index = IndexFlatIP(1, search_mode=mode)
+    index.add(x)
+    found, ids = index.search(torch.tensor([[1e25]]), 10)
+    assert (ids >= 0).all()
+    products = 1e25 * x[:, 0]
+    expected = products[products.isfinite()].topk(10).values
+    torch.testing.assert_close(found[0], expected)

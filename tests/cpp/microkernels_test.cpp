@@ -48,23 +48,47 @@ void check_every_half() {
     halves[bits].bits = rounded[bits].bits = static_cast<uint16_t>(bits);
   }
   std::vector<float> wide(halves.size()), one(1);
-  CHECK(as_float(halves.data(), halves.size(), wide.data()) == wide.data());
+  CHECK(as_float(halves.data(), 1, halves.size(), wide.data()) == wide.data());
   for (uint32_t bits = 0; bits < halves.size(); ++bits) {
     const int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
     const double size = exponent == 31 ? (mantissa ? NAN : INFINITY)
         : exponent == 0                ? std::ldexp(mantissa, -24)
                                        : std::ldexp(1024 + mantissa, exponent - 25);
     const double expected = std::copysign(size, bits >> 15 ? -1.0 : 1.0);
-    for (float found : {wide[bits], *as_float(&halves[bits], 1, one.data())}) {
+    for (float found : {wide[bits], *as_float(&halves[bits], 1, 1, one.data())}) {
       CHECK(found == expected || (std::isnan(found) && std::isnan(expected)));
       CHECK(std::signbit(found) == std::signbit(expected));
     }
   }
-  as_float(rounded.data(), rounded.size(), wide.data());
+  as_float(rounded.data(), 1, rounded.size(), wide.data());
   for (uint32_t bits = 0; bits < rounded.size(); ++bits) {
     uint32_t found;
     std::memcpy(&found, &wide[bits], sizeof(found));
     CHECK(found == bits << 16);
+  }
+}
+
+template <typename Code>
+void check_coded_rows(int64_t d) {
+  constexpr int64_t kCount = 3;
+  const int64_t width = row_bytes<Code>(d);
+  std::vector<Code> rows(kCount * width);
+  std::vector<float> decoded(kCount * d);
+  const float range[2] = {0.3f, -7.0f};
+  for (int64_t i = 0; i < kCount * width; ++i) {
+    rows[i].byte = static_cast<uint8_t>(37 * i + 11);
+  }
+  for (int64_t row = 0; row < kCount; ++row) {
+    std::memcpy(&rows[(row + 1) * width - kRangeBytes], range, sizeof(range));
+  }
+  as_float(rows.data(), kCount, d, decoded.data());
+  for (int64_t i = 0; i < kCount * d; ++i) {
+    const int64_t at = i % d;
+    const bool two = width < d + kRangeBytes;
+    const uint8_t byte = rows[i / d * width + (two ? at / 2 : at)].byte;
+    const int code = !two ? byte : at % 2 ? byte >> 4 : byte & 15;
+    const volatile float product = static_cast<float>(code) * range[0];
+    CHECK(decoded[i] == product + range[1]);
   }
 }
 
@@ -165,12 +189,16 @@ int main() {
   }
 #endif
   check_every_half();
+  for (int64_t d = 2; d < 80; ++d) {
+    check_coded_rows<Code8>(d);
+    check_coded_rows<Code4>(d);
+  }
 #if defined(__x86_64__)
   const unsigned before = _mm_getcsr();
   _mm_setcsr(before | 0x8040); // as torch.set_flush_denormal(True) does
   std::vector<float> wide(1);
   const Half smallest{1};
-  CHECK(*as_float(&smallest, 1, wide.data()) == 0x1p-24f);
+  CHECK(*as_float(&smallest, 1, 1, wide.data()) == 0x1p-24f);
   _mm_setcsr(before);
 #endif
   check_registers();
