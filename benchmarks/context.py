@@ -45,9 +45,7 @@ class Context:
         """Empty engines of `table` among the names that take part (and among `only`, if given)."""
         return engines.make([name for name in self.names if not only or name in only], table, self.spec())
 
-    def build_paired(
-        self, *only: str, table: Mapping[str, engines.Entry] = engines.IVF
-    ) -> dict[str, engines.Variant]:
+    def build_paired(self, *only: str, table: Mapping[str, engines.Entry] = engines.IVF) -> dict[str, engines.Variant]:
         """List-based engines that hold the whole base, on the same centroids, with the case's nprobe, and warm."""
         made = self.make(table, *only)
         self.note("building " + ", ".join(made))

@@ -38,13 +38,11 @@ IVF: dict[str, Entry] = {
     "faiss": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 0}),  # default: threads share a batch's queries
     "faiss-lists": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 1}),  # threads share one query's lists
     "torch-ivf": Entry(adapters.TorchIVF, "torch_ivf", {"search_mode": "csr"}),
-    "torch-ivf-matrix": Entry(adapters.TorchIVF, "torch_ivf", {"search_mode": "matrix"}),  # its default
 }
 FLAT: dict[str, Entry] = {
     "ours": Entry(adapters.OursFlat, _OURS),
     "ours-float": Entry(adapters.OursFlat, _OURS, {"codes": None}),
     "faiss": Entry(adapters.FaissFlat, "faiss"),
-    "torch-ivf": Entry(adapters.TorchIVFFlat, "torch_ivf", {"search_mode": "auto"}),
 }
 GRAPH: dict[str, Entry] = {"hnswlib": Entry(adapters.Hnswlib, "hnswlib")}
 QUANTIZED: dict[str, Entry] = {  # list-based, with vectors in fewer bits

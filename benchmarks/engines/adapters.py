@@ -5,7 +5,7 @@
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Spec:
 class Engine:
     """The contract of an adapter; `index` is the library's own object."""
 
-    parameter: ClassVar[str | None] = "nprobe"  # what trades recall for speed; None for exhaustive search
+    parameter = "nprobe"  # what trades recall for speed
     index: Any
 
     def __init__(self, spec: Spec) -> None:
@@ -53,15 +53,10 @@ class Engine:
         raise NotImplementedError
 
     def use_centroids(self, centroids: np.ndarray, rows: Any = None) -> None:
-        """Take these in place of training lists; what else has to be trained is, on `rows`."""
-        raise NotImplementedError
+        """Take these in place of training lists, if it can; what else has to be trained is, on `rows`."""
 
     def warm(self, x: Any) -> None:
         """Have the library make, from 64 queries on, what it makes when an index has been searched often enough."""
-
-    def bytes(self) -> int:
-        """Memory of the whole index."""
-        raise NotImplementedError
 
     def add(self, x: Any) -> None:
         """Add converted rows; their ids count from 0 in the order of adding."""
@@ -150,7 +145,6 @@ class FaissIVF(Engine):
 
 
 class OursFlat(TorchEngine):
-    parameter = None
     module = "torch_ivf_module"
 
     def make(self, spec: Spec) -> Any:
@@ -159,10 +153,6 @@ class OursFlat(TorchEngine):
 
     def warm(self, x: Any) -> None:
         self.search(x, 1)
-
-
-class TorchIVFFlat(OursFlat):
-    module = "torch_ivf.index"
 
 
 class FaissFlat(OursFlat):
@@ -178,7 +168,7 @@ class Hnswlib(Engine):
     parameter = "ef"
 
     def make(self, spec: Spec) -> Any:
-        return importlib.import_module("hnswlib").Index(space="l2" if spec.metric == "l2" else "ip", dim=spec.d)
+        return importlib.import_module("hnswlib").Index("l2" if spec.metric == "l2" else "ip", spec.d)
 
     def add(self, x: np.ndarray) -> None:
         self.index.init_index(len(x), M=16, ef_construction=200, random_seed=self.spec.seed)
@@ -200,9 +190,6 @@ class Scann(TorchEngine):
 
     def make(self, spec: Spec) -> Any:
         return None  # made of the rows
-
-    def use_centroids(self, centroids: np.ndarray, rows: Any = None) -> None:
-        pass
 
     def add(self, x: Any) -> None:
         metric = "squared_l2" if self.spec.metric == "l2" else "dot_product"

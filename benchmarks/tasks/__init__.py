@@ -12,6 +12,6 @@ from .recall import pairs, quantizers, recall
 from .search import flat, lists, search
 from .serving import contention, serving
 
-_FUNCTIONS = (lists, search, flat, train, add, recall, pairs, auto, budgets, codes, filters, maintenance)
-_MORE = (quantizers, serving, contention, compiled, memory, formats, profile)
-TASKS: dict[str, Callable[[Context], None]] = {task.__name__: task for task in (*_FUNCTIONS, *_MORE)}
+_SEARCHES = (lists, search, flat, recall, pairs, quantizers, auto, budgets, codes, filters, serving, contention)
+_OTHERS = (train, add, maintenance, compiled, memory, formats, profile)
+TASKS: dict[str, Callable[[Context], None]] = {task.__name__: task for task in (*_SEARCHES, *_OTHERS)}

@@ -46,7 +46,8 @@ def add(ctx: Context) -> None:
             engine.index.codes = None  # frees those there are
             engine.index.codes = 8
             seconds, _ = timed(engine.search, query, 1)  # makes them, and searches
-            ctx.row("ours, its 8-bit codes", rows=len(ctx.data.base), seconds=seconds)
+            if engine.index.store.codes.bytes:
+                ctx.row("ours, its 8-bit codes", rows=len(ctx.data.base), seconds=seconds)
 
 
 def _centroids(ctx: Context, name: str) -> np.ndarray:

@@ -55,14 +55,14 @@ def quantizers(ctx: Context) -> None:
     engines, n = ctx.build_paired(table=QUANTIZED), len(ctx.data.base)
     rows, sizes = {name: engine.convert(ctx.data.queries) for name, engine in engines.items()}, {}
     for name, engine in engines.items():
-        codes = engine.index.store.codes.bytes if name.startswith("ours") else 0
-        sizes[name] = {"bytes": engine.bytes() / n, "codes": codes / n, "raw": 4 * ctx.data.base.shape[1]}
+        codes, d = engine.index.store.codes.bytes if name.startswith("ours") else 0, ctx.data.base.shape[1]
+        stored = engine.entry.rows.format(half=d // 2)
+        sizes[name] = {"stored": stored, "bytes": engine.bytes() / n, "codes": codes / n, "raw": 4 * d}
     for nprobe in ctx.case.quantizer_nprobes:
         facts = {}
         for name in rows:
             engines[name].set(nprobe)
-            stored = engines[name].entry.rows.format(half=ctx.data.base.shape[1] // 2)
-            facts[name] = {"knob": "nprobe", "value": nprobe, "nprobe": nprobe, "stored": stored, **sizes[name]}
+            facts[name] = {"knob": "nprobe", "value": nprobe, "nprobe": nprobe, **sizes[name]}
         nqs = [nq for nq in _QUANTIZED_NQS if nq <= len(ctx.data.queries)]
         _curve_point(ctx, {name: engines[name] for name in facts}, rows, facts, nqs)
 
