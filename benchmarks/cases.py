@@ -29,7 +29,6 @@ class Case:
     flat_nqs: tuple[int, ...] = BATCHES[:-1]
     truth_queries: int = 1_000  # brute force is run for the first so many queries
     nprobes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)  # the recall sweep of the list-based libraries
-    quantizer_nprobes: tuple[int, ...] = (8, 32, 64)
     efs: tuple[int, ...] = (16, 24, 32, 48, 64, 128, 256, 512)  # and of the graph-based ones
     batch: int = 256  # maintenance: rows per small add
     pairs: int = 10_000  # maintenance: alternations of add(1) and search(1)
@@ -61,11 +60,8 @@ _GROWTH = [  # L is close to 4·√N and P is fixed, so the candidates grow as �
 ]  # fmt: skip
 _CASES = (
     _HEADLINE,
-    Case("photographs", _PATCHES, "photographs", 262_144, 192, 512, 8, quantizer_nprobes=(2, 8, 32)),
-    Case(
-        "tokens", _TOKENS, "tokens", 30_522, 384, 256, 16, "cosine", total_queries=2_048, nqs=BATCHES[:-1],
-        quantizer_nprobes=(4, 16, 64),
-    ),
+    Case("photographs", _PATCHES, "photographs", 262_144, 192, 512, 8),
+    Case("tokens", _TOKENS, "tokens", 30_522, 384, 256, 16, "cosine", total_queries=2_048, nqs=BATCHES[:-1]),
     *_GROWTH,
     Case("even-lists", _EVEN, "clusters-even", 262_144, 128, 512, 32, total_queries=8_192),
     Case("uneven-lists", _UNEVEN, "clusters-uneven", 262_144, 128, 512, 32, total_queries=8_192),
@@ -73,8 +69,8 @@ _CASES = (
     Case(
         "tiny", "Gaussian, 2,000 × 16, nlist 16, nprobe 4: for trying the benchmarks themselves", "gaussian", 2_000, 16,
         16, 4, k=5, total_queries=256, nqs=(1, 32), flat_nqs=(1, 32), truth_queries=64, nprobes=(1, 4), efs=(8, 32),
-        quantizer_nprobes=(1, 4), batch=64, pairs=50, removes=10, auto_nqs=(1, 16), auto_nprobes=(1, 4),
-        profile_nqs=(1, 32), budgets=(256, 512), codes=(256,), ivf=((8, 2), (16, 4)),
+        batch=64, pairs=50, removes=10, auto_nqs=(1, 16), auto_nprobes=(1, 4), profile_nqs=(1, 32), budgets=(256, 512),
+        codes=(256,), ivf=((8, 2), (16, 4)),
     ),
 )  # fmt: skip
 CASES: dict[str, Case] = {case.name: case for case in _CASES}

@@ -193,11 +193,9 @@ TABLES: dict[str, Table] = {
         Figure("", "qps", speed, note=_SETTING), (Figure("build, s", "build_seconds"),), "nq", _levels, "recall",
     ),
     "quantizers": Table(
-        "Which index to take: recall, queries/s (× faiss's SQ8) and bytes of a vector, on the same lists", "queries/s",
-        ("engine",), ("nq",), _SQ8, (
+        "Which index to take, on the same lists", "queries/s (× faiss-sq8)", ("engine",), ("nq",), _SQ8, (
             Figure("stored as", "stored", str, last), Figure("recall@10", "recall", "{:.4f}".format, last),
-            Figure("bytes per vector", "bytes", count),
-            Figure("8-bit codes in it", lambda row: row["codes"] or None, count),
+            Figure("bytes per vector", "bytes", count), Figure("as codes", lambda row: row["codes"] or None, count),
             Figure("/ float rows", lambda row: row["bytes"] / row["raw"], "{:.3f}".format),
         ), "nprobe", plot="recall",
     ),

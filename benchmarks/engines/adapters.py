@@ -185,8 +185,10 @@ class Hnswlib(Engine):
         return answer[0].astype(np.int64)
 
 
-class Scann(TorchEngine):
+class Scann(Engine):
     """scann-core-torch: 4-bit product codes of two dimensions each, 100 candidates ranked again; its own lists."""
+
+    convert = TorchEngine.convert
 
     def make(self, spec: Spec) -> Any:
         return None  # made of the rows

@@ -13,7 +13,7 @@ from ..measure import timed
 # A mode that only differs in speed from another one of the same library adds nothing to this curve.
 _LISTS = ("ours", "faiss", "torch-ivf")
 _EFFORT = {"cell_seconds": 4.0, "fewest_rounds": 2}  # there are many figures, and a curve shows what one would not
-_QUANTIZED_NQS = (1, 2_048)
+_PARTS = (0.25, 1, 2)  # of the case's nprobe, for indexes of fewer bits
 _SLOWEST = 4.0  # seconds for all the checked queries; an engine that needs longer gets no larger values
 
 
@@ -58,12 +58,12 @@ def quantizers(ctx: Context) -> None:
         codes, d = engine.index.store.codes.bytes if name.startswith("ours") else 0, ctx.data.base.shape[1]
         stored = engine.entry.rows.format(half=d // 2)
         sizes[name] = {"stored": stored, "bytes": engine.bytes() / n, "codes": codes / n, "raw": 4 * d}
-    for nprobe in ctx.case.quantizer_nprobes:
+    for nprobe in (int(part * ctx.case.nprobe) for part in _PARTS):
         facts = {}
         for name in rows:
             engines[name].set(nprobe)
             facts[name] = {"knob": "nprobe", "value": nprobe, "nprobe": nprobe, **sizes[name]}
-        nqs = [nq for nq in _QUANTIZED_NQS if nq <= len(ctx.data.queries)]
+        nqs = (1, min(2_048, len(ctx.data.queries)))
         _curve_point(ctx, {name: engines[name] for name in facts}, rows, facts, nqs)
 
 
