@@ -50,9 +50,9 @@ def _get(self: IndexBase) -> Setting:
 
 def _set(self: IndexBase, value: Setting) -> None:
     value = checked_codes(value)
-    if value != self._codes:
-        self._codes = value
-        with self.store.lock:
+    with self.store.lock:  # a search that reads the setting makes the codes under this lock
+        if value != self._codes:
+            self._codes = value
             self.store.codes.clear()
 
 
