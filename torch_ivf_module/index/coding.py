@@ -98,9 +98,9 @@ class CodesCache:
         if (enough and self._pay is not False) if setting == "auto" else lists.packed.shape[0]:
             kernel = kernel_for(lists.sizes.new_empty(0, dtype=torch.float32))
             if kernel is not None and kernel.serves(lists.packed):
-                self._pay = _pay(lists, kernel)
-                if self._pay or setting == 8:
+                if setting == 8 or _pay(lists, kernel):
                     self._codes = kernel.encode(lists, self._d)
+                self._pay = self._codes is not None
         return self._codes
 
 
