@@ -413,3 +413,17 @@ def test_selectors_of_a_map(faiss):
         index.add_with_ids(XB, IDS)
     both(indexes, lambda index: index.search(XQ, K))
     same([faiss.vector_to_array(indexes[0].id_map)], [compat.vector_to_array(indexes[1].id_map)])
+
+
+def test_vectors_that_a_quantizer_of_another_metric_cannot_place():
+    index = ivf(compat, "METRIC_INNER_PRODUCT", "METRIC_L2")
+    index.add(XB)
+    bad = XB[:3].copy()
+    bad[1, 0] = np.nan
+    with pytest.raises(RuntimeError, match="row 1"):
+        index.update_vectors(np.arange(3), bad)
+    assert index.ntotal == N
+    index.nprobe = index.nlist
+    far = np.full((1, D), 1e25, dtype="float32")  # its squared distances overflow
+    index.add(far)
+    assert index.search(np.ones((1, D), dtype="float32"), 1)[1].tolist() == [[N]]

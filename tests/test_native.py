@@ -230,7 +230,12 @@ def test_wrong_arguments_of_a_whole_search_are_named():
     }
     search = torch.ops.torch_ivf_module.search_index
     search(**good)
+    codes = list(torch.ops.torch_ivf_module.encode_lists(packed, offsets, sizes, packed.shape[1]))
+    inner = torch.tensor([0, *[1] * (len(codes[2]) - 2), 0])
     for change, said in (
+        ({"codes": codes[:4]}, "codes must be 5 tensors"),
+        ({"codes": [*codes[:2], codes[2][1:], *codes[3:]]}, "codes must be those that encode_lists returns"),
+        *(({"codes": [*codes[:2], codes[2] + far * inner, *codes[3:]]}, "codes must be") for far in (-(2**40), 2**40)),
         ({"x": queries[:1].expand(len(queries), -1)}, "x must be contiguous"),
         ({"kept": k - 1}, "kept must"),
         ({"k": 0, "kept": 0}, "k must"),

@@ -140,15 +140,10 @@ class IndexIVF(Index):
         """Add x (n, d) under ids (n,), or numbered from `ntotal` on."""
         if self._chooses_by_metric():
             return super().put(x, ids)
-        store = self.module.store
-        store.require_trained("add")
+        self.module.store.require_trained("add")
         if ids is None:
             ids = torch.arange(self.ntotal, self.ntotal + x.shape[0], device=x.device)
-        lists = self.quantizer.nearest(x, 1, None)[1][:, 0]
-        with store.lock:
-            number = max(store.next_id, next_id_after(ids))
-            store.add(assign(store, x)[0], ids, lists, number, custom_ids=True)
-        return None
+        return self._put_in(*self._placed(x), ids)
 
     def nearest(self, x: Tensor, k: int, params: Any) -> tuple[Tensor, Tensor]:
         """D and I (Q, k) for x (Q, d)."""
@@ -193,8 +188,9 @@ class IndexIVF(Index):
                 self.module.update(keys, x)
             else:
                 self.vectors(keys)  # RuntimeError if one is unknown
+                placed = self._placed(x)  # or if x cannot be stored, before anything is removed
                 self.module.remove_ids(keys)
-                self.put(x, keys)
+                self._put_in(*placed, keys)
 
     def copy_subset_to(self, other: IndexIVF, subset_type: int, a1: int, a2: int) -> None:
         """Add copies of some vectors to an index with the same centroids: ids in a1 .. a2 - 1 if `subset_type` is 0,
@@ -239,6 +235,17 @@ class IndexIVF(Index):
         """The lists (Q, P) that the quantizer chooses for x (Q, d)."""
         self.module.store.require_trained("search")
         return self.quantizer.nearest(x, min(self.nlist, settings.nprobe or self.nprobe), None)[1]
+
+    def _placed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (n, d) as stored rows, and the list (n,) that the quantizer chooses for each."""
+        stored, own = assign(self.module.store, x)
+        lists = self.quantizer.nearest(x, 1, None)[1][:, 0]
+        return stored, torch.where(lists < 0, own, lists)  # the quantizer finds none where distances overflow
+
+    def _put_in(self, stored: Tensor, lists: Tensor, ids: Tensor) -> None:
+        store = self.module.store
+        with store.lock:
+            store.add(stored, ids, lists, max(store.next_id, next_id_after(ids)), custom_ids=True)
 
     def _given(self, lists: Any, x: Tensor) -> Tensor:
         """Lists (Q, P) that a caller gives for x (Q, d)."""

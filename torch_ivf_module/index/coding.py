@@ -50,9 +50,9 @@ def _get(self: IndexBase) -> Setting:
 
 def _set(self: IndexBase, value: Setting) -> None:
     value = checked_codes(value)
-    if value != self._codes:
-        self._codes = value
-        with self.store.lock:
+    with self.store.lock:  # a search that reads the setting makes the codes under this lock
+        if value != self._codes:
+            self._codes = value
             self.store.codes.clear()
 
 
@@ -98,9 +98,9 @@ class CodesCache:
         if (enough and self._pay is not False) if setting == "auto" else lists.packed.shape[0]:
             kernel = kernel_for(lists.sizes.new_empty(0, dtype=torch.float32))
             if kernel is not None and kernel.serves(lists.packed):
-                self._pay = _pay(lists, kernel)
-                if self._pay or setting == 8:
+                if setting == 8 or _pay(lists, kernel):
                     self._codes = kernel.encode(lists, self._d)
+                self._pay = self._codes is not None
         return self._codes
 
 

@@ -23,7 +23,6 @@ from ..functional.search import search as search_lists
 from ..functional.transforms import differentiable, is_dual, outside, scored, tracked, transforming, wrapped
 from ..params import DEFAULTS, SearchParams, positive
 from . import validation
-from .coding import Setting
 from .eager import autocasts, eager, recorded_by_fx, refuse_recording, refuse_tracing, without_autocast
 from .integrity import refuse_without_values
 from .operator import recorded_search
@@ -148,9 +147,9 @@ def search_prepared(
     """
     options = index.search_options(k, params)
     counted = options.max_codes is not None or options.budget is not None
-    setting = None if options.exact or options.mode != "auto" else index._codes
+    coded = options.mode == "auto" and not options.exact
     visits = queries.shape[0] * options.nprobe
-    coarse, segments, codes = _read_lists(index, params, visits, counted=counted, codes=setting)
+    coarse, segments, codes = _read_lists(index, params, visits, counted=counted, coded=coded)
     stats: dict[str, Any] | None = {} if params.debug_stats else None
     scores, rows, ids = search_lists(queries, coarse, segments, options, codes=codes, probed=probed, stats=stats)
     if stats is not None:
@@ -221,24 +220,24 @@ def _answer_in_float32(
 
 
 def _read_lists(
-    index: IndexBase, params: SearchParams, visits: int, *, counted: bool, codes: Setting = None
+    index: IndexBase, params: SearchParams, visits: int, *, counted: bool, coded: bool = False
 ) -> tuple[Coarse, list[InvertedLists], Codes | None]:
     """What a search reads: the segments of the store, restricted to the ids of the selector, and codes of the first.
 
     `visits` is the number of lists that all queries read; `counted` says that the number of rows is limited, which
-    counts rows that the selector excludes too. `codes` is the setting for this search. A copy of the chosen rows has no
-    codes.
+    counts rows that the selector excludes too; `coded` that the search can read codes. A copy of the chosen rows has
+    none.
     """
     store = index.store
     with store.lock:
         coarse, segments = store.segments(counted=counted)
         each = visits / max(1, coarse.centroids.shape[0])
-        coded = store.codes.get(codes, segments[0], each)
+        codes = store.codes.get(index._codes if coded else None, segments[0], each)
     if params.selector is None:
-        return coarse, segments, coded
+        return coarse, segments, codes
     chosen = validation.selector(params.selector, "selector", index.device)
     chosen_rows = [restricted(lists, chosen, None if counted else each) for lists in segments]
-    return coarse, chosen_rows, coded if chosen_rows[0].packed is segments[0].packed else None
+    return coarse, chosen_rows, codes if chosen_rows[0].packed is segments[0].packed else None
 
 
 def _refuse_transformed_buffers(store: ListStore) -> None:

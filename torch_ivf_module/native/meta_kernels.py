@@ -29,10 +29,10 @@ def register_meta_kernels() -> None:
 
     @torch.library.register_fake("torch_ivf_module::encode_lists")
     def _encode_lists(packed, offsets, sizes, d):  # type: ignore[no-untyped-def]
-        lists, panels, size = offsets.shape[0] - 1, torch.library.get_ctx().new_dynamic_size(), packed.shape[1]
-        floats = (packed.new_empty(shape, dtype=torch.float32) for shape in ((lists, size), (panels, 2), (lists, 3)))
+        lists, panels = offsets.shape[0] - 1, torch.library.get_ctx().new_dynamic_size()
+        floats = (packed.new_empty(shape, dtype=torch.float32) for shape in ((lists, d), (panels, 2), (lists, 3)))
         centres, norms, limits = floats
-        codes = packed.new_empty(panels * panel_bytes(size), dtype=torch.uint8)
+        codes = packed.new_empty(panels * panel_bytes(d), dtype=torch.uint8)
         return centres, codes, torch.empty_like(offsets), norms, limits
 
     @torch.library.register_fake("torch_ivf_module::scan_above")

@@ -34,8 +34,9 @@ class CodeScanner {
     if (visit.segment > 0) {
       return scan_exactly(visit, visit.tasks, visit.count, found);
     }
-    const int64_t size = p_.segments[0].sizes[visit.list];
-    if (codes_.first[visit.list + 1] - codes_.first[visit.list] != panels_of(size)) {
+    const int64_t size = p_.segments[0].sizes[visit.list], panels = codes_.first[p_.lists];
+    const int64_t begin = codes_.first[visit.list], end = codes_.first[visit.list + 1];
+    if (begin < 0 || begin > panels || end > panels || end - begin != panels_of(size)) {
       throw std::runtime_error("codes must be of the lists");
     }
     for (int64_t t = 0; t < visit.count;) {
@@ -185,9 +186,10 @@ class CodeScanner {
     QueryBounds& bounds = queries_.bounds;
     const Task& task = queries_.tasks[m];
     const Segment& segment = p_.segments[0];
+    const auto first = static_cast<uint32_t>(visit.start), last = static_cast<uint32_t>(segment.sizes[visit.list] - 1);
     uint32_t rows[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      rows[i] = static_cast<uint32_t>(visit.start + run + in_run[i]);
+    for (int i = 0; i < kLanes; ++i) { // no row outside of the list is read, whatever the codes are
+      rows[i] = first + std::min(static_cast<uint32_t>(run) + in_run[i], last);
     }
     for (unsigned rest = which; rest && (segment.bias || p_.limits); rest &= rest - 1) {
       const int i = __builtin_ctz(rest);
