@@ -19,7 +19,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep-budgets": ("commands.run", "recall and queries/s over candidate budgets"),
     "profile": ("commands.run", "searches of some batch sizes under torch.profiler, as a table of their operators"),
     "score-auto": ("commands.score_auto", "score the choices of search_mode='auto' and the constants behind them"),
-    "sharded": ("sharded", "measure what an index over several processes holds and sends"),
 }
 
 

@@ -45,13 +45,14 @@ class Context:
         """Empty engines of `table` among the names that take part (and among `only`, if given)."""
         return engines.make([name for name in self.names if not only or name in only], table, self.spec())
 
-    def build_paired(self, *only: str) -> dict[str, engines.Variant]:
-        """List-based engines that hold the whole base, all on the same centroids, with the case's nprobe."""
-        made = self.make(engines.IVF, *only)
+    def build_paired(self, *only: str, table: Mapping[str, engines.Entry] = engines.IVF) -> dict[str, engines.Variant]:
+        """List-based engines that hold the whole base, on the same centroids, with the case's nprobe, and warm."""
+        made = self.make(table, *only)
         self.note("building " + ", ".join(made))
         engines.build_paired(made, self.train_rows, self.data.base, self.data.centroids)
         for engine in made.values():
             engine.set(self.case.nprobe)
+            engine.warm(engine.convert(self.data.queries[:64]))
         return made
 
     def caller(self, engine: engines.Variant, rows: Any, nq: int) -> Callable[[int], Any]:

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = "torch-ivf-module torch numpy faiss-cpu torch-ivf scikit-learn hnswlib usearch"
+_PACKAGES = "torch-ivf-module torch numpy faiss-cpu torch-ivf hnswlib scann-core-torch"
 _SIMD = re.compile(r"^(sse4|avx|amx|fma|f16c|asimd|sve|bf16|i8mm|neon)")
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,15 +1,16 @@
 """docs/benchmarks.md and its plots, from the last finished run of each (case, task)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from .cases import CASES, PLAN
+from .cases import AIMS, BATCHES, CASES, PLAN
 from .results import TaskRun
-from .tables import GROWTH, TABLES, pivot, tabulate
+from .tables import GROWTH, TABLES, TO_FAISS, grid, pivot, tabulate
 
 Tasks = Mapping[tuple[str, str], TaskRun]
 
-SHOWN = ("ours", "ours-csr", "ours-matrix", "faiss", "torch-ivf")  # engines, in the READMEs' tables and chart
+SHOWN = ("ours", "ours-float", "ours-csr", "faiss", "torch-ivf")  # engines, in the READMEs' tables and chart
 _HEAD = """# Benchmarks
 
 Written by `python -m benchmarks report` from `benchmarks/benchmarks.jsonl`; change the program, not this page.
@@ -18,7 +19,8 @@ turns on the same rows with the same number of threads, and figures are medians 
 to faiss-cpu in the same run. “recall” is recall@20; “same ids” is the lowest share of ids, over all batch sizes, that
 agree with faiss's, ties aside; “of the floor” is the best speed as a share of what the matrix products alone, in plain
 calls, would allow; “growth” is the largest rise of the process's memory in a first call. Where a native
-kernel is named, `ours` (`search_mode="auto"`) uses it; `ours-csr` and `ours-matrix` are always PyTorch operations."""
+kernel is named, `ours` uses it, with its 8-bit codes where the default makes them, and `ours-float` without codes;
+`ours-csr` and `ours-matrix` are always PyTorch operations."""
 
 
 def page(tasks: Tasks) -> str:
@@ -37,6 +39,28 @@ def page(tasks: Tasks) -> str:
     return "\n\n".join([*parts, "## Runs", *(_run(runs[name]) for name in sorted(runs))]) + "\n"
 
 
+def aims(task: TaskRun) -> str:
+    """The ratios to faiss that were reached with codes, beside those to be reached on such a processor."""
+    unit = next((unit for unit in AIMS if unit in task.facts["simd"]), "")
+    aim = dict(zip(BATCHES, AIMS.get(unit, {}).get(task.case, ()), strict=False))
+    if not aim or not any("rows_scored" in row for row in task.rows):
+        return ""
+    found = [TO_FAISS.text(task.rows, {"engine": "ours", "nq": nq}) for nq in aim]
+    aimed = [f"{ratio:g}×" for ratio in aim.values()]
+    return grid(["queries/s / faiss's", *(f"nq {nq:,}" for nq in aim)], [["ours", *found], [f"aim, {unit}", *aimed]])
+
+
+def which_index(tasks: Tasks) -> str:
+    """The task `quantizers` at the nprobe of each case, for the page about these indexes; empty if it was not done."""
+    parts, names = [], ("photographs", "tokens", "headline")
+    found = [tasks[name, "quantizers"] for name in names if (name, "quantizers") in tasks]
+    for task in found:
+        table, rows = replace(TABLES["quantizers"], block=None), task.pick(nprobe=CASES[task.case].nprobe)
+        parts += [f"{CASES[task.case].description}:", pivot(table, rows)]
+        parts += [f"![Recall against queries/s, {task.case}](img/{plot_file(task)})", caption(task)]
+    return "\n\n".join(parts)
+
+
 def plot_file(task: TaskRun) -> str:
     return f"{task.task}-{task.case}.svg"
 
@@ -48,6 +72,7 @@ def _section(task: TaskRun) -> list[str]:
         parts.append(f"Unevenness of the lists: {task.rows[0]['unevenness']:.1f} (1 for lists of one size).")
     if table.plot is not None:
         parts.append(f"![{table.title}, {task.case}](img/{plot_file(task)})")
+    parts += [aims(task)] if task.task == "search" and aims(task) else []
     return [*parts, caption(task), *_left_out(task)]
 
 

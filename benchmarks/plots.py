@@ -23,15 +23,21 @@ matplotlib.rcParams.update(_SVG | _STYLE | {"axes.grid": True, "grid.alpha": 0.3
 # differ in line and marker, so that grey prints are read too.
 _STYLES: dict[str, tuple[str, str, str]] = {
     "ours": ("#D55E00", "-", "o"),
+    "ours-float": ("#D55E00", "-.", "D"),
     "ours-csr": ("#D55E00", "--", "s"),
     "ours-matrix": ("#D55E00", ":", "^"),
     "faiss": ("#0072B2", "-", "o"),
     "faiss-lists": ("#0072B2", "--", "s"),
     "torch-ivf": ("#009E73", "-", "o"),
-    "torch-ivf-matrix": ("#009E73", ":", "^"),
-    "sklearn": ("#666666", "-", "x"),
     "hnswlib": ("#E69F00", "-", "P"),
-    "usearch": ("#56B4E9", "-", "X"),
+    "ours-float16": ("#CC79A7", "-", "v"),
+    "ours-sq8": ("#E69F00", "-", "D"),
+    "ours-sq8-codes": ("#E69F00", "--", "d"),
+    "ours-sq4": ("#E69F00", ":", "<"),
+    "faiss-sq8": ("#56B4E9", "-", "D"),
+    "faiss-sq4": ("#56B4E9", ":", "<"),
+    "faiss-pq": ("#000000", "-", "X"),
+    "scann": ("#009E73", "-", "P"),
 }
 _MISSED = (0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)  # ticks of recall: 1 minus these
 
@@ -76,19 +82,17 @@ def speed(task: TaskRun, title: str, engines: Iterable[str] | None = None) -> st
 
 
 def recall(task: TaskRun, title: str) -> str:
-    """Queries/s against recall, one panel per batch size; exhaustive engines are a horizontal line. Where recall
-    exceeds 0.95 its scale is logarithmic in 1 - recall, to separate the last percents."""
-    nqs, best = task.values("nq"), max((row["recall"] for row in task.rows if row["knob"]), default=0.0)
+    """Queries/s against recall, one panel per batch size, with bytes per vector in the names if they differ. Where
+    recall exceeds 0.95 its scale is logarithmic in 1 - recall, to separate the last percents."""
+    nqs, best = task.values("nq"), max(row["recall"] for row in task.rows)
     figure, panels = plt.subplots(1, len(nqs), figsize=(4.8 * len(nqs), 4.2), squeeze=False)
     for axes, nq in zip(panels[0], nqs, strict=True):
         for engine in task.engines():
             rows = sorted(task.pick(engine=engine, nq=nq), key=lambda row: row["recall"])
-            if rows and not rows[0]["knob"]:
-                exact = {"label": f"{engine} (exact)", "ls": "--", "marker": ""}
-                axes.axhline(rows[0]["qps"], **_style(engine) | exact)
-            elif rows:
+            if rows:
+                size = {"label": f"{engine}, {rows[0]['bytes']:.0f} bytes"} if "bytes" in rows[0] else {}
                 at = [max(1 - row["recall"], _MISSED[-1]) if best > 0.95 else row["recall"] for row in rows]
-                axes.plot(at, [row["qps"] for row in rows], **_style(engine))
+                axes.plot(at, [row["qps"] for row in rows], **_style(engine) | size)
         if best > 0.95:
             axes.set_xscale("log")
             axes.invert_xaxis()

@@ -160,7 +160,12 @@ _MADE = Figure("made in, s", "make_seconds")
 _SAME_IDS = Figure("same ids", "agreement", "{:.5f}".format, min)
 _GROWTH = Figure("growth, MiB", scaled("peak_growth_bytes", 1 / _MIB), count, max)
 _FLOOR = Figure("of the floor", lambda row: row["qps"] / row["floor"] if "floor" in row else None, "{:.0%}".format, max)
-_BATCHES = ("queries/s", ("engine",), ("nq",), QPS, (_FLOOR, _RECALL, _SAME_IDS, _GROWTH))
+CODES = (
+    Figure("rows scored exactly", "rows_scored", "{:.0f}".format),
+    Figure("codes / float rows", lambda row: row["codes_bytes"] / row["raw_bytes"] if "codes_bytes" in row else None),
+)
+_BATCHES = ("queries/s", ("engine",), ("nq",), QPS, (_FLOOR, *CODES, _RECALL, _SAME_IDS, _GROWTH))
+_SQ8 = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "faiss-sq8"}))
 _LIMITS = (
     Figure("recall against unlimited", "recall", "{:.4f}".format),
     Figure("rows read per query", "rows_read", count),
@@ -186,6 +191,13 @@ TABLES: dict[str, Table] = {
     "recall": Table(
         "Recall against queries/s, each library's own training", "queries/s", ("engine",), ("recall ≥",),
         Figure("", "qps", speed, note=_SETTING), (Figure("build, s", "build_seconds"),), "nq", _levels, "recall",
+    ),
+    "quantizers": Table(
+        "Which index to take, on the same lists", "queries/s (× faiss-sq8)", ("engine",), ("nq",), _SQ8, (
+            Figure("stored as", "stored", str, last), Figure("recall@10", "recall", "{:.4f}".format, last),
+            Figure("bytes per vector", "bytes", count), Figure("as codes", lambda row: row["codes"] or None, count),
+            Figure("/ float rows", lambda row: row["bytes"] / row["raw"], "{:.3f}".format),
+        ), "nprobe", plot="recall",
     ),
     "pairs": Table(
         "Recall and queries/s over nlist and nprobe, on the same lists", "queries/s", ("nlist", "nprobe"),

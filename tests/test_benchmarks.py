@@ -24,6 +24,7 @@ from benchmarks.commands.report import READMES, texts
 from benchmarks.commands.report import stored as figures
 from benchmarks.commands.score_auto import Cell, score
 from benchmarks.measure import Effort
+from benchmarks.page import aims, which_index
 from benchmarks.results import latest
 from benchmarks.tables import TABLES, TO_FAISS, Figure, Table, pivot
 from benchmarks.tasks import TASKS
@@ -31,7 +32,8 @@ from benchmarks.tasks.profile import operators
 from benchmarks.tasks.serving import busy_processes, serve
 
 ROOT = Path(__file__).resolve().parents[1]
-TRIED = ("lists", "search", "add", "pairs", "auto", "budgets", "codes", "filters", "maintenance", "serving")
+TRIED = ("lists", "search", "add", "pairs", "quantizers", "auto", "budgets", "codes", "filters")
+TRIED += ("maintenance", "serving")
 _NONE = dict.fromkeys(("turn_seconds", "serve_seconds", "pause_seconds"), 0)
 SWIFT = Effort(rounds=2, fewest_rounds=1, most_calls=1, call_seconds=float("inf"), **_NONE)
 README = "before\n<!-- benchmark:begin -->\nold figures\n<!-- benchmark:end -->\nafter\n"
@@ -71,7 +73,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tasks = [word for task in TRIED for word in ("--task", task)]
     done = _benchmarks(
         *("run", "--quick", "--quiet", "--case", "tiny", *tasks),
-        *("--engines", "ours,ours-csr,ours-matrix,faiss", "--threads", "1", "--out", out),
+        *("--engines", "ours,ours-csr,ours-matrix,ours-sq8,faiss,faiss-sq8", "--threads", "1", "--out", out),
     )
     assert done.returncode == 0, done.stderr
     assert "queries/s" in done.stdout
@@ -113,6 +115,38 @@ def test_the_floor_stands_beside_the_search(stored: Path) -> None:
     assert TABLES["search"].figures[0].at(rows, {"engine": "ours"}) == max(
         row["qps"] / floor for row in rows if row["engine"] == "ours"
     )
+
+
+def test_quantized_indexes_take_less_memory_on_the_same_lists(stored: Path) -> None:
+    task = latest([stored])["tiny", "quantizers"]
+    for nprobe in task.values("nprobe"):
+        found = {row["engine"]: row for row in task.pick(nprobe=nprobe, nq=1)}
+        assert found["ours-sq8"]["bytes"] < found["ours"]["bytes"]
+        assert found["ours-sq8"]["recall"] == pytest.approx(found["ours"]["recall"], abs=0.05)
+        if "faiss-sq8" in found:
+            assert found["faiss-sq8"]["bytes"] < found["faiss"]["bytes"]
+            assert found["faiss"]["recall"] == found["ours"]["recall"]
+
+
+def test_the_page_of_quantizers_shows_the_nprobe_of_the_case() -> None:
+    rows = [
+        {"engine": "ours", "nq": 1, "nprobe": nprobe, "qps": 10, "recall": 0.5, "bytes": 500, "codes": 0, "raw": 512}
+        for nprobe in (8, 32)
+    ]
+    facts = {"cpu": "", "threads": 1, "date": "", "commit": "", "changed": False, "command": "", "run": ""}
+    text = which_index({("headline", "quantizers"): results.TaskRun("headline", "quantizers", facts, rows)})
+    assert text.count("| ours | 10 | 0.5000 | 500 | 0.977 |") == 1
+    assert which_index({}) == ""
+
+
+def test_aims_stand_beside_what_was_reached_with_codes() -> None:
+    rows = [{"engine": "ours", "nq": 1, "qps": 30, "rows_scored": 33}, {"engine": "faiss", "nq": 1, "qps": 10}]
+    task = results.TaskRun("headline", "search", {"simd": ["avx2", "avx512_vnni"]}, rows)
+    lines = aims(task).splitlines()
+    assert lines[2].startswith("| ours | 3.00× |")
+    assert lines[3].startswith("| aim, avx512_vnni | 3.8× | 3.2× |")
+    assert aims(results.TaskRun("headline", "search", {"simd": []}, rows)) == ""
+    assert aims(results.TaskRun("headline", "search", task.facts, rows[1:])) == "", "measured without codes"
 
 
 def test_every_number_of_request_threads_is_served(stored: Path) -> None:
@@ -241,11 +275,10 @@ def test_a_report_without_lines_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "docs").exists()
 
 
-def test_what_this_commit_has_measured_is_left_out(stored: Path) -> None:
+def test_a_list_of_what_would_be_measured_measures_nothing(stored: Path) -> None:
     plan = ("run", "--case", "tiny", "--task", "search", "--out", stored)
     assert "commit" in _benchmarks(*plan, "--list").stdout
     before = stored.read_text()
-    assert "nothing is left to measure" in _benchmarks(*plan, "--resume").stdout
     assert stored.read_text() == before
 
 

@@ -1,4 +1,4 @@
-"""Write what is made of the stored figures: docs/benchmarks.md, its plots, and the block of tables in both READMEs."""
+"""Write what is made of the stored figures: docs/benchmarks.md, its plots, and the tables of other pages."""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from .. import results
 from ..cases import CASES
-from ..page import SHOWN, Tasks, caption, page
-from ..tables import TABLES, pivot
+from ..page import SHOWN, Tasks, aims, caption, page, which_index
+from ..tables import CODES, TABLES, pivot
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
@@ -64,11 +64,13 @@ def stored(files: Iterable[Path]) -> Tasks:
 def texts(tasks: Tasks, root: Path) -> Iterator[tuple[Path, str]]:
     """Each page that is made of the figures, as it should be. A README without markers for its block is unchanged."""
     yield root / "docs" / "benchmarks.md", page(tasks)
-    for path in (root / name for name in READMES):
+    blocks = {"docs/scalar-quantizers.md": [which_index(tasks)]}
+    if ("headline", "search") in tasks:
+        blocks |= {name: [part for part in _block(tasks, *readme) if part] for name, readme in READMES.items()}
+    for path, parts in ((root / name, parts) for name, parts in blocks.items()):
         before = path.read_text(encoding="utf-8") if path.exists() else ""
-        if BEGIN in before and END in before and ("headline", "search") in tasks:
-            block = "\n\n".join([BEGIN, *_block(tasks, *READMES[path.name]), END])
-            yield path, before.split(BEGIN)[0] + block + before.split(END)[1]
+        if BEGIN in before and END in before and parts[0]:
+            yield path, before.split(BEGIN)[0] + "\n\n".join([BEGIN, *parts, END]) + before.split(END)[1]
 
 
 def _block(tasks: Tasks, chart: str, corner: str, cases: dict[str, str], versions: str) -> Iterator[str]:
@@ -76,7 +78,8 @@ def _block(tasks: Tasks, chart: str, corner: str, cases: dict[str, str], version
     for task in (tasks[name, "search"] for name in cases if (name, "search") in tasks):
         rows = [row for row in task.rows if row["engine"] in SHOWN]
         yield f"{cases[task.case]}:"
-        yield pivot(replace(TABLES["search"], corner=corner, figures=()), rows)
+        yield pivot(replace(TABLES["search"], corner=corner, figures=CODES), rows)
+        yield aims(task)
         yield caption(task)
     found = tasks["headline", "search"].facts["versions"]
     names = [f"{name} {found[name]}" for name in ("torch", "faiss-cpu", "torch-ivf") if name in found]

@@ -39,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         option("--case", action="append", choices=sorted(CASES), help="only this case (may be repeated)")
         option("--task", action="append", choices=tasks, help="only this task (may be repeated)")
         option("--list", action="store_true", help="only list what would be measured, and when it last was")
-        option("--resume", action="store_true", help="leave out what this very commit has measured already")
     option("--quick", action="store_true", help="ours and faiss, few repetitions, stored in quick.jsonl, not committed")
     option("--engines", type=lambda text: text.split(","), help="only these, with commas between them")
     option("--out", type=Path, help="the file to append to")
@@ -51,17 +50,12 @@ def run(options: argparse.Namespace) -> int:
     if options.command in SWEEPS:
         return _sweep(options)
     jobs, last = _jobs(options), results.latest([options.out or results.DEFAULT])
-    if options.resume:
-        done = {key for key, task in last.items() if task.facts["commit"] == machine.commit()}
-        jobs = [(case, task) for case, task in jobs if (case.name, task) not in done]
     for case, task in jobs if options.list else ():
         when, found = "never", last.get((case.name, task))
         if found is not None:
             when = f"{found.facts['date'][:10]}, commit {found.facts['commit'][:7]}, {found.seconds:,.0f} s"
         print(f"{f'--case {case.name} --task {task}':42} {when}")
-    if not jobs:
-        print("nothing is left to measure")
-    if options.list or not jobs:
+    if options.list:
         return 0
     words = [f"--case {case}" for case in options.case or ()] + [f"--task {task}" for task in options.task or ()]
     return measure(jobs, options, words, {})

@@ -60,10 +60,7 @@ def run(options: argparse.Namespace) -> int:
     machine.set_threads(options.threads)
     stored, cells = results.latest([options.file]), []
     for name in options.case or _PLANNED:
-        if (name, "auto") in stored:
-            cells += _cells(stored[name, "auto"], options.threads)
-        else:
-            print(f"{name} has not been measured: python -m benchmarks run --case {name} --task auto")
+        cells += _cells(stored[name, "auto"], options.threads) if (name, "auto") in stored else ()
     given = {int(nq): float(weight) for nq, weight in options.weights or ()}
     weigh = (lambda nq: given.get(nq, 0.0)) if given else PRESETS[options.preset]
     if not any(weigh(cell.nq) for cell in cells):
@@ -73,9 +70,8 @@ def run(options: argparse.Namespace) -> int:
     found, rows = sorted((*score(cells, modes, weigh), name) for name, modes in chosen.items()), []
     for place, (mean, worst, name) in enumerate(found, 1):
         if place <= options.top or name == _NOW:
-            others = sum(map(str.__ne__, chosen[name], chosen[_NOW]))
-            rows.append([f"{place}. {name}", f"{mean:.3f}", f"{worst:.2f}", f"{others} of {len(cells)}"])
-    print(grid(["rule", "time / fastest", "worst", "chosen otherwise"], rows))
+            rows.append([f"{place}. {name}", f"{mean:.3f}", f"{worst:.2f}"])
+    print(grid(["rule", "time / fastest", "worst"], rows))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,29 +21,43 @@ class Entry:
     library: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     kernel: bool = True  # whether this library may use its native kernel
+    rows: str = "Flat"  # how rows are stored, as the library's index_factory names it
+
+    @property
+    def owner(self) -> tuple[Any, ...]:
+        """What an index can be shared by: another setting of `codes` would free the codes."""
+        return self.adapter, self.rows, self.settings.get("codes", "auto")
 
 
 _OURS = "torch_ivf_module"
 IVF: dict[str, Entry] = {
     "ours": Entry(adapters.OursIVF, _OURS, {"search_mode": "auto"}),
+    "ours-float": Entry(adapters.OursIVF, _OURS, {"search_mode": "auto", "codes": None}),  # reads no 8-bit codes
     "ours-csr": Entry(adapters.OursIVF, _OURS, {"search_mode": "csr"}, kernel=False),
     "ours-matrix": Entry(adapters.OursIVF, _OURS, {"search_mode": "matrix"}, kernel=False),
     "faiss": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 0}),  # default: threads share a batch's queries
     "faiss-lists": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 1}),  # threads share one query's lists
     "torch-ivf": Entry(adapters.TorchIVF, "torch_ivf", {"search_mode": "csr"}),
-    "torch-ivf-matrix": Entry(adapters.TorchIVF, "torch_ivf", {"search_mode": "matrix"}),  # its default
 }
 FLAT: dict[str, Entry] = {
     "ours": Entry(adapters.OursFlat, _OURS),
+    "ours-float": Entry(adapters.OursFlat, _OURS, {"codes": None}),
     "faiss": Entry(adapters.FaissFlat, "faiss"),
-    "torch-ivf": Entry(adapters.TorchIVFFlat, "torch_ivf", {"search_mode": "auto"}),
-    "sklearn": Entry(adapters.Sklearn, "sklearn"),
 }
-GRAPH: dict[str, Entry] = {
-    "hnswlib": Entry(adapters.Hnswlib, "hnswlib"),
-    "usearch": Entry(adapters.Usearch, "usearch"),
+GRAPH: dict[str, Entry] = {"hnswlib": Entry(adapters.Hnswlib, "hnswlib")}
+QUANTIZED: dict[str, Entry] = {  # list-based, with vectors in fewer bits
+    "ours": IVF["ours"],
+    "ours-float16": Entry(adapters.OursIVF, _OURS, rows="SQfp16"),
+    "ours-sq8": Entry(adapters.OursIVF, _OURS, rows="SQ8"),
+    "ours-sq8-codes": Entry(adapters.OursIVF, _OURS, {"codes": 8}, rows="SQ8"),
+    "ours-sq4": Entry(adapters.OursIVF, _OURS, rows="SQ4"),
+    "faiss": IVF["faiss"],
+    "faiss-sq8": Entry(adapters.FaissIVF, "faiss", rows="SQ8"),
+    "faiss-sq4": Entry(adapters.FaissIVF, "faiss", rows="SQ4"),
+    "faiss-pq": Entry(adapters.FaissIVF, "faiss", {"k_factor": 10}, rows="PQ{half}x4fs,RFlat"),
+    "scann": Entry(adapters.Scann, "scann.torch", rows="AH,reorder"),
 }
-LIBRARIES: dict[str, str] = {name: entry.library for name, entry in {**IVF, **FLAT, **GRAPH}.items()}
+LIBRARIES: dict[str, str] = {name: entry.library for name, entry in {**IVF, **FLAT, **GRAPH, **QUANTIZED}.items()}
 
 
 class Variant:
@@ -55,10 +69,18 @@ class Variant:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.owner, name)
 
-    def search(self, x: Any, k: int) -> Any:
+    def warm(self, x: Any) -> None:
+        if self.entry.kernel:
+            self._set()
+            self.owner.warm(x)
+
+    def _set(self) -> None:
         for name, value in self.entry.settings.items():
             if getattr(self.owner.index, name) != value:
                 setattr(self.owner.index, name, value)
+
+    def search(self, x: Any, k: int) -> Any:
+        self._set()
         if self.entry.kernel:
             return self.owner.search(x, k)
         with native.disabled():  # for the whole process
@@ -78,10 +100,11 @@ def build_kernel() -> bool:
 
 
 def make(names: Iterable[str], table: Mapping[str, Entry], spec: Spec) -> dict[str, Variant]:
-    """An empty engine for each name that `table` knows; names of one adapter share its index."""
+    """An empty engine for each name that `table` knows; names that store the same share an index."""
     known = [name for name in names if name in table]
-    made = {adapter: adapter(spec) for adapter in dict.fromkeys(table[name].adapter for name in known)}
-    return {name: Variant(made[table[name].adapter], table[name]) for name in known}
+    owners = {table[name].owner: table[name] for name in known}
+    made = {owner: entry.adapter(replace(spec, rows=entry.rows)) for owner, entry in owners.items()}
+    return {name: Variant(made[table[name].owner], table[name]) for name in known}
 
 
 def build_paired(engines: Mapping[str, Variant], train: Any, base: np.ndarray, centroids: np.ndarray | None) -> None:
@@ -91,5 +114,5 @@ def build_paired(engines: Mapping[str, Variant], train: Any, base: np.ndarray, c
             engine.train(train)
             centroids = np.array(engine.centroids())
         else:
-            engine.use_centroids(centroids)
+            engine.use_centroids(centroids, train)
         engine.add(engine.convert(base))

@@ -5,10 +5,12 @@
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
+
+import torch_ivf_module
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,17 @@ class Spec:
     metric: str = "l2"  # "l2", "ip" or "cosine"; for cosine every row has unit length
     seed: int = 1234
     threads: int = 2
+    rows: str = "Flat"  # how rows are stored, as the library's index_factory names it; half is d / 2
+
+    @property
+    def factory(self) -> str:
+        return f"IVF{self.nlist},{self.rows}".format(half=self.d // 2)
 
 
 class Engine:
     """The contract of an adapter; `index` is the library's own object."""
 
-    parameter: ClassVar[str | None] = "nprobe"  # what trades recall for speed; None for exhaustive search
+    parameter = "nprobe"  # what trades recall for speed
     index: Any
 
     def __init__(self, spec: Spec) -> None:
@@ -45,8 +52,11 @@ class Engine:
     def centroids(self) -> np.ndarray:
         raise NotImplementedError
 
-    def use_centroids(self, centroids: np.ndarray) -> None:
-        raise NotImplementedError
+    def use_centroids(self, centroids: np.ndarray, rows: Any = None) -> None:
+        """Take these in place of training lists, if it can; what else has to be trained is, on `rows`."""
+
+    def warm(self, x: Any) -> None:
+        """Have the library make, from 64 queries on, what it makes when an index has been searched often enough."""
 
     def add(self, x: Any) -> None:
         """Add converted rows; their ids count from 0 in the order of adding."""
@@ -72,18 +82,23 @@ class TorchEngine(Engine):
     def centroids(self) -> np.ndarray:
         return self.index.state_dict()["centroids"].numpy()
 
-    def use_centroids(self, centroids: np.ndarray) -> None:
+    def use_centroids(self, centroids: np.ndarray, rows: Any = None) -> None:
         lists = torch.zeros(self.spec.nlist + 1, dtype=torch.int64)
         state = {**self.index.state_dict(), "centroids": torch.tensor(centroids), "list_offsets": lists}
         self.index.load_state_dict(state)
 
 
 class OursIVF(TorchEngine):
-    module, rounds, cosine = "torch_ivf_module", "niter", "cosine"
+    rounds = "niter"
 
     def make(self, spec: Spec) -> Any:
-        metric = self.cosine if spec.metric == "cosine" else spec.metric
-        return importlib.import_module(self.module).IndexIVFFlat(spec.d, nlist=spec.nlist, metric=metric)
+        return torch_ivf_module.index_factory(spec.d, spec.factory, spec.metric)
+
+    def warm(self, x: Any) -> None:
+        self.index.search(x, 1, params=torch_ivf_module.SearchParams(nprobe=self.spec.nlist))
+
+    def bytes(self) -> int:
+        return int(self.index.memory_bytes())
 
     def train(self, x: np.ndarray, niter: int | None = None) -> None:
         iterations = {} if niter is None else {self.rounds: niter}
@@ -91,40 +106,53 @@ class OursIVF(TorchEngine):
 
 
 class TorchIVF(OursIVF):
-    module, rounds, cosine = "torch_ivf.index", "max_iter", "ip"  # of rows of unit length
+    rounds, warm = "max_iter", Engine.warm
+
+    def make(self, spec: Spec) -> Any:
+        metric = "l2" if spec.metric == "l2" else "ip"  # of rows of unit length
+        return importlib.import_module("torch_ivf.index").IndexIVFFlat(spec.d, nlist=spec.nlist, metric=metric)
 
 
 class FaissIVF(Engine):
     def make(self, spec: Spec) -> Any:
-        faiss = importlib.import_module("faiss")
-        self.quantizer = FaissFlat(spec).index
-        return faiss.IndexIVFFlat(self.quantizer, spec.d, spec.nlist, self.quantizer.metric_type)
+        self.faiss = faiss = importlib.import_module("faiss")
+        index = faiss.index_factory(spec.d, spec.factory, FaissFlat(spec).index.metric_type)
+        self.ivf = faiss.extract_index_ivf(index)  # the index itself, or what a refinement is around
+        self.quantizer = faiss.downcast_index(self.ivf.quantizer)
+        return index
+
+    def set(self, value: int) -> None:
+        self.ivf.nprobe = value
+
+    def bytes(self) -> int:
+        return int(self.faiss.serialize_index(self.index).nbytes)
 
     def train(self, x: np.ndarray, niter: int | None = None) -> None:
-        self.index.cp.seed = self.spec.seed
+        self.ivf.cp.seed = self.spec.seed
         if niter is not None:
-            self.index.cp.niter = niter
+            self.ivf.cp.niter = niter
         self.index.train(x)
 
     def centroids(self) -> np.ndarray:
         return self.quantizer.reconstruct_n(0, self.spec.nlist)
 
-    def use_centroids(self, centroids: np.ndarray) -> None:
+    def use_centroids(self, centroids: np.ndarray, rows: Any = None) -> None:
         self.quantizer.add(centroids)
-        self.index.is_trained = True
+        if rows is None:
+            self.index.is_trained = True
+        else:
+            self.index.train(rows)  # leaves centroids that are there as they are
 
 
 class OursFlat(TorchEngine):
-    parameter = None
     module = "torch_ivf_module"
 
     def make(self, spec: Spec) -> Any:
         module = importlib.import_module(self.module)
         return (module.IndexFlatL2 if spec.metric == "l2" else module.IndexFlatIP)(spec.d)
 
-
-class TorchIVFFlat(OursFlat):
-    module = "torch_ivf.index"
+    def warm(self, x: Any) -> None:
+        self.search(x, 1)
 
 
 class FaissFlat(OursFlat):
@@ -136,25 +164,11 @@ class FaissFlat(OursFlat):
         return super().make(spec)
 
 
-class Sklearn(Engine):
-    parameter = None
-
-    def make(self, spec: Spec) -> Any:
-        metric = "sqeuclidean" if spec.metric == "l2" else "cosine"
-        return importlib.import_module("sklearn.neighbors").NearestNeighbors(algorithm="brute", metric=metric)
-
-    def add(self, x: np.ndarray) -> None:
-        self.index.fit(x)
-
-    def search(self, x: np.ndarray, k: int) -> Any:
-        return self.index.kneighbors(x, k)
-
-
 class Hnswlib(Engine):
     parameter = "ef"
 
     def make(self, spec: Spec) -> Any:
-        return importlib.import_module("hnswlib").Index(space="l2" if spec.metric == "l2" else "ip", dim=spec.d)
+        return importlib.import_module("hnswlib").Index("l2" if spec.metric == "l2" else "ip", spec.d)
 
     def add(self, x: np.ndarray) -> None:
         self.index.init_index(len(x), M=16, ef_construction=200, random_seed=self.spec.seed)
@@ -171,25 +185,27 @@ class Hnswlib(Engine):
         return answer[0].astype(np.int64)
 
 
-class Usearch(Engine):
-    parameter = "ef"
+class Scann(Engine):
+    """scann-core-torch: 4-bit product codes of two dimensions each, 100 candidates ranked again; its own lists."""
+
+    convert = TorchEngine.convert
 
     def make(self, spec: Spec) -> Any:
-        metric = "l2sq" if spec.metric == "l2" else "ip"
-        index = importlib.import_module("usearch.index").Index
-        return index(ndim=spec.d, metric=metric, dtype="f32", connectivity=16, expansion_add=200)
+        return None  # made of the rows
 
-    def add(self, x: np.ndarray) -> None:
-        self.index.add(np.arange(len(x)), x, threads=self.spec.threads)
+    def add(self, x: Any) -> None:
+        metric = "squared_l2" if self.spec.metric == "l2" else "dot_product"
+        threshold = float("nan") if metric == "squared_l2" else 0.2  # that of its documentation
+        builder = importlib.import_module("scann.torch").builder(x.numpy(), 10, metric)
+        tree = builder.set_n_training_threads(self.spec.threads).tree(self.spec.nlist, 1)
+        self.index = tree.score_ah(2, anisotropic_quantization_threshold=threshold).reorder(100).build()
 
     def set(self, value: int) -> None:
-        self.index.expansion_search = value
+        self.leaves = value
 
-    def search(self, x: np.ndarray, k: int) -> Any:
-        return self.index.search(x, k, threads=self.spec.threads)
+    def bytes(self) -> int:
+        return sum(part.nbytes for part in self.index.state_dict().values())
 
-    def ids(self, answer: Any) -> np.ndarray:
-        # One query comes without its first axis; unused places are beyond `counts`.
-        keys = np.atleast_2d(answer.keys).astype(np.int64)
-        counts = np.full(len(keys), getattr(answer, "counts", keys.shape[1]))
-        return np.where(np.arange(keys.shape[1]) < counts[:, None], keys, -1)
+    def search(self, x: Any, k: int) -> Any:
+        search = self.index.search_batched_parallel if len(x) > 1 else self.index.search_batched
+        return search(x, k, leaves_to_search=self.leaves)[::-1]

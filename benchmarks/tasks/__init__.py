@@ -8,10 +8,10 @@ from .formats import compiled, formats
 from .memory import memory
 from .params import auto, budgets, codes, filters
 from .profile import profile
-from .recall import pairs, recall
+from .recall import pairs, quantizers, recall
 from .search import flat, lists, search
 from .serving import contention, serving
 
-_FUNCTIONS = (lists, search, flat, train, add, recall, pairs, auto, budgets, codes, filters, maintenance)
-_MORE = (serving, contention, compiled, memory, formats, profile)
-TASKS: dict[str, Callable[[Context], None]] = {task.__name__: task for task in (*_FUNCTIONS, *_MORE)}
+_SEARCHES = (lists, search, flat, recall, pairs, quantizers, auto, budgets, codes, filters, serving, contention)
+_OTHERS = (train, add, maintenance, compiled, memory, formats, profile)
+TASKS: dict[str, Callable[[Context], None]] = {task.__name__: task for task in (*_SEARCHES, *_OTHERS)}

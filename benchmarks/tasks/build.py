@@ -40,6 +40,14 @@ def add(ctx: Context) -> None:
             ctx.note(f"{name}, {repeat + 1} of {_REPEATS}")
             seconds = add_in_batches(ctx, name, centroids, len(ctx.data.base))
             ctx.row(name, rows=len(ctx.data.base), seconds=seconds)
+    for engine in ctx.build_paired("ours").values():
+        query = engine.convert(ctx.data.queries[:1])
+        for _ in range(_REPEATS):
+            engine.index.codes = None  # frees those there are
+            engine.index.codes = 8
+            seconds, _ = timed(engine.search, query, 1)  # makes them, and searches
+            if engine.index.store.codes.bytes:
+                ctx.row("ours, its 8-bit codes", rows=len(ctx.data.base), seconds=seconds)
 
 
 def _centroids(ctx: Context, name: str) -> np.ndarray:

@@ -74,18 +74,14 @@ def compiled(ctx: Context) -> None:
             ctx.note(f"making {name}")
             torch._dynamo.config.recompile_limit = 64  # of all models here together
             models[name] = torch.compile(models[name], fullgraph=True, dynamic=True)
-            made = ctx.attempt(name, timed, _several, models[name], x)
+            # torch compiles one query apart
+            made = ctx.attempt(name, timed, list, map(models[name], [x[:nq] for nq in _SMALL]))
             if made is None:
                 del models[name]
             else:
                 facts[name] = {"make_seconds": made[0]}
         sizes = {name: ctx.case.nqs if parts[name] is index else _SMALL for name in models}
         _time(ctx, models, dict.fromkeys(models, x), sizes, facts)
-
-
-def _several(model: Search, x: Any) -> None:
-    for nq in _SMALL:  # torch compiles one query apart
-        model(x[:nq])
 
 
 def _time(

@@ -13,9 +13,8 @@ from ..context import Context
 from ..datasets import load
 from ..engines import IVF, Spec, build_paired, make
 
-_ENGINES = ("ours", "ours-csr", "ours-matrix", "faiss")
+_ENGINES = ("ours", "ours-float", "ours-csr", "faiss")
 _ROOT = Path(__file__).resolve().parents[2]
-_MATRIX_LIMIT = 100_000_000  # (query, row) pairs on average; beyond it the query-major mode would take minutes
 _PROCESS = "import json, sys; from benchmarks.tasks.memory import measure; print(json.dumps(measure(*sys.argv[1:])))"
 
 
@@ -26,9 +25,6 @@ def memory(ctx: Context) -> None:
     for name in (name for name in ctx.names if name in _ENGINES):
         for nq, probed in dict.fromkeys(shapes):
             where = {"nq": nq, "nprobe": probed}
-            if name == "ours-matrix" and nq * len(ctx.data.base) * probed / nlist > _MATRIX_LIMIT:
-                ctx.skip(name, "query-major search of so many candidates would take minutes", **where)
-                continue
             ctx.note(f"{name}, nq {nq:,}, nprobe {probed}")
             command = [sys.executable, "-c", _PROCESS, ctx.case.name, name, *map(str, (ctx.threads, nq, probed))]
             try:
@@ -55,7 +51,8 @@ def measure(case_name: str, name: str, threads: str, nq: str, nprobe: str) -> di
     build_paired({name: engine}, data.base[: case.train_rows], data.base, data.centroids)
     queries = engine.convert(data.queries[: int(nq)])
     engine.set(1)
-    engine.search(queries[:1], 1)  # includes what an index derives from its rows on first use
+    engine.search(queries[:1], 1)
+    engine.warm(engine.convert(data.queries[:64]))  # includes what an index derives from its rows on first use
     rss.trim()
     sizes = {"index_bytes": rss.now() - before, "raw_bytes": data.base.nbytes + 8 * len(data.base)}
     engine.set(int(nprobe))

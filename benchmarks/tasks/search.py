@@ -34,16 +34,28 @@ def search(ctx: Context) -> None:
     _batches(ctx, engines, ctx.case.nqs, **fields)
 
 
+def _coded(ctx: Context, engine: Variant) -> dict[str, float]:
+    """The memory of 8-bit codes beside that of the rows, and how many rows a query scores exactly in spite of them."""
+    store = getattr(engine.index, "store", None)
+    if store is None or not store.codes.bytes or not engine.entry.kernel:
+        return {}
+    engine.index.search(engine.convert(ctx.checked), ctx.case.k, params=SearchParams(debug_stats=True))
+    scored = engine.index.last_search_stats["rows_scored"] / len(ctx.checked)
+    return {"codes_bytes": store.codes.bytes, "raw_bytes": ctx.data.base.nbytes, "rows_scored": scored}
+
+
 def flat(ctx: Context) -> None:
     engines = ctx.make(FLAT)
     for engine in engines.values():
         engine.add(engine.convert(ctx.data.base))
+        engine.warm(engine.convert(ctx.data.queries[:64]))
     _batches(ctx, engines, ctx.case.flat_nqs, nb=len(ctx.data.base))
 
 
 def _batches(ctx: Context, engines: Mapping[str, Variant], nqs: Iterable[int], **fields: Any) -> None:
     """Time every engine at every batch size, and check what it answers there."""
     rows = {name: engine.convert(ctx.data.queries) for name, engine in engines.items()}
+    coded = {name: _coded(ctx, engine) for name, engine in engines.items()}
     per_query = dict.fromkeys(engines, 0.0)  # seconds, from the last batch size an engine was timed at
     for nq in (nq for nq in nqs if nq <= len(ctx.data.queries)):
         ctx.note(f"nq {nq:,}")
@@ -57,7 +69,8 @@ def _batches(ctx: Context, engines: Mapping[str, Variant], nqs: Iterable[int], *
             if answer is not None:
                 first[name] = answer
         calls = {name: ctx.caller(engines[name], rows[name], nq) for name in first}
-        timings = ctx.time(calls, nq, _check(ctx, engines, rows, nq, first), **fields)
+        facts = {name: {**coded[name], **found} for name, found in _check(ctx, engines, rows, nq, first).items()}
+        timings = ctx.time(calls, nq, facts, **fields)
         per_query = {name: timing["seconds"] / nq for name, timing in timings.items()}
 
 

@@ -16,71 +16,69 @@ inline float half_score(bool differences, float exact) {
   return differences ? exact * 0.5f : exact;
 }
 
-// The bounds for one query and one list. With the integer product `dot` of the codes, started at `start`, the scale s and
+// The bounds for some queries and one list. With the integer product `dot` of the codes, started at `start`, the scale s and
 // half of the squared norm h of a row, no exact score of it exceeds scale * (dot * s + h * slope) + base, nor is it below
-// that less (width_scale * s + width_half * h + width).
+// that less (width_scale * s + width_half * h + width). Computed for all queries at once, in vectors.
 struct QueryBounds {
-  int32_t start;
-  float scale, inverse, slope, base;
-  float width_scale, width_half, width;
-  float lowest_norm, highest_norm; // of rows that can reach the threshold for which this was made
+  static constexpr int kSlots = 16;
+  static_assert(kQueries <= kSlots);
 
-  // False where nothing can be said of the query.
-  bool set(
-      const Coded& query, const float* x, const float* centre, const float* limits, int64_t d, bool differences,
-      float threshold) {
-    const float kappa = limits[0], norm = query.norm, error = query.error;
-    const float most = norm + error; // of the coded query's norm
-    const float steps = std::ceil(kappa * most * query.inverse * (1 + 16 * kUnit));
-    if (!query.bounded(kSmallestNorm) || !(steps < 0x1p29f) || !(limits[2] < kLargestNorm)) {
-      return false;
+  // Set before.
+  alignas(64) float most[kSlots] = {}, squares[kSlots] = {}; // see Residual
+  float lost[kSlots] = {}, centre_score[kSlots] = {}; // squares, see Quantised; of products with the centre
+  int32_t sum[kSlots] = {};
+  float threshold[kSlots] = {};
+
+  alignas(64) float scale[kSlots], inverse[kSlots];
+  int32_t start[kSlots];
+  float slope[kSlots], base[kSlots], needed[kSlots]; // what dot * s + h * slope must exceed for a score above the threshold
+  float width_scale[kSlots], width_half[kSlots], width[kSlots];
+  float lowest_norm[kSlots], highest_norm[kSlots]; // of rows that can reach the threshold
+  float norm[kSlots];
+  int32_t bounded[kSlots]; // 0 where nothing can be said of the query: no row exceeds what it needs
+
+  void set_scales(int levels) {
+    for (int m = 0; m < kSlots; ++m) {
+      scale[m] = scale_of(most[m], levels);
+      inverse[m] = 1 / scale[m];
     }
-    const float g = std::max(limits[1], 2 * error), over_g = 1 / g;
+  }
+
+  // `limits` are those of the list, see Codes.
+  void set(const float* limits, int64_t d, bool differences) {
     const float e = 8 * sum_rounding(d) + static_cast<float>(row_rounding(d));
-    float slack = norm * g, slack_half = 2 * norm * over_g, centre_score;
-    if (differences) {
-      centre_score = -0.5f * norm * norm;
-      slack += norm * norm;
-      slack_half += 2;
-    } else {
-      centre_score = exact_score<false>(x, centre, d);
-      slack += 2 * norm * limits[2];
+    const float kappa = limits[0], typical = limits[1], centre_norm = limits[2];
+    const bool coded = kappa < kLargestNorm && centre_norm < kLargestNorm; // not NaN
+    const float square = differences ? 1.0f : 0.0f;
+    for (int m = 0; m < kSlots; ++m) {
+      const float size = norm_of(squares[m], d), error = error_of(lost[m], size, scale[m], d);
+      const float steps = std::ceil(kappa * (size + error) * inverse[m] * (1 + 16 * kUnit));
+      const float g = std::max(typical, 2 * error), over_g = 1 / g;
+      const float centre = differences ? -0.5f * size * size : centre_score[m];
+      const float slack = e * (size * g + square * size * size + 2 * (1 - square) * size * centre_norm) + 1e-30f;
+      const float slack_half = e * (2 * size * over_g + 2 * square);
+      const bool known = coded && size < kLargestNorm && (size == 0.0f || size >= kSmallestNorm) && steps < 0x1p29f;
+      norm[m] = size;
+      bounded[m] = known;
+      start[m] = (known ? static_cast<int32_t>(steps) : 0) - 128 * sum[m];
+      slope[m] = (error * over_g + slack_half - square) * inverse[m];
+      base[m] = centre + error * g * 0.5f + slack;
+      needed[m] = known ? (threshold[m] - base[m]) * inverse[m] : std::numeric_limits<float>::infinity();
+      width_scale[m] = 2 * scale[m] * steps;
+      width_half[m] = 2 * (error * over_g + slack_half);
+      width[m] = error * g + 2 * slack;
+      // By the triangle inequality where scores are half of negated squared distances, by Cauchy's where they are products.
+      const float far = std::numeric_limits<float>::infinity();
+      const float reach = std::sqrt(std::max(0.0f, -2 * threshold[m])) * (1 + 2 * e);
+      const float more = threshold[m] - centre - slack - 2 * e * (std::fabs(threshold[m]) + std::fabs(centre));
+      lowest_norm[m] = !known ? far : differences ? size * (1 - 2 * e) - reach : size > 0 ? more / size : 0;
+      highest_norm[m] = !known ? -far : differences ? size * (1 + 2 * e) + reach : far;
     }
-    slack = e * slack + 1e-30f;
-    slack_half *= e;
-    start = static_cast<int32_t>(steps) - 128 * static_cast<int32_t>(query.sum);
-    scale = query.scale;
-    inverse = query.inverse;
-    slope = (error * over_g + slack_half - (differences ? 1.0f : 0.0f)) * inverse;
-    base = centre_score + error * g * 0.5f + slack;
-    width_scale = 2 * scale * steps;
-    width_half = 2 * (error * over_g + slack_half);
-    width = error * g + 2 * slack;
-    set_norms(norm, centre_score + slack, threshold, differences, 2 * e);
-    return true;
   }
 
-  // What dot * s + h * slope must exceed for a score above the threshold.
-  float needed(float threshold) const {
-    return (threshold - base) * inverse;
-  }
-
- private:
-  // By the triangle inequality where scores are half of negated squared distances, by Cauchy's where they are products.
-  void set_norms(float norm, float centre_score, float threshold, bool differences, float rounding) {
-    lowest_norm = 0;
-    highest_norm = std::numeric_limits<float>::infinity();
-    if (threshold == kNever) {
-      return;
-    }
-    if (differences) {
-      const float reach = std::sqrt(std::max(0.0f, -2 * threshold)) * (1 + rounding);
-      lowest_norm = norm * (1 - rounding) - reach;
-      highest_norm = norm * (1 + rounding) + reach;
-    } else if (norm > 0) {
-      const float more = threshold - centre_score; // what the residual must add
-      lowest_norm = more / norm - rounding * (std::fabs(threshold) + std::fabs(centre_score)) / norm;
-    }
+  void raise(int m, float above) {
+    threshold[m] = above;
+    needed[m] = (above - base[m]) * inverse[m];
   }
 };
 

@@ -58,70 +58,65 @@ inline float sum_rounding(int64_t d) {
   return kUnit * static_cast<float>(d / 4 + 64);
 }
 
-// One vector as codes.
-class Coded {
- public:
-  explicit Coded(int64_t d)
-      : d_(d), values_(d + kLanes), codes_(d + kLanes) {}
-
-  float scale = 0, inverse = 0; // 1 / scale
-  float norm = 0, error = 0; // rounded up
-  int64_t sum = 0; // of the codes
-
-  const int8_t* codes() const {
-    return codes_.data();
-  }
-
-  // Whether the bounds hold for the vector. Those of rows hold for small norms too.
-  bool bounded(float smallest) const {
-    return norm < kLargestNorm && (norm == 0.0f || norm >= smallest);
-  }
-
-  // Code x - centre, or x where centre is null, with integers up to `levels`.
-  void code(const float* x, const float* centre, int levels) {
-    float* const values = values_.data(); // bytes that are stored could be the pointers themselves
-    int8_t* const codes = codes_.data();
-    const int64_t d = d_;
-    Vec most(0.0f), squares(0.0f);
-    const auto take = [&](int64_t at, Vec value) {
-      value.store(values + at);
-      most = larger(most, absolute(value));
-      squares = fmadd(value, value, squares);
-    };
-    int64_t i = 0;
-    for (; i + kLanes <= d; i += kLanes) {
-      take(i, centre ? Vec::loadu(x + i) - Vec::loadu(centre + i) : Vec::loadu(x + i));
-    }
-    if (i < d) {
-      float last[kLanes] = {};
-      for (int64_t j = i; j < d; ++j) {
-        last[j - i] = centre ? x[j] - centre[j] : x[j];
-      }
-      take(i, Vec::loadu(last));
-    }
-    scale = std::max(largest_of(most) / static_cast<float>(levels), kSmallestScale);
-    inverse = 1 / scale;
-    const Vec factor(inverse), step(-scale);
-    Vec lost(0.0f);
-    Ints total(0);
-    for (i = 0; i < d; i += kLanes) {
-      const Vec value = Vec::loadu(values + i);
-      const Ints code = rounded(fmadd(value, factor, Vec(0.0f)));
-      const Vec rest = fmadd(as_floats(code), step, value);
-      lost = fmadd(rest, rest, lost);
-      total.lanes += code.lanes;
-      store_bytes(code, codes + i);
-    }
-    const float up = 1 + 2 * sum_rounding(d);
-    norm = std::sqrt(sum_of(squares)) * up;
-    error = std::sqrt(sum_of(lost)) * up + 2 * kUnit * norm + 0.01f * scale; // the last: for squares that underflow
-    sum = sum_of(total);
-  }
-
- private:
-  int64_t d_;
-  std::vector<float> values_; // zeros behind the last
-  std::vector<int8_t> codes_;
+// The residual x - centre, or x where centre is null, is written to `values`, with zeros up to a whole vector.
+struct Residual {
+  float most, squares; // the largest number, without its sign; the sum of squares
 };
+
+inline Residual residual(const float* x, const float* centre, int64_t d, float* values) {
+  Vec most(0.0f), squares(0.0f);
+  const auto take = [&](int64_t at, Vec value) {
+    value.store(values + at);
+    most = larger(most, absolute(value));
+    squares = fmadd(value, value, squares);
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= d; i += kLanes) {
+    take(i, centre ? Vec::loadu(x + i) - Vec::loadu(centre + i) : Vec::loadu(x + i));
+  }
+  if (i < d) {
+    float last[kLanes] = {};
+    for (int64_t j = i; j < d; ++j) {
+      last[j - i] = centre ? x[j] - centre[j] : x[j];
+    }
+    take(i, Vec::loadu(last));
+  }
+  return {largest_of(most), sum_of(squares)};
+}
+
+// Integers i, up to whole vectors: `values` are about scale * i. inverse is 1 / scale.
+struct Quantised {
+  float squares; // of what is lost
+  int32_t sum; // of the integers
+};
+
+inline Quantised quantise(const float* values, int64_t d, float scale, float inverse, int8_t* codes) {
+  const Vec factor(inverse), step(-scale);
+  Vec lost(0.0f);
+  Ints total(0);
+  for (int64_t i = 0; i < d; i += kLanes) {
+    const Vec value = Vec::loadu(values + i);
+    const Ints code = rounded(fmadd(value, factor, Vec(0.0f)));
+    const Vec rest = fmadd(as_floats(code), step, value);
+    lost = fmadd(rest, rest, lost);
+    total.lanes += code.lanes;
+    store_bytes(code, codes + i);
+  }
+  return {sum_of(lost), sum_of(total)};
+}
+
+inline float scale_of(float most, int levels) {
+  return std::max(most / static_cast<float>(levels), kSmallestScale);
+}
+
+// The norm of a residual, and that of what is lost, rounded up.
+inline float norm_of(float squares, int64_t d) {
+  return std::sqrt(squares) * (1 + 2 * sum_rounding(d));
+}
+
+inline float error_of(float squares, float norm, float scale, int64_t d) {
+  const float underflow = 0.01f * scale; // of squares
+  return std::sqrt(squares) * (1 + 2 * sum_rounding(d)) + 2 * kUnit * norm + underflow;
+}
 
 } // namespace torch_ivf_module

@@ -33,9 +33,9 @@ inline void search_codes(
         float* scores = out.scores + query * p.k;
         int64_t* rows = out.rows + query * p.k;
         if (found) {
-          const bool mine = (number + 1) % kFinishQueries != 0; // not another thread's
-          if (mine && number + 1 < found->queries()) {
-            found->prefetch(number + 1);
+          const int64_t end = std::min(number + kFinishQueries, found->queries());
+          for (int64_t next = number; number % kFinishQueries == 0 && next < end; ++next) {
+            found->prefetch(next);
           }
           scored[query] = found->write(number, scores, rows);
         } else {

@@ -20,6 +20,7 @@ SOURCES = Path(__file__).parent
 OLDEST_TORCH = (2, 10)
 _FLAGS = [
     *("-O3", "-std=c++17", "-fPIC", "-pthread", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
+    "-fno-math-errno",  # square roots of vectors
     "-ffp-contract=off",  # a product and a sum are rounded as in PyTorch: vectors are decoded to the same numbers
 ]
 # The core is compiled once for each of these; isa.cpp selects one when it is first called. "baseline" is what every CPU

@@ -62,7 +62,8 @@ class ListEncoder {
   // of the norms; kappa is NaN where a row cannot be coded.
   std::pair<float, float> encode_run(int64_t list, int64_t first, int64_t last) {
     const float* centre = out_.centres + list * d_;
-    Coded coded(d_);
+    std::vector<float> values(d_ + kLanes);
+    std::vector<int8_t> codes(d_ + kLanes);
     std::vector<std::pair<float, uint16_t>> order(last - first);
     for (int64_t i = first; i < last; ++i) {
       const float norm = std::sqrt(-exact_score<true>(centre, vector(list, i), d_));
@@ -81,15 +82,17 @@ class ListEncoder {
           write(bytes, i, std::numeric_limits<float>::quiet_NaN(), 0, 0);
           continue;
         }
-        coded.code(vector(list, first + order[at].second), centre, 127);
-        write(bytes, i, coded.scale, half_square(coded.norm), order[at].second);
-        write_codes(bytes, i, coded.codes());
-        lowest = std::min(lowest, coded.norm * (1 - 4 * sum_rounding(d_)));
-        highest = std::max(highest, coded.norm);
-        if (!coded.bounded(0.0f)) {
+        const Residual r = residual(vector(list, first + order[at].second), centre, d_, values.data());
+        const float scale = scale_of(r.most, 127), norm = norm_of(r.squares, d_);
+        const Quantised lost = quantise(values.data(), d_, scale, 1 / scale, codes.data());
+        write(bytes, i, scale, half_square(norm), order[at].second);
+        write_codes(bytes, i, codes.data());
+        lowest = std::min(lowest, norm * (1 - 4 * sum_rounding(d_)));
+        highest = std::max(highest, norm);
+        if (!(norm < kLargestNorm)) {
           return {std::numeric_limits<float>::quiet_NaN(), 0};
         }
-        kappa = std::max(kappa, coded.error / coded.scale * (1 + 4 * kUnit));
+        kappa = std::max(kappa, error_of(lost.squares, norm, scale, d_) / scale * (1 + 4 * kUnit));
       }
       out_.norms[2 * panel] = lowest;
       out_.norms[2 * panel + 1] = highest;

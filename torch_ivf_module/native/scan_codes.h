@@ -14,10 +14,9 @@ static_assert(kCodedRows % kTileRows == 0);
 
 // Some queries of a list, coded relative to its centre.
 struct CodedQueries {
-  std::array<QueryBounds, kQueries> bounds;
-  std::array<float, kQueries> needed;
-  std::array<Task, kQueries> tasks;
-  int count = 0;
+  QueryBounds bounds;
+  const Task* tasks = nullptr;
+  std::vector<float> values; // (kQueries, d) residuals, of whole vectors
   std::vector<int32_t> codes; // (d / 4, kQueries) of four codes each
 };
 
@@ -25,8 +24,10 @@ class CodeScanner {
  public:
   // `x` (Q, d) are queries as exact scores take them.
   CodeScanner(const Problem& p, const float* x, const Codes& codes, bool differences)
-      : p_(p), x_(x), codes_(codes), differences_(differences), coded_(p.d) {
+      : p_(p), x_(x), codes_(codes), differences_(differences), padded_((p.d + kLanes - 1) / kLanes * kLanes) {
+    queries_.values.resize(kQueries * padded_);
     queries_.codes.resize(Panel::groups(p.d) * kQueries);
+    bytes_.resize(padded_);
   }
 
   void scan(const Visit& visit, int64_t query, Candidates& found) {
@@ -41,39 +42,45 @@ class CodeScanner {
     for (int64_t t = 0; t < visit.count;) {
       const int64_t left = visit.count - t;
       const int64_t some = left < kQueries || left >= 2 * kQueries ? std::min<int64_t>(left, kQueries) : (left + 1) / 2;
-      set_queries(visit, query, visit.tasks + t, some, found);
-      if (queries_.count) {
-        with_count<kQueries>(queries_.count, [&](auto m) { scan_panels<m>(visit, found); });
-      }
+      set_queries(visit, query, visit.tasks + t, static_cast<int>(some), found);
+      with_count<kQueries>(static_cast<int>(some), [&](auto m) { scan_panels<m>(visit, found); });
       t += some;
     }
   }
 
  private:
-  void set_queries(const Visit& visit, int64_t query, const Task* tasks, int64_t count, Candidates& found) {
+  void set_queries(const Visit& visit, int64_t query, const Task* tasks, int count, Candidates& found) {
     const float* centre = codes_.centres + visit.list * p_.d;
-    queries_.count = 0;
-    for (int64_t t = 0; t < count && count > 1; ++t) {
-      prefetch(x_ + (query + tasks[t].query) * p_.d);
+    QueryBounds& bounds = queries_.bounds;
+    queries_.tasks = tasks;
+    for (int m = 0; m < count && count > 1; ++m) {
+      prefetch(x_ + (query + tasks[m].query) * p_.d);
     }
-    for (int64_t t = 0; t < count; ++t) {
-      const float* x = x_ + (query + tasks[t].query) * p_.d;
-      const int m = queries_.count;
-      coded_.code(x, differences_ ? centre : nullptr, kQueryLevels);
-      const float threshold = found.threshold(tasks[t].query);
-      QueryBounds& bounds = queries_.bounds[m];
-      if (!bounds.set(coded_, x, centre, codes_.limits + 3 * visit.list, p_.d, differences_, threshold)) {
-        scan_exactly(visit, tasks + t, 1, found);
-        continue;
-      }
-      queries_.needed[m] = bounds.needed(threshold);
-      queries_.tasks[m] = tasks[t];
-      const int8_t* from = coded_.codes();
+    for (int m = 0; m < count; ++m) {
+      const float* x = x_ + (query + tasks[m].query) * p_.d;
+      const Residual r = residual(x, differences_ ? centre : nullptr, p_.d, &queries_.values[m * padded_]);
+      bounds.most[m] = r.most;
+      bounds.squares[m] = r.squares;
+      bounds.threshold[m] = found.threshold(tasks[m].query);
+      bounds.centre_score[m] = differences_ ? 0.0f : exact_score<false>(x, centre, p_.d);
+    }
+    bounds.set_scales(kQueryLevels);
+    for (int m = 0; m < count; ++m) {
+      const float* values = &queries_.values[m * padded_];
+      const Quantised lost = quantise(values, p_.d, bounds.scale[m], bounds.inverse[m], bytes_.data());
+      bounds.lost[m] = lost.squares;
+      bounds.sum[m] = lost.sum;
+      const int8_t* from = bytes_.data();
       int32_t* to = queries_.codes.data() + m;
       for (int64_t group = Panel::groups(p_.d); group > 0; --group, from += 4, to += kQueries) {
         std::memcpy(to, from, 4);
       }
-      ++queries_.count;
+    }
+    bounds.set(codes_.limits + 3 * visit.list, p_.d, differences_);
+    for (int m = 0; m < count; ++m) {
+      if (!bounds.bounded[m]) {
+        scan_exactly(visit, tasks + m, 1, found);
+      }
     }
   }
 
@@ -100,8 +107,8 @@ class CodeScanner {
   void scan_panels(const Visit& visit, Candidates& found) {
     float lowest = std::numeric_limits<float>::infinity(), highest = -lowest;
     for (int m = 0; m < M; ++m) {
-      lowest = std::min(lowest, queries_.bounds[m].lowest_norm);
-      highest = std::max(highest, queries_.bounds[m].highest_norm);
+      lowest = std::min(lowest, queries_.bounds.lowest_norm[m]);
+      highest = std::max(highest, queries_.bounds.highest_norm[m]);
     }
     const int64_t size = panel_bytes(p_.d), base = codes_.first[visit.list], end = panels_of(visit.last);
     const int64_t next = visit.next < 0 ? base : codes_.first[visit.next];
@@ -127,7 +134,7 @@ class CodeScanner {
     Ints::Lanes sum[M][kCodeVectors]; // a struct of them would not stay in registers
     UNROLLED for (int m = 0; m < M; ++m) {
       UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
-        sum[m][v] = Ints(queries_.bounds[m].start).lanes;
+        sum[m][v] = Ints(queries_.bounds.start[m]).lanes;
       }
     }
     const uint8_t* codes = panel.codes() + 4 * row;
@@ -159,10 +166,10 @@ class CodeScanner {
     }
     UNROLLED for (int m = 0; m < M; ++m) {
       UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
-        const Vec half = fmadd(halves[v], Vec(queries_.bounds[m].slope), Vec(0.0f));
+        const Vec half = fmadd(halves[v], Vec(queries_.bounds.slope[m]), Vec(0.0f));
         const Vec bound = fmadd(as_floats(sum[m][v]), scales[v], half);
         bound.store(bounds[m * kCodeVectors + v]);
-        above[m * kCodeVectors + v] = static_cast<uint16_t>(exceeding(bound, Vec(queries_.needed[m])));
+        above[m * kCodeVectors + v] = static_cast<uint16_t>(exceeding(bound, Vec(queries_.bounds.needed[m])));
       }
     }
     // One branch for all of them: most exceed nothing.
@@ -176,7 +183,7 @@ class CodeScanner {
   __attribute__((noinline)) void offer(
       int m, Vec bound, Vec scale, Vec half, const uint16_t* in_run, unsigned which, const Visit& visit, int64_t run,
       Candidates& found) {
-    const QueryBounds& bounds = queries_.bounds[m];
+    QueryBounds& bounds = queries_.bounds;
     const Task& task = queries_.tasks[m];
     const Segment& segment = p_.segments[0];
     const auto first = static_cast<uint32_t>(visit.start), last = static_cast<uint32_t>(segment.sizes[visit.list] - 1);
@@ -192,11 +199,11 @@ class CodeScanner {
       }
     }
     if (which) {
-      const Vec high = fmadd(bound, Vec(bounds.scale), Vec(bounds.base));
+      const Vec high = fmadd(bound, Vec(bounds.scale[m]), Vec(bounds.base[m]));
       const Vec width =
-          fmadd(scale, Vec(bounds.width_scale), fmadd(half, Vec(bounds.width_half), Vec(bounds.width)));
+          fmadd(scale, Vec(bounds.width_scale[m]), fmadd(half, Vec(bounds.width_half[m]), Vec(bounds.width[m])));
       found.take(task.query, high, high - width, rows, which);
-      queries_.needed[m] = bounds.needed(found.threshold(task.query));
+      bounds.raise(m, found.threshold(task.query));
     }
   }
 
@@ -218,8 +225,9 @@ class CodeScanner {
   const float* x_;
   const Codes& codes_;
   bool differences_;
-  Coded coded_;
+  int64_t padded_;
   CodedQueries queries_;
+  std::vector<int8_t> bytes_;
 };
 
 } // namespace torch_ivf_module

@@ -1,4 +1,5 @@
-"""What a sharded index holds and sends, measured at 1, 2 and 4 processes; docs/distributed.md has the formulas.
+"""``python -m tests.traffic``: what a sharded index holds and sends at 1, 2 and 4 processes, to set beside the formulas
+of docs/distributed.md.
 
 Traffic is what the kernel counts on the sockets of gloo (TCP_INFO, Linux), memory what it counts as resident.
 """
@@ -24,10 +25,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint
 import torch.distributed.tensor  # so that the memory of the first save does not include that of its imports
 
+from benchmarks import rss
+from benchmarks.tables import grid
 from torch_ivf_module import IndexIVFFlat, ShardedIndex
-
-from . import rss
-from .tables import grid
 
 NITER = 10
 STEPS = ("train", "add", "search", "save")
@@ -99,13 +99,12 @@ def measure(s: Setting) -> dict[str, float]:
     return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what an index over several processes holds and sends.")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     for name, value in (("vectors", 200_000), ("nlist", 1_024), ("queries", 1_000)):
         parser.add_argument(f"--{name}", type=int, default=value, help="default: %(default)s")
-
-
-def run(options: argparse.Namespace) -> int:
+    options = parser.parse_args()
     data = f"{options.vectors:,} vectors, d 128, float32, {options.nlist:,} lists, nprobe 16, k 10"
     print(f"{data}, {options.queries:,} queries of each process; for one process\n")
     rows = []
@@ -113,4 +112,7 @@ def run(options: argparse.Namespace) -> int:
         found = measure(Setting(processes, options.vectors, options.nlist, options.queries, shard))
         rows.append([str(processes), shard, *(f"{found[name] / 1e6:.3g} MB" for name in ("memory", "peak", *STEPS))])
     print(grid(["W", "shard", "memory", "to save", *STEPS], rows))
-    return 0
+
+
+if __name__ == "__main__":
+    main()
