@@ -427,3 +427,13 @@ def test_vectors_that_a_quantizer_of_another_metric_cannot_place():
     far = np.full((1, D), 1e25, dtype="float32")  # its squared distances overflow
     index.add(far)
     assert index.search(np.ones((1, D), dtype="float32"), 1)[1].tolist() == [[N]]
+
+
+@pytest.mark.parametrize("qtype", ["QT_8bit", "QT_fp16"])
+def test_centroids_in_a_scalar_quantizer(qtype):
+    quantizer = compat.IndexScalarQuantizer(D, getattr(compat.ScalarQuantizer, qtype))
+    quantizer.add(XB[:4])
+    index = compat.IndexIVFFlat(quantizer, D, 4)
+    index.add(XB)
+    assert np.array_equal(index.module.centroids.numpy(), quantizer.reconstruct_n(0, 4))
+    assert index.search(XB[:3], 1)[1].ravel().tolist() == [0, 1, 2]

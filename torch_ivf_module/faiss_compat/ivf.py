@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import as_tensor
+from ..functional.row_codes import as_float
 from ..index import IndexIVFFlat as IVFFlatModule
 from ..index.building import assign
 from ..index.schema import next_id_after
@@ -257,7 +258,8 @@ class IndexIVF(Index):
     def _take_centroids(self) -> None:
         """Make the vectors of the quantizer the centroids of the module, if they are as many as there are lists."""
         self._seen = self.quantizer.module.store.version
-        centroids, module = self.quantizer.module.store.packed_lists()[0], self._module
+        module = self._module
+        centroids = as_float(self.quantizer.module.store.packed_lists()[0], module.d)
         if centroids.shape[0] == module.nlist:
             state = module.state_dict()
             if not module.is_trained:
