@@ -5,8 +5,8 @@
 
 #include "certify.h"
 #include "scan.h"
-#include "select.h"
 #include "scan_float.h"
+#include "select.h"
 
 namespace torch_ivf_module {
 

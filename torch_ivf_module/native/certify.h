@@ -147,8 +147,20 @@ class ExactTopK {
     best_.merge(query, other.best_);
   }
 
+  // The sums of a panel have another order: the k best get the scores that every other search gives them.
   void write(int64_t query, float* scores, int64_t* rows) {
     best_.write(query, scores, rows);
+    std::vector<float> vector(p_.d);
+    std::vector<uint64_t> keys;
+    for (int64_t i = 0; i < p_.k && rows[i] >= 0; ++i) {
+      const float* at = as_float(p_.row<T>(rows[i]), 1, p_.d, vector.data());
+      keys.push_back(as_key(exact_score(differences_, x_ + query * p_.d, at, p_.d), static_cast<uint32_t>(rows[i])));
+    }
+    std::sort(keys.begin(), keys.end(), std::greater<>());
+    for (size_t i = 0; i < keys.size(); ++i) {
+      scores[i] = score_of(keys[i]);
+      rows[i] = static_cast<int64_t>(row_of(keys[i]));
+    }
   }
 
  private:

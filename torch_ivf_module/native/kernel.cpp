@@ -57,6 +57,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> encode_lists(
     check_that(inside, "list ", list, " must lie in packed, got rows ", offset, " and ", size, " more");
     results<int64_t>(first)[list] = panels;
     panels += (size + kCodedRows - 1) / kCodedRows;
+    check_that(panels < kMost, "lists must have less than 2^31 panels"); // lists that overlap could have any number
   }
   results<int64_t>(first)[p.lists] = panels;
   const Tensor centres = empty({p.lists, p.d}, aoti_torch_dtype_float32());

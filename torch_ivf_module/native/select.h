@@ -1,4 +1,4 @@
-// Selection of the largest of many numbers by bisection, which vectors of numbers are compared in.
+// Selection of the largest of many numbers by bisection: a step compares all of them, a vector at a time.
 #pragma once
 
 #include <cmath>
