@@ -27,7 +27,14 @@ from tests.fuzz.model import nearest_lists
 from tests.fuzz.vectors import LARGEST
 from tests.oracle import comparable, stored_rows
 from tests.problems import DTYPES, METRICS, few_training_rows
-from torch_ivf_module import IndexFlat, IndexIVFFlat, IndexIVFScalarQuantizer, IndexScalarQuantizer, SearchParams, native
+from torch_ivf_module import (
+    IndexFlat,
+    IndexIVFFlat,
+    IndexIVFScalarQuantizer,
+    IndexScalarQuantizer,
+    SearchParams,
+    native,
+)
 from torch_ivf_module.functional.metric import rounding
 
 DIMS = (1, 2, 3, 4, 5, 7, 8, 13, 16, 31, 32, 33, 64, 64, 100, 128, 128, 192, 256, 512, 1000, 1024, 2048, 4096)
@@ -293,9 +300,10 @@ def verify(options: argparse.Namespace) -> int:
                 wrong = f"{''.join(traceback.format_exception(error))}\n{case}\nmismatch: --seed {seed} --queries 1"
                 break
             bar.update(min(tally.queries, options.queries) - bar.n)
+    spent = time.monotonic() - began
     print(
-        f"{native.info()['isa']}: {tally.queries:,} queries of {tally.cases:,} indexes in {time.monotonic() - began:.0f} s,"
-        f" seeds {options.seed} to {seed}. {tally.coded:,} of them by codes, which read {tally.read:,} rows and scored"
+        f"{native.info()['isa']}: {tally.queries:,} queries of {tally.cases:,} indexes in {spent:.0f} s, seeds from"
+        f" {options.seed} to {seed - 1}. {tally.coded:,} of them by codes, which read {tally.read:,} rows and scored"
         f" {tally.scored:,}. {tally.identical:,} are identical bit by bit with and without codes, the others up to ties"
         f" and rounding; {tally.judged:,} were compared with brute force too."
     )

@@ -5,6 +5,8 @@ N packed rows, L lists, P probes, Q queries, d dim.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +69,14 @@ class CodesCache:
 
     def __init__(self, d: int) -> None:
         self._d = d
+        self._singly: Tensor | None = None  # rows in a file of which the system was told that they are read singly
         self.clear()
 
     def clear(self) -> None:
         """Free the codes; visits count from 0 again."""
+        if self._singly is not None:
+            _expect_reads(self._singly, singly=False)
+            self._singly = None
         self._codes: Codes | None = None
         self._sizes: Tensor | None = None  # that of the lists that are coded; every version of lists has its own
         self._visits = 0.0  # of each list by queries, on average
@@ -101,6 +107,9 @@ class CodesCache:
                 self._pay = _pay(lists, kernel)
                 if self._pay or setting == 8:
                     self._codes = kernel.encode(lists, self._d)
+                    if self._codes is not None and in_file(lists.packed):
+                        self._singly = lists.packed
+                        _expect_reads(self._singly, singly=True)
         return self._codes
 
 
@@ -125,3 +134,13 @@ def in_file(tensor: Tensor) -> bool:
             name = rest[-1] if len(rest) == 5 else ""  # memory that a program allocates has none
             return name.startswith("/") and not name.startswith(_SHARED_MEMORY)
     return False
+
+
+def _expect_reads(rows: Tensor, *, singly: bool) -> None:
+    """Tell the system whether rows (N, W) in a file are read singly: each would bring megabytes of its neighbours."""
+    if not hasattr(mmap, "MADV_RANDOM"):
+        return
+    start = rows.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    size = rows.data_ptr() + rows.nbytes - start
+    advice = mmap.MADV_RANDOM if singly else mmap.MADV_NORMAL
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)  # only a hint: it may fail
