@@ -69,14 +69,13 @@ class CodesCache:
 
     def __init__(self, d: int) -> None:
         self._d = d
-        self._singly: Tensor | None = None  # rows in a file of which the system was told that they are read singly
+        self._in_file: Tensor | None = None  # the rows in a file of which the system was told how they are read
         self.clear()
 
     def clear(self) -> None:
         """Free the codes; visits count from 0 again."""
-        if self._singly is not None:
-            _expect_reads(self._singly, singly=False)
-            self._singly = None
+        self._expect_reads("NORMAL")
+        self._in_file = None
         self._codes: Codes | None = None
         self._sizes: Tensor | None = None  # that of the lists that are coded; every version of lists has its own
         self._visits = 0.0  # of each list by queries, on average
@@ -106,11 +105,19 @@ class CodesCache:
             if kernel is not None and kernel.serves(lists.packed):
                 self._pay = _pay(lists, kernel)
                 if self._pay or setting == 8:
+                    self._in_file = lists.packed if in_file(lists.packed) else None
+                    self._expect_reads("SEQUENTIAL")
                     self._codes = kernel.encode(lists, self._d)
-                    if self._codes is not None and in_file(lists.packed):
-                        self._singly = lists.packed
-                        _expect_reads(self._singly, singly=True)
+                    self._expect_reads("RANDOM" if self._codes else "NORMAL")
         return self._codes
+
+    def _expect_reads(self, order: str) -> None:
+        """Tell the system in which order rows in a file will be read: each would else bring megabytes around it."""
+        advice = getattr(mmap, f"MADV_{order}", None)
+        if self._in_file is not None and advice is not None:
+            start = self._in_file.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+            size = self._in_file.data_ptr() + self._in_file.nbytes - start
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)  # a hint: it may fail
 
 
 def _pay(lists: InvertedLists, kernel: Kernel) -> bool:
@@ -134,13 +141,3 @@ def in_file(tensor: Tensor) -> bool:
             name = rest[-1] if len(rest) == 5 else ""  # memory that a program allocates has none
             return name.startswith("/") and not name.startswith(_SHARED_MEMORY)
     return False
-
-
-def _expect_reads(rows: Tensor, *, singly: bool) -> None:
-    """Tell the system whether rows (N, W) in a file are read singly: each would bring megabytes of its neighbours."""
-    if not hasattr(mmap, "MADV_RANDOM"):
-        return
-    start = rows.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    size = rows.data_ptr() + rows.nbytes - start
-    advice = mmap.MADV_RANDOM if singly else mmap.MADV_NORMAL
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)  # only a hint: it may fail
