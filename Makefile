@@ -4,6 +4,8 @@
 #   make test         the test suite;  make test-long  the few tests of it that take longest
 #   make test-integrations  other libraries on faiss_compat, each in an environment without faiss; integrations/README.md
 #   make fuzz         random sequences of calls against faiss and a float64 model, for a minute; ARGS='--seconds 600'
+#   make fuzz-codes   a million queries made to break the bound of 8-bit codes; ARGS='--queries 100000'
+#   make larger-than-memory  an index in a file, searched by a process that may use less memory than it
 #   make native       the native kernel of this checkout, which make test has built too if there is a C++ compiler
 #   make lint types   ruff and mypy
 #   make dist         the wheels and the sdist, checked, and installed in environments of their own;  make wheels  unchecked
@@ -37,7 +39,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-integrations fuzz native lint types docs notebooks dist wheels bench-quick bench clean
+.PHONY: help demo test test-long test-integrations fuzz fuzz-codes larger-than-memory native lint types docs notebooks dist wheels bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -65,6 +67,12 @@ test-integrations:
 # As a module, for the sequences that it prints name the package of the tests.
 fuzz: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz $(ARGS)
+
+fuzz-codes: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz.codes $(ARGS)
+
+larger-than-memory: $(VENV)/.ready-dev
+	$(RUN) -m tests.larger_than_memory $(ARGS)
 
 native: $(VENV)/.ready-dev
 	$(RUN) -m torch_ivf_module build-native $(ARGS)

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.fuzz import codes
 from tests.fuzz.__main__ import main
 from tests.fuzz.machine import Fuzz
 from tests.problems import METRICS
+from torch_ivf_module import native
 from torch_ivf_module.index.base import IndexBase
 
 QUERIES = dict(data="plain", count=9, seed=1, own=True)
@@ -145,3 +147,45 @@ def test_a_report_can_be_replayed(monkeypatch, tmp_path, capsys):
         main(["--replay", str(file)])
     monkeypatch.undo()
     assert main(["--replay", str(file)]) == 0
+
+
+# --- codes --------------------------------------------------------------------------------------------------
+
+needs_kernel = pytest.mark.skipif(not native.available(), reason="codes are for the kernel")
+
+
+@needs_kernel
+def test_a_short_run_of_hard_queries_for_codes_finds_nothing(capsys):
+    assert codes.main(["--queries", "6000"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^[a-z0-9_]+: [\d,]+ queries of [\d,]+ indexes in \d+ s, seeds from 0 to \d+\.", printed)
+    assert printed.endswith("no mismatch\n")
+
+
+def _row_missed_with_codes(index: IndexBase, result: Any) -> Any:
+    D, I = result
+    worst = torch.inf if index.metric == "l2" else -torch.inf
+    D, I = (torch.cat([part[:, 1:], torch.full_like(part[:, :1], end)], 1) for part, end in ((D, worst), (I, -1)))
+    return D, I
+
+
+@needs_kernel
+@pytest.mark.parametrize("setting", [8, None])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        _row_missed_with_codes,
+        lambda index, result: _wrong_distance(result),
+        lambda index, result: (result[0], torch.where(result[1] == -1, -1, result[1] * 0)),
+    ],
+)
+def test_a_wrong_answer_with_or_without_codes_is_detected(monkeypatch, capsys, setting, fault):
+    right = IndexBase.search
+
+    def search(self: Any, x: Any, k: int, *, params: Any = None) -> Any:
+        result = right(self, x, k, params=params)
+        return fault(self, result) if self.codes == setting else result
+
+    monkeypatch.setattr(IndexBase, "search", search)
+    assert codes.main(["--queries", "3000"]) == 1
+    assert re.search(r"mismatch: --seed \d+ --queries 1$", capsys.readouterr().out)

@@ -16,7 +16,7 @@ import torch
 from tests.datasets import normal, problem
 from tests.oracle import agree
 from tests.problems import DTYPES, flat, shared
-from torch_ivf_module import IndexFlatL2, SearchParams, native
+from torch_ivf_module import IndexFlatIP, IndexFlatL2, SearchParams, native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no kernel: python -m torch_ivf_module build-native")
 
@@ -108,6 +108,14 @@ def test_distances_that_overflow_beside_others_in_a_small_index():
             index.add(base)
             answers.append(index.search(base.repeat(4, 1), 10))
         agree(*answers)
+
+
+def test_products_that_overflow_do_not_take_the_place_of_others():
+    index = IndexFlatIP(4, codes=None)
+    index.add(torch.cat([torch.ones(1, 4), torch.full((40, 4), 1e25)]))
+    D, I = index.search(torch.full((1, 4), 1e18), 1)
+    assert I.tolist() == [[0]]
+    assert D.item() == pytest.approx(4e18)
 
 
 def test_a_default_device_changes_nothing():

@@ -7,5 +7,6 @@
 * answers.py: searches of every kind, compared with the model;
 * against_faiss.py: the same queries with faiss;
 * changes.py, moves.py, machine.py: the calls of a sequence, as rules of a hypothesis state machine;
+* hard.py, codes.py: another command, `python -m tests.fuzz.codes`, for the bound of 8-bit codes;
 * __main__.py: the command: time limit, progress, and the report of a mismatch.
 """

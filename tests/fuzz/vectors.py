@@ -50,13 +50,13 @@ def _one_enormous(generator: torch.Generator, n: int, d: int, largest: float) ->
     x = _plain(generator, n, d, largest)
     if n:
         at = int(torch.randint(0, n, (1,), generator=generator))
-        x[at] = _of_norm(x[at : at + 1], _log_uniform(generator, 1, 1e3, largest))[0]
+        x[at] = of_norm(x[at : at + 1], log_uniform(generator, 1, 1e3, largest))[0]
     return x
 
 
 def _mixed(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
     """Norms of all magnitudes that the dtype allows."""
-    return _of_norm(torch.randn(n, d, generator=generator), _log_uniform(generator, n, SMALLEST, largest))
+    return of_norm(torch.randn(n, d, generator=generator), log_uniform(generator, n, SMALLEST, largest))
 
 
 def _translated(generator: torch.Generator, n: int, d: int, largest: float) -> Tensor:
@@ -89,7 +89,7 @@ def _overflowing(generator: torch.Generator, n: int, d: int, largest: float) -> 
     """Some rows so long that their distances overflow float32, unless the dtype is float16."""
     x = _plain(generator, n, d, largest)
     if largest > 1e5:
-        x[::3] = _of_norm(x[::3], torch.tensor(OVERFLOWING))
+        x[::3] = of_norm(x[::3], torch.tensor(OVERFLOWING))
     return x
 
 
@@ -116,12 +116,12 @@ def vectors(kind: str, n: int, d: int, seed: int, dtype: torch.dtype) -> Tensor:
     return KINDS[kind](torch.Generator().manual_seed(seed), n, d, LARGEST[dtype])
 
 
-def _log_uniform(generator: torch.Generator, n: int, least: float, most: float) -> Tensor:
+def log_uniform(generator: torch.Generator, n: int, least: float, most: float) -> Tensor:
     exponent = torch.rand(n, generator=generator, dtype=torch.float64) * math.log10(most / least)
     return least * 10**exponent
 
 
-def _of_norm(x: Tensor, norm: Tensor) -> Tensor:
+def of_norm(x: Tensor, norm: Tensor) -> Tensor:
     """Rows with the directions of x (n, d) and the lengths `norm` (n,) or ()."""
     x = x.double()
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-9)

@@ -5,6 +5,8 @@ N packed rows, L lists, P probes, Q queries, d dim.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +69,13 @@ class CodesCache:
 
     def __init__(self, d: int) -> None:
         self._d = d
+        self._in_file: Tensor | None = None  # the rows in a file of which the system was told how they are read
         self.clear()
 
     def clear(self) -> None:
         """Free the codes; visits count from 0 again."""
+        self._expect_reads("NORMAL")
+        self._in_file = None
         self._codes: Codes | None = None
         self._sizes: Tensor | None = None  # that of the lists that are coded; every version of lists has its own
         self._visits = 0.0  # of each list by queries, on average
@@ -99,9 +104,20 @@ class CodesCache:
             kernel = kernel_for(lists.sizes.new_empty(0, dtype=torch.float32))
             if kernel is not None and kernel.serves(lists.packed):
                 if setting == 8 or _pay(lists, kernel):
+                    self._in_file = lists.packed if in_file(lists.packed) else None
+                    self._expect_reads("SEQUENTIAL")
                     self._codes = kernel.encode(lists, self._d)
+                    self._expect_reads("RANDOM" if self._codes else "NORMAL")
                 self._pay = self._codes is not None
         return self._codes
+
+    def _expect_reads(self, order: str) -> None:
+        """Tell the system in which order rows in a file will be read: each would else bring megabytes around it."""
+        advice = getattr(mmap, f"MADV_{order}", None)
+        if self._in_file is not None and advice is not None:
+            start = self._in_file.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+            size = self._in_file.data_ptr() + self._in_file.nbytes - start
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)  # a hint: it may fail
 
 
 def _pay(lists: InvertedLists, kernel: Kernel) -> bool:

@@ -144,11 +144,21 @@ void encode_lists(const Segment& lists, int64_t count, int64_t d, int64_t thread
     }
   }
   const int64_t team = team_for(kNanoseconds * static_cast<double>(lists.rows * d), threads);
-  parallel_items(count, team, [&](int64_t list, int64_t) { ListEncoder<T>(lists, d, out).find_centre(list); });
+  // The centre of a list that is one run is found just before that is encoded: rows in a file are then read once.
+  const auto one_run = [&](int64_t list) { return lists.sizes[list] > 0 && lists.sizes[list] <= kRun; };
+  parallel_items(count, team, [&](int64_t list, int64_t) {
+    if (!one_run(list)) {
+      ListEncoder<T>(lists, d, out).find_centre(list);
+    }
+  });
   parallel_items(runs.size(), team, [&](int64_t i, int64_t) {
     Run& run = runs[i];
+    ListEncoder<T> encoder(lists, d, out);
+    if (one_run(run.list)) {
+      encoder.find_centre(run.list);
+    }
     const int64_t last = std::min(lists.sizes[run.list], run.first + kRun);
-    std::tie(run.kappa, run.middle) = ListEncoder<T>(lists, d, out).encode_run(run.list, run.first, last);
+    std::tie(run.kappa, run.middle) = encoder.encode_run(run.list, run.first, last);
   });
   const std::vector<float> zero(d);
   for (int64_t list = 0; list < count; ++list) {

@@ -85,6 +85,9 @@ class AllScores {
     float* scores = of(query);
     keys.clear();
     const bool overflows = std::count(scores, scores + rows_, -kNever);
+    if (overflows) { // which says nothing about a row: it must not take the place of another
+      std::replace(scores, scores + rows_, -kNever, kNever);
+    }
     const float below = k_ < rows_ ? below_largest(scores, rows_, k_) : kNever;
     for (int64_t row = 0; row < rows_; row += kLanes) {
       for (unsigned which = exceeding(Vec::loadu(scores + row), Vec(below)); which; which &= which - 1) {
