@@ -2,7 +2,7 @@
 #
 #   make demo         search real image patches, faiss beside it where there is one
 #   make test         the test suite;  make test-long  the few tests of it that take longest
-#   make test-integrations  other libraries on faiss_compat, each in an environment without faiss; integrations/README.md
+#   make test-integrations  other libraries on faiss_compat and our adaptors, each in its environment; integrations/README.md
 #   make fuzz         random sequences of calls against faiss and a float64 model, for a minute; ARGS='--seconds 600'
 #   make native       the native kernel of this checkout, which make test has built too if there is a C++ compiler
 #   make lint types   ruff and mypy

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import checkpoint
 from .._files import replace
 from .._optional import require
 from ..index import IndexFlat
+from ..index.base import IndexBase
 from ..params import SearchParams
-from .neighbours import AnyIndex
 
 __all__ = ["IndexVectorStore"]
 
@@ -50,7 +49,7 @@ class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
     [Document(id='2', metadata={}, page_content='two')]
     """
 
-    def __init__(self, embedding: Any, index: AnyIndex | None = None) -> None:
+    def __init__(self, embedding: Any, index: IndexBase | None = None) -> None:
         if index is not None and index.ntotal:
             raise ValueError(f"index must be empty, got one of {index.ntotal} vectors, whose texts are not known")
         self.embedding = embedding
@@ -105,7 +104,7 @@ class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
         for number in gone:
             del self._documents[number]
         if gone and self.index is not None:
-            self.index.remove_ids(torch.tensor(gone))
+            self.index.remove_ids(torch.tensor(gone, device=self.index.device))
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Any]:
@@ -146,10 +145,10 @@ class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
         **_: Any,
     ) -> list[Any]:
         """k of the `fetch_k` documents nearest to a vector, chosen to differ from one another."""
-        _, numbers = self._nearest(embedding, fetch_k, filter)
+        numbers = self._nearest(embedding, fetch_k, filter)[1]
         if self.index is None or not numbers:
             return []
-        vectors = self.index.reconstruct_batch(torch.tensor(numbers)).float().cpu().numpy()
+        vectors = self.index.reconstruct_batch(torch.tensor(numbers, device=self.index.device)).float().cpu().numpy()
         query = torch.tensor(embedding).numpy()
         chosen = _utils.maximal_marginal_relevance(query, list(vectors), lambda_mult=lambda_mult, k=k)
         return [self._documents[numbers[at]] for at in chosen]
@@ -157,12 +156,11 @@ class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
     def _nearest(self, embedding: list[float], k: int, filter: Filter | None) -> tuple[list[float], list[int]]:
         if self.index is None or not self._documents:
             return [], []
-        params, allowed = None, None
+        params = None
         if filter is not None:
             allowed = [number for number, document in self._documents.items() if filter(document)]
-            params = SearchParams(selector=torch.tensor(allowed, dtype=torch.int64))
-        query: Tensor = torch.tensor([embedding], device=self.index.device)
-        D, I = self.index.search(query, k, params=params)
+            params = SearchParams(selector=torch.tensor(allowed, dtype=torch.int64, device=self.index.device))
+        D, I = self.index.search(torch.tensor([embedding], device=self.index.device), k, params=params)
         found = I[0] != -1
         return D[0][found].tolist(), I[0][found].tolist()
 
@@ -185,19 +183,24 @@ class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
         if self.index is None:
             raise ValueError("there is nothing to save: no text has been added yet")
         texts = {number: [item.id, item.page_content, item.metadata] for number, item in self._documents.items()}
-        written = json.dumps(texts)
+        written = json.dumps(texts).encode()
         Path(folder).mkdir(parents=True, exist_ok=True)
         checkpoint.save(self.index, Path(folder, INDEX))
-        replace(Path(folder, DOCUMENTS), lambda part: Path(part).write_text(written, encoding="utf-8"))
+        replace(Path(folder, DOCUMENTS), lambda part: _write(part, written))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], embedding: Any) -> IndexVectorStore:
         """The store that `save` wrote. ValueError if index and documents do not belong together."""
         store = cls(embedding)
-        store.index = index = checkpoint.load(Path(folder, INDEX))
+        index: Any = checkpoint.load(Path(folder, INDEX))
+        store.index = index
         for number, (name, text, metadata) in json.loads(Path(folder, DOCUMENTS).read_text(encoding="utf-8")).items():
             store._documents[int(number)] = Document(id=name, page_content=text, metadata=metadata)
             store._numbers[name] = int(number)
-        if sorted(store._documents) != sorted(getattr(index, "index", index).list_ids.tolist()):
+        if sorted(store._documents) != sorted(index.list_ids.tolist()):
             raise ValueError(f"{DOCUMENTS} in {os.fspath(folder)} is not of the same save as {INDEX}: save again")
         return store
+
+
+def _write(path: str, content: bytes) -> None:
+    Path(path).write_bytes(content)

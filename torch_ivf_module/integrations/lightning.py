@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._optional import require
 from ..index import IndexFlat
-from .neighbours import AnyIndex
+from ..index.base import IndexBase
 
 __all__ = ["KNNAccuracy"]
 
@@ -47,7 +47,7 @@ class KNNAccuracy(_lightning.Callback):  # type: ignore[misc]
         *,
         k: int = 20,
         temperature: float = 0.07,
-        index: Callable[[int], AnyIndex] | None = None,
+        index: Callable[[int], IndexBase] | None = None,
         embed: Callable[[Any, Tensor], Tensor] | None = None,
         name: str = "knn_accuracy",
     ) -> None:
@@ -55,7 +55,7 @@ class KNNAccuracy(_lightning.Callback):  # type: ignore[misc]
         self.k = k
         self.temperature = temperature
         self.name = name
-        self.index: AnyIndex | None = None
+        self.index: IndexBase | None = None
         self.labels = torch.empty(0, dtype=torch.int64)
         self._make_index = index or (lambda d: IndexFlat(d, "cosine"))
         self._embed = embed or (lambda module, x: module(x))

@@ -8,19 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..index import IndexPreTransform
 from ..index.base import IndexBase
 
-__all__ = ["AnyIndex", "search_without"]
-
-AnyIndex = IndexBase | IndexPreTransform
+__all__ = ["search_without"]
 
 
-def search_without(index: AnyIndex, x: Tensor, k: int, links: Tensor | None) -> tuple[Tensor, Tensor]:
+def search_without(index: IndexBase, x: Tensor, k: int, links: Tensor | None) -> tuple[Tensor, Tensor]:
     """D and I (Q, k) of the k nearest of x (Q, d), as `search` gives them, without the pairs in `links`.
 
-    links (2, n) int64: the rows of x, and the ids that these must not find; None for none. It searches for k and as many
-    results more as any query has links.
+    links (2, n) int64: the rows of x, and the ids that these must not find; None for none. It searches for
+    k results, and as many more as any query has links.
 
     >>> from torch_ivf_module import IndexFlatL2
     >>> index = IndexFlatL2(1)

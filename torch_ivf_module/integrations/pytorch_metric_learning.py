@@ -1,4 +1,5 @@
-"""pytorch-metric-learning's `knn_func` as a module: `IndexKNN` in place of its `FaissKNN` (extra `metric-learning`).
+"""pytorch-metric-learning's `knn_func` as a module: `IndexKNN` in place of its `FaissKNN` (extra
+`pytorch-metric-learning`).
 
 Q queries, n vectors, d dim, k results.
 """
@@ -7,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import checkpoint
 from ..index import IndexFlatL2
-from .neighbours import AnyIndex, search_without
+from ..index.base import IndexBase
+from .neighbours import search_without
 
 __all__ = ["IndexKNN"]
 
@@ -40,13 +42,13 @@ class IndexKNN(nn.Module):
     (tensor([[1.], [1.], [4.]]), tensor([[1], [0], [1]]))
     """
 
-    index: AnyIndex | None
+    index: IndexBase | None
 
     def __init__(
         self,
         reset_before: bool = True,
         reset_after: bool = True,
-        index_init_fn: Callable[[int], AnyIndex] | None = None,
+        index_init_fn: Callable[[int], IndexBase] | None = None,
     ) -> None:
         super().__init__()
         self.reset_before = reset_before
@@ -99,7 +101,8 @@ class IndexKNN(nn.Module):
 
     def load(self, filename: str | os.PathLike[str]) -> None:
         """Take the index in a file."""
-        self.index = checkpoint.load(filename)
+        found: Any = checkpoint.load(filename)
+        self.index = found
 
     def reset(self) -> None:
         """Drop the index."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._arrays import as_tensor
 from ..index import IndexFlat
-from .neighbours import AnyIndex
+from ..index.base import IndexBase
 
 __all__ = ["semantic_search"]
 
@@ -21,7 +21,7 @@ METRICS = {"cos_sim": "cosine", "dot_score": "ip"}
 
 def semantic_search(
     query_embeddings: Tensor,
-    corpus_embeddings: Tensor | AnyIndex,
+    corpus_embeddings: Tensor | IndexBase,
     query_chunk_size: int = 100,
     corpus_chunk_size: int = 500_000,
     top_k: int = 10,
@@ -46,10 +46,11 @@ def semantic_search(
     [[{'corpus_id': 1, 'score': 1.0}, {'corpus_id': 0, 'score': 0.0}]]
     """
     queries = as_tensor(query_embeddings, "query_embeddings")
-    index = corpus_embeddings
-    if not hasattr(index, "search"):
-        index = _indexed(as_tensor(index, "corpus_embeddings"), score_function)
-    elif score_function is not None:
+    if not isinstance(corpus_embeddings, IndexBase):
+        index: IndexBase = _indexed(as_tensor(corpus_embeddings, "corpus_embeddings"), score_function)
+    elif score_function is None:
+        index = corpus_embeddings
+    else:
         raise ValueError("score_function is for corpus_embeddings that are no index; an index has its metric")
     if index.metric == "l2":
         raise ValueError("corpus_embeddings must be an index of metric 'cosine' or 'ip', got one of metric 'l2'")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..factory import index_factory as make_index
-from .neighbours import AnyIndex, search_without
+from ..index.base import IndexBase
+from .neighbours import search_without
 
 __all__ = ["KNNIndex", "KNNOutput", "L2KNNIndex", "MIPSKNNIndex"]
 
@@ -20,7 +21,7 @@ class KNNOutput(NamedTuple):
     """Scores and numbers (Q, k) of what was found."""
 
     score: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # the name in PyG hides a method of tuples
 
 
 class KNNIndex(nn.Module):
@@ -32,7 +33,7 @@ class KNNIndex(nn.Module):
     Parameters
     ----------
     index_factory : a string of faiss's index_factory that `torch_ivf_module.index_factory` knows, such as "Flat",
-        "IVF64,Flat" or "IVF64,SQ8".
+        "IVF64,Flat" or "IVF64,SQ8", without L2norm; None is "Flat".
     emb : the points to add, (n, d); the first that are added train the index.
     reserve : has no effect; an index needs no memory reserved.
 
@@ -41,7 +42,7 @@ class KNNIndex(nn.Module):
     tensor([[1, 0]])
     """
 
-    index: AnyIndex | None
+    index: IndexBase | None
     metric = "l2"
 
     def __init__(
@@ -62,8 +63,10 @@ class KNNIndex(nn.Module):
         """Add points (n, d)."""
         _require_matrix(emb)
         if self.index is None:
-            index = make_index(emb.shape[1], self.index_factory, self.metric).to(emb.device)
-            index.train(emb.detach())
+            index = make_index(emb.shape[1], self.index_factory, self.metric)
+            if not isinstance(index, IndexBase):
+                raise ValueError(f"index_factory must have no L2norm, got {self.index_factory!r}: normalise the points")
+            index.to(emb.device).train(emb.detach())
             self.index = index
         self.index.add(emb.detach())
 
@@ -84,7 +87,7 @@ class KNNIndex(nn.Module):
         """The points (n, d)."""
         return self._filled().reconstruct_n(0, self.numel)
 
-    def _filled(self) -> AnyIndex:
+    def _filled(self) -> IndexBase:
         if self.index is None:
             raise RuntimeError(f"{type(self).__name__} has no points: call add(emb) first")
         return self.index
