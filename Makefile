@@ -2,7 +2,7 @@
 #
 #   make demo         search real image patches, faiss beside it where there is one
 #   make test         the test suite;  make test-long  the few tests of it that take longest
-#   make test-integrations  other libraries on faiss_compat, each in an environment without faiss; integrations/README.md
+#   make test-integrations  other libraries on faiss_compat and our adaptors, each in its environment; integrations/README.md
 #   make fuzz         random sequences of calls against faiss and a float64 model, for a minute; ARGS='--seconds 600'
 #   make fuzz-codes   a million queries made to break the bound of 8-bit codes; ARGS='--queries 100000'
 #   make larger-than-memory  an index in a file, searched by a process that may use less memory than it

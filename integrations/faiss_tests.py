@@ -46,13 +46,13 @@ class Passed:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Iterator[None]:
-        """A test that waits for ever fails."""
+        """A test that waits for ever fails; the signal is repeated in case the first one is lost among threads."""
         signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"it takes more than {SECONDS} s"))
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS)
         try:
             return (yield)
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Called by pytest for each phase of a test."""

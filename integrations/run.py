@@ -1,10 +1,12 @@
-"""Runs tests of other libraries on faiss_compat, each in an environment of its own, in which faiss is not installed.
+"""Runs tests of other libraries on faiss_compat and on the adaptors of `torch_ivf_module.integrations`, each in an
+environment of its own, in which faiss is not installed.
 
     python integrations/run.py                        all but faiss's own tests
     python integrations/run.py datasets langchain     some
     python integrations/run.py --faiss-checkout DIR   faiss's own Python tests too
 
-PyTorch is installed once; the environments of the libraries find it there. `--environments` says where they are made.
+PyTorch is installed once; the environments of the libraries find it there, but for anomalib's. `--environments` says
+where they are made.
 """
 
 from __future__ import annotations
@@ -30,12 +32,26 @@ PACKAGES = {
         "pytest==9.2.0",
     ],
     "torch_geometric": ["torch_geometric==2.8.1", "pytest==9.2.0"],
+    "lightning": ["lightning==2.6.6", "scikit-learn==1.9.1", "pytest==9.2.0"],
+    # With the PyTorch that this torchvision is built for, in a build for GPUs.
+    "anomalib": [
+        "torch==2.14.1",
+        "torchvision==0.29.1",
+        "anomalib==2.7.0",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "pytest==9.2.0",
+    ],
     "faiss": ["pytest==9.2.0", "scipy==1.17.1"],
 }
 
 
 def environment(folder: Path, packages: list[str], base: Path | None) -> Path:
-    """The interpreter of an environment in `folder` with some packages, and those of the environment `base`."""
+    """The interpreter of an environment in `folder` with some packages, and those of the environment `base`.
+
+    PyTorch is the release of constraints.txt unless the packages name one.
+    """
     python = folder / "bin" / "python"
     ready = folder / ".ready"
     wanted = "\n".join(packages)
@@ -46,15 +62,21 @@ def environment(folder: Path, packages: list[str], base: Path | None) -> Path:
         found = next(base.glob("lib/python*/site-packages"))
         (next(folder.glob("lib/python*/site-packages")) / "base.pth").write_text(f"{found}\n")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    subprocess.run([*pip, "-c", ROOT / "constraints.txt", *packages], check=True)
+    pins = [] if _own_torch(packages) else ["-c", ROOT / "constraints.txt"]
+    subprocess.run([*pip, *pins, *packages], check=True)
     ready.write_text(wanted)
     return python
 
 
+def _own_torch(packages: list[str]) -> bool:
+    return any(package.startswith("torch==") for package in packages)
+
+
 def run(name: str, folder: Path, checkout: Path | None) -> bool:
     """Whether the tests of one library pass."""
-    base = folder / "torch"
-    environment(base, ["torch", "numpy"], None)
+    base = None if _own_torch(PACKAGES[name]) else folder / "torch"
+    if base is not None:
+        environment(base, ["torch", "numpy"], None)
     python = environment(folder / name, PACKAGES[name], base)
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     pytest = [python, "-m", "pytest", "-W", "ignore", "-c", HERE / "pytest.ini", HERE / f"use_{name}.py"]

@@ -10,6 +10,9 @@ from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.inference import CustomKNN, FaissKMeans, FaissKNN, InferenceModel, run_pca
 
+from torch_ivf_module import IndexIVFFlat
+from torch_ivf_module.integrations.pytorch_metric_learning import IndexKNN
+
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.arange(400) % 10
 CENTRES = torch.randn(10, 32, generator=GENERATOR)
@@ -73,3 +76,49 @@ def test_a_model_for_inference():
     ids = model.get_nearest_neighbors(X[:7], k=1)[1]
     assert ids.flatten().tolist() == list(range(7))
     assert CosineSimilarity() is not None
+
+
+# --- the adaptor IndexKNN -------------------------------------------------------------------------------------------
+
+
+def lists(d):
+    return IndexIVFFlat(d, nlist=8, nprobe=8)
+
+
+@pytest.mark.parametrize("makes", [None, lists])
+@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("queries", [X, X[:50]])
+def test_the_adaptor_finds_what_faiss_knn_finds(makes, itself, queries):
+    D, I = IndexKNN(index_init_fn=makes)(queries, 5, X, ref_includes_query=itself)
+    expected, ids = FaissKNN()(queries, 5, X, ref_includes_query=itself)
+    assert torch.equal(I, ids)
+    torch.testing.assert_close(D, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("makes", [None, lists])
+def test_the_adaptor_in_the_accuracy_calculator(makes):
+    kinds = dict(include=("precision_at_1", "r_precision", "mean_average_precision_at_r"), k="max_bin_count")
+    found = AccuracyCalculator(knn_func=IndexKNN(index_init_fn=makes), **kinds)
+    expected = AccuracyCalculator(knn_func=FaissKNN(), **kinds)
+    assert found.get_accuracy(X, LABELS) == pytest.approx(expected.get_accuracy(X, LABELS))
+    parts = X[:100], LABELS[:100], X[100:], LABELS[100:]
+    assert found.get_accuracy(*parts) == pytest.approx(expected.get_accuracy(*parts))
+
+
+def test_the_adaptor_in_a_model_for_inference(tmp_path):
+    knn, other = (IndexKNN(reset_before=False, reset_after=False) for _ in range(2))
+    model = InferenceModel(torch.nn.Identity(), knn_func=knn)
+    model.train_knn(X[:200])
+    model.add_to_knn(X[200:])
+    assert model.get_nearest_neighbors(X[195:205], k=1)[1].flatten().tolist() == list(range(195, 205))
+    model.save_knn_func(tmp_path / "knn.pt")
+    again = InferenceModel(torch.nn.Identity(), knn_func=other)
+    again.load_knn_func(tmp_path / "knn.pt")
+    for mine, theirs in zip(model.get_nearest_neighbors(X[:9], 3), again.get_nearest_neighbors(X[:9], 3), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_the_documented_program(documented):
+    names = documented("pytorch-metric-learning")
+    assert names["accuracies"]["precision_at_1"] > 0.9
+    assert not (names["ids"] == torch.arange(5)[:, None]).any()

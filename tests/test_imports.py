@@ -29,7 +29,7 @@ LEVELS = [
     ("graph", "torchscript", "parallel", "averaging", "dcp", "sharded"),
     ("faiss_bridge", "faiss_codes", "faiss_export", "torch_ivf_bridge", "factory"),
     ("checkpoint", "tune"),
-    ("hub", "export", "plotting", "faiss_compat"),
+    ("hub", "export", "plotting", "faiss_compat", "integrations"),
     ("__init__",),
     ("demo", "commands", "verification"),
     ("cli",),
@@ -50,6 +50,12 @@ OPTIONAL = {
     "pyarrow",
     "psutil",
     "PIL",
+    "anomalib",
+    "langchain_core",
+    "lightning",
+    "pytorch_metric_learning",
+    "sentence_transformers",
+    "torch_geometric",
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

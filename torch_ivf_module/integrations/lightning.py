@@ -1,0 +1,101 @@
+"""A Lightning callback that keeps an index of embeddings during training and logs kNN accuracy (extra `lightning`).
+
+Q queries, n vectors, d dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._optional import require
+from ..index import IndexFlat
+from ..index.base import IndexBase
+
+__all__ = ["KNNAccuracy"]
+
+_lightning: Any = require("lightning.pytorch", "lightning")
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class KNNAccuracy(_lightning.Callback):  # type: ignore[misc]
+    """Logs how many validation samples the labels of their nearest neighbours classify correctly.
+
+    Before each validation `index` is filled again with what the module now makes of the reference. A sample has the
+    class with the most votes of its k nearest, each weighted by exp(cosine / temperature): the evaluation of DINO
+    (Caron et al., ICCV 2021). The index stays as the attribute `index`, the labels as `labels` (n,).
+
+    Parameters
+    ----------
+    reference : batches (x, labels) of the samples that vote, such as a DataLoader; iterated before each validation.
+        Batches of the validation are (x, labels) too.
+    k, temperature : as above.
+    index : makes an empty index of metric "cosine" for vectors of d dimensions; it is trained if it has lists.
+    embed : gives the embeddings (Q, d) of x, as ``embed(module, x)``; None for ``module(x)``.
+    name : of what is logged.
+
+    With several processes each fills an index with the whole reference, and the accuracy is that of all. Not run in
+    the sanity check.
+    """
+
+    def __init__(
+        self,
+        reference: Batches,
+        *,
+        k: int = 20,
+        temperature: float = 0.07,
+        index: Callable[[int], IndexBase] | None = None,
+        embed: Callable[[Any, Tensor], Tensor] | None = None,
+        name: str = "knn_accuracy",
+    ) -> None:
+        self.reference = reference
+        self.k = k
+        self.temperature = temperature
+        self.name = name
+        self.index: IndexBase | None = None
+        self.labels = torch.empty(0, dtype=torch.int64)
+        self._make_index = index or (lambda d: IndexFlat(d, "cosine"))
+        self._embed = embed or (lambda module, x: module(x))
+
+    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Fill the index."""
+        if not trainer.sanity_checking:
+            self.fill(pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Classify a batch, and log the accuracy, which Lightning averages over the epoch."""
+        if trainer.sanity_checking:
+            return
+        x, labels = batch
+        right = (self.classify(pl_module, x) == labels).float().mean()
+        pl_module.log(self.name, right, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
+
+    @torch.no_grad()
+    def fill(self, module: Any) -> None:
+        """Make the index of what the module makes of the reference. ValueError for another metric than "cosine"."""
+        made = [(self._embed(module, x.to(module.device)), labels) for x, labels in self.reference]
+        vectors = torch.cat([part for part, _ in made])
+        if self.index is None or self.index.d != vectors.shape[1]:
+            self.index = self._make_index(vectors.shape[1])
+        if self.index.metric != "cosine":
+            raise ValueError(f"index must make one of metric 'cosine', got metric {self.index.metric!r}")
+        self.index.to(vectors.device).reset()
+        self.index.train(vectors)
+        self.index.add(vectors)
+        self.labels = torch.cat([labels for _, labels in made]).to(vectors.device)
+
+    @torch.no_grad()
+    def classify(self, module: Any, x: Tensor) -> Tensor:
+        """The classes (Q,) that the neighbours of x (Q, ...) vote for. RuntimeError before `fill`."""
+        if self.index is None:
+            raise RuntimeError("there is no index yet: it is filled at the start of a validation, or by fill(module)")
+        D, I = self.index.search(self._embed(module, x), self.k)
+        votes = torch.zeros(len(x), int(self.labels.max()) + 1, device=D.device)
+        weights = (D / self.temperature).softmax(1)  # 0 where there is no neighbour
+        votes.scatter_add_(1, self.labels[I.clamp(min=0)], weights)
+        return votes.argmax(1)
