@@ -10,8 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from benchmarks import sharded
-from tests import jobs, processes
+from tests import jobs, processes, traffic
 from tests.oracle import agree
 from torch_ivf_module import ShardedIndex
 from torch_ivf_module.dcp import IndexLoadPlanner
@@ -90,11 +89,11 @@ def test_an_interrupted_save_keeps_the_previous_checkpoint(tmp_path):
     assert processes.run(jobs.restores, 3, str(tmp_path)) == [0, 0, 0]
 
 
-def sent_bytes(s: sharded.Setting) -> dict[str, float]:
+def sent_bytes(s: traffic.Setting) -> dict[str, float]:
     """The formulas of docs/distributed.md: bytes that a process sends in each step; float32, sharded by rows."""
     others = s.processes - 1
     moved = s.vectors / s.processes * others / s.processes * (4 * s.d + 16)
-    reduced = sharded.NITER * s.nlist * (4 * s.d + 8) + (s.nlist + 256) * 4 * s.d
+    reduced = traffic.NITER * s.nlist * (4 * s.d + 8) + (s.nlist + 256) * 4 * s.d
     return {
         "train": 2 * others / s.processes * reduced + others / s.processes * s.nlist * 4 * s.d,
         "add": moved,
@@ -105,9 +104,9 @@ def sent_bytes(s: sharded.Setting) -> dict[str, float]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the bytes sent are counted by the kernel of Linux")
 def test_bytes_sent_are_as_documented():
-    setting = sharded.Setting(2, vectors=8_000, nlist=64, queries=400)
-    found, formula = sharded.measure(setting), sent_bytes(setting)
-    for step in sharded.STEPS:
+    setting = traffic.Setting(2, vectors=8_000, nlist=64, queries=400)
+    found, formula = traffic.measure(setting), sent_bytes(setting)
+    for step in traffic.STEPS:
         assert found[step] == pytest.approx(formula[step], rel=0.05), step
 
 
