@@ -9,8 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from anomalib.data import Folder
+from anomalib.engine import Engine
 from anomalib.models import Patchcore
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, IndexScalarQuantizer
@@ -95,6 +98,48 @@ def test_the_whole_model_in_one_onnx_file(own, index, tmp_path):
     expected = model(ODD[:1])
     torch.testing.assert_close(torch.from_numpy(found[0]), expected.pred_score, **CLOSE)
     torch.testing.assert_close(torch.from_numpy(found[1]), expected.anomaly_map, **CLOSE)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    odd = WINDOWS.clone()
+    odd[:, :, 40:90, 40:90] = OTHER[:, 200:250, 300:350]
+    for name, images in (("good", WINDOWS), ("odd", odd)):
+        folder.joinpath(name).mkdir()
+        for number, image in enumerate(images):
+            picture = Image.fromarray((image.permute(1, 2, 0) * 255).byte().numpy())
+            picture.save(folder / name / f"{number}.png")
+    return folder
+
+
+def scores(model, pictures, folder, checkpoint=None):
+    """The score of each test picture by an Engine, which first fits the model or loads a checkpoint."""
+    data = dict(root=pictures, normal_dir="good", abnormal_dir="odd", train_batch_size=4, eval_batch_size=4, seed=0)
+    photographs = Folder("photographs", num_workers=0, **data)
+    engine = Engine(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False)
+    if checkpoint is None:
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+        engine.fit(model, datamodule=photographs)
+    found = engine.predict(model, datamodule=photographs, ckpt_path=checkpoint)
+    return torch.cat([batch.pred_score for batch in found])
+
+
+def test_an_engine_fits_saves_and_loads(pictures, tmp_path):
+    def patchcore():
+        torch.manual_seed(0)
+        size = Patchcore.configure_pre_processor((64, 64))
+        return Patchcore("resnet18", pre_trained=False, pre_processor=size, evaluator=False, visualizer=False)
+
+    expected = scores(patchcore(), pictures, tmp_path / "own")
+    found = scores(with_index(patchcore()), pictures, tmp_path / "ours")
+    torch.testing.assert_close(found, expected, **CLOSE)
+    assert len(expected.unique()) > 3  # a PostProcessor limits scores to 0…1
+    for made in ("own", "ours"):
+        (checkpoint,) = (tmp_path / made).rglob("*.ckpt")
+        loaded = scores(with_index(patchcore()), pictures, tmp_path / "again", checkpoint)
+        torch.testing.assert_close(loaded, expected, **CLOSE)
 
 
 def test_what_cannot_be_is_refused(own):

@@ -5,6 +5,7 @@ Q queries, n vectors, d dim.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,8 +58,8 @@ class KNNAccuracy(_lightning.Callback):  # type: ignore[misc]
         self.name = name
         self.index: IndexBase | None = None
         self.labels = torch.empty(0, dtype=torch.int64)
-        self._make_index = index or (lambda d: IndexFlat(d, "cosine"))
-        self._embed = embed or (lambda module, x: module(x))
+        self._make_index = index or functools.partial(IndexFlat, metric="cosine")
+        self._embed = embed or _called
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Fill the index."""
@@ -99,3 +100,7 @@ class KNNAccuracy(_lightning.Callback):  # type: ignore[misc]
         weights = (D / self.temperature).softmax(1)  # 0 where there is no neighbour
         votes.scatter_add_(1, self.labels[I.clamp(min=0)], weights)
         return votes.argmax(1)
+
+
+def _called(module: Any, x: Tensor) -> Tensor:
+    return module(x)
