@@ -32,7 +32,7 @@ FILES = (
     "omp_threads_py", "partition", "referenced_objects", "refine", "scalar_quantizer_correctness", "search_params",
     "standalone_codec", "swig_wrapper",
 )  # fmt: skip
-SECONDS = 20
+SECONDS = 60
 TUTORIALS = ("1-Flat.py", "2-IVFFlat.py")
 LEVELS = ("NONE", "AVX2", "AVX512", "AVX512_SPR", "ARM_NEON", "ARM_SVE", "RISCV_RVV")
 
