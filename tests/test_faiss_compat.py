@@ -276,6 +276,11 @@ def test_ids_of_a_map_survive_removals_from_an_inverted_file():
     assert not np.isin(index.search(XQ, K)[1], IDS[:100]).any()
 
 
+def without_last(distances, ids):
+    """ids (nq, k) without those of the last distance, which may be that of one more vector: any of them is right."""
+    return np.where(np.isclose(distances, distances[:, -1:]), -1, ids)
+
+
 @each_kind
 def test_merging(faiss, kind):
     indexes, others = filled(faiss, kind), filled(faiss, kind)
@@ -287,7 +292,9 @@ def test_merging(faiss, kind):
         assert index.ntotal == N + left
     assert others[1].ntotal == 0  # faiss forgets to say so of an index behind a transform
     if kind != "id_map_ivf":
-        both(indexes, lambda index: np.sort(index.search(XQ, 2 * K)[1], 1))  # each distance is there twice
+        both(indexes, lambda index: index.search(XQ, 2 * K)[0])
+        # Most distances are there twice.
+        both(indexes, lambda index: np.sort(without_last(*index.search(XQ, 2 * K)), 1))
 
 
 @pytest.mark.parametrize("own_metric", METRICS)
