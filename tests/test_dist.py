@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "torch_ivf_module"
 KERNEL = "torch_ivf_module/native/_kernel.so"
-MOST_BYTES = 1_000_000  # of a wheel
+MOST_BYTES = 2_000_000  # of a wheel: the kernel has eight variants of what computes
 # What the kernel may need of libtorch: the C functions whose meaning no version changes.
 STABLE = re.compile(r"(aoti_)?torch_[a-z0-9_]+")
 # Releases of torch that one binary serves: the one that the tests run with, and a later one, which on Linux comes with
