@@ -72,6 +72,16 @@ class IndexPreTransform(nn.Module):
         """The metric of the index, between transformed vectors."""
         return self.index.metric
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the vectors."""
+        return self.index.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the stored vectors."""
+        return self.index.dtype
+
     def apply_transform(self, x: Tensor, name: str = "x") -> Tensor:
         """Transformed vectors (n, index.d), float32, of x (n, d)."""
         if not is_dynamo_compiling():  # which would make a buffer, whose device is read, an input of the graph
@@ -104,6 +114,27 @@ class IndexPreTransform(nn.Module):
         """Remove vectors by id; see `IndexBase.remove_ids`."""
         return self.index.remove_ids(ids)
 
+    def update(self, ids: Tensor, x: Tensor) -> None:
+        """Replace the vectors of ids (n,) by x (n, d); see `IndexBase.update`."""
+        self.index.update(ids, self.apply_transform(x))
+
+    def merge_from(self, other: IndexPreTransform, add_id: int = 0) -> None:
+        """Move all vectors of `other`, whose transform must be the same; see `IndexBase.merge_from`.
+
+        Raises TypeError or ValueError saying what differs; both indexes are unchanged then.
+        """
+        if not isinstance(other, IndexPreTransform):
+            raise TypeError(f"other must be an IndexPreTransform, got {type(other).__name__}")
+        own, theirs = self.transform.state_dict(), other.transform.state_dict()
+        alike = repr(self.transform) == repr(other.transform) and own.keys() == theirs.keys()
+        if not alike or not all(torch.equal(value, theirs[name].to(value)) for name, value in own.items()):
+            raise ValueError("other must have the same transform: its vectors are in another space")
+        self.index.merge_from(other.index, add_id)
+
+    def copy_subset(self: Self, ids: Tensor) -> Self:
+        """A new index of the vectors of ids (n,), over the same transform; see `IndexBase.copy_subset`."""
+        return type(self)(self.d, self.transform, self.index.copy_subset(ids))
+
     def reset(self) -> None:
         """Remove all vectors, and number from 0 again; transform and centroids stay."""
         self.index.reset()
@@ -111,6 +142,28 @@ class IndexPreTransform(nn.Module):
     def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
         """The k nearest of each query x (nq, d): D and I (nq, k); see `IndexBase.search`."""
         return self.index.search(self.apply_transform(x), k, params=params)
+
+    def search_and_reconstruct(
+        self, x: Tensor, k: int, *, params: SearchParams | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`search` that also returns the transformed vectors found (nq, k, index.d)."""
+        return self.index.search_and_reconstruct(self.apply_transform(x), k, params=params)
+
+    def reconstruct(self, id: int) -> Tensor:
+        """The transformed vector (index.d,) of an id; see `IndexBase.reconstruct`."""
+        return self.index.reconstruct(id)
+
+    def reconstruct_n(self, start: int, n: int) -> Tensor:
+        """The transformed vectors (n, index.d) of n ids from `start` on; see `IndexBase.reconstruct_n`."""
+        return self.index.reconstruct_n(start, n)
+
+    def reconstruct_batch(self, ids: Tensor) -> Tensor:
+        """The transformed vectors (n, index.d) of ids (n,); see `IndexBase.reconstruct_batch`."""
+        return self.index.reconstruct_batch(ids)
+
+    def memory_bytes(self) -> int:
+        """Memory of the index and the transform, in bytes; see `IndexBase.memory_bytes`."""
+        return self.index.memory_bytes() + sum(tensor.nbytes for tensor in self.transform.state_dict().values())
 
     def range_search(
         self, x: Tensor, radius: float | Tensor, *, params: SearchParams | None = None
