@@ -34,7 +34,6 @@ struct QueryBounds {
   float slope[kSlots], base[kSlots], needed[kSlots]; // what dot * s + h * slope must exceed for a score above the threshold
   float width_scale[kSlots], width_half[kSlots], width[kSlots];
   float lowest_norm[kSlots], highest_norm[kSlots]; // of rows that can reach the threshold
-  float norm[kSlots];
   int32_t bounded[kSlots]; // 0 where nothing can be said of the query: no row exceeds what it needs
 
   void set_scales(int levels) {
@@ -58,7 +57,6 @@ struct QueryBounds {
       const float slack = e * (size * g + square * size * size + 2 * (1 - square) * size * centre_norm) + 1e-30f;
       const float slack_half = e * (2 * size * over_g + 2 * square);
       const bool known = coded && size < kLargestNorm && (size == 0.0f || size >= kSmallestNorm) && steps < 0x1p29f;
-      norm[m] = size;
       bounded[m] = known;
       start[m] = (known ? static_cast<int32_t>(steps) : 0) - 128 * sum[m];
       slope[m] = (error * over_g + slack_half - square) * inverse[m];
@@ -77,7 +75,6 @@ struct QueryBounds {
   }
 
   void raise(int m, float above) {
-    threshold[m] = above;
     needed[m] = (above - base[m]) * inverse[m];
   }
 };

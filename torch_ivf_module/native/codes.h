@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cmath>
-#include <vector>
 
 #include "core.h"
 #include "dot.h"

@@ -12,8 +12,8 @@ inline int64_t whole_vectors(int64_t count) {
   return (count + kLanes - 1) / kLanes * kLanes;
 }
 
-// A number that at least k of `count` values exceed, and few more than k; -inf where some values are infinite. `values` has room for whole vectors; what
-// lies behind the last value is overwritten.
+// A number that at least k of `count` values exceed, and few more than k; -inf where some values are infinite. `values` has
+// room for whole vectors; what lies behind the last value is overwritten.
 inline float below_largest(float* values, int64_t count, int64_t k) {
   constexpr int kSteps = 10;
   float* const end = values + whole_vectors(count);
@@ -92,9 +92,7 @@ class AllScores {
     for (int64_t row = 0; row < rows_; row += kLanes) {
       for (unsigned which = exceeding(Vec::loadu(scores + row), Vec(below)); which; which &= which - 1) {
         const int64_t i = row + __builtin_ctz(which);
-        if (std::isfinite(scores[i])) { // a product that overflows says nothing about the row
-          keys.push_back(as_key(scores[i], static_cast<uint32_t>(i)));
-        }
+        keys.push_back(as_key(scores[i], static_cast<uint32_t>(i)));
       }
     }
     const bool full = static_cast<int64_t>(keys.size()) >= k_;
