@@ -426,6 +426,12 @@ def test_what_is_not_here_is_named():
         assert isinstance(caught.value, compat.Unsupported)
 
 
+def test_constants_have_the_values_of_faiss(faiss):
+    numbers = {name: value for name in compat.__all__ if isinstance(value := getattr(compat, name), int)}
+    assert {"METRIC_L2", "Int8", "IO_FLAG_MMAP"} <= numbers.keys()
+    assert numbers == {name: getattr(faiss, name) for name in numbers}
+
+
 def test_an_attribute_that_is_not_here_is_named():
     codes = compat.IndexScalarQuantizer(D, compat.ScalarQuantizer.QT_8bit)
     with pytest.raises(compat.Unsupported, match=r"IndexScalarQuantizer has no attribute 'sq'; it has .*code_size"):
@@ -434,7 +440,7 @@ def test_an_attribute_that_is_not_here_is_named():
         ivf(compat).npobe = 4
     with pytest.raises(compat.Unsupported, match=r"PCAMatrix has no attribute 'PCAMat'; it has .*d_out"):
         _ = compat.PCAMatrix(D, 4).PCAMat
-    with pytest.raises(compat.Unsupported, match=r"SearchParametersIVF has no attribute 'max_lists_num'; it has .*nprobe"):
+    with pytest.raises(compat.Unsupported, match=r"IVF has no attribute 'max_lists_num'; it has .*nprobe"):
         _ = compat.SearchParametersIVF().max_lists_num
     with pytest.raises(AttributeError, match="on the CPU"):
         codes.getDevice()

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._arrays import as_tensor
 
 FLOAT_MAX = torch.finfo(torch.float32).max
-Float32, Float16, Int8 = 0, 1, 2  # faiss's NumericType
+Float32, Float16, UInt8, Int8 = 0, 1, 2, 3  # faiss's NumericType
 _default = {"tensors": False}  # what methods without an array argument return; see `use_tensors`
 
 
