@@ -6,12 +6,14 @@ tensor; an *id* is the user's label of it. The rows of a list are contiguous.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .row_codes import Rows, rows_at, vectors_of
 
@@ -20,6 +22,10 @@ from .row_codes import Rows, rows_at, vectors_of
 _COPY = 50
 _FEW = 32
 _DENSE = 16  # up to this ratio of largest id to number of rows, a mask over ids is faster than a search in sorted ids
+
+
+# By `InvertedLists.sizes`, on the host: the rows of the 0, 1, 2, … longest lists together.
+_longest: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 class InvertedLists(NamedTuple):
@@ -39,6 +45,18 @@ class InvertedLists(NamedTuple):
 def inverted_lists(packed: Tensor, offsets: Tensor, ids: Tensor, bias: Tensor) -> InvertedLists:
     """InvertedLists of the buffers of an index and the bias of each row."""
     return InvertedLists(packed, offsets, ids, torch.nn.functional.pad(lengths(offsets), (0, 1)), bias)
+
+
+def most_rows(lists: InvertedLists, count: int) -> int:
+    """The rows of the `count` longest lists together.
+
+    Synchronizes with the device for the first search of these lists; the host keeps their sizes as long as they exist.
+    """
+    longest = _longest.get(lists.sizes)
+    if longest is None:
+        longest = list(itertools.accumulate(sorted(lists.sizes.tolist(), reverse=True), initial=0))
+        _longest[lists.sizes] = longest
+    return int(longest[min(count, len(longest) - 1)])
 
 
 def lengths(offsets: Tensor) -> Tensor:

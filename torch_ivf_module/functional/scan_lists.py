@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .block_maxima import BLOCK, GROUP, Tasks, blocks_of, group_maxima, group_rows, tasks_of
+from .block_maxima import BLOCK, GROUP, blocks_of, group_maxima, group_rows, tasks_of
 from .chunking import joined
 from .lists import InvertedLists, prefixes, ranges_to_positions
 from .scan_queries import best_rows
@@ -42,9 +42,10 @@ def scan_lists(
         if most is not None:
             scanned, targets = prefixes(lists, targets, most, _VISITORS)
         tasks = tasks_of(y, scanned, targets, most)
-        results += _select(y, scanned, targets, most, tasks, group_maxima(y, scanned, tasks, memory), k)
-    columns = max(rows.shape[1] for _, rows in results)
-    return joined([_pad(scores, rows, columns) for scores, rows in results])
+        blocks = tasks.blocks[targets]
+        first, width = tasks.before[targets] + tasks.rank * blocks, int(blocks.sum(1).max())
+        results += best_of_groups(y, scanned, targets, most, first, group_maxima(y, scanned, tasks, memory), k, width)
+    return joined_results(results)
 
 
 def _query_chunks(lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) -> Iterator[slice]:
@@ -64,6 +65,12 @@ def _query_chunks(lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) 
             yield slice(start, end)
 
 
+def joined_results(results: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Scores and rows of chunks of queries, (Q, any width) each, as one of each (Q, the largest width)."""
+    columns = max(rows.shape[1] for _, rows in results)
+    return joined([_pad(scores, rows, columns) for scores, rows in results])
+
+
 def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     """Append padding up to so many columns."""
     missing = (0, columns - rows.shape[1])
@@ -72,23 +79,23 @@ def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.pad(scores, missing, value=PADDING), torch.nn.functional.pad(rows, missing, value=-1)
 
 
-def _select(
+def best_of_groups(
     x: Tensor,
     lists: InvertedLists,
     probed: Tensor,
     limits: Tensor | None,
-    tasks: Tasks,
+    first: Tensor,
     maxima: tuple[Tensor, Tensor],
     k: int,
+    width: int,
 ) -> list[tuple[Tensor, Tensor]]:
-    """The k best rows of each query: scores and rows of one chunk of queries after another."""
-    width = int(tasks.blocks[probed].sum(1).max())
+    """The k best rows of each query: scores and rows of one chunk of queries after another. See `survivors`."""
     step = selected_at_a_time(width, k)
     results = []
     for start in range(0, x.shape[0], step):
         chunk = slice(start, start + step)
         most = None if limits is None else limits[chunk]
-        rows, lowest = survivors(lists, probed[chunk], tasks.before, tasks.rank[chunk], maxima, k, width, most)
+        rows, lowest = survivors(lists, probed[chunk], first[chunk], maxima, k, width, most)
         scores, best = best_rows(x[chunk], lists, rows, k)
         if scores.shape[1] == k:
             # The last score must bound those of all rows left out. The maxima of their groups were computed by another
@@ -106,8 +113,7 @@ def selected_at_a_time(width: int, k: int) -> int:
 def survivors(
     lists: InvertedLists,
     probed: Tensor,
-    before: Tensor,
-    rank: Tensor,
+    address: Tensor,
     maxima: tuple[Tensor, Tensor],
     k: int,
     width: int,
@@ -116,11 +122,11 @@ def survivors(
     """The rows (Q, k * GROUP) of each query's k best groups, negative for padding, and the lowest maximum among these
     groups (Q,), -inf if there are fewer than k.
 
-    `maxima` are those of `group_maxima`, before (L + 1,) and rank (Q, P) those of `Tasks`; `width` is at least the
-    number of blocks of any query; limits (Q, P) are the rows to read of each list.
+    `maxima` are those of the blocks and of their groups, as of `group_maxima`, and address (Q, P) is where those of a
+    query on a list begin, in blocks; `width` is at least the number of blocks of any query; limits (Q, P) are the rows
+    to read of each list.
     """
     blocks = blocks_of(lists.sizes)[probed]
-    address = before[probed] + rank * blocks  # the first block of each task
     coarse, fine = maxima
     if width == 0:
         return probed.new_empty(probed.shape[0], 0), coarse.new_full((probed.shape[0],), PADDING)
