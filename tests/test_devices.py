@@ -1,25 +1,24 @@
 """Other devices: an accelerator if there is one, else simulated devices.
 
 A tensor that is created on the CPU by mistake causes no error on the CPU. Two simulations detect it without hardware:
-torch's own fake tensors, which have a device and no data, for what needs no data; and `Elsewhere`, CPU
-tensors that report another device and refuse operations with plain ones, for code that reads values on the host.
+torch's own fake tensors, which have a device and no data, for what needs no data; and those of simulated_device.py,
+for code that reads values on the host.
 """
 
 from __future__ import annotations
 
 import itertools
-from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from tests.datasets import normal, problem
 from tests.oracle import agree, check, probed, stored_rows
 from tests.problems import DTYPES, METRICS, MODES, each_dtype, each_metric, each_mode, flat, shared
+from tests.simulated_device import AWAY, away, back, moved
+from tests.simulated_device import other_device as other_device
 from tests.states import settings_of
 from torch_ivf_module import IndexIVFFlat
 from torch_ivf_module.functional import kmeans
@@ -143,96 +142,6 @@ def test_fake_tensors_detect_a_tensor_on_the_wrong_device():
 
 # --- a simulated device -----------------------------------------------------------------------------------
 
-AWAY = torch.device("lazy", 0)
-
-
-class Elsewhere(torch.Tensor):
-    """A CPU tensor that reports another device."""
-
-    inner: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @staticmethod
-    def __new__(cls, inner):
-        made = torch.Tensor._make_wrapper_subclass(
-            cls,
-            inner.shape,
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            device=AWAY,
-        )
-        made.inner = inner
-        return made
-
-    def tolist(self):
-        return self.inner.tolist()
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        with OtherDevice():
-            return func(*args, **(kwargs or {}))
-
-
-class OtherDevice(TorchDispatchMode):
-    """Runs operations on the simulated device, and refuses those that mix it with the CPU."""
-
-    MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        tensors = []
-        tree_map(
-            lambda leaf: tensors.append(leaf) if isinstance(leaf, torch.Tensor) else None, (args, kwargs)
-        )
-        away = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
-        stray = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and tensor.dim() > 0]
-        if away and stray and func not in self.MOVES:
-            raise RuntimeError(f"{func}: a tensor of shape {tuple(stray[0].shape)} is on the wrong device")
-        device = kwargs.get("device")
-        if device is not None and torch.device(device).type == AWAY.type:
-            kwargs["device"] = torch.device("cpu")
-            wrap = True
-        else:
-            wrap = bool(away) and device is None
-        originals = {id(tensor.inner): tensor for tensor in away}
-        args, kwargs = tree_map(
-            lambda leaf: leaf.inner if isinstance(leaf, Elsewhere) else leaf, (args, kwargs)
-        )
-        out = func(*args, **kwargs)
-        if not wrap:
-            return out
-
-        def outside(leaf):
-            if not isinstance(leaf, torch.Tensor):
-                return leaf
-            return originals[id(leaf)] if id(leaf) in originals else Elsewhere(leaf)
-
-        return tree_map(outside, out)
-
-
-def away(tensor):
-    return Elsewhere(tensor)
-
-
-@pytest.fixture
-def other_device(monkeypatch):
-    # A search switches autocast off; torch has none for this device.
-    known = torch.autocast
-    monkeypatch.setattr(
-        torch,
-        "autocast",
-        lambda kind, *args, **kwargs: nullcontext() if kind == AWAY.type else known(kind, *args, **kwargs),
-    )
-    with OtherDevice():
-        yield
-
-
-def back(tensor):
-    assert isinstance(tensor, Elsewhere), "a result was left on the wrong device"
-    return tensor.inner
-
-
 def test_the_simulated_device_detects_a_tensor_on_the_wrong_device(other_device):
     x = away(torch.ones(3))
     assert x.device == AWAY
@@ -245,10 +154,6 @@ def test_the_simulated_device_detects_a_tensor_on_the_wrong_device(other_device)
         x + torch.ones(3)
     with pytest.raises(RuntimeError, match="wrong device"):
         x[torch.arange(2)]
-
-
-def moved(index):
-    return deepcopy(index)._apply(away)
 
 
 @each_mode

@@ -142,7 +142,8 @@ def is_selected(ids: Tensor, chosen: Tensor) -> Tensor:
         return torch.cat([none, chosen, none]).index_select(0, ids.clamp(-1, chosen.shape[0]).add_(1))
     if ids.shape[0] == 0 or chosen.shape[0] == 0:
         return torch.zeros_like(ids, dtype=torch.bool)
-    first, last = torch.stack(chosen.aminmax()).tolist()
+    # The size of a mask would have to be read back from an accelerator.
+    first, last = torch.stack(chosen.aminmax()).tolist() if chosen.is_cpu else (-1, -1)
     if first < 0 or last >= _DENSE * ids.shape[0]:
         chosen = chosen.sort().values
         at = torch.searchsorted(chosen, ids).clamp_(max=chosen.shape[0] - 1)
@@ -182,14 +183,15 @@ def mask_rows(lists: InvertedLists, kept: Tensor) -> InvertedLists:
 
 
 def restricted(lists: InvertedLists, chosen: Tensor, visits: float | None) -> InvertedLists:
-    """The lists restricted to the ids that are `chosen`, see `is_selected`. Synchronizes with the device.
+    """The lists restricted to the ids that are `chosen`, see `is_selected`.
 
     `visits` is how many queries probe a list on average. If a copy pays for that many, the result is new lists of the
     chosen rows; otherwise, and always with None, the other rows are masked as by `mask_rows`. None is for callers that
-    limit the number of rows, which count masked ones too.
+    limit the number of rows, which count masked ones too. On an accelerator rows are masked, since the host would have
+    to wait for the size of a copy.
     """
     kept = is_selected(lists.ids, chosen)
-    if visits is None or int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
+    if visits is None or not kept.is_cpu or int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
         return mask_rows(lists, kept)
     bias = lists.bias.masked_select(kept) if lists.bias.shape[0] else lists.bias
     packed, offsets, ids = keep_rows(lists.packed, lists.offsets, lists.ids, kept)

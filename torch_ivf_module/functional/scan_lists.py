@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .block_maxima import BLOCK, GROUP, blocks_of, group_maxima, group_rows, tasks_of
+from .block_maxima import BLOCK, GROUP, SPAN, blocks_of, group_maxima, group_rows, tasks_of
 from .chunking import joined
 from .lists import InvertedLists, prefixes, ranges_to_positions
 from .scan_queries import best_rows
@@ -32,27 +32,44 @@ def scan_lists(
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists, as scan_queries gives them, in about `max_bytes` of workspace.
 
-    `width` is not used.
+    On a CPU `width` is not used; elsewhere it bounds the blocks of a query, which the host does not read back.
     """
     memory = Workspace(x.device)
     results = []
-    for chunk in _query_chunks(lists, probed, k, max_bytes):
+    most_blocks = None if x.is_cpu else blocks_bound(width, probed.shape[1])
+    for chunk in _query_chunks(lists, probed, k, most_blocks, max_bytes):
         y, targets, most = x[chunk], probed[chunk], None if limits is None else limits[chunk]
         scanned = lists
         if most is not None:
             scanned, targets = prefixes(lists, targets, most, _VISITORS)
         tasks = tasks_of(y, scanned, targets, most)
         blocks = tasks.blocks[targets]
-        first, width = tasks.before[targets] + tasks.rank * blocks, int(blocks.sum(1).max())
+        first, width = tasks.before[targets] + tasks.rank * blocks, int(blocks.sum(1).max()) if most_blocks is None else most_blocks
         results += best_of_groups(y, scanned, targets, most, first, group_maxima(y, scanned, tasks, memory), k, width)
     return joined_results(results)
 
 
-def _query_chunks(lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) -> Iterator[slice]:
-    """Ranges of queries with at most about `max_bytes` of workspace each, of similar size: small products are slow."""
+def blocks_bound(width: int, probes: int) -> int:
+    """No fewer than the blocks of so many lists with `width` rows together."""
+    return width // SPAN + probes
+
+
+def _query_chunks(
+    lists: InvertedLists, probed: Tensor, k: int, most_blocks: int | None, max_bytes: int
+) -> Iterator[slice]:
+    """Ranges of queries with at most about `max_bytes` of workspace each, of similar size: small products are slow.
+
+    Each query has at most `most_blocks`, or, if that is None, as many as are counted.
+    """
+    others = 64 * probed.shape[1] + 32 * k  # bytes of the tasks and the candidates of a query, beside its maxima
+    if most_blocks is not None:
+        queries = probed.shape[0]
+        count = -(-queries * (most_blocks * BLOCK_BYTES + others) // max(1, max_bytes))
+        step = -(-queries // max(1, count))
+        yield from (slice(start, start + step) for start in range(0, queries, step))
+        return
     blocks = blocks_of(lists.sizes)[probed].sum(1)  # an upper bound if there are limits
-    # Bytes of the maxima, the tasks and the candidates of each query.
-    needed = (blocks * BLOCK_BYTES + 64 * probed.shape[1] + 32 * k).cumsum(0)
+    needed = (blocks * BLOCK_BYTES + others).cumsum(0)
     count = -(-int(needed[-1]) // max(1, max_bytes))
     if count == 1:
         yield slice(None)

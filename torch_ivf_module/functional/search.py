@@ -230,11 +230,13 @@ def _scan(
     uncertified = metrics.uncertified(probes.x, origin, lowest, scores[:, -1])
     step = options.max_bytes // (ROW_BYTES * width)
     for queries in torch.nonzero(uncertified)[:, 0].split(max(1, step)):
+        if not queries.shape[0]:  # `split` gives one part of nothing
+            break
         if step:
             scores[queries], rows[queries] = _second_pass(
                 probes.at(queries), shifted[queries], origin, lists, scores[queries, -1], options, stats
             )
-        elif queries.shape[0]:  # the rows of one query may take more than max_bytes together
+        else:  # the rows of one query may take more than max_bytes together
             scores[queries], rows[queries], _ = score_rows(probes.at(queries), lists, options, stats)
     return scores, rows, uncertified
 

@@ -12,12 +12,12 @@ import os
 import torch
 from torch import Tensor
 
-from ..functional.block_maxima import BLOCK, SPAN, blocks_of
+from ..functional.block_maxima import BLOCK, SPAN, blocks_of, first_positions
 from ..functional.chunking import in_chunks
 from ..functional.kernels import SCANS
 from ..functional.lists import InvertedLists, most_rows, narrow
 from ..functional.row_codes import bits_of
-from ..functional.scan_lists import BLOCK_BYTES, best_of_groups, joined_results
+from ..functional.scan_lists import BLOCK_BYTES, best_of_groups, blocks_bound, joined_results
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)  # the last of coded rows
 # None of these was measured on a device.
@@ -52,7 +52,7 @@ class TritonScan:
     ) -> tuple[Tensor, Tensor]:
         """The k best rows of the probed lists, as `scan_queries` gives them; `width` is not used."""
         probes = probed.shape[1]
-        most = most_rows(lists, probes) // SPAN + probes  # blocks of any query
+        most = blocks_bound(most_rows(lists, probes), probes)
         step = max(1, max_bytes // (most * BLOCK_BYTES + 64 * probes + 32 * k))
         sizes = lists.sizes[probed] if limits is None else limits
 
@@ -78,9 +78,8 @@ def _maxima(
     blocks = blocks_of(lists.sizes)[probed]
     first = blocks.cumsum(1) - blocks + torch.arange(queries, device=x.device)[:, None] * most
     target, order = torch.sort(narrow(probed.flatten(), nlist + 1), stable=True)
-    # bincount would read its result's size back from the device.
-    ends = torch.searchsorted(target, torch.arange(nlist + 1, device=x.device).to(target.dtype), right=True)
-    begins = torch.nn.functional.pad(ends[:-1], (1, 0))
+    begins = first_positions(target, nlist)
+    ends = torch.nn.functional.pad(begins[1:], (0, 1), value=order.shape[0])
     each = order.shape[0] / max(1, min(nlist, order.shape[0]))  # pairs of a list that is probed, on average
     tile = 1 if each <= _FEW else next((size for size in _TILES if size <= each), _TILES[-1])
     tiles = torch.div(ends - begins + (tile - 1), tile, rounding_mode="floor")
