@@ -13,6 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from torch_ivf_module import SearchParams
+
 aten = torch.ops.aten
 
 AWAY = torch.device("lazy", 0)
@@ -157,3 +159,24 @@ def waits():
     """The names of the operations in this context for which the host waits for the device, in order."""
     with Waits() as mode:
         yield mode.names
+
+
+# Of searches whose waits are counted.
+SETTINGS = {
+    "plain": {},
+    "mask": {"selector": torch.arange(2000) % 3 == 0},
+    "ids": {"selector": torch.arange(0, 1500, 7)},
+    "max_codes": {"max_codes": 300},
+    "budget": {"candidate_budget": 200},
+}
+
+
+def counted_waits(index, queries, k, **params):
+    """The waits of a second search, and its answer."""
+    if "selector" in params:
+        params["selector"] = away(params["selector"])
+    index, queries, params = moved(index), away(queries), SearchParams(**params)
+    index.search(queries, k, params=params)
+    with waits() as names:
+        D, I = index.search(queries, k, params=params)
+    return names, (back(D), back(I))

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.datasets import PROBLEMS, problem
-from tests.oracle import Reach, agree, check, probed, stored_rows
-from tests.problems import DTYPES, METRICS, each_bits, each_metric, each_problem, flat, shared
-from torch_ivf_module import SearchParams, native
+from tests.datasets import PROBLEMS, normal, problem
+from tests.oracle import agree, check, probed, stored_rows
+from tests.problems import DTYPES, METRICS, each_bits, each_metric, shared
+from tests.simulated_device import SETTINGS, counted_waits
+from tests.simulated_device import other_device as other_device
+from torch_ivf_module import IndexFlatL2, SearchParams, native
 from torch_ivf_module.functional.kernels import SCANS
 
 # The interpreter computes in NumPy, which warns where a float overflows.
@@ -27,7 +29,7 @@ DEVICE = "cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda"
 MISSING = importlib.util.find_spec("triton") is None
 runs = pytest.mark.skipif(
     MISSING or (DEVICE == "cpu" and not INTERPRETED),
-    reason="the package triton is not installed" if MISSING else "runs in a process of its own, with TRITON_INTERPRET=1",
+    reason="the package triton is not installed" if MISSING else "runs in a process with TRITON_INTERPRET=1",
 )
 
 
@@ -83,3 +85,49 @@ def test_rows_of_codes(triton, bits, metric):
     index, _, queries = shared(case, metric, bits=bits)
     found = search(index, queries, case.k)
     check(found, queries, stored_rows(index), metric, case.k, probed(index, queries))
+
+
+@runs
+@each_metric
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_filters_and_limits(triton, setting, metric):
+    """The scan reads the rows that PyTorch operations read, also of rows that are not packed yet."""
+    index, base, queries = shared(problem("wide"), metric)
+    index.add(base[:9])
+    index.remove_ids(torch.arange(0, 40, 3))
+    found = search(index, queries[:40], 8, **SETTINGS[setting])
+    index.search_mode = "matrix"
+    agree(found, index.search(queries[:40], 8, params=SearchParams(**SETTINGS[setting])), rtol=1e-4, atol=1e-5)
+
+
+@runs
+@pytest.mark.parametrize(("nb", "d", "nq"), [(9_001, 5, 2), (4_096, 3, 20), (300, 1_100, 18)])
+def test_long_lists_and_long_rows(triton, nb, d, nq):
+    base, queries = normal(nb, d), normal(nq, d, seed=1)
+    index = IndexFlatL2(d)
+    index.add(base)
+    check(search(index, queries, 7), queries, stored_rows(index), "l2", 7)
+
+
+@runs
+def test_queries_in_chunks(triton):
+    index, _, queries = shared(problem("wide"), max_bytes=100_000)
+    check(search(index, queries, 21), queries, stored_rows(index), "l2", 21, probed(index, queries))
+
+
+@pytest.mark.skipif(MISSING or not INTERPRETED, reason="the simulated device is a CPU, where the interpreter runs")
+@pytest.mark.parametrize(("metric", "expected"), [("l2", 1), ("ip", 0)])
+def test_waits_of_a_search(triton, other_device, metric, expected):
+    index, _, queries = shared(problem("wide"), metric)
+    names, found = counted_waits(index, queries, 21)
+    assert len(names) == expected, names
+    check(found, queries, stored_rows(index), metric, 21, probed(index, queries))
+
+
+def test_without_triton_the_error_says_what_to_do(monkeypatch):
+    (scan,) = (scan for scan in SCANS if scan.name == "triton")
+    monkeypatch.setattr(scan, "enabled", True)
+    monkeypatch.setattr(scan, "interpreted", True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with native.disabled(), pytest.raises(RuntimeError, match=r"TORCH_IVF_TRITON=1 needs the package triton"):
+        shared().index.search(normal(1, 16), 1)

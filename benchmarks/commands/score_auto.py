@@ -15,8 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from torch_ivf_module import native
-from torch_ivf_module.functional import cost
-from torch_ivf_module.functional import strategies
+from torch_ivf_module.functional import cost, strategies
 
 from .. import machine, results
 from ..cases import CASES, PLAN

@@ -191,7 +191,9 @@ def restricted(lists: InvertedLists, chosen: Tensor, visits: float | None) -> In
     to wait for the size of a copy.
     """
     kept = is_selected(lists.ids, chosen)
-    if visits is None or not kept.is_cpu or int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
+    if visits is None or not kept.is_cpu:
+        return mask_rows(lists, kept)
+    if int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
         return mask_rows(lists, kept)
     bias = lists.bias.masked_select(kept) if lists.bias.shape[0] else lists.bias
     packed, offsets, ids = keep_rows(lists.packed, lists.offsets, lists.ids, kept)

@@ -44,8 +44,9 @@ def scan_lists(
             scanned, targets = prefixes(lists, targets, most, _VISITORS)
         tasks = tasks_of(y, scanned, targets, most)
         blocks = tasks.blocks[targets]
-        first, width = tasks.before[targets] + tasks.rank * blocks, int(blocks.sum(1).max()) if most_blocks is None else most_blocks
-        results += best_of_groups(y, scanned, targets, most, first, group_maxima(y, scanned, tasks, memory), k, width)
+        first = tasks.before[targets] + tasks.rank * blocks
+        widest = int(blocks.sum(1).max()) if most_blocks is None else most_blocks
+        results += best_of_groups(y, scanned, targets, most, first, group_maxima(y, scanned, tasks, memory), k, widest)
     return joined_results(results)
 
 

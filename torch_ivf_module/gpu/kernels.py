@@ -1,14 +1,14 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """The Triton kernel: ranking scores of lists for the queries that probe them, reduced to maxima on the chip.
 
-Q queries, N vectors, L lists, T pairs of a query and a list, B blocks, d dim. Groups, blocks and sections of the rows of
-a list are those of functional/block_maxima.py.
+Q queries, N vectors, L lists, T pairs of a query and a list, B blocks, d dim. Groups, blocks and sections of the rows
+of a list are those of functional/block_maxima.py.
 
 The pairs are sorted by list. A program multiplies up to TILE queries of one list with some blocks of its rows, in
 float32, and writes the maximum of each group of rows; scores stay on the chip. With TILE = 1 it is a sum of products
 instead of `tl.dot`, for lists that few queries probe. Imported only where it is used, since Triton is optional.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -116,4 +116,5 @@ def _maxima(
     return first, (coarse, fine)
 
 
-SCANS.append(TritonScan())
+SCAN = TritonScan()
+SCANS.append(SCAN)
