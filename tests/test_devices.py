@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from tests.datasets import normal, problem
+from tests.datasets import PROBLEMS, normal, problem
 from tests.oracle import agree, check, probed, stored_rows
 from tests.problems import DTYPES, METRICS, MODES, each_dtype, each_metric, each_mode, flat, shared
 from tests.simulated_device import AWAY, away, back, moved
@@ -22,6 +22,7 @@ from tests.simulated_device import other_device as other_device
 from tests.states import settings_of
 from torch_ivf_module import IndexIVFFlat
 from torch_ivf_module.functional import kmeans
+from torch_ivf_module.functional.kernels import SCANS
 from torch_ivf_module.functional.lists import ids_at
 from torch_ivf_module.functional.probe import probe_by_ranking
 from torch_ivf_module.functional.rescore import rescore
@@ -46,7 +47,7 @@ PRESENT = [
 ON_PRESENT = list(
     itertools.product(
         PRESENT,
-        ["plain", "wide", "d=1", "empty lists", "nothing added", "no queries", "bad queries"],
+        [case.name for case in PROBLEMS],
         MODES,
         DTYPES,
         METRICS,
@@ -78,6 +79,45 @@ def test_building_on_an_accelerator(device, metric):
     check((D, I), queries, stored_rows(index), metric, 5)
     assert index.reconstruct(30).device.type == device
     agree((D.cpu(), I.cpu()), deepcopy(index).to("cpu").search(queries, 5), rtol=1e-4, atol=1e-5)
+
+
+WITHOUT_WAITING = [("matrix", metric) for metric in METRICS] + [("triton", "ip"), ("triton", "cosine")]
+needs_cuda = pytest.mark.skipif("cuda" not in PRESENT, reason="no GPU that torch.cuda knows")
+
+
+def on_cuda(mode, metric, monkeypatch):
+    """An index and queries on the GPU, searched once, and the answer."""
+    (scan,) = (scan for scan in SCANS if scan.name == "triton")
+    monkeypatch.setattr(scan, "enabled", mode == "triton")
+    index, _, queries = shared(CASE, metric, search_mode="auto" if mode == "triton" else mode)
+    index, queries = deepcopy(index).to("cuda"), queries.to("cuda")
+    return index, queries, index.search(queries, CASE.k)
+
+
+@needs_cuda
+@pytest.mark.parametrize(("mode", "metric"), WITHOUT_WAITING)
+def test_a_search_on_a_gpu_does_not_wait(monkeypatch, mode, metric):
+    index, queries, expected = on_cuda(mode, metric, monkeypatch)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = index.search(queries, CASE.k)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    agree(tuple(part.cpu() for part in found), tuple(part.cpu() for part in expected))
+
+
+@needs_cuda
+@pytest.mark.parametrize(("mode", "metric"), WITHOUT_WAITING)
+def test_a_cuda_graph_of_a_search(monkeypatch, mode, metric):
+    index, queries, _ = on_cuda(mode, metric, monkeypatch)
+    graph, x = torch.cuda.CUDAGraph(), queries.flip(0).clone()
+    with torch.cuda.graph(graph):
+        found = index.search(x, CASE.k)
+    x.copy_(queries)
+    graph.replay()
+    expected = index.search(queries, CASE.k)
+    agree(tuple(part.cpu() for part in found), tuple(part.cpu() for part in expected))
 
 
 # --- fake tensors -------------------------------------------------------------------------------------------

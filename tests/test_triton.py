@@ -131,3 +131,25 @@ def test_without_triton_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with native.disabled(), pytest.raises(RuntimeError, match=r"TORCH_IVF_TRITON=1 needs the package triton"):
         shared().index.search(normal(1, 16), 1)
+
+
+@pytest.mark.skipif(MISSING or INTERPRETED, reason="needs Triton's compiler")
+@pytest.mark.parametrize(("backend", "arch", "warp"), [("cuda", 80, 32), ("cuda", 90, 32), ("hip", "gfx942", 64)])
+@pytest.mark.parametrize(("dtype", "bits", "tile", "d"), [("fp32", 0, 64, 67), ("bf16", 0, 1, 600), ("u8", 4, 16, 33)])
+def test_the_kernel_compiles_without_a_gpu(monkeypatch, tmp_path, backend, arch, warp, dtype, bits, tile, d):
+    """For NVIDIA and AMD; what it computes is tested by the interpreter."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from torch_ivf_module.gpu import kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    floats, names = ("x", "bias", "coarse", "fine"), kernels.kernel.arg_names
+    values = kernels.constants(d, d if bits == 0 else -(-d * bits // 8) + 8, bits, has_bias=True, tile=tile, part=8)
+    types = dict.fromkeys(names, "*i64") | dict.fromkeys(floats, "*fp32") | dict.fromkeys(("parts", "nlist"), "i32")
+    types |= {"packed": f"*{dtype}"} | dict.fromkeys(values, "constexpr")
+    source = triton.compiler.ASTSource(
+        kernels.kernel, types, constexprs={(names.index(name),): value for name, value in values.items()}
+    )
+    made = triton.compile(source, target=GPUTarget(backend, arch, warp))
+    assert made.metadata.shared <= 64 << 10

@@ -52,7 +52,8 @@ def probe(
         return x.new_zeros(x.shape[0], 1), torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
     if kernel is not None and nprobe and kernel.serves(coarse.centroids):
         return kernel.probe(x, coarse, nprobe, metric)
-    if not x.is_cpu and x.shape[0] * coarse.centroids.shape[0] <= _CHUNK_SCORES:
+    # MPS has no float64.
+    if x.device.type not in ("cpu", "mps") and x.shape[0] * coarse.centroids.shape[0] <= _CHUNK_SCORES:
         return _probe_in_float64(x, coarse, nprobe, metric)  # all of them at once: nothing is read back
     scores, lists, uncertified = _probe_in_float32(x, coarse, nprobe, nprobe + 1 + nprobe // 4, metric)
     if bool(uncertified.any()):

@@ -9,6 +9,8 @@ float32, and writes the maximum of each group of rows; scores stay on the chip. 
 instead of `tl.dot`, for lists that few queries probe. Imported only where it is used, since Triton is optional.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch.library import triton_op, wrap_triton
 from ..functional.block_maxima import BLOCK, GROUP, SECTION
 
 _CHAIN = 512  # dimensions that are added one after another, as metric.rounding assumes
-_DIMS = 64  # dimensions in one product
+_DIMS = 32  # dimensions in one product: with 64, tiles of 64 queries take 96 KiB of the chip, which not every one has
 
 
 @triton.jit
@@ -30,7 +32,7 @@ def _float_at(address):
 
 
 @triton.jit
-def _block_maxima(
+def kernel(
     x,  # (Q, d) float32
     packed,  # (N, W) floats, W = d, or coded rows of W bytes; see row_codes
     bias,  # (N,) float32
@@ -113,6 +115,13 @@ def _block_maxima(
         tl.store(coarse + to, tl.max(maxima, axis=1), mask=real)
 
 
+def constants(d: int, width: int, bits: int, *, has_bias: bool, tile: int, part: int) -> dict[str, Any]:
+    """What the kernel is compiled for, beside the dtypes."""
+    dims = min(_DIMS, max(16, triton.next_power_of_2(d)))
+    own = {"D": d, "W": width, "BITS": bits, "HAS_BIAS": has_bias, "TILE": tile, "PART": part, "DIMS": dims}
+    return {**own, "CHAIN": _CHAIN, "GROUP": GROUP, "BLOCK": BLOCK, "SECTION": SECTION}
+
+
 @triton_op("torch_ivf_module::triton_block_maxima", mutates_args={"coarse", "fine"})
 def block_maxima(
     x: Tensor,
@@ -133,8 +142,8 @@ def block_maxima(
     tile: int,
     part: int,
 ) -> None:
-    """`_block_maxima` for all tiles; `parts` programs each, of `part` blocks; bias is (N,), or (0,) for none."""
-    wrap_triton(_block_maxima)[(tile_lists.shape[0] * parts,)](
+    """`kernel` for all tiles; `parts` programs each, of `part` blocks; bias is (N,), or (0,) for none."""
+    wrap_triton(kernel)[(tile_lists.shape[0] * parts,)](
         x,
         packed,
         bias,
@@ -150,15 +159,5 @@ def block_maxima(
         fine,
         parts,
         offsets.shape[0] - 1,
-        D=x.shape[1],
-        W=packed.shape[1],
-        BITS=bits,
-        HAS_BIAS=bias.shape[0] > 0,
-        TILE=tile,
-        PART=part,
-        DIMS=min(_DIMS, max(16, triton.next_power_of_2(x.shape[1]))),
-        CHAIN=_CHAIN,
-        GROUP=GROUP,
-        BLOCK=BLOCK,
-        SECTION=SECTION,
+        **constants(x.shape[1], packed.shape[1], bits, has_bias=bias.shape[0] > 0, tile=tile, part=part),
     )
