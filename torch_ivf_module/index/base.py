@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import native  # noqa: F401  registers the kernel
+from .. import gpu, native  # noqa: F401  register the kernels
 from ..functional import metric as metrics
 from ..functional.options import SearchOptions
-from ..functional.search import MODES
+from ..functional.strategies import MODES
 from ..params import DEFAULTS, SearchParams, positive
 from . import building, extensions, module, operator, reading, schema, searching, torch_ivf_compat, training, validation
 from .coding import Setting, codes_property
