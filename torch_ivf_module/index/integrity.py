@@ -55,6 +55,11 @@ def unchanged(sources: Sources, buffers: Mapping[str, Tensor]) -> bool:
     return bool(sources)
 
 
+def untouched(sources: Sources) -> bool:
+    """Whether the tensors of `sources` were not written to since, whether or not they are still the buffers."""
+    return all(version < 0 or tensor._version == version for tensor, version in sources.values())
+
+
 def refuse_without_values(buffers: Mapping[str, Tensor]) -> None:
     """RuntimeError if the integer buffers have no values: on the meta device, or made under FakeTensorMode."""
     for name in schema.INTEGERS:
