@@ -109,6 +109,10 @@ class Integrity:
         self.handed_out = True  # whether other code may have written to them since
         self._sums: Tensor | None = None  # their checksums, if known
 
+    def restore(self, earlier: Integrity) -> None:
+        """Make this what it was when `earlier` was copied from it."""
+        self._sources, self.handed_out, self._sums = earlier._sources, earlier.handed_out, earlier._sums
+
     def put(self, buffers: Mapping[str, Tensor]) -> None:
         """After the index has replaced the integer buffers."""
         self._know(buffers, handed_out=False)

@@ -5,13 +5,14 @@ A thread that changes an index holds the lock, writes into the buffers, and publ
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..functional.transforms import run_outside
 from .coding import CodesCache
-from .integrity import Sources, sources_of, unchanged, untouched
+from .integrity import Integrity, Sources, sources_of, unchanged, untouched
 from .pending import few
 from .version import Packed, Version, WriteLock
 
@@ -24,12 +25,19 @@ _RETRY = 0.001  # seconds after which a search that waits for a change looks aga
 class Versions:
     """The versions of a store. Searches read the last one without a lock; `lock` is for changes."""
 
-    def __init__(self, store: ListStore) -> None:
-        self._store = store
+    def __init__(self, store: ListStore, integrity: Integrity) -> None:
+        self._weak_store = weakref.ref(store)  # it owns this object: a cycle of references would keep the buffers alive
+        self._buffers, self._names, self._integrity = store.buffers, store.names, integrity
         self.lock = WriteLock(self.publish)
         self.last: Version | None = None  # None if the buffers have to be checked
         self._written: Sources = {}  # the buffers that the index has written, or has checked
         self.changing = False  # whether there is a change that is not published yet
+
+    @property
+    def _store(self) -> ListStore:
+        store = self._weak_store()
+        assert store is not None
+        return store
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -39,12 +47,12 @@ class Versions:
         `counted` says that the caller limits the number of rows, and so needs lists without deleted ones. If it were
         better to pack the rows before they are searched, and no other thread has the lock, this call does so.
         """
-        version, store = self.last, self._store
-        if version is None or store._integrity.handed_out or not unchanged(version.packed.sources, store.buffers):
+        version = self.last
+        if version is None or self._integrity.handed_out or not unchanged(version.packed.sources, self._buffers):
             version = self.current()
         if (version.crowded or (counted and version.deleted is not None)) and self.lock.acquire(timeout=0):
             try:
-                store.pack()
+                self._store.pack()
             finally:
                 self.lock.release()
             version = self.last or version
@@ -65,13 +73,13 @@ class Versions:
         """
         while True:
             version = self.last
-            if version is not None and not self._store._integrity.handed_out and self._is_current(version):
+            if version is not None and not self._integrity.handed_out and self._is_current(version):
                 return version
             if self.lock.acquire(timeout=_RETRY):
                 try:
                     self._store.check(values=False)
                     if self.last is None or not self._is_current(self.last):
-                        self._written, self.changing = sources_of(self._store.buffers, self._store.names), True
+                        self._written, self.changing = sources_of(self._buffers, self._names), True
                     self.publish()
                     if self.last is not None:
                         return self.last
@@ -85,16 +93,15 @@ class Versions:
 
     def _known(self) -> bool:
         """Whether the buffers are those that the index has written."""
-        return len(self._written) == len(self._store.names) and unchanged(self._written, self._store.buffers)
+        return len(self._written) == len(self._names) and unchanged(self._written, self._buffers)
 
     # -- changing, under the lock --------------------------------------------------------------------------
 
     def wrote(self, tensors: dict[str, Tensor]) -> None:
         """After the index has written buffers."""
-        names = self._store.names
-        if written := sources_of(tensors, [name for name in names if name in tensors]):
+        if written := sources_of(tensors, [name for name in self._names if name in tensors]):
             written = {**self._written, **written}
-            self._written = {name: written[name] for name in names if name in written}
+            self._written = {name: written[name] for name in self._names if name in written}
 
     def forget(self) -> None:
         """Discard the last version, for the next search to check the buffers."""

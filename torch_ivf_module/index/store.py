@@ -42,8 +42,6 @@ class ListStore:
         self.buffers, self.format, self.metric, self.flat = buffers, format, metric, flat
         self.d, self.names, self.saved = format.d, schema.names(format.name), schema.saved(format.name)
         self.own = (*self.saved, CHECKSUMS)  # all buffers of the index; `saved` are the entries of a state_dict
-        self.versions = Versions(self)
-        self.lock = self.versions.lock
         self.version = VersionToken()
         self.graph: Any = None  # a SearchGraph of this version, None after a change
         self.ordering = "none"  # the order of the rows of each list, except the `unordered` rows added last
@@ -51,6 +49,8 @@ class ListStore:
         self.ids = IdLookup()
         self._updates = PendingUpdates()
         self._integrity = Integrity()
+        self.versions = Versions(self, self._integrity)
+        self.lock = self.versions.lock
         self.handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, until they change
 
     # -- what is stored ------------------------------------------------------------------------------------
@@ -287,4 +287,5 @@ class ListStore:
         """Undo everything since `snapshot`."""
         with self.lock:
             self.exchange(snapshot[0])
-            _, self._integrity, self.ids.last_lists = snapshot
+            self._integrity.restore(snapshot[1])
+            self.ids.last_lists = snapshot[2]

@@ -6,6 +6,7 @@ N packed rows, L lists.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 
 from ..functional.lists import InvertedLists
@@ -78,10 +79,11 @@ class Version:
 
 
 class WriteLock:
-    """A re-entrant lock for changes. Before its last holder releases it, it calls `publish`."""
+    """A re-entrant lock for changes. It calls `publish`, a method of an object that owns it, before it is released."""
 
     def __init__(self, publish: Callable[[], None]) -> None:
-        self._lock, self._depth, self._publish = threading.RLock(), 0, publish
+        self._lock, self._depth = threading.RLock(), 0
+        self._publish = weakref.WeakMethod(publish)  # so that no cycle of references keeps an index alive
 
     def acquire(self, timeout: float = -1) -> bool:
         """Acquire it, and return True; or return False if another thread has it for `timeout` seconds."""
@@ -93,8 +95,8 @@ class WriteLock:
     def release(self) -> None:
         """Release it, which `publish` precedes if this is the outermost of the holder's calls."""
         try:
-            if self._depth == 1:
-                self._publish()
+            if self._depth == 1 and (publish := self._publish()) is not None:
+                publish()
         finally:
             self._depth -= 1
             self._lock.release()
