@@ -17,7 +17,7 @@ from tests.datasets import PLAIN, normal
 from tests.kinds import KINDS, each_kind
 from tests.oracle import agree
 from tests.problems import flat, ivf, shared
-from tests.updates import PARAMS, D, Until, Workload
+from tests.updates import PARAMS, Until, Workload
 from torch_ivf_module import (
     IndexFlatL2,
     IndexIVFFlat,
@@ -32,6 +32,7 @@ from torch_ivf_module.index import version as version_module
 from torch_ivf_module.index.store import ListStore
 from torch_ivf_module.native.ops import NativeKernel
 
+D = 16
 SECONDS = 30  # within which what does not wait is done
 INDEXES = {
     "ivf": lambda: IndexIVFFlat(D, nlist=16, nprobe=16, codes=None),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torch_ivf_module import SearchParams
 
-D, ROWS = 16, 6  # dimensions, rows of a group
+ROWS = 6  # of a group
 NUMBERS = 8  # a group has one of so many numbers, in steps of 1 / 8 of the last dimension; positions are farther apart
 ABSENT = -1
 FAR = 30.0  # the shift of rows that belong to no group, which no query is near
@@ -32,9 +32,9 @@ def number_at(step: int) -> int:
 class Group:
     """The rows of one group: ids (m,), positions (m, d), and which of its changes have begun and are done."""
 
-    def __init__(self, number: int, generator: torch.Generator) -> None:
+    def __init__(self, number: int, d: int, generator: torch.Generator) -> None:
         self.ids = -2 - number * ROWS - torch.arange(ROWS)
-        self.positions = 3 * torch.randn(ROWS, D, generator=generator)
+        self.positions = 3 * torch.randn(ROWS, d, generator=generator)
         self.positions[:, -1] = 0
         self.begun = self.done = 0
 
@@ -46,34 +46,32 @@ class Group:
 
 
 class Workload:
-    """Groups and filler in an index of d = D that probes all its lists; `writers` threads call `write`, others `read`.
+    """Groups and filler in an index that probes all its lists; `writers` threads call `write`, others `read`.
 
-    Each writer also adds `batch` rows of filler now and then, and removes the oldest beyond `filler` rows.
+    Each writer also adds `batch` rows of filler now and then, and removes the oldest at `filler` rows.
     """
 
     def __init__(self, index: Any, writers: int, *, groups: int = 4, batch: int = 50, filler: int = 600) -> None:
         self.index, self.batch, self.most = index, batch, filler // batch
         generator = torch.Generator().manual_seed(0)
-        made = [Group(number, generator) for number in range(writers * groups)]
+        made = [Group(number, index.d, generator) for number in range(writers * groups)]
         self.groups = [made[writer::writers] for writer in range(writers)]  # of each writer
         self.filler: list[list[Tensor]] = [[] for _ in range(writers)]  # the ids of the batches of each writer
-        sample = torch.cat([3 * torch.randn(2000, D, generator=generator), self.far(2000, generator)])
-        index.train(sample) if hasattr(index, "nlist") else None
+        index.train(torch.cat([3 * torch.randn(9000, index.d, generator=generator), self.far(9000, generator)]))
         for group in made:
             index.add_with_ids(group.vectors(0), group.ids)
         self.next_id = [1 + writer << 40 for writer in range(writers)]
 
-    @staticmethod
-    def far(count: int, generator: torch.Generator) -> Tensor:
+    def far(self, count: int, generator: torch.Generator) -> Tensor:
         """Filler (count, d)."""
-        rows = torch.randn(count, D, generator=generator)
+        rows = torch.randn(count, self.index.d, generator=generator)
         rows[:, 0] += FAR
         return rows
 
     def write(self, writer: int, chance: random.Random) -> str:
         """One change by this writer, which a search by the same thread must see; the name of the method."""
         if chance.random() < 0.3:
-            return self._fill(writer, chance)
+            return self.fill(writer, chance)
         group = chance.choice(self.groups[writer])
         step = group.done + 1
         group.begun = step
@@ -90,7 +88,8 @@ class Workload:
         group.done = step
         return name
 
-    def _fill(self, writer: int, chance: random.Random) -> str:
+    def fill(self, writer: int, chance: random.Random) -> str:
+        """A change of the filler of this writer."""
         batches = self.filler[writer]
         if len(batches) >= self.most:
             assert self.index.remove_ids(batches.pop(0)) == self.batch
@@ -119,7 +118,7 @@ def check_group(group: Group, found: Tensor, ids: Tensor, vectors: Tensor) -> in
     assert bool(present.all() | ~present.any()), f"rows {present.nonzero()[:, 0].tolist()} of a group alone: {ids}"
     filled = ids != -1
     exact = (group.positions - vectors).square().sum(1)[filled]
-    torch.testing.assert_close(found[filled], exact, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found[filled], exact, rtol=1e-4, atol=1e-4), f"D {found[filled]} of vectors at {exact}"
     if not present.any():
         return ABSENT
     assert torch.equal(ids, group.ids), f"the rows of the group are {group.ids}, found {ids}"
