@@ -119,8 +119,9 @@ def stress(kind: str, options: argparse.Namespace, seconds: float) -> BaseExcept
     threads = [until.start(write, number) for number in range(options.writers)]
     threads += [until.start(read, number) for number in range(options.readers)]
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not until.ended.wait(0.05):
-        peak = max(peak, rss.now())
+    last, pause = time.monotonic(), 0.0
+    while last < end and not until.ended.wait(0.05):
+        peak, pause, last = max(peak, rss.now()), max(pause, time.monotonic() - last), time.monotonic()
     until.ended.set()
     for thread in threads:
         thread.join()
@@ -132,7 +133,8 @@ def stress(kind: str, options: argparse.Namespace, seconds: float) -> BaseExcept
     own, vectors = index.memory_bytes(), index.store.packed.nbytes
     print(
         f"\nThe index takes {own / 1e6:.0f} MB, of which {vectors / 1e6:.0f} MB are rows. The process took up to"
-        f" {(peak - before) / 1e6:.0f} MB more than at the start.\n",
+        f" {(peak - before) / 1e6:.0f} MB more than at the start. A thread that only sleeps 50 ms at a time took up to"
+        f" {1e3 * pause:.0f} ms.\n",
         flush=True,
     )
     return None

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import stress_updates
 from tests.datasets import PLAIN, normal
 from tests.kinds import KINDS, each_kind
 from tests.oracle import agree
@@ -268,3 +269,25 @@ def test_changes_that_no_search_follows_are_not_prepared_for_searches(monkeypatc
     assert sorted_rows == [3]
     index.search(queries, 5)
     assert sorted_rows == [3, 90]
+
+
+def test_the_command_that_checks_every_answer(capsys):
+    assert stress_updates.main(["--minutes", "0.05", "--rows", "2000", "--batch", "200", "--nlist", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("| update |") == len(stress_updates.INDEXES)
+    assert printed.endswith("no wrong answer\n")
+
+
+def test_the_command_finds_wrong_answers(capsys, monkeypatch):
+    """Where half of an update can be seen."""
+    delete = ListStore.delete
+
+    def published(self: ListStore, rows: Any) -> int:
+        deleted = delete(self, rows)
+        self.versions.publish()
+        return deleted
+
+    monkeypatch.setattr(ListStore, "delete", published)
+    arguments = ["--minutes", "0.5", "--rows", "2000", "--batch", "200", "--nlist", "8", "--kind", "flat"]
+    assert stress_updates.main(arguments) == 1
+    assert "wrong: AssertionError" in capsys.readouterr().out
