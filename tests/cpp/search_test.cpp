@@ -185,6 +185,9 @@ int main() {
         }
       });
     }
+    callers.emplace_back([&] {
+      expect(Encoded{data.packed}.panels == data.encoded.panels, "codes are made of lists while others search them");
+    });
     for (std::thread& caller : callers) {
       caller.join();
     }
