@@ -195,6 +195,11 @@ def restricted(lists: InvertedLists, chosen: Tensor, visits: float | None) -> In
         return mask_rows(lists, kept)
     if int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
         return mask_rows(lists, kept)
+    return kept_lists(lists, kept)
+
+
+def kept_lists(lists: InvertedLists, kept: Tensor) -> InvertedLists:
+    """Copies of the rows where `kept` (N,) is true."""
     bias = lists.bias.masked_select(kept) if lists.bias.shape[0] else lists.bias
     packed, offsets, ids = keep_rows(lists.packed, lists.offsets, lists.ids, kept)
     return inverted_lists(packed, offsets, ids, bias)
