@@ -13,11 +13,12 @@ from torch import Tensor
 
 from .._arrays import finite_in_dtype, floats
 from . import metric as metrics
-from .probe import coarse_of, nearest_by_ranking
+from .chunking import in_chunks
+from .probe import Coarse, coarse_of, nearest_by_ranking
 
 _SPLIT = 1.0 / 1024  # distance of the halves of a split cluster, relative to its spread (in faiss: to its mean)
 _ROUNDING = 4 * torch.finfo(torch.float32).eps  # relative error of the mean of equal rows, at most
-_CHUNK_ROWS = 1 << 14  # rows converted to float64 at a time
+_CHUNK_ROWS = 1 << 14  # rows assigned, or converted to float64, at a time
 
 
 class RowShard(NamedTuple):
@@ -98,12 +99,10 @@ def kmeans(
         start = shard.rows(x, sample[first])
     centroids = metrics.on_sphere(start, metric)
     origin = metrics.origin_of(shard.rows(x, sample[:: metrics.origin_step(sample.shape[0])]), metric)
-    shifted = metrics.shift(rows, origin, metric)
     objective = []
     for _ in progress(range(niter)):
-        coarse = coarse_of(centroids, metric, origin)
-        best, assigned = nearest_by_ranking(shifted, coarse)
-        objective.append(metrics.clustering_objective(shifted, best, metric))
+        assigned, value = _assigned(rows, coarse_of(centroids, metric, origin), metric)
+        objective.append(value)
         centroids = _improved(rows, assigned, centroids, metric, generator, shard.add)
     return centroids, shard.add(torch.stack(objective)) if objective else rows.new_zeros(0)
 
@@ -118,13 +117,38 @@ def _checked(x: object, name: str) -> Tensor:
     return tensor
 
 
+def sampled(total: int, most: int, generator: torch.Generator) -> Tensor:
+    """The ascending numbers (S,) of at most `most` of `total` rows, on the CPU: all, or a random one of each of `most`
+    consecutive ranges of equal length, which takes no memory for the other rows.
+
+    >>> sampled(3, 5, torch.Generator()), sampled(100, 5, torch.Generator()).div(20, rounding_mode="floor")
+    (tensor([0, 1, 2]), tensor([0, 1, 2, 3, 4]))
+    """
+    if total <= most:
+        return torch.arange(total, device="cpu")
+    edges = torch.arange(most + 1, device="cpu") * total // most
+    within = torch.rand(most, dtype=torch.float64, generator=generator, device="cpu")
+    return edges[:-1] + (within * edges.diff()).long()
+
+
 def _sampled(x: Tensor, shard: RowShard, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The numbers of at most `most` sampled rows (S,), and those of the rows that are in x, (n, d) float32."""
-    order = torch.randperm(shard.total, generator=generator, device="cpu")
-    if shard.total <= most:
-        return torch.arange(shard.total, device=x.device), x.float()
-    sample = order[:most].to(x.device)
+    """The numbers of the sampled rows (S,), and those of these rows that are in x, (n, d) float32."""
+    sample = sampled(shard.total, most, generator).to(x.device)
+    if sample.shape[0] == shard.total:
+        return sample, x.float()
     return sample, x[sample[shard.has(x, sample)] - shard.first].float()
+
+
+def _assigned(rows: Tensor, coarse: Coarse, metric: str) -> tuple[Tensor, Tensor]:
+    """The cluster of each row (N,), and the objective ()."""
+
+    def nearest(chunk: Tensor) -> tuple[Tensor, Tensor]:
+        shifted = metrics.shift(chunk, coarse.origin, metric)
+        best, assigned = nearest_by_ranking(shifted, coarse)
+        return assigned, metrics.clustering_objective(shifted, best, metric)[None]
+
+    assigned, objective = in_chunks(nearest, _CHUNK_ROWS, rows)
+    return assigned, objective.sum()
 
 
 def _improved(
