@@ -177,7 +177,7 @@ def test_wrong_arguments_are_refused_before_the_build(x, tmp_path, capsys):
         (tmp_path / "x.npy", tmp_path / "nowhere" / "index.pt"): "no such folder",
         (tmp_path / "none.npy", tmp_path / "index.pt"): "no such file",
         (tmp_path / "x.npy", tmp_path / "index.pt", "--ids", tmp_path / "ids.npy"): "one id for each",
-        (tmp_path / "x.npy", tmp_path / "index.pt", "--nlist", 10_000): "10000 lists",
+        (tmp_path / "x.npy", tmp_path / "index.pt", "--nlist", 10_000): "10,000 lists",
         (tmp_path / "x.npy", tmp_path / "x.npy"): "would overwrite",
         (tmp_path / "x.npy", tmp_path): "is a folder",
         (tmp_path / "x.npy", tmp_path / "index.npy"): "must end in .pt",

@@ -18,7 +18,7 @@ from .probe import Coarse, coarse_of, nearest_by_ranking
 
 _SPLIT = 1.0 / 1024  # distance of the halves of a split cluster, relative to its spread (in faiss: to its mean)
 _ROUNDING = 4 * torch.finfo(torch.float32).eps  # relative error of the mean of equal rows, at most
-_CHUNK_ROWS = 1 << 14  # rows assigned, or converted to float64, at a time
+_CHUNK = 1 << 20  # numbers of the rows that are assigned, or converted to float64, at a time
 
 
 class RowShard(NamedTuple):
@@ -147,7 +147,7 @@ def _assigned(rows: Tensor, coarse: Coarse, metric: str) -> tuple[Tensor, Tensor
         best, assigned = nearest_by_ranking(shifted, coarse)
         return assigned, metrics.clustering_objective(shifted, best, metric)[None]
 
-    assigned, objective = in_chunks(nearest, _CHUNK_ROWS, rows)
+    assigned, objective = in_chunks(nearest, _chunk_rows(rows), rows)
     return assigned, objective.sum()
 
 
@@ -175,8 +175,13 @@ def _improved(
 
 
 def _chunks(rows: Tensor, assigned: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows and their clusters, `_CHUNK_ROWS` at a time."""
-    return zip(rows.split(_CHUNK_ROWS), assigned.split(_CHUNK_ROWS), strict=True)
+    """Rows and their clusters, some at a time."""
+    return zip(rows.split(_chunk_rows(rows)), assigned.split(_chunk_rows(rows)), strict=True)
+
+
+def _chunk_rows(rows: Tensor) -> int:
+    """How many of the rows (N, d) are in hand at a time."""
+    return max(1, _CHUNK // rows.shape[1])
 
 
 def _sums(rows: Tensor, assigned: Tensor, centroids: Tensor) -> Tensor:

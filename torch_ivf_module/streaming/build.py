@@ -5,48 +5,31 @@ N rows, L lists, d dim.
 
 from __future__ import annotations
 
-import copy
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from .._files import replace
-from ..advice import nlist_for
-from ..checkpoint import AnyIndex, description, header
-from ..index import IndexIVF, IndexIVFFlat, IndexPreTransform, training, validation
-from ..index.base import IndexBase
-from ..params import positive
-from ..vector_files import Vectors, open_ids, open_vectors
-from ..vector_files.vectors import vectors_of
+from ..checkpoint import AnyIndex, header
+from ..index import training
+from ..sharded import ShardedIndex
 from . import archive
-from .plan import DEFAULT_MEMORY, Plan, plan
+from .arguments import Built, opened, planned_for, template, timed
+from .plan import DEFAULT_MEMORY
+from .sharded import build_sharded
 from .spool import Spool
-from .steps import Source, entries, plain, spooled, train
+from .steps import draw, entries, fitted, plain, spooled
 
-__all__ = ["Built", "build_file"]
-
-
-class Built(NamedTuple):
-    """What `build_file` has done."""
-
-    index: Any  # an AnyIndex without its vectors: settings and centroids
-    ntotal: int
-    trained_on: int  # rows, 0 if it was not trained
-    bytes: int  # of the file
-    seconds: dict[str, float]  # of the steps train, assign, write
+__all__ = ["build_file"]
 
 
 @torch.no_grad()
 def build_file(
     vectors: object,
     path: str | os.PathLike[str],
-    index: AnyIndex | None = None,
+    index: AnyIndex | ShardedIndex | None = None,
     *,
     key: str | None = None,
     ids: object = None,
@@ -70,7 +53,8 @@ def build_file(
     path : the file to write, for safetensors ending in .safetensors, else as torch.save does.
     index : an empty index with the settings: a flat or inverted-file index, alone or in an `IndexPreTransform`; by
         default ``IndexIVFFlat(d, nlist=4 * sqrt(n))`` with the metric that an HDF5 file names. A trained one keeps its
-        centroids. It is not changed.
+        centroids. It is not changed. A `ShardedIndex` is built by all processes of its group: each passes its own
+        vectors, or `rows` of a common file, and `path` is a folder that all see, for `ShardedIndex.restore`.
     key : the array of a file that holds several.
     ids : int64 ids, one for each row of the vectors: a tensor or an array, an array in the file of vectors by name, or
         a file. By default the rows are numbered from `next_id` on.
@@ -99,6 +83,11 @@ def build_file(
     2000 tensor([0, 1])
     """
     path, seconds = Path(path), dict[str, float]()
+    if isinstance(index, ShardedIndex):
+        settings: dict[str, Any] = dict(train_rows=train_rows, niter=niter, seed=seed, batch=batch)
+        return build_sharded(
+            vectors, path, index, key=key, ids=ids, rows=rows, max_memory=max_memory, verbose=verbose, **settings
+        )
     source = opened(vectors, key, ids, rows)
     made = template(index, source)
     planned = planned_for(made, len(source.rows), train_rows, batch, max_memory)
@@ -108,9 +97,10 @@ def build_file(
         part = Path(name)
         if planned.sample:
             with timed(seconds, "train"):
-                settings: dict[str, Any] = dict(batch=planned.batch, seed=seed, niter=niter, verbose=verbose)
-                centroids = train(made, source, planned.sample, part.with_name("sample"), **settings)
-                training.move_to(inner.store, centroids)
+                kept, settings = part.with_name("sample"), dict(sample=planned.sample, batch=planned.batch)
+                sample = draw(made, source, kept, seed=seed, verbose=verbose, **settings)
+                training.move_to(inner.store, fitted(made, sample, niter, verbose))
+                kept.unlink()
         with timed(seconds, "assign"):
             folder = part.with_name("spool")
             next_id = spooled(made, source, planned.batch, folder, inner.store.next_id, verbose)
@@ -121,73 +111,3 @@ def build_file(
 
     replace(path, write)
     return Built(made, len(source.rows), planned.sample, path.stat().st_size, seconds)
-
-
-# -- arguments, also of a sharded index ----------------------------------------------------------------------
-
-
-def opened(vectors: object, key: str | None, ids: object, rows: int | range | None) -> Source:
-    """The arguments of `build_file` that say which rows are added."""
-    if isinstance(vectors, (str, os.PathLike)):
-        held = open_vectors(vectors, key)
-    elif key is None:
-        held = vectors_of(vectors)
-    else:
-        raise ValueError(f"key names an array of a file, but vectors are a {type(vectors).__name__}: leave key out")
-    chosen = range(held.rows if rows is None else min(positive(rows, "rows"), held.rows)) if not isinstance(
-        rows, range) else rows  # fmt: skip
-    if chosen.step != 1 or not 0 <= chosen.start <= chosen.stop <= held.rows:
-        raise ValueError(f"rows must be a number or a range of step 1 within 0 to {held.rows:,}, got {rows}")
-    return Source(held, chosen, _ids(ids, vectors, held))
-
-
-def _ids(ids: object, vectors: object, held: Vectors) -> Callable[[int, int], Tensor] | None:
-    if ids is None:
-        return None
-    if isinstance(ids, (str, os.PathLike)):
-        if not isinstance(vectors, (str, os.PathLike)):
-            raise TypeError("ids must be a tensor or an array where vectors are, not a file")
-        return open_ids(os.fspath(ids), Path(vectors), held.rows)
-    given = validation.ids(ids, "ids", held.rows, torch.device("cpu"))
-    return lambda start, end: given[start:end]
-
-
-def template(index: AnyIndex | None, source: Source) -> AnyIndex:
-    """A copy of an empty index that can be saved, or the usual one; without an order of its rows."""
-    vectors = source.vectors
-    if index is None:
-        index = IndexIVFFlat(vectors.d, nlist=nlist_for(len(source.rows)), metric=vectors.metric or "l2")
-    if not isinstance(index, (IndexBase, IndexPreTransform)):
-        raise TypeError(f"index must be an index of this package or None, got {type(index).__name__}")
-    description(index)
-    if index.ntotal:
-        raise ValueError(f"index must be empty, got one of {index.ntotal:,} vectors: call reset()")
-    if index.d != vectors.d:
-        raise ValueError(f"index must be of d = {vectors.d}, as {vectors.name}, got d = {index.d}")
-    made = copy.deepcopy(index)
-    plain(made).store.ordering = "none"
-    return made
-
-
-def planned_for(
-    index: AnyIndex, rows: int, train_rows: int | None, batch: int | None, max_memory: int
-) -> Plan:
-    """The plan for `rows` rows of all processes."""
-    inner = plain(index)
-    wanted = 0
-    if isinstance(inner, IndexIVF) and not inner.is_trained:
-        wanted = min(rows, 256 * inner.nlist if train_rows is None else positive(train_rows, "train_rows"))
-        if wanted < inner.nlist:
-            raise ValueError(f"vectors must have a row for each of {inner.nlist:,} lists to train on, got {wanted:,}")
-    elif train_rows is not None:
-        raise ValueError("train_rows is for an index that has to be trained: leave it out")
-    size = None if batch is None else positive(batch, "batch")
-    return plan(inner, rows, wanted, size, positive(max_memory, "max_memory"))
-
-
-@contextmanager
-def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Measure a step."""
-    began = time.perf_counter()
-    yield
-    seconds[step] = time.perf_counter() - began

@@ -19,10 +19,11 @@ DEFAULT_MEMORY = 512 << 20
 # old ones about the origin and their sums, some of them as float64; assigning has centroids, those about the origin,
 # and the copy of them that the kernel reads. For each row of the sample: its number, place and list as int64.
 _TRAINING, _ASSIGNING, _SAMPLED = 32, 12, 32
-# Copies of a row in hand: as it was read, about its origin or at unit length; as it is stored, and sorted.
-_READ, _STORED, _NUMBERS = 5, 2, 64
-_KEPT = 32 << 20  # what the allocator keeps of freed blocks
-_SHARE = 0.8  # of what is left, for rows
+# Copies of a row in hand: as it was read, about its origin or at unit length; as it is stored, and sorted; while rows
+# are merged those that are written still.
+_READ, _STORED, _MERGED, _NUMBERS = 5, 2, 3, 64
+_KEPT = 32 << 20  # what the allocator keeps of freed blocks, and what training takes at a time
+_SHARE = 0.7  # of what is left, for rows: freed blocks are kept in pieces
 
 
 class Plan(NamedTuple):
@@ -51,7 +52,7 @@ def plan(index: IndexBase, rows: int, sample: int, batch: int | None, max_memory
         text = f"max_memory allows training on {most:,} rows of {sample:,}, which is few for {nlist:,} lists"
         warnings.warn(text, stacklevel=3)
     stored = index.store.packed.element_size() * index.store.packed.shape[1]
-    read, sort = _READ * 4 * index.d + _STORED * stored + _NUMBERS, _STORED * stored + _NUMBERS
+    read, sort = _READ * 4 * index.d + _STORED * stored + _NUMBERS, _MERGED * stored + _NUMBERS
     return Plan(
         min(sample, most),
         max(1, min(rows if batch is None else batch, int(_SHARE * room / read))),

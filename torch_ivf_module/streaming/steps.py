@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..vector_files import Vectors
 from .archive import Entry, of_tensor
 from .spool import Drained, Spool, SpoolWriter, as_bytes
 
-__all__ = ["Source", "entries", "plain", "shown", "spooled", "train"]
+__all__ = ["Sample", "Source", "draw", "entries", "fitted", "plain", "shown", "spooled"]
 
 
 class Source(NamedTuple):
@@ -65,40 +65,48 @@ def shown(pieces: Iterable[Tensor], title: str, total: int, verbose: bool) -> It
             bar.update(piece.shape[0])
 
 
-def train(
-    index: AnyIndex,
-    source: Source,
-    sample: int,
-    path: Path,
-    *,
-    batch: int,
-    seed: int,
-    niter: int,
-    verbose: bool,
-    first: int = 0,
-    total: int | None = None,
-    add: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-) -> Tensor:
-    """The centroids (L, d) that `fit` would find for all rows with the same sample; its rows are kept in a file.
+class Sample(NamedTuple):
+    """The rows to train on that one process has."""
 
-    `total` rows are those of all processes, of which those of this one begin at `first`; `add` is as in `RowShard`.
-    """
-    inner = plain(index)
-    assert isinstance(inner, IndexIVF)
+    x: Tensor  # (n, d), as the metric compares them, in a mapped file
+    first: int  # the number of the first of them in the sample of all processes
+    total: int  # of all processes
+    generator: torch.Generator  # after the sample was drawn
+
+
+def draw(
+    index: AnyIndex, source: Source, path: Path, *, sample: int, batch: int, seed: int, verbose: bool,
+    before: int = 0, total: int | None = None,
+) -> Sample:  # fmt: skip
+    """The rows that `fit` would train on, kept in a file: `sample` of the `total` rows of all processes, of which
+    `before` are those of the processes before this one."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     numbers = sampled(len(source.rows) if total is None else total, sample, generator)
-    start, end = torch.searchsorted(numbers, torch.tensor([first, first + len(source.rows)])).tolist()
+    first, end = torch.searchsorted(numbers, torch.tensor([before, before + len(source.rows)])).tolist()
+    inner = plain(index)
     with Drained(path, "w") as file:
-        for part in shown(source.take(numbers[start:end] - first, batch), "sample", end - start, verbose):
+        for part in shown(source.take(numbers[first:end] - before, batch), "sample", end - first, verbose):
             file.write(as_bytes(searching.prepared(inner, transformed(index, part)).cpu().contiguous()))
     x = as_tensor(_mapped(path, inner.d), "x").to(inner.device)
-    settings: dict[str, Any] = dict(niter=niter, generator=generator, verbose=verbose)
-    most = -(-numbers.shape[0] // inner.nlist)  # of a list: the sample is not sampled again
-    centroids = training.clustered(
-        inner, inner.nlist, x, RowShard(start, numbers.shape[0], add), max_points_per_centroid=most, **settings
+    return Sample(x, first, numbers.shape[0], generator)
+
+
+def fitted(
+    index: AnyIndex, sample: Sample, niter: int, verbose: bool, add: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> Tensor:
+    """The centroids (L, d) of a sample; `add` is as in `RowShard`."""
+    inner = plain(index)
+    assert isinstance(inner, IndexIVF)
+    return training.clustered(
+        inner,
+        inner.nlist,
+        sample.x,
+        RowShard(sample.first, sample.total, add),
+        max_points_per_centroid=-(-sample.total // inner.nlist),  # the sample is not sampled again
+        niter=niter,
+        generator=sample.generator,
+        verbose=verbose,
     )
-    path.unlink()
-    return centroids
 
 
 def _mapped(path: Path, d: int) -> np.ndarray:
