@@ -48,8 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         words = [f"--{name}={value}" for name, value in numbers.items()] + [f"--folder={folder}"]
         own = [sys.executable, "-m", "tests.build_larger_than_memory", *words]
         run([*own, "--part=write"])
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={options.processes}"]
-        built = [sys.executable, *(launcher if options.processes > 1 else []), *own[1:], "--part=build"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={options.processes}", "-m", "--"]
+        built = [*own, "--part=build"] if options.processes == 1 else [*launcher, *own[2:], "--part=build"]
         with contextlib.nullcontext() if options.no_cgroup else memory_group() as group:
             run(built + ([f"--group={group}"] if group else []))
         run([*own, "--part=compare"])
