@@ -141,13 +141,12 @@ def _growth(*words):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_build_stays_within_max_memory(tmp_path):
-    # In memory it took 198 MiB.
-    np.save(tmp_path / "x.npy", normal(130_000, 128).numpy())  # 64 MiB
-    allowed = 40 << 20
+    # In memory it takes three times as much as the file has.
+    np.save(tmp_path / "x.npy", normal(260_000, 128).numpy())  # 127 MiB
+    allowed = 64 << 20
     words = ("build", tmp_path / "x.npy", tmp_path / "index.pt", "--nlist", 512, "--niter", 1)
     grown = _growth(*words, "--max-memory", allowed)
-    assert load(tmp_path / "index.pt", mmap=True).ntotal == 130_000
-    print(grown / 2**20)
+    assert load(tmp_path / "index.pt", mmap=True).ntotal == 260_000
     assert grown < allowed
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .._arrays import finite_in_dtype, floats
 from . import metric as metrics
-from .chunking import in_chunks
 from .probe import Coarse, coarse_of, nearest_by_ranking
 
 _SPLIT = 1.0 / 1024  # distance of the halves of a split cluster, relative to its spread (in faiss: to its mean)
@@ -141,14 +140,14 @@ def _sampled(x: Tensor, shard: RowShard, most: int, generator: torch.Generator) 
 
 def _assigned(rows: Tensor, coarse: Coarse, metric: str) -> tuple[Tensor, Tensor]:
     """The cluster of each row (N,), and the objective ()."""
-
-    def nearest(chunk: Tensor) -> tuple[Tensor, Tensor]:
+    assigned = torch.empty(rows.shape[0], dtype=torch.int64, device=rows.device)
+    objective = rows.new_zeros(())
+    for chunk, found in _chunks(rows, assigned):
         shifted = metrics.shift(chunk, coarse.origin, metric)
-        best, assigned = nearest_by_ranking(shifted, coarse)
-        return assigned, metrics.clustering_objective(shifted, best, metric)[None]
-
-    assigned, objective = in_chunks(nearest, _chunk_rows(rows), rows)
-    return assigned, objective.sum()
+        best, lists = nearest_by_ranking(shifted, coarse)
+        found.copy_(lists)  # kept lists of chunks would lie between freed blocks, which could not be used again
+        objective += metrics.clustering_objective(shifted, best, metric)
+    return assigned, objective
 
 
 def _improved(

@@ -5,6 +5,7 @@ N rows, L lists, R batches, n rows of one batch, W entries of a stored row.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from ..functional.lists import pack
 
-__all__ = ["Drained", "Spool", "SpoolWriter", "as_bytes"]
+__all__ = ["Drained", "Spool", "SpoolWriter", "as_bytes", "trim"]
 
 _DIRTY = 16 << 20  # bytes written until the system is told to write them to the disk
+_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
 COLUMNS = ("rows", "ids", "offsets")
 
 
@@ -46,6 +48,13 @@ class Drained(io.FileIO):
 def as_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor."""
     return tensor.flatten().view(torch.uint8).numpy().data
+
+
+def trim() -> None:
+    """Give freed memory back to the system: glibc keeps blocks of up to 32 MiB where smaller ones lie behind them."""
+    release = getattr(_LIBRARY, "malloc_trim", None)
+    if release is not None:
+        release(0)
 
 
 class SpoolWriter:

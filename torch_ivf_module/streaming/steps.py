@@ -5,6 +5,7 @@ N rows, L lists, S rows of the sample, d dim.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from ..index import IndexIVF, IndexPreTransform, building, schema, searching, tr
 from ..index.base import IndexBase
 from ..vector_files import Vectors
 from .archive import Entry, of_tensor
-from .spool import Drained, Spool, SpoolWriter, as_bytes
+from .spool import Drained, Spool, SpoolWriter, as_bytes, trim
 
 __all__ = ["Sample", "Source", "draw", "entries", "fitted", "plain", "shown", "spooled"]
 
@@ -56,13 +57,13 @@ def transformed(index: AnyIndex, x: Tensor) -> Tensor:
 
 def shown(pieces: Iterable[Tensor], title: str, total: int, verbose: bool) -> Iterator[Tensor]:
     """`pieces` of `total` rows with a bar, which says how much time is left (extra `progress`), if `verbose`."""
-    if not verbose:
-        yield from pieces
-        return
-    with require("tqdm", "progress").tqdm(total=total, desc=title, unit=" rows", unit_scale=True, leave=False) as bar:
+    settings = dict(total=total, desc=title, unit=" rows", unit_scale=True, leave=False)
+    with require("tqdm", "progress").tqdm(**settings) if verbose else contextlib.nullcontext() as bar:
         for piece in pieces:
             yield piece
-            bar.update(piece.shape[0])
+            if bar is not None:
+                bar.update(piece.shape[0])
+            trim()
 
 
 class Sample(NamedTuple):
