@@ -27,9 +27,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+from benchmarks import machine
 from tests import larger_than_memory
 from tests.larger_than_memory import ADDED, ROOT, clustered, count_of, nlist_of
-from tests.limits import bytes_read, drop, limit_all, limit_allocations, mb, memory, memory_group, peak
+from tests.limits import bytes_read, drop, limit_all, limit_allocations, mb, memory, memory_group, peak, store
 from torch_ivf_module import IndexIVFFlat, ShardedIndex, build_file, load, native
 from torch_ivf_module.dcp import IndexLoadPlanner
 from torch_ivf_module.sharded import newest
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         numbers = {name: value for name, value in vars(options).items() if type(value) in (int, float)}
         words = [f"--{name}={value}" for name, value in numbers.items()] + [f"--folder={folder}"]
+        words += [f"--results={options.results.absolute()}"] if options.results else []
         own = [sys.executable, "-m", "tests.build_larger_than_memory", *words]
         run([*own, "--part=write"])
         launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={options.processes}", "-m", "--"]
@@ -61,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def search(words: list[str], options: argparse.Namespace) -> None:
     """Search the file as `tests.larger_than_memory` does, whose options are some of ours."""
-    known = [word for word in words if word.split("=")[0] in ("--gigabytes", "--d", "--queries", "--spare", "--folder")]
+    names = ("--gigabytes", "--d", "--queries", "--spare", "--folder", "--results")
+    known = [word for word in words if word.split("=")[0] in names]
     with contextlib.nullcontext() if options.no_cgroup else memory_group() as group:
         limited = [f"--group={group}"] if group else []
         run([sys.executable, "-m", "tests.larger_than_memory", *known, "--part=search", *limited])
@@ -83,6 +86,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=500, help="of each measurement (default 500)")
     parser.add_argument("--no-cgroup", action="store_true", help="limit what is allocated only")
     parser.add_argument("--folder", type=Path, help="for the files, which are removed (default: a temporary folder)")
+    parser.add_argument("--results", type=Path, help="append what was measured to a file of JSON lines")
     parser.add_argument("--part", choices=["write", "build", "compare"], help=argparse.SUPPRESS)
     parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -149,6 +153,12 @@ def build(options: argparse.Namespace) -> int:
             f"built {mb(built.bytes)} of {built.ntotal:,} vectors, trained on {built.trained_on:,}, in {spent:.1f} s"
             f" ({4e-6 * n * options.d / spent:.0f} MB/s): {json.dumps(told)}"
         )
+        where = machine.describe(torch.get_num_threads(), "")
+        store(
+            options.results, part="build", d=options.d, n=n, nlist=nlist_of(options), niter=NITER, processes=size,
+            trained_on=built.trained_on, seconds=built.seconds, total=spent, bytes=built.bytes, allowed=allowed,
+            resident=grown, **{name: where[name] for name in ("cpu", "cores", "threads", "date", "commit")},
+        )  # fmt: skip
     print(
         f"process {rank}: RssAnon at most {mb(grown)} more than before, {mb(bytes_read() - read)} from the disk"
         + peak(options.group),

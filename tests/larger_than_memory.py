@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tests.limits import bytes_read, drop, limit_all, limit_allocations, mb, memory, memory_group, peak, resident
+from tests.limits import bytes_read, drop, limit_all, limit_allocations, mb, memory, memory_group, peak, resident, store
 from tests.oracle import agree
 from torch_ivf_module import IndexIVFFlat, SearchParams, load, native
 from torch_ivf_module.functional.codec import panel_bytes
@@ -66,6 +66,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--spare", type=int, default=128, help="MB allowed beside codes and lists (default 128)")
     parser.add_argument("--no-cgroup", action="store_true", help="limit what is allocated only")
     parser.add_argument("--folder", type=Path, help="for the file, which is removed (default: a temporary folder)")
+    parser.add_argument("--results", type=Path, help="append what was measured to a file of JSON lines")
     parser.add_argument("--part", choices=["build", "search"], help=argparse.SUPPRESS)
     parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -136,9 +137,16 @@ def search(options: argparse.Namespace) -> int:
     index.search(queries[:1], K)
     print(f"making codes {time.monotonic() - began:.1f} s, {mb(bytes_read() - read)} from the disk; {resident(before)}")
     half = options.queries
-    found = [measured(f"one query at a time, {state}", index, path, queries[:half], 1) for state in ("cold", "warm")]
-    found += [measured(f"all at once, {state}", index, path, queries[half:], half) for state in ("cold", "warm")]
+    rates: dict[str, float] = {}
+    found = []
+    for name, part, size in (("one query at a time", queries[:half], 1), ("all at once", queries[half:], half)):
+        for state in ("cold", "warm"):
+            answers, rates[f"{name}, {state}"] = measured(f"{name}, {state}", index, path, part, size)
+            found.append(answers)
     print(resident(before) + peak(options.group))
+    held = memory()["RssAnon"] - before["RssAnon"]
+    sizes_now = {"codes": sizes.codes, "lists": sizes.lists, "allowed": sizes.allowed, "resident": held}
+    store(options.results, part="search", d=index.d, n=index.ntotal, queries_per_second=rates, **sizes_now)
     index.codes = None
     measured("without codes, one query at a time, cold", index, path, queries[:5], 1)
     for at, answer in zip((0, 0, half, half), found, strict=True):
@@ -149,8 +157,9 @@ def search(options: argparse.Namespace) -> int:
     return 0
 
 
-def measured(name: str, index: Any, path: Path, queries: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Search `size` queries at a time, from a cold cache if the name says so, and print how long it takes."""
+def measured(name: str, index: Any, path: Path, queries: Tensor, size: int) -> tuple[Any, float]:
+    """Search `size` queries at a time, from a cold cache if the name says so: answers and queries/s, which it prints.
+    """
     if name.endswith("cold"):
         drop(path, index.packed_embeddings)
     answers, stats = [], {"rows_read": 0, "rows_scored": 0}
@@ -165,7 +174,7 @@ def measured(name: str, index: Any, path: Path, queries: Tensor, size: int) -> t
         f"{name}: {nq / spent:,.0f} queries/s; of {stats['rows_read'] / nq:,.0f} rows in the probed lists {rows} are"
         f" read from the file, {(bytes_read() - read) / nq / 1e3:,.0f} kB from the disk, for a query"
     )
-    return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))  # type: ignore[return-value]
+    return tuple(torch.cat(parts) for parts in zip(*answers, strict=True)), nq / spent
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import mmap
 import os
 import resource
@@ -90,6 +91,13 @@ def peak(group: Path | None) -> str:
 def bytes_read() -> int:
     """From the disk, by this process."""
     return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
+
+
+def store(path: Path | None, **facts: object) -> None:
+    """Append what was measured to a file of JSON lines, if there is one."""
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
 
 
 def mb(size: int) -> str:

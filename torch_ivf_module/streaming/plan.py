@@ -12,7 +12,7 @@ from ..advice import FEWEST_ROWS
 from ..index import IndexIVF
 from ..index.base import IndexBase
 
-__all__ = ["DEFAULT_MEMORY", "Plan", "plan"]
+__all__ = ["DEFAULT_MEMORY", "Plan", "least_memory", "plan"]
 
 DEFAULT_MEMORY = 512 << 20
 # Bytes beside those of the rows in hand. For each number of a centroid: training has the old and the new centroids, the
@@ -34,6 +34,11 @@ class Plan(NamedTuple):
     merged: int  # stored rows to sort at a time
 
 
+def least_memory(nlist: int, d: int, sample: int, kept: int = _KEPT) -> int:
+    """Bytes that training on so many rows, none if the index is trained, and assigning take beside rows in hand."""
+    return kept + max(_ASSIGNING * nlist * d, (_TRAINING * nlist * d + _SAMPLED * sample) if sample else 0)
+
+
 def plan(index: IndexBase, rows: int, sample: int, batch: int | None, max_memory: int) -> Plan:
     """What fits: a smaller sample with a warning, fewer rows at a time; ValueError if centroids alone do not.
 
@@ -44,7 +49,7 @@ def plan(index: IndexBase, rows: int, sample: int, batch: int | None, max_memory
     room = max_memory - kept - _ASSIGNING * numbers
     most = (max_memory - kept - _TRAINING * numbers) // _SAMPLED
     if room <= 0 or (sample and most < nlist):
-        least = kept + max(_ASSIGNING * numbers, (_TRAINING * numbers + _SAMPLED * nlist) if sample else 0)
+        least = least_memory(nlist, index.d, nlist if sample else 0, kept)
         raise ValueError(
             f"max_memory must be more than {least:,} bytes for {nlist:,} lists of {index.d} numbers, got {max_memory:,}"
         )
