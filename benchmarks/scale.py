@@ -49,7 +49,7 @@ def rates(measured: list[Line]) -> Rates:
         2 * build["trained_on"] * nlist * d * build["niter"] / seconds["train"],
         2 * n * nlist * d / seconds["assign"],
         build["bytes"] / seconds["write"],
-        search["queries_per_second"]["one query at a time, warm"] * NPROBE * n / nlist * d,
+        search["queries_per_second"]["one query at a time, warm"] * search["rows_read"] * d,
     )
 
 

@@ -141,12 +141,13 @@ def search(options: argparse.Namespace) -> int:
     found = []
     for name, part, size in (("one query at a time", queries[:half], 1), ("all at once", queries[half:], half)):
         for state in ("cold", "warm"):
-            answers, rates[f"{name}, {state}"] = measured(f"{name}, {state}", index, path, part, size)
+            answers, rates[f"{name}, {state}"], read_rows = measured(f"{name}, {state}", index, path, part, size)
             found.append(answers)
     print(resident(before) + peak(options.group))
     held = memory()["RssAnon"] - before["RssAnon"]
-    sizes_now = {"codes": sizes.codes, "lists": sizes.lists, "allowed": sizes.allowed, "resident": held}
-    store(options.results, part="search", d=index.d, n=index.ntotal, queries_per_second=rates, **sizes_now)
+    facts = {"codes": sizes.codes, "lists": sizes.lists, "allowed": sizes.allowed, "resident": held}
+    facts.update(d=index.d, n=index.ntotal, rows_read=read_rows)
+    store(options.results, part="search", queries_per_second=rates, **facts)
     index.codes = None
     measured("without codes, one query at a time, cold", index, path, queries[:5], 1)
     for at, answer in zip((0, 0, half, half), found, strict=True):
@@ -157,9 +158,9 @@ def search(options: argparse.Namespace) -> int:
     return 0
 
 
-def measured(name: str, index: Any, path: Path, queries: Tensor, size: int) -> tuple[Any, float]:
-    """Search `size` queries at a time, from a cold cache if the name says so: answers and queries/s, which it prints.
-    """
+def measured(name: str, index: Any, path: Path, queries: Tensor, size: int) -> tuple[Any, float, float]:
+    """Search `size` queries at a time, from a cold cache if the name says so: answers, queries/s and rows in the probed
+    lists of a query, which it prints."""
     if name.endswith("cold"):
         drop(path, index.packed_embeddings)
     answers, stats = [], {"rows_read": 0, "rows_scored": 0}
@@ -174,7 +175,7 @@ def measured(name: str, index: Any, path: Path, queries: Tensor, size: int) -> t
         f"{name}: {nq / spent:,.0f} queries/s; of {stats['rows_read'] / nq:,.0f} rows in the probed lists {rows} are"
         f" read from the file, {(bytes_read() - read) / nq / 1e3:,.0f} kB from the disk, for a query"
     )
-    return tuple(torch.cat(parts) for parts in zip(*answers, strict=True)), nq / spent
+    return tuple(torch.cat(parts) for parts in zip(*answers, strict=True)), nq / spent, stats["rows_read"] / nq
 
 
 if __name__ == "__main__":

@@ -59,9 +59,9 @@ def save(index: AnyIndex, path: str | os.PathLike[str], notes: Mapping[str, Any]
     about = header(index, {name: _digest(tensor) for name, tensor in tensors.items()}, notes)
     if path.suffix.lower() == ".safetensors":
         library = require("safetensors.torch", "safetensors")
-        replace(path, lambda part: _written(path, lambda: library.save_file(tensors, part, metadata=words(about))))
+        replace(path, lambda part: written(path, lambda: library.save_file(tensors, part, metadata=words(about))))
     else:
-        replace(path, lambda part: _written(path, lambda: torch.save({**about, "state": tensors}, part)))
+        replace(path, lambda part: written(path, lambda: torch.save({**about, "state": tensors}, part)))
 
 
 def header(index: AnyIndex, digests: Mapping[str, int], notes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def words(about: Mapping[str, Any]) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in about.items()}
 
 
-def _written(path: Path, write: Callable[[], None]) -> None:
+def written(path: Path, write: Callable[[], None]) -> None:
     """`write`, whose library raises what it likes when the disk is full."""
     try:
         write()

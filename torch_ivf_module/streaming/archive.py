@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.serialization import skip_data
 
-from ..checkpoint import words
+from ..checkpoint import words, written
 from .spool import Drained, as_bytes
 
 __all__ = ["Entry", "of_tensor", "write"]
@@ -94,7 +94,7 @@ def _without_values(part: Path, entries: Mapping[str, Entry], about: dict[str, A
         for name, entry in entries.items()
     }  # fmt: skip
     with skip_data():
-        torch.save({**about, "state": state}, path)
+        written(part, lambda: torch.save({**about, "state": state}, path))
     return path
 
 

@@ -38,10 +38,10 @@ class Source(NamedTuple):
         """The rows with ascending numbers (n,), counted from the first of `rows`; see `Vectors.take`."""
         return self.vectors.take(numbers + self.rows.start, size)
 
-    def batches(self, size: int) -> Iterator[tuple[int, Tensor]]:
-        """All rows, `size` at a time: the number of the first among the vectors, and the rows."""
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """All rows, `size` at a time."""
         for start in range(self.rows.start, self.rows.stop, size):
-            yield start, self.vectors.read(start, min(start + size, self.rows.stop))
+            yield self.vectors.read(start, min(start + size, self.rows.stop))
 
 
 def plain(index: AnyIndex) -> IndexBase:
@@ -125,11 +125,10 @@ def spooled(index: AnyIndex, source: Source, size: int, folder: Path, number: in
     store = plain(index).store
     writer = SpoolWriter(folder, store.nlist)
     next_id = number if source.ids else validation.numbering(number, len(source.rows))
-    starts = iter(range(source.rows.start, source.rows.stop, size))
+    end = source.rows.start
     try:
-        for x in shown((x for _, x in source.batches(size)), "assign", len(source.rows), verbose):
-            start = next(starts)
-            end = start + x.shape[0]
+        for x in shown(source.batches(size), "assign", len(source.rows), verbose):
+            start, end = end, end + x.shape[0]
             try:
                 rows, assigned = building.assign(store, transformed(index, x))
             except (TypeError, ValueError) as error:
