@@ -93,7 +93,8 @@ class Spool:
     """
 
     def __init__(self, folders: list[Path], nlist: int, row: Tensor) -> None:
-        self._like = {"rows": row, "ids": torch.empty(0, dtype=torch.int64, device="cpu")}
+        # An empty tensor of each column, on the CPU.
+        self.like = {"rows": row, "ids": torch.empty(0, dtype=torch.int64, device="cpu")}
         self._batches = [_Batch(folder, offsets) for folder in folders for offsets in _tables(folder, nlist)]
         sizes = np.zeros(nlist, dtype=np.int64)
         for batch in self._batches:
@@ -138,7 +139,7 @@ class Spool:
 
     def _filled(self, column: str, ranges: list[tuple[_Batch, int, int]]) -> Tensor:
         """The rows of these ranges of spools."""
-        like = self._like[column]
+        like = self.like[column]
         found = like.new_empty(sum(end - start for _, start, end in ranges), *like.shape[1:])
         left, width = as_bytes(found), like.element_size() * like.shape[1:].numel()
         files: dict[Path, io.FileIO] = {}
