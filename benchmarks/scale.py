@@ -104,8 +104,8 @@ def planned(measured: list[Line]) -> str:
         add("writing", hours(file / rate.writing))
         add("memory to search by codes, rows in the file", gb((n / PANEL + nlist) * panel_bytes(D) + 8 * n))
         add("memory to search without codes, all rows in the file", gb(8 * n + 12 * nlist * D))
-        add("rows that a query reads, nprobe 16", f"{NPROBE * n / nlist:,.0f}")
-        add("queries/s of one thread pool, by codes, warm", f"{rate.searching / (NPROBE * n / nlist * D):,.0f}")
+        add("rows that a query reads, nprobe 16, lists of one length", f"{NPROBE * n / nlist:,.0f}")
+        add("queries/s by codes, warm, at most", f"{rate.searching / (NPROBE * n / nlist * D):,.0f}")
     return grid(head, ([name, *values] for name, values in rows.items()))
 
 
