@@ -21,7 +21,7 @@ NAME = ROOT.name
 # `_optional` only finds other packages; `__init__` is the library as its users and the programs above it import it.
 LEVELS = [
     ("_arrays", "_files", "_optional", "_pytorch", "_torch_internals"),
-    ("photographs",),
+    ("photographs", "vector_files", "advice"),
     ("functional",),
     ("native", "gpu"),
     ("params",),
@@ -29,7 +29,7 @@ LEVELS = [
     ("graph", "torchscript", "parallel", "averaging", "dcp", "sharded"),
     ("faiss_bridge", "faiss_codes", "faiss_export", "torch_ivf_bridge", "factory"),
     ("checkpoint", "tune"),
-    ("hub", "export", "plotting", "faiss_compat", "integrations"),
+    ("hub", "export", "plotting", "faiss_compat", "integrations", "streaming"),
     ("__init__",),
     ("demo", "commands", "verification"),
     ("cli",),

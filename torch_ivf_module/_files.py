@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["beside", "replace", "short_name"]
+__all__ = ["beside", "check_source", "replace", "short_name"]
 
 # Where there are no such locks nobody can tell whether a writer runs, and nothing of others is removed.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -24,6 +24,14 @@ fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 _LOCK = "lock"  # a file that the writer holds locked: the kernel unlocks it when the process ends, however it ends
 _SHORT = 100  # bytes; file systems hold names of 143 (eCryptfs) or 255
 _SILENT = 24 * 3600  # seconds without a write, from which a writer on another machine is taken for dead
+
+
+def check_source(path: Path) -> None:
+    """Refuse what is no file to read."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
 
 
 def replace(path: Path, write: Callable[[str], None], suffix: str = "") -> None:
