@@ -55,10 +55,14 @@ class IdLookup:
 
         The first call sorts the ids; the order is kept, 8 bytes per row.
         """
+        return rows_with(buffers["list_ids"], self.order(buffers), wanted)
+
+    def order(self, buffers: Mapping[str, Tensor]) -> Tensor:
+        """What sorts ``buffers["list_ids"]`` (N,), stably."""
         if self._order is None or not unchanged(self._order[0], buffers):
             order = torch.argsort(buffers["list_ids"], stable=True)
             self._order = sources_of(buffers, ["list_ids"]), order
-        return rows_with(buffers["list_ids"], self._order[1], wanted)
+        return self._order[1]
 
     def last(self, offsets: Tensor, wanted: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         """For each wanted id (n,) the row added last among `rows` (H,), -1 if it has none.

@@ -181,7 +181,7 @@ void score_every_row(const Problem& p, int64_t query, ExactTopK<T>& best) {
     const Segment& segment = p.segments[group.segment];
     const int64_t first = segment.offsets[group.list], before = p.rows_before(group.segment);
     for (int64_t row = first; row < first + block.tasks[group.first].limit; ++row) {
-      if (!segment.bias || segment.bias[row] != kNever) {
+      if ((!segment.bias || segment.bias[row] != kNever) && p.filter(query, segment, row).passes(0, 0)) {
         best.score(0, static_cast<uint32_t>(before + row));
       }
     }
@@ -192,6 +192,7 @@ void score_every_row(const Problem& p, int64_t query, ExactTopK<T>& best) {
 struct Subset {
   std::vector<float> x, plain, thresholds;
   std::vector<int64_t> probed, limits;
+  std::vector<Filter> filters;
   Problem problem;
 
   Subset(const Problem& p, const float* plain_x, const std::vector<int64_t>& queries, const std::vector<float>& needed) {
@@ -202,12 +203,16 @@ struct Subset {
       if (p.limits) {
         limits.insert(limits.end(), p.limits + q * p.probes, p.limits + (q + 1) * p.probes);
       }
+      if (p.filters) {
+        filters.push_back(p.filters[q]);
+      }
       thresholds.push_back(needed[q]);
     }
     problem = p;
     problem.x = x.data();
     problem.probed = probed.data();
     problem.limits = p.limits ? limits.data() : nullptr;
+    problem.filters = p.filters ? filters.data() : nullptr;
     problem.queries = static_cast<int64_t>(queries.size());
   }
 };

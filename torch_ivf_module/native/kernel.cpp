@@ -85,7 +85,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> search_index(
     int64_t nprobe,
     int64_t max_codes,
     bool differences,
-    int64_t max_bytes) {
+    int64_t max_bytes,
+    const std::optional<Tensor>& filter,
+    const std::optional<Tensor>& mask,
+    const std::optional<std::vector<Tensor>>& allowed,
+    const std::optional<std::vector<Tensor>>& excluded) {
   constexpr size_t kFields = 5;
   const size_t count = segments.size() / kFields;
   check_that(coarse.size() == 3, "coarse must be 3 tensors, got ", coarse.size());
@@ -110,6 +114,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> search_index(
     check_that(request.coarse.lists == p.lists, "segments must have a list for each centroid");
     request.nprobe = std::min(nprobe, p.lists);
   }
+  const std::vector<Filter> filters = filter ? filters_of(p, *filter, mask, allowed, excluded) : std::vector<Filter>();
+  p.filters = filter ? filters.data() : nullptr;
   const Codes encoded = codes ? codes_of(p, *codes) : Codes{};
   if (codes) {
     request.codes = &encoded;
@@ -192,7 +198,8 @@ STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
       "-> (Tensor, Tensor)");
   library.def(
       "search_index(Tensor x, Tensor[] coarse, Tensor[] segments, Tensor[]? codes, Tensor? probed, Tensor? limits, int k, "
-      "int kept, int nprobe, int max_codes, bool differences, int max_bytes) "
+      "int kept, int nprobe, int max_codes, bool differences, int max_bytes, Tensor? filter=None, Tensor? mask=None, "
+      "Tensor[]? allowed=None, Tensor[]? excluded=None) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("encode_lists(Tensor packed, Tensor offsets, Tensor sizes, int d) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -16,6 +16,7 @@ static_assert(kCodedRows % kTileRows == 0);
 struct CodedQueries {
   QueryBounds bounds;
   const Task* tasks = nullptr;
+  RowFilter filter{}; // counts queries from the block's first and rows from the list's
   std::vector<float> values; // (kQueries, d) residuals, of whole vectors
   std::vector<int32_t> codes; // (d / 4, kQueries) of four codes each
 };
@@ -31,6 +32,7 @@ class CodeScanner {
   }
 
   void scan(const Visit& visit, int64_t query, Candidates& found) {
+    queries_.filter = p_.filter(query, p_.segments[visit.segment], visit.start);
     if (visit.segment > 0) {
       return scan_exactly(visit, visit.tasks, visit.count, found);
     }
@@ -96,7 +98,8 @@ class CodeScanner {
     const int64_t before = p_.rows_before(visit.segment) + visit.start;
     for (int64_t t = 0; t < count; ++t) {
       for (int64_t row = visit.first; row < std::min<int64_t>(visit.last, tasks[t].limit); ++row) {
-        if (!segment.bias || segment.bias[visit.start + row] != kNever) {
+        const bool masked = segment.bias && segment.bias[visit.start + row] == kNever;
+        if (!masked && queries_.filter.passes(tasks[t].query, row)) {
           found.score(tasks[t].query, static_cast<uint32_t>(before + row));
         }
       }
@@ -191,10 +194,11 @@ class CodeScanner {
     for (int i = 0; i < kLanes; ++i) { // no row outside of the list is read, whatever the codes are
       rows[i] = first + std::min(static_cast<uint32_t>(run) + in_run[i], last);
     }
-    for (unsigned rest = which; rest && (segment.bias || p_.limits); rest &= rest - 1) {
+    for (unsigned rest = which; rest && (segment.bias || p_.limits || p_.filters); rest &= rest - 1) {
       const int i = __builtin_ctz(rest);
       const bool masked = segment.bias && segment.bias[rows[i]] == kNever;
-      if (masked || static_cast<int64_t>(rows[i]) - visit.start >= task.limit) {
+      const int64_t row = static_cast<int64_t>(rows[i]) - visit.start;
+      if (masked || row >= task.limit || !queries_.filter.passes(task.query, row)) {
         which &= ~(1u << i);
       }
     }

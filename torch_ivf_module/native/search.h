@@ -36,6 +36,7 @@ class SearchPart {
         first_(first),
         finite_(finite_queries(x_, queries, p_.d)) {
     p_.queries = queries;
+    p_.filters = p_.filters ? p_.filters + first : nullptr;
     if (std::count(finite_.begin(), finite_.end(), 0)) {
       replace_bad_queries();
     }

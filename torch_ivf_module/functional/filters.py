@@ -1,0 +1,114 @@
+"""Which ids each query may find: a mask over ids, lists of ids that may be found, and lists of ids that may not.
+
+Q queries, F filters, which queries may share, n ids, T ids of all lists.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .lists import narrow, offsets_of
+
+
+class IdLists(NamedTuple):
+    """Lists of ids, each ascending: list f is ``ids[first[f] : last[f]]``."""
+
+    first: Tensor  # (F,) int64
+    last: Tensor  # (F,) int64
+    ids: Tensor  # (T,) int64
+
+    def contain(self, numbers: Tensor, ids: Tensor) -> Tensor:
+        """Whether the list of each number has the id, bool; `numbers` and `ids` can be broadcast together."""
+        end = self.last[numbers]
+        low, high = self.first[numbers].expand_as(ids), end.expand_as(ids)
+        if not self.ids.shape[0]:
+            return torch.zeros_like(ids, dtype=torch.bool)
+        beyond = self.ids.shape[0] - 1
+        for _ in range(int((self.last - self.first).max()).bit_length()):  # halve what is left of each list
+            middle = (low + high) >> 1
+            smaller = (low < high) & (self.ids[middle.clamp(max=beyond)] < ids)
+            low, high = torch.where(smaller, middle + 1, low), torch.where(smaller, high, middle)
+        return (low < end) & (self.ids[low.clamp(max=beyond)] == ids)
+
+
+class Filter(NamedTuple):
+    """What each query may find. Query q has filter ``numbers[q]`` of each of the other fields that is not None."""
+
+    numbers: Tensor  # (Q,) int64
+    mask: Tensor | None = None  # (F, n) bool: entry i is for id i, other ids may not be found
+    allowed: IdLists | None = None  # F lists, without duplicates: other ids may not be found
+    excluded: IdLists | None = None  # F lists: these ids may not be found
+
+    def at(self, queries: Tensor | slice) -> Filter:
+        """The filter of the queries with these positions (q,)."""
+        return self._replace(numbers=self.numbers[queries])
+
+    def repeated(self, queries: int) -> Filter:
+        """The filter of so many queries, a multiple of Q: those of all queries again and again."""
+        return self._replace(numbers=self.numbers.repeat(queries // max(1, self.numbers.shape[0])))
+
+    def passes(self, ids: Tensor) -> Tensor:
+        """Whether query q may find ``ids[q]``, bool (Q, ...), for ids (Q, ...)."""
+        numbers = self.numbers.view(-1, *[1] * (ids.dim() - 1))
+        passing = torch.ones_like(ids, dtype=torch.bool)
+        if self.mask is not None:
+            passing = masked_ids(self.mask, numbers, ids)
+        if self.allowed is not None:
+            passing &= self.allowed.contain(numbers, ids)
+        if self.excluded is not None:
+            passing &= ~self.excluded.contain(numbers, ids)
+        return passing
+
+    def passing_rows(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """Rows (Q, K) with -1 for those that the query may not find; ids (N,) of all rows."""
+        passing = self.passes(ids[rows.clamp(min=0)]) if ids.shape[0] else rows >= 0
+        return rows.masked_fill(~passing, -1)
+
+
+def masked_ids(mask: Tensor, numbers: Tensor, ids: Tensor) -> Tensor:
+    """Whether row `numbers` of the mask (F, n) has the id; ids at or beyond n, and negative ones, it has not."""
+    if not mask.shape[1]:
+        return torch.zeros_like(ids, dtype=torch.bool)
+    inside = (ids >= 0) & (ids < mask.shape[1])
+    return mask[numbers, ids.clamp(0, mask.shape[1] - 1)] & inside
+
+
+def id_lists(numbers: Tensor, ids: Tensor, count: int) -> IdLists:
+    """`count` lists without duplicates, of ids (T,) and the list of each, `numbers` (T,), in any order.
+
+    Ids that ascend already, list by list, are not copied.
+
+    >>> id_lists(torch.tensor([1, 0, 1, 1]), torch.tensor([5, 7, 3, 5]), 2)
+    IdLists(first=tensor([0, 1]), last=tensor([1, 3]), ids=tensor([7, 3, 5]))
+    """
+    same = numbers[1:] == numbers[:-1]
+    if not bool(((numbers[1:] > numbers[:-1]) | (same & (ids[1:] > ids[:-1]))).all()):
+        order = torch.argsort(ids, stable=True)
+        order = order[torch.sort(narrow(numbers[order], count), stable=True).indices]
+        numbers, ids = numbers[order], ids[order]
+        again = (numbers[1:] == numbers[:-1]) & (ids[1:] == ids[:-1])
+        kept = torch.nonzero(torch.nn.functional.pad(~again, (1, 0), value=True)[: ids.shape[0]])[:, 0]
+        numbers, ids = numbers[kept], ids[kept]
+    offsets = offsets_of(numbers, count)
+    return IdLists(offsets[:-1], offsets[1:], ids)
+
+
+def rows_as_lists(ids: Tensor) -> IdLists:
+    """One list of each row of ids (F, m), for `contain` alone: they may have duplicates."""
+    ends = torch.arange(ids.shape[0] + 1, device=ids.device) * ids.shape[1]
+    return IdLists(ends[:-1], ends[1:], ids.sort(1).values.flatten())
+
+
+def listed(filter: Filter, most: float) -> Filter | None:
+    """The filter with lists of the allowed ids instead of a mask, if there are at most `most` of them for each filter
+    on average, else None. Synchronizes with the device."""
+    if filter.allowed is not None:
+        lists = filter.allowed
+        return filter if lists.ids.shape[0] <= most * lists.first.shape[0] else None
+    if filter.mask is None or int(torch.count_nonzero(filter.mask)) > most * filter.mask.shape[0]:
+        return None
+    numbers, ids = torch.nonzero(filter.mask, as_tuple=True)
+    return filter._replace(mask=None, allowed=id_lists(numbers, ids, filter.mask.shape[0]))
