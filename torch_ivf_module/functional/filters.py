@@ -101,14 +101,3 @@ def rows_as_lists(ids: Tensor) -> IdLists:
     ends = torch.arange(ids.shape[0] + 1, device=ids.device) * ids.shape[1]
     return IdLists(ends[:-1], ends[1:], ids.sort(1).values.flatten())
 
-
-def listed(filter: Filter, most: float) -> Filter | None:
-    """The filter with lists of the allowed ids instead of a mask, if there are at most `most` of them for each filter
-    on average, else None. Synchronizes with the device."""
-    if filter.allowed is not None:
-        lists = filter.allowed
-        return filter if lists.ids.shape[0] <= most * lists.first.shape[0] else None
-    if filter.mask is None or int(torch.count_nonzero(filter.mask)) > most * filter.mask.shape[0]:
-        return None
-    numbers, ids = torch.nonzero(filter.mask, as_tuple=True)
-    return filter._replace(mask=None, allowed=id_lists(numbers, ids, filter.mask.shape[0]))

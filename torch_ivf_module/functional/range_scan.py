@@ -14,6 +14,7 @@ from . import metric as metrics
 from .chunking import in_chunks
 from .filtered_search import allowed_rows, runs
 from .filters import Filter
+from .id_lookup import IdOrder
 from .kernels import Kernel, kernel_for
 from .lists import InvertedLists
 from .options import Probes
@@ -37,7 +38,7 @@ def range_search(
     max_bytes: int,
     probed: Tensor | None = None,
     filter: Filter | None = None,
-    orders: Sequence[Tensor] | None = None,
+    orders: Sequence[IdOrder] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows with an exact score above `score` (Q,): lims (Q + 1,), scores (H,) and rows (H,), query by query.
 
@@ -79,7 +80,7 @@ def _segment(
     metric: str,
     kernel: Kernel | None,
     filter: Filter | None,
-    order: Tensor | None,
+    order: IdOrder | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The hits (H,) in one segment: queries, exact scores, rows."""
     if filter is not None and order is not None:

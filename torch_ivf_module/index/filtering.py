@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..functional.filtered_search import few_allowed
 from ..functional.filters import Filter, IdLists, id_lists, rows_as_lists
+from ..functional.id_lookup import IdOrder, order_of
 from ..functional.lists import InvertedLists
 from ..functional.options import SearchOptions
 from ..params import SearchParams, shared
@@ -20,9 +21,6 @@ from . import validation
 
 if TYPE_CHECKING:
     from .store import ListStore
-
-Orders = list[Tensor]  # what sorts the ids of each segment
-
 
 def query_filter(params: SearchParams, queries: int, device: torch.device) -> Filter | None:
     """The filter of so many queries; None if `params` has the same for all, or none.
@@ -42,16 +40,15 @@ def query_filter(params: SearchParams, queries: int, device: torch.device) -> Fi
     return Filter(torch.arange(queries, device=device), mask, allowed, excluded)
 
 
-def with_lookup(
+def id_orders(
     filter: Filter, store: ListStore, segments: Sequence[InvertedLists], options: SearchOptions
-) -> tuple[Filter, Orders | None]:
-    """The filter, and for few allowed ids what sorts the ids of the segments: see `filtered_search.search`."""
-    few = few_allowed(filter, segments[0], options)
-    if few is None:
-        return filter, None
+) -> list[IdOrder] | None:
+    """What sorts the ids of each segment, if few ids are allowed: see `filtered_search.search`."""
+    if not few_allowed(filter, segments[0], options):
+        return None
     with store.lock:
         order = store.ids.order({"list_ids": segments[0].ids})
-    return few, [order, *(torch.argsort(part.ids, stable=True) for part in segments[1:])]
+    return [order, *(order_of(part.ids) for part in segments[1:])]
 
 
 def _allowed(lists: Sequence[Tensor], queries: int, device: torch.device) -> IdLists:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional.id_lookup import last_of, rows_with
+from ..functional.id_lookup import IdOrder, last_of, order_of, rows_with
 from .integrity import Sources, sources_of, unchanged
 
 
@@ -39,12 +39,12 @@ class IdLookup:
 
     def __init__(self) -> None:
         self.last_lists: dict[int, int] = {}
-        self._order: tuple[Sources, Tensor] | None = None
+        self._order: tuple[Sources, IdOrder] | None = None
 
     @property
     def bytes(self) -> int:
         """Memory of the sorted order of the ids, if there is one."""
-        return 0 if self._order is None else self._order[1].nbytes
+        return 0 if self._order is None else self._order[1].rows.nbytes
 
     def forget_order(self) -> None:
         """Discard the sorted order, before the packed ids are replaced."""
@@ -57,11 +57,10 @@ class IdLookup:
         """
         return rows_with(buffers["list_ids"], self.order(buffers), wanted)
 
-    def order(self, buffers: Mapping[str, Tensor]) -> Tensor:
-        """What sorts ``buffers["list_ids"]`` (N,), stably."""
+    def order(self, buffers: Mapping[str, Tensor]) -> IdOrder:
+        """What sorts ``buffers["list_ids"]`` (N,)."""
         if self._order is None or not unchanged(self._order[0], buffers):
-            order = torch.argsort(buffers["list_ids"], stable=True)
-            self._order = sources_of(buffers, ["list_ids"]), order
+            self._order = sources_of(buffers, ["list_ids"]), order_of(buffers["list_ids"])
         return self._order[1]
 
     def last(self, offsets: Tensor, wanted: Tensor, rows: Tensor, which: Tensor) -> Tensor:

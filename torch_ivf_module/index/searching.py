@@ -25,7 +25,7 @@ from ..functional.transforms import differentiable, is_dual, outside, scored, tr
 from ..params import DEFAULTS, SearchParams, positive, shared
 from . import validation
 from .eager import autocasts, eager, recorded_by_fx, refuse_recording, refuse_tracing, without_autocast
-from .filtering import query_filter, with_lookup
+from .filtering import id_orders, query_filter
 from .integrity import refuse_without_values
 from .operator import recorded_search
 
@@ -163,7 +163,8 @@ def search_prepared(
     if filter is None:
         scores, rows, ids = search_lists(queries, coarse, segments, options, codes=codes, probed=probed, stats=stats)
     else:
-        filter, orders = with_lookup(filter.repeated(queries.shape[0]), index.store, segments, options)
+        filter = filter.repeated(queries.shape[0])
+        orders = id_orders(filter, index.store, segments, options)
         scores, rows, ids = filtered_search.search(
             queries, coarse, segments, options, filter, orders=orders, codes=codes, probed=probed, stats=stats
         )
@@ -184,9 +185,7 @@ def range_of_prepared(
     with without_autocast(queries.device), torch.no_grad():
         options = index.search_options(1, params)
         coarse, segments, _ = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=False)
-        orders = None
-        if filter is not None:
-            filter, orders = with_lookup(filter, index.store, segments, options)
+        orders = None if filter is None else id_orders(filter, index.store, segments, options)
         lims, scores, rows = range_scan.range_search(
             queries,
             coarse,

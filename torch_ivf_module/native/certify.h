@@ -27,6 +27,8 @@ inline double row_rounding(int64_t d) {
   return 0x1p-24 * static_cast<double>(std::min(d, kRowChunk) / kLanes + d / kRowChunk + kLanes + 24);
 }
 
+constexpr double kAskNanoseconds = 3; // an estimate, of asking whether a row passes a filter
+
 inline double norm(const float* values, int64_t d) {
   double squares = 0;
   for (int64_t i = 0; i < d; ++i) {
@@ -186,6 +188,34 @@ void score_every_row(const Problem& p, int64_t query, ExactTopK<T>& best) {
       }
     }
   }
+}
+
+// Whether so few rows pass the filters that asking for each row first, and then scoring those that pass, takes less time
+// than to scan: by a sample of queries and rows.
+inline bool few_pass(const Problem& p) {
+  constexpr int64_t kQuerySample = 64, kRowSample = 64, kFewPass = 32;
+  const Segment& segment = p.segments[0];
+  int64_t asked = 0, passed = 0;
+  for (int64_t query = 0; query < p.queries; query += std::max<int64_t>(1, p.queries / kQuerySample)) {
+    for (int64_t row = 0; row < segment.rows; row += std::max<int64_t>(1, segment.rows / kRowSample)) {
+      ++asked;
+      passed += p.filter(query, segment, row).passes(0, 0);
+    }
+  }
+  return passed * kFewPass < asked;
+}
+
+// The k best of the rows that pass the filters, each of which is scored exactly.
+template <typename T>
+void score_passing_rows(const Problem& p, const float* x, bool differences, Best out) {
+  const std::vector<float> needed(p.queries, kNever);
+  const double rows = static_cast<double>(p.queries) * p.probes * p.segments[0].rows / std::max<int64_t>(1, p.lists);
+  parallel_items(p.queries, team_for(kAskNanoseconds * rows, p.within.threads), [&](int64_t q, int64_t) {
+    Thresholds thresholds(1);
+    ExactTopK<T> best(1, p, x + q * p.d, &needed[q], differences, thresholds);
+    score_every_row(p, q, best);
+    best.write(0, out.scores + q * p.k, out.rows + q * p.k);
+  });
 }
 
 // A copy of some queries of a problem: rows of x (Q, d), probed and limits (Q, P).

@@ -46,7 +46,11 @@ class SearchPart {
     choose_lists();
     const int64_t at = first_ * p_.k;
     const Best best{answer.best.scores + at, answer.best.rows + at};
-    if (request_.codes) {
+    if (p_.filters && few_pass(p_)) {
+      score_passing_rows<T>(p_, x_, request_.differences, best);
+      std::fill_n(answer.again + first_, p_.queries, false);
+      std::fill_n(answer.scored + first_, p_.queries, int64_t{0});
+    } else if (request_.codes) {
       request_.search_codes(p_, x_, *request_.codes, request_.differences, best, answer.scored + first_);
       std::fill_n(answer.again + first_, p_.queries, false);
     } else {
