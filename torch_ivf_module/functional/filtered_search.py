@@ -25,8 +25,8 @@ from .search import search as search_unfiltered
 from .select import merge, select_topk
 from .stats import Stats, count_certified, count_rows, count_scored, record_mode, start_stats
 
-# Looking up an allowed id and scoring its rows takes as long as reading so many rows: 60 to 80 ns for 262,144 consecutive
-# ids, of which a query probes a sixteenth.
+# Looking up an allowed id and scoring its rows takes as long as reading so many rows: 60 to 80 ns, for 262,144
+# consecutive ids of which a query probes a sixteenth.
 _LOOKUP_ROWS = 2
 _PAIR_BYTES = 160  # workspace for an allowed id until its row is scored
 

@@ -76,6 +76,16 @@ def masked_ids(mask: Tensor, numbers: Tensor, ids: Tensor) -> Tensor:
     return mask[numbers, ids.clamp(0, mask.shape[1] - 1)] & inside
 
 
+def rows_in_mask(mask: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """Whether query q may find ``rows[q]`` by its mask (Q, n) over ids, bool (Q, ...); ids (N,) of all rows.
+
+    Of static shapes, for graphs; what it says of negative rows has no meaning.
+    """
+    at = ids[rows.clamp(min=0)].clamp(-1, mask.shape[1]) + 1
+    padded = torch.nn.functional.pad(mask, (1, 1))  # for negative ids, and for ids beyond the end of the mask
+    return padded.gather(1, at.flatten(1)).view(at.shape)
+
+
 def id_lists(numbers: Tensor, ids: Tensor, count: int) -> IdLists:
     """`count` lists without duplicates, of ids (T,) and the list of each, `numbers` (T,), in any order.
 

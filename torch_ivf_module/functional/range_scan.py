@@ -67,8 +67,8 @@ def range_search(
             scores.append(hits[1])
             rows.append(hits[2] + before)
         before += lists.packed.shape[0]
-    lims, order = group_by_query(torch.cat(queries), x.shape[0])
-    return lims, torch.cat(scores)[order], torch.cat(rows)[order]
+    lims, grouped = group_by_query(torch.cat(queries), x.shape[0])
+    return lims, torch.cat(scores)[grouped], torch.cat(rows)[grouped]
 
 
 def _segment(

@@ -40,6 +40,13 @@ def query_filter(params: SearchParams, queries: int, device: torch.device) -> Fi
     return Filter(torch.arange(queries, device=device), mask, allowed, excluded)
 
 
+def check_filters(params: SearchParams, queries: int, device: torch.device) -> None:
+    """Raise as a search of so many queries for a selector or exclusions that are wrong."""
+    query_filter(params, queries, device)
+    if params.selector is not None and shared(params.selector):
+        validation.selector(params.selector, "selector", device)
+
+
 def id_orders(
     filter: Filter, store: ListStore, segments: Sequence[InvertedLists], options: SearchOptions
 ) -> list[IdOrder] | None:

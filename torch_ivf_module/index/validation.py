@@ -137,6 +137,33 @@ def mask(value: object, name: str, device: torch.device) -> Tensor:
     return _plain(_placed(tensor, value, name, device), name)
 
 
+def layer_mask(value: object, name: str, shape: torch.Size, device: torch.device) -> Tensor:
+    """`value` as a bool mask over ids on `device`, of any length: (n,), or (..., n) for queries of shape (...)."""
+    tensor = as_tensor(value, name)
+    if tensor.dim() <= 1 or tensor.dtype != torch.bool:
+        return mask(value, name, device)
+    return _layer_part(value, name, tensor, shape, "n", device)
+
+
+def layer_ids(value: object, name: str, shape: torch.Size, count: int, device: torch.device) -> Tensor:
+    """`value` as int64 ids (..., count) on `device`, for queries of shape (...)."""
+    tensor = as_tensor(value, name)
+    if tensor.dtype not in _IDS:
+        raise TypeError(f"{name} must be int64 or int32, got {word(tensor.dtype)}")
+    if tensor.dim() == 0 or tensor.shape[-1] != count:
+        raise ValueError(f"{name} must have {count} columns, got shape {tuple(tensor.shape)}")
+    return _layer_part(value, name, tensor, shape, str(count), device).long()
+
+
+def _layer_part(
+    value: object, name: str, tensor: Tensor, shape: torch.Size, last: str, device: torch.device
+) -> Tensor:
+    if tensor.shape[:-1] != shape:
+        wanted = ", ".join([*map(str, shape), last])
+        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(tensor.shape)}")
+    return _plain(_placed(tensor, value, name, device), name)
+
+
 def query_masks(value: object, name: str, queries: int, device: torch.device) -> Tensor:
     """`value` as a bool mask over ids for each query (queries, n), on `device`."""
     tensor, shape = as_tensor(value, name), f"({queries}, n)"
