@@ -158,6 +158,7 @@ inline std::vector<IdRange> id_ranges(const std::vector<Tensor>& lists, const ch
 inline std::vector<Filter> filters_of(
     const Problem& p, const Tensor& numbers, const std::optional<Tensor>& mask,
     const std::optional<std::vector<Tensor>>& allowed, const std::optional<std::vector<Tensor>>& excluded) {
+  static constexpr bool kNoId = false; // stands for a mask without entries, which may have no memory
   check(numbers, "filter", 1, ScalarType::Long);
   check_that(numbers.size(0) == p.queries, "filter must have an entry for each query");
   if (mask) {
@@ -171,7 +172,8 @@ inline std::vector<Filter> filters_of(
     bool known = i >= 0 && (!mask || i < mask->size(0)) && (!allowed || i < static_cast<int64_t>(may.size()));
     known = known && (!excluded || i < static_cast<int64_t>(may_not.size()));
     check_that(known, "filter must number masks and lists of ids, got ", i);
-    filters.push_back({mask ? data<bool>(*mask) + i * ids : nullptr, ids, allowed.has_value(),
+    const bool* passing = ids ? data<bool>(*mask) + i * ids : mask ? &kNoId : nullptr;
+    filters.push_back({passing, ids, allowed.has_value(),
                        allowed ? may[i] : IdRange{}, excluded ? may_not[i] : IdRange{}});
   }
   return filters;
