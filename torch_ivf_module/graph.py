@@ -172,7 +172,7 @@ class SearchGraph(nn.Module):
         device = self.list_ids.device
         if mask is not None:
             mask = validation.layer_mask(mask, "mask", x.shape[:-1], device)
-            mask = mask if mask.dim() == 1 else mask.reshape(-1, mask.shape[-1])
+            mask = mask if mask.dim() == 1 else mask.flatten(0, -2)
         if (exclude is not None) != bool(self.exclude):
             raise ValueError("exclude is for graphs that index.graph(exclude=m) made, and these need it")
         if exclude is not None:
