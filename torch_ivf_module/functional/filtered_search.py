@@ -25,9 +25,9 @@ from .search import search as search_unfiltered
 from .select import merge, select_topk
 from .stats import Stats, count_certified, count_rows, count_scored, record_mode, start_stats
 
-# Looking up an allowed id and scoring its rows takes as long as reading so many rows: 60 to 80 ns, for 262,144
-# consecutive ids of which a query probes a sixteenth.
-_LOOKUP_ROWS = 2
+# Looking up an allowed id and scoring its rows takes as long as asking so many rows whether they pass, and the calls of
+# a lookup as long as _CALLS_ROWS; by a kernel, and by PyTorch operations.
+_LOOKUP_ROWS, _CALLS_ROWS = {True: 64, False: 2}, 1 << 19
 _PAIR_BYTES = 160  # workspace for an allowed id until its row is scored
 
 
@@ -69,7 +69,9 @@ def few_allowed(filter: Filter, lists: InvertedLists, options: SearchOptions) ->
     if filter.allowed is None:
         return False
     queries, most = filter.numbers.shape[0], min(1.0, options.nprobe / max(1, lists.sizes.shape[0] - 1))
-    return _LOOKUP_ROWS * filter.allowed.ids.shape[0] <= queries * lists.ids.shape[0] * most
+    fast = _by_kernel(kernel_for(lists.bias.new_empty(0)), [lists], options)
+    needed = _LOOKUP_ROWS[fast] * filter.allowed.ids.shape[0] + (_CALLS_ROWS if fast else 0)
+    return needed <= queries * lists.ids.shape[0] * most
 
 
 def _by_kernel(kernel: Kernel | None, segments: Sequence[InvertedLists], options: SearchOptions) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .lists import narrow, offsets_of
+from .lists import lengths, narrow, offsets_of
 
 
 class IdLists(NamedTuple):
@@ -86,23 +86,24 @@ def rows_in_mask(mask: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
     return padded.gather(1, at.flatten(1)).view(at.shape)
 
 
-def id_lists(numbers: Tensor, ids: Tensor, count: int) -> IdLists:
-    """`count` lists without duplicates, of ids (T,) and the list of each, `numbers` (T,), in any order.
+def id_lists(ids: Tensor, offsets: Tensor) -> IdLists:
+    """Lists without duplicates, of ids (T,) in any order: list f is ``ids[offsets[f] : offsets[f + 1]]``.
 
-    Ids that ascend already, list by list, are not copied.
+    Ids that ascend in each list are not copied. Synchronizes with the device.
 
-    >>> id_lists(torch.tensor([1, 0, 1, 1]), torch.tensor([5, 7, 3, 5]), 2)
+    >>> id_lists(torch.tensor([7, 5, 3, 5]), torch.tensor([0, 1, 4]))
     IdLists(first=tensor([0, 1]), last=tensor([1, 3]), ids=tensor([7, 3, 5]))
     """
-    same = numbers[1:] == numbers[:-1]
-    if not bool(((numbers[1:] > numbers[:-1]) | (same & (ids[1:] > ids[:-1]))).all()):
+    falls = torch.nn.functional.pad(ids[1:] <= ids[:-1], (1, 0))
+    falls = falls.index_fill_(0, offsets[:-1][offsets[:-1] < ids.shape[0]], False)
+    if bool(falls.any()):
+        numbers = torch.arange(offsets.shape[0] - 1, device=ids.device).repeat_interleave(lengths(offsets))
         order = torch.argsort(ids, stable=True)
-        order = order[torch.sort(narrow(numbers[order], count), stable=True).indices]
+        order = order[torch.sort(narrow(numbers[order], offsets.shape[0]), stable=True).indices]
         numbers, ids = numbers[order], ids[order]
-        again = (numbers[1:] == numbers[:-1]) & (ids[1:] == ids[:-1])
-        kept = torch.nonzero(torch.nn.functional.pad(~again, (1, 0), value=True)[: ids.shape[0]])[:, 0]
-        numbers, ids = numbers[kept], ids[kept]
-    offsets = offsets_of(numbers, count)
+        new = torch.nn.functional.pad((numbers[1:] != numbers[:-1]) | (ids[1:] != ids[:-1]), (1, 0), value=True)
+        kept = torch.nonzero(new)[:, 0]
+        ids, offsets = ids[kept], offsets_of(numbers[kept], offsets.shape[0] - 1)
     return IdLists(offsets[:-1], offsets[1:], ids)
 
 

@@ -62,6 +62,5 @@ def _allowed(lists: Sequence[Tensor], queries: int, device: torch.device) -> IdL
     if len(lists) != queries:
         raise ValueError(f"selector must have a list of ids for each of the {queries} queries, got {len(lists)} lists")
     ids = [validation.id_list(part, f"selector[{i}]", device) for i, part in enumerate(lists)]
-    counts = torch.tensor([part.shape[0] for part in ids], device=device)
-    numbers = torch.arange(queries, device=device).repeat_interleave(counts)
-    return id_lists(numbers, torch.cat([numbers.new_empty(0), *ids]), queries)
+    offsets = torch.tensor([0, *(part.shape[0] for part in ids)], device=device).cumsum(0)
+    return id_lists(torch.cat([offsets.new_empty(0), *ids]), offsets)

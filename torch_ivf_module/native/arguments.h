@@ -173,10 +173,23 @@ inline std::vector<Filter> filters_of(
     known = known && (!excluded || i < static_cast<int64_t>(may_not.size()));
     check_that(known, "filter must number masks and lists of ids, got ", i);
     const bool* passing = ids ? data<bool>(*mask) + i * ids : mask ? &kNoId : nullptr;
-    filters.push_back({passing, ids, allowed.has_value(),
+    filters.push_back({passing, nullptr, ids, allowed.has_value(),
                        allowed ? may[i] : IdRange{}, excluded ? may_not[i] : IdRange{}});
   }
   return filters;
+}
+
+// One more than the largest id of lists that allow ids; 0 if one is negative, or so large that bits for all ids below it
+// would take much more memory than the rows.
+inline int64_t listed_ids(const Problem& p, const std::vector<Filter>& filters) {
+  constexpr int64_t kSparse = 16; // ids a row
+  int64_t last = 0;
+  for (const Filter& filter : filters) {
+    if (filter.allowed.first != filter.allowed.last) {
+      last = *filter.allowed.first < 0 ? INT64_MAX : std::max(last, filter.allowed.last[-1]);
+    }
+  }
+  return last / kSparse < p.segments[0].rows ? last + 1 : 0;
 }
 
 // A problem of one segment and the lists that each query reads of it.

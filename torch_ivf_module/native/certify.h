@@ -205,6 +205,32 @@ inline bool few_pass(const Problem& p) {
   return passed * kFewPass < asked;
 }
 
+// Offer the rows of a list that pass, of its first `limit`. All are asked before any is scored, so that the processor
+// waits for few of the answers.
+template <typename T>
+void score_passing(const Problem& p, const Filter& filter, const Group& group, int64_t limit, ExactTopK<T>& best) {
+  constexpr int64_t kAsked = 1024, kPrefetched = 4;
+  const Segment& segment = p.segments[group.segment];
+  const int64_t first = segment.offsets[group.list], before = p.rows_before(group.segment);
+  int64_t rows[kAsked];
+  for (int64_t start = first; start < first + limit; start += kAsked) {
+    int64_t count = 0;
+    for (int64_t row = start; row < std::min(start + kAsked, first + limit); ++row) {
+      rows[count] = row;
+      count += filter.in_masks(segment.ids[row]);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t soon = before + rows[std::min(i + kPrefetched, count - 1)];
+      for (int64_t j = 0; j < p.row_bytes; j += 64) {
+        __builtin_prefetch(p.row<char>(soon) + j);
+      }
+      if ((!segment.bias || segment.bias[rows[i]] != kNever) && filter.in_lists(segment.ids[rows[i]])) {
+        best.score(0, static_cast<uint32_t>(before + rows[i]));
+      }
+    }
+  }
+}
+
 // The k best of the rows that pass the filters, each of which is scored exactly.
 template <typename T>
 void score_passing_rows(const Problem& p, const float* x, bool differences, Best out) {
@@ -213,7 +239,11 @@ void score_passing_rows(const Problem& p, const float* x, bool differences, Best
   parallel_items(p.queries, team_for(kAskNanoseconds * rows, p.within.threads), [&](int64_t q, int64_t) {
     Thresholds thresholds(1);
     ExactTopK<T> best(1, p, x + q * p.d, &needed[q], differences, thresholds);
-    score_every_row(p, q, best);
+    Block block;
+    block.plan(p, q, q + 1);
+    for (const Group& group : block.groups) {
+      score_passing(p, p.filters[q], group, block.tasks[group.first].limit, best);
+    }
     best.write(0, out.scores + q * p.k, out.rows + q * p.k);
   });
 }

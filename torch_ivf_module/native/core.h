@@ -43,15 +43,24 @@ struct IdRange {
 // Which ids a query may find: see functional/filters.py.
 struct Filter {
   const bool* mask; // an entry for each id below `ids`, others may not be found; or null
+  const uint64_t* bits; // the same in bits
   int64_t ids;
   bool listed; // whether only `allowed` ids may be found
   IdRange allowed, excluded;
 
-  bool passes(int64_t id) const {
-    if (mask && !(static_cast<uint64_t>(id) < static_cast<uint64_t>(ids) && mask[id])) {
-      return false;
-    }
+  // What masks alone say, without a branch on what they hold.
+  bool in_masks(int64_t id) const {
+    const bool inside = static_cast<uint64_t>(id) < static_cast<uint64_t>(ids);
+    const int64_t at = inside ? id : 0;
+    return mask ? inside & mask[at] : bits ? inside & (bits[at >> 6] >> (at & 63)) : true;
+  }
+
+  bool in_lists(int64_t id) const {
     return (!listed || allowed.contains(id)) && !excluded.contains(id);
+  }
+
+  bool passes(int64_t id) const {
+    return in_masks(id) && in_lists(id);
   }
 };
 
@@ -75,6 +84,7 @@ struct Problem {
   const int64_t* probed; // (Q, P), L for no list; no query reads a list twice
   const int64_t* limits; // (Q, P) rows to read of each list, counted on from segment to segment; or null
   const Filter* filters; // (Q,) or null
+  int64_t listed_ids; // all ids that are allowed by lists are below this, and none is negative; or 0
   int64_t queries, lists, probes, d, k;
   Limits within;
   bool coded; // whether the rows of the first segment are read as codes

@@ -116,6 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> search_index(
   }
   const std::vector<Filter> filters = filter ? filters_of(p, *filter, mask, allowed, excluded) : std::vector<Filter>();
   p.filters = filter ? filters.data() : nullptr;
+  p.listed_ids = allowed && !mask ? listed_ids(p, filters) : 0;
   const Codes encoded = codes ? codes_of(p, *codes) : Codes{};
   if (codes) {
     request.codes = &encoded;
