@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.datasets import PLAIN, problem
+from tests.datasets import PLAIN, Problem, problem
 from tests.kinds import KINDS
 from tests.oracle import Reach, agree, check, check_range, probed, stored_rows
 from tests.problems import each_metric, each_mode, each_problem, flat, shared
@@ -97,6 +97,15 @@ def test_every_case(case, mode, metric):
     index, base, queries = shared(case, metric, search_mode=mode)
     for name in ("masks, exclude", "few masks", "few ids"):
         checked(index, queries, case.k, settings(name, len(queries), len(base)))
+
+
+@each_filter
+@pytest.mark.parametrize("codes", [None, 8])
+@pytest.mark.parametrize("data", ["gaussian", "translated", "clumps", "lattice", "mixed"])
+def test_many_queries_of_each_list(data, codes, name):
+    """Rows are then multiplied in panels, and on some of these data many queries take a second pass."""
+    index, base, queries = shared(Problem("many", data, 3_000, 24, 200, 12, 3, 9), codes=codes)
+    checked(index, queries, 9, settings(name, len(queries), len(base)))
 
 
 @each_filter

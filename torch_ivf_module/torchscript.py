@@ -219,7 +219,8 @@ def quietly() -> Iterator[None]:
 
 def _record(module: nn.Module, graph: "SearchGraph", *methods: str) -> Any:
     x = torch.zeros(2, graph.d, dtype=torch.float32, device=graph.list_ids.device)
-    mask, exclude = torch.ones(2, 1, dtype=torch.bool, device=x.device), torch.full((2, graph.exclude), -1).to(x.device)
+    mask = torch.ones(2, 1, dtype=torch.bool, device=x.device)
+    exclude = torch.full((2, graph.exclude), -1, dtype=torch.int64, device=x.device)
     filters = {"plain": (exclude,), "masked": (exclude, mask[0]), "masked_each": (exclude, mask), "forward": ()}
     inputs = {name: (x, *filters[name]) for name in methods}
     with quietly(), torch.inference_mode(False):

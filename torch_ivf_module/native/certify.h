@@ -206,13 +206,13 @@ inline bool few_pass(const Problem& p) {
 }
 
 // Offer the rows of a list that pass, of its first `limit`. All are asked before any is scored, so that the processor
-// waits for few of the answers.
+// waits for few of the answers. Returns how many pass.
 template <typename T>
-void score_passing(const Problem& p, const Filter& filter, const Group& group, int64_t limit, ExactTopK<T>& best) {
+int64_t score_passing(const Problem& p, const Filter& filter, const Group& group, int64_t limit, ExactTopK<T>& best) {
   constexpr int64_t kAsked = 1024, kPrefetched = 4;
   const Segment& segment = p.segments[group.segment];
   const int64_t first = segment.offsets[group.list], before = p.rows_before(group.segment);
-  int64_t rows[kAsked];
+  int64_t rows[kAsked], scored = 0;
   for (int64_t start = first; start < first + limit; start += kAsked) {
     int64_t count = 0;
     for (int64_t row = start; row < std::min(start + kAsked, first + limit); ++row) {
@@ -226,14 +226,16 @@ void score_passing(const Problem& p, const Filter& filter, const Group& group, i
       }
       if ((!segment.bias || segment.bias[rows[i]] != kNever) && filter.in_lists(segment.ids[rows[i]])) {
         best.score(0, static_cast<uint32_t>(before + rows[i]));
+        ++scored;
       }
     }
   }
+  return scored;
 }
 
-// The k best of the rows that pass the filters, each of which is scored exactly.
+// The k best of the rows that pass the filters, each of which is scored exactly, and how many they are, (Q,).
 template <typename T>
-void score_passing_rows(const Problem& p, const float* x, bool differences, Best out) {
+void score_passing_rows(const Problem& p, const float* x, bool differences, Best out, int64_t* scored) {
   const std::vector<float> needed(p.queries, kNever);
   const double rows = static_cast<double>(p.queries) * p.probes * p.segments[0].rows / std::max<int64_t>(1, p.lists);
   parallel_items(p.queries, team_for(kAskNanoseconds * rows, p.within.threads), [&](int64_t q, int64_t) {
@@ -241,8 +243,9 @@ void score_passing_rows(const Problem& p, const float* x, bool differences, Best
     ExactTopK<T> best(1, p, x + q * p.d, &needed[q], differences, thresholds);
     Block block;
     block.plan(p, q, q + 1);
+    scored[q] = 0;
     for (const Group& group : block.groups) {
-      score_passing(p, p.filters[q], group, block.tasks[group.first].limit, best);
+      scored[q] += score_passing(p, p.filters[q], group, block.tasks[group.first].limit, best);
     }
     best.write(0, out.scores + q * p.k, out.rows + q * p.k);
   });

@@ -159,7 +159,7 @@ struct Answer {
   Best best;
   int64_t* ids; // (Q, k)
   bool* again; // (Q,) took a second pass; or, where exact scores are products, has products that overflow
-  int64_t* scored; // (Q,) rows that were scored exactly since codes did not rule them out; 0 without codes
+  int64_t* scored; // (Q,) rows that were scored exactly since codes did not rule them out or few pass; else 0
 };
 
 struct Core {

@@ -55,9 +55,8 @@ class SearchPart {
     const int64_t at = first_ * p_.k;
     const Best best{answer.best.scores + at, answer.best.rows + at};
     if (p_.filters && few_pass(p_)) {
-      score_passing_rows<T>(p_, x_, request_.differences, best);
+      score_passing_rows<T>(p_, x_, request_.differences, best, answer.scored + first_);
       std::fill_n(answer.again + first_, p_.queries, false);
-      std::fill_n(answer.scored + first_, p_.queries, int64_t{0});
     } else if (request_.codes) {
       request_.search_codes(p_, x_, *request_.codes, request_.differences, best, answer.scored + first_);
       std::fill_n(answer.again + first_, p_.queries, false);
@@ -78,7 +77,12 @@ class SearchPart {
     const int64_t words = mark_words(p_);
     filters_.assign(p_.filters, p_.filters + p_.queries);
     marks_.resize(p_.queries * words);
-    parallel_items(p_.queries, p_.within.threads, [&](int64_t q, int64_t) {
+    int64_t listed = 0;
+    for (const Filter& filter : filters_) {
+      listed += filter.allowed.last - filter.allowed.first;
+    }
+    const int64_t team = team_for(static_cast<double>(listed), p_.within.threads); // about a nanosecond an id
+    parallel_items(p_.queries, team, [&](int64_t q, int64_t) {
       Filter& filter = filters_[q];
       uint64_t* bits = marks_.data() + q * words;
       for (const int64_t* id = filter.allowed.first; id != filter.allowed.last; ++id) {
