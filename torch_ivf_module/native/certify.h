@@ -193,7 +193,7 @@ void score_every_row(const Problem& p, int64_t query, ExactTopK<T>& best) {
 // Whether so few rows pass the filters that asking for each row first, and then scoring those that pass, takes less time
 // than to scan: by a sample of queries and rows.
 inline bool few_pass(const Problem& p) {
-  constexpr int64_t kQuerySample = 64, kRowSample = 64, kFewPass = 32;
+  constexpr int64_t kQuerySample = 64, kRowSample = 64, kFewPass = 12;
   const Segment& segment = p.segments[0];
   int64_t asked = 0, passed = 0;
   for (int64_t query = 0; query < p.queries; query += std::max<int64_t>(1, p.queries / kQuerySample)) {
