@@ -163,11 +163,7 @@ struct Answer {
   Best best;
   int64_t* ids; // (Q, k)
   bool* again; // (Q,) took a second pass; or, where exact scores are products, has products that overflow
-<<<<<<< HEAD
-  int64_t* scored; // (Q,) rows that were scored exactly since codes did not rule them out or few pass; else 0
-=======
-  int64_t* scored; // (Q,) rows that were scored exactly since codes did not rule them out; 0 of rows without codes
->>>>>>> main
+  int64_t* scored; // (Q,) rows scored exactly since codes did not rule them out, or few pass; 0 of rows without codes
 };
 
 struct Core {

@@ -113,14 +113,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> search_index(
     check_that(request.coarse.lists == p.lists, "segments must have a list for each centroid");
     request.nprobe = std::min(nprobe, p.lists);
   }
-<<<<<<< HEAD
   const std::vector<Filter> filters = filter ? filters_of(p, *filter, mask, allowed, excluded) : std::vector<Filter>();
   p.filters = filter ? filters.data() : nullptr;
   p.listed_ids = allowed && !mask ? listed_ids(p, filters) : 0;
-  const Codes encoded = codes ? codes_of(p, *codes) : Codes{};
-=======
   const Codes encoded = codes ? codes_of(*codes, p.lists, p.d) : Codes{};
->>>>>>> main
   if (codes) {
     request.codes = &encoded;
     request.search_codes = codes_core().search;

@@ -73,17 +73,11 @@ class NativeKernel:
         """A whole search in one call: scores, rows and ids (Q, k), which queries (Q,) took a second pass, and how many
         rows of each were scored exactly, (Q,).
 
-<<<<<<< HEAD
-        The arguments of the operator are x; [centroids, bias, origin]; the fields of one or two InvertedLists; those of
-        the Codes of the first, or None; probed lists and the rows to read of each (Q, P), or None; k, kept, nprobe,
-        max_codes (0 for no limit), whether exact scores are computed from differences, and the workspace in bytes. With
-        probed lists nprobe and max_codes are ignored. With a filter its fields follow.
-=======
-        The arguments of the operator are x; [centroids, bias, origin, *codes of the centroids, if any]; the fields of one
-        or two InvertedLists; those of the Codes of the first, or None; probed lists and the rows to read of each (Q, P),
-        or None; k, kept, nprobe, max_codes (0 for no limit), whether exact scores are computed from differences, and the
-        workspace in bytes. With probed lists nprobe and max_codes are ignored.
->>>>>>> main
+        The arguments of the operator are x; [centroids, bias, origin, *codes of the centroids, if any]; the fields of
+        one or two InvertedLists; those of the Codes of the first, or None; probed lists and the rows to read of each
+        (Q, P), or None; k, kept, nprobe, max_codes (0 for no limit), whether exact scores are computed from
+        differences, and the workspace in bytes. With probed lists nprobe and max_codes are ignored. With a filter its
+        fields follow.
         """
         fields = [*map(Tensor.contiguous, itertools.chain(*segments))]
         results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search_index.default(
@@ -115,16 +109,15 @@ class NativeKernel:
         return _call("scan", x.contiguous(), vectors, bias, *lists, None, k, _WORKSPACE)
 
 
-<<<<<<< HEAD
 def _fields_of(filter: Filter) -> list[Any]:
     """numbers, mask, and the fields of both lists of ids, as the operator takes them."""
     mask = None if filter.mask is None else filter.mask.contiguous()
     lists = (None if part is None else [*map(Tensor.contiguous, part)] for part in (filter.allowed, filter.excluded))
     return [filter.numbers.contiguous(), mask, *lists]
-=======
+
+
 def _tensors(coarse: Coarse) -> list[Tensor]:
     return [coarse.centroids, coarse.bias, coarse.origin, *(coarse.codes or ())]
->>>>>>> main
 
 
 def _call(name: str, *arguments: Any) -> Any:

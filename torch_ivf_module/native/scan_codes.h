@@ -31,7 +31,7 @@ class CodeScanner {
   void scan(const Visit& visit, int64_t query, Candidates& found) {
     queries_.filter = p_.filter(query, p_.segments[visit.segment], visit.start);
     if (visit.segment > 0) {
-      return score_rows(p_, visit, visit.tasks, visit.count, found); // which have no codes
+      return score_rows(p_, visit, visit.tasks, visit.count, queries_.filter, found); // which have no codes
     }
     const int64_t size = p_.segments[0].sizes[visit.list], panels = codes_.first[p_.lists];
     const int64_t begin = codes_.first[visit.list], end = codes_.first[visit.list + 1];
@@ -74,7 +74,7 @@ class CodeScanner {
     bounds.set(codes_.limits + 3 * visit.list, p_.d, differences_);
     for (int m = 0; m < count; ++m) {
       if (!bounds.bounded[m]) {
-        score_rows(p_, visit, tasks + m, 1, found);
+        score_rows(p_, visit, tasks + m, 1, queries_.filter, found);
       }
     }
   }
@@ -85,23 +85,6 @@ class CodeScanner {
     }
   }
 
-<<<<<<< HEAD
-  // Rows without codes, and queries of which they say nothing.
-  void scan_exactly(const Visit& visit, const Task* tasks, int64_t count, Candidates& found) {
-    const Segment& segment = p_.segments[visit.segment];
-    const int64_t before = p_.rows_before(visit.segment) + visit.start;
-    for (int64_t t = 0; t < count; ++t) {
-      for (int64_t row = visit.first; row < std::min<int64_t>(visit.last, tasks[t].limit); ++row) {
-        const bool masked = segment.bias && segment.bias[visit.start + row] == kNever;
-        if (!masked && queries_.filter.passes(tasks[t].query, row)) {
-          found.score(tasks[t].query, static_cast<uint32_t>(before + row));
-        }
-      }
-    }
-  }
-
-=======
->>>>>>> main
   template <int M>
   void scan_panels(const Visit& visit, Candidates& found) {
     float lowest = std::numeric_limits<float>::infinity(), highest = -lowest;
