@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._arrays import as_tensor
@@ -57,8 +58,10 @@ class SearchParams:
         and so many rows have come since. "manual" (default) leaves the lists alone.
     safe_pruning : taken for the sake of code written for torch-ivf; it has no effect, as there. Skipping lists that
         cannot hold a result has not paid where it was measured.
-    selector : the ids that may be found: int64 (n,) in any order, or a bool mask whose entry i is for id i; a
-        tensor, array or list.
+    selector : the ids that may be found: int64 (n,) in any order, or a bool mask (n,) whose entry i is for id i; a
+        tensor, array or list. Of each query by itself: a bool mask (nq, n), or a list of nq lists of ids. See
+        docs/filters.md.
+    exclude : int64 (nq, m), ids that each query must not find; -1 excludes nothing.
     debug_stats : whether to put a dict of what the search did into ``index.last_search_stats``.
     approximate : True is another way to say profile="approx".
 
@@ -85,7 +88,8 @@ class SearchParams:
     max_codes_cap_per_list: int = 0
     strict_budget: bool = False
     debug_stats: bool = False
-    selector: Tensor | None = None
+    selector: Tensor | tuple[Tensor, ...] | None = None
+    exclude: Tensor | None = None
     approximate: bool = False
 
     def __post_init__(self) -> None:
@@ -101,7 +105,9 @@ class SearchParams:
         if self.nprobe is not None:
             positive(self.nprobe, "nprobe")
         if self.selector is not None:
-            object.__setattr__(self, "selector", as_tensor(self.selector, "selector"))
+            object.__setattr__(self, "selector", _selector(self.selector))
+        if self.exclude is not None:
+            object.__setattr__(self, "exclude", as_tensor(self.exclude, "exclude"))
         lost = [name for name in _SHARE if getattr(self, name)]
         if lost and not self.of("candidate_budget"):
             raise ValueError(f"{lost[0]} shares out a candidate_budget: give one, or a profile that has one")
@@ -115,17 +121,53 @@ class SearchParams:
         if not isinstance(other, SearchParams):
             return NotImplemented
         # Comparing tensors gives tensors: the same selector is the same object.
-        return self.selector is other.selector and self._values() == other._values()
+        same = self.selector is other.selector and self.exclude is other.exclude
+        return same and self._values() == other._values()
 
     def __hash__(self) -> int:
-        return hash((id(self.selector), self._values()))
+        return hash((id(self.selector), id(self.exclude), self._values()))
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, field.name) for field in fields(self) if field.name != "selector")
+        return tuple(getattr(self, field.name) for field in fields(self) if field.name not in ("selector", "exclude"))
+
+    @property
+    def per_query(self) -> bool:
+        """Whether each query has a filter of its own."""
+        return self.exclude is not None or (self.selector is not None and not shared(self.selector))
 
     def __repr__(self) -> str:
         given = [f for f in fields(self) if getattr(self, f.name) is not f.default]
         return f"SearchParams({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in given)})"
+
+
+def repeated(params: SearchParams, times: int) -> SearchParams:
+    """`params` for all queries again and again, so many times."""
+    if not params.per_query:
+        return params
+    selector, exclude = params.selector, params.exclude
+    if isinstance(selector, tuple):
+        selector = selector * times
+    elif selector is not None and not shared(selector):
+        selector = selector.repeat(times, 1)
+    return replace(params, selector=selector, exclude=None if exclude is None else exclude.repeat(times, 1))
+
+
+def shared(selector: Tensor | tuple[Tensor, ...]) -> bool:
+    """Whether a selector is the same for all queries."""
+    return isinstance(selector, Tensor) and selector.dim() == 1
+
+
+def _selector(value: Any) -> Tensor | tuple[Tensor, ...]:
+    """A tensor, or a list of ids for each query."""
+    if isinstance(value, (list, tuple)) and any(map(_is_list, value)):
+        lists = tuple(as_tensor(item, f"selector[{i}]") for i, item in enumerate(value))
+        if not all(item.dtype == torch.bool for item in lists):  # else rows of one mask
+            return value if isinstance(value, tuple) and all(isinstance(item, Tensor) for item in value) else lists
+    return as_tensor(value, "selector")
+
+
+def _is_list(value: Any) -> bool:
+    return value.dim() > 0 if isinstance(value, Tensor) else hasattr(value, "__len__")
 
 
 def positive(value: int, name: str) -> int:

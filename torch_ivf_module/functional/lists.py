@@ -21,6 +21,7 @@ from .row_codes import Rows, rows_at, vectors_of
 # rows that pass a filter pays if many queries probe each list, or if at most one row in _FEW passes.
 _COPY = 50
 _FEW = 32
+_SEARCH = 64  # finding the list of a row by search takes as long as writing the lists of so many rows
 _DENSE = 16  # up to this ratio of largest id to number of rows, a mask over ids is faster than a search in sorted ids
 
 
@@ -68,6 +69,14 @@ def offsets_of(assigned: Tensor, nlist: int) -> Tensor:
     """Offsets (nlist + 1,) of lists, if row i belongs to list ``assigned[i]``; assigned (N,)."""
     ends = torch.bincount(assigned, minlength=nlist).cumsum(0)
     return torch.cat([ends.new_zeros(1), ends])
+
+
+def lists_of(offsets: Tensor, rows: Tensor, total: int) -> Tensor:
+    """The list of each of some rows (H,) of `total` packed rows; offsets (L + 1,)."""
+    if _SEARCH * rows.shape[0] < total:
+        return torch.searchsorted(offsets, rows, right=True) - 1
+    numbers = torch.arange(offsets.shape[0] - 1, device=offsets.device)
+    return numbers.repeat_interleave(lengths(offsets), output_size=total)[rows]
 
 
 def sampled_lists(offsets: Tensor, rows: int) -> Tensor:

@@ -17,6 +17,7 @@ from . import metric as metrics
 from .budget import Budget
 from .chunking import in_chunks
 from .codec import Codes
+from .filters import Filter
 from .kernels import Kernel, kernel_for
 from .lists import InvertedLists, ids_at
 from .options import Probes, SearchOptions
@@ -43,19 +44,21 @@ def search(
     codes: Codes | None = None,
     probed: Tensor | None = None,
     stats: Stats | None = None,
+    filter: Filter | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best rows of the `nprobe` nearest lists: exact scores, rows and ids, each (Q, k).
 
     x (Q, d) float32 as `metric.prepare` gives it. Call under `torch.no_grad` (`transforms.scored` gives differentiable
     scores). `segments` are one or more sets of inverted lists over the same centroids, `codes` those of the first, if
     any, which a kernel reads before its rows. `probed` (Q, P), if given, are the lists that each query reads, nearest
-    first, L for none; `nprobe`, `max_codes` and `budget` are then ignored. `stats`, if given, is filled.
+    first, L for none; `nprobe`, `max_codes` and `budget` are then ignored. `stats`, if given, is filled. A `filter` is
+    for searches by a kernel alone: see filtered_search.
     """
     if stats is not None:
         start_stats(stats, x.shape[0], options.nprobe)
     kernel = kernel_for(x)
     if kernel is not None and options.mode == "auto" and not options.exact and kernel.serves(segments[0].packed):
-        return _search_by_kernel(kernel, x, coarse, segments, codes, options, probed, stats)
+        return _search_by_kernel(kernel, x, coarse, segments, codes, options, probed, stats, filter)
     step = max(1, options.max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], x.shape[1], options))
     tensors = (x,) if probed is None else (x, probed)
     chunk = functools.partial(_search_chunk, coarse, segments, options, kernel, stats)
@@ -121,6 +124,7 @@ def _search_by_kernel(
     options: SearchOptions,
     probed: Tensor | None,
     stats: Stats | None,
+    filter: Filter | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`search` by one call of a kernel. A budget or `stats` needs the probed lists, so they are probed before it."""
     limits = None
@@ -141,9 +145,10 @@ def _search_by_kernel(
         max_codes=options.max_codes,
         metric=options.metric,
         max_bytes=options.max_bytes,
+        filter=filter,
     )
     if stats is not None and probed is not None:
-        for lists, probes in _probes_by_segment(x, segments, probed, limits):
+        for lists, probes in probes_by_segment(x, segments, probed, limits):
             count_rows(stats, lists, probes)
             if lists.packed.shape[0] and probed.numel():
                 record_mode(stats, *(_NATIVE if codes is None or lists is not segments[0] else _CODES))
@@ -153,7 +158,7 @@ def _search_by_kernel(
     return scores, rows, ids
 
 
-def _probes_by_segment(
+def probes_by_segment(
     x: Tensor, segments: Sequence[InvertedLists], probed: Tensor, limits: Tensor | None
 ) -> Iterator[tuple[InvertedLists, Probes]]:
     """Each segment with its probes; `limits` (Q, P) count the rows of a list over all segments, in their order."""
@@ -179,7 +184,7 @@ def _search_chunk(
         nearest = probe(x, coarse, options.nprobe, options.metric, kernel)
         probed, limits = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
     results = []
-    for lists, probes in _probes_by_segment(x, segments, probed, limits):
+    for lists, probes in probes_by_segment(x, segments, probed, limits):
         if stats is not None:
             count_rows(stats, lists, probes)
         results.append(_search_segment(probes, coarse.origin, lists, options, stats))

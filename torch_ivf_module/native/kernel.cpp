@@ -85,7 +85,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> search_index(
     int64_t nprobe,
     int64_t max_codes,
     bool differences,
-    int64_t max_bytes) {
+    int64_t max_bytes,
+    const std::optional<Tensor>& filter,
+    const std::optional<Tensor>& mask,
+    const std::optional<std::vector<Tensor>>& allowed,
+    const std::optional<std::vector<Tensor>>& excluded) {
   constexpr size_t kFields = 5;
   const size_t count = segments.size() / kFields;
   const bool known = segments.size() % kFields == 0 && count >= 1 && count <= kMostSegments;
@@ -109,6 +113,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> search_index(
     check_that(request.coarse.lists == p.lists, "segments must have a list for each centroid");
     request.nprobe = std::min(nprobe, p.lists);
   }
+  const std::vector<Filter> filters = filter ? filters_of(p, *filter, mask, allowed, excluded) : std::vector<Filter>();
+  p.filters = filter ? filters.data() : nullptr;
+  p.listed_ids = allowed && !mask ? listed_ids(p, filters) : 0;
   const Codes encoded = codes ? codes_of(*codes, p.lists, p.d) : Codes{};
   if (codes) {
     request.codes = &encoded;
@@ -191,7 +198,8 @@ STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
       "probe(Tensor x, Tensor[] coarse, int nprobe, bool differences, int max_bytes) -> (Tensor, Tensor)");
   library.def(
       "search_index(Tensor x, Tensor[] coarse, Tensor[] segments, Tensor[]? codes, Tensor? probed, Tensor? limits, int k, "
-      "int kept, int nprobe, int max_codes, bool differences, int max_bytes) "
+      "int kept, int nprobe, int max_codes, bool differences, int max_bytes, Tensor? filter=None, Tensor? mask=None, "
+      "Tensor[]? allowed=None, Tensor[]? excluded=None) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("encode_lists(Tensor packed, Tensor offsets, Tensor sizes, int d) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

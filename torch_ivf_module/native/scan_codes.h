@@ -13,6 +13,7 @@ constexpr int64_t kAheadPanels = 2; // requested before they are needed, where f
 struct CodedQueries {
   QueryBounds bounds;
   const Task* tasks = nullptr;
+  RowFilter filter{}; // counts queries from the block's first and rows from the list's
   std::vector<float> values; // (kQueries, d) residuals, of whole vectors
   std::vector<int32_t> codes; // (d / 4, kQueries) of four codes each
 };
@@ -28,8 +29,9 @@ class CodeScanner {
   }
 
   void scan(const Visit& visit, int64_t query, Candidates& found) {
+    queries_.filter = p_.filter(query, p_.segments[visit.segment], visit.start);
     if (visit.segment > 0) {
-      return score_rows(p_, visit, visit.tasks, visit.count, found); // which have no codes
+      return score_rows(p_, visit, visit.tasks, visit.count, queries_.filter, found); // which have no codes
     }
     const int64_t size = p_.segments[0].sizes[visit.list], panels = codes_.first[p_.lists];
     const int64_t begin = codes_.first[visit.list], end = codes_.first[visit.list + 1];
@@ -72,7 +74,7 @@ class CodeScanner {
     bounds.set(codes_.limits + 3 * visit.list, p_.d, differences_);
     for (int m = 0; m < count; ++m) {
       if (!bounds.bounded[m]) {
-        score_rows(p_, visit, tasks + m, 1, found);
+        score_rows(p_, visit, tasks + m, 1, queries_.filter, found);
       }
     }
   }
@@ -140,10 +142,11 @@ class CodeScanner {
     for (int i = 0; i < kLanes; ++i) { // no row outside of the list is read, whatever the codes are
       rows[i] = first + std::min(static_cast<uint32_t>(run) + in_run[i], last);
     }
-    for (unsigned rest = which; rest && (segment.bias || p_.limits); rest &= rest - 1) {
+    for (unsigned rest = which; rest && (segment.bias || p_.limits || p_.filters); rest &= rest - 1) {
       const int i = __builtin_ctz(rest);
       const bool masked = segment.bias && segment.bias[rows[i]] == kNever;
-      if (masked || static_cast<int64_t>(rows[i]) - visit.start >= task.limit) {
+      const int64_t row = static_cast<int64_t>(rows[i]) - visit.start;
+      if (masked || row >= task.limit || !queries_.filter.passes(task.query, row)) {
         which &= ~(1u << i);
       }
     }

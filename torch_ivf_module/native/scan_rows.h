@@ -22,6 +22,7 @@ class RowScanner {
 
   void scan(const Visit& visit, int64_t query, Candidates& found) {
     const Segment& segment = p_.segments[visit.segment];
+    filter_ = p_.filter(query, segment, visit.start);
     const int64_t most = visit.count <= kTogether ? std::min(kFewPanels, section_) : section_;
     const int64_t next = visit.next < 0 ? visit.start : segment.offsets[visit.next];
     for (int64_t row = visit.first; row < visit.last; row += most * kCodedRows) {
@@ -29,7 +30,7 @@ class RowScanner {
       part.first = row;
       part.last = std::min(visit.last, row + most * kCodedRows);
       if (!panels_.fill(segment, visit.start + row, part.last - row, visit.start + visit.last, next)) {
-        score_rows(p_, part, visit.tasks, visit.count, found);
+        score_rows(p_, part, visit.tasks, visit.count, filter_, found);
         continue;
       }
       for (int64_t t = 0; t < visit.count;) {
@@ -65,7 +66,7 @@ class RowScanner {
         raise(m, found);
       } else {
         needed_[m] = std::numeric_limits<float>::infinity();
-        score_rows(p_, part, tasks + m, 1, found);
+        score_rows(p_, part, tasks + m, 1, filter_, found);
       }
     }
   }
@@ -115,6 +116,10 @@ class RowScanner {
     const Task& task = tasks_[m];
     const int64_t readable = std::min<int64_t>(part.last, task.limit) - part.first - row;
     which &= readable >= kLanes ? ~0u : readable <= 0 ? 0u : (1u << readable) - 1;
+    for (unsigned rest = which; rest && p_.filters; rest &= rest - 1) {
+      const int i = __builtin_ctz(rest);
+      which &= ~(static_cast<unsigned>(!filter_.passes(task.query, part.first + row + i)) << i);
+    }
     if (which) {
       uint32_t rows[kLanes];
       const int64_t first = p_.rows_before(part.segment) + part.start + part.first + row;
@@ -133,6 +138,7 @@ class RowScanner {
   RowPanels<Code> panels_;
   std::vector<int32_t> codes_; // (groups, kQueries) of four codes each
   const Task* tasks_ = nullptr;
+  RowFilter filter_{}; // counts queries from the block's first and rows from the list's
   // Of each query.
   float first_scale_[kTogether], last_scale_[kTogether], sum_[kTogether], error_[kTogether], far_[kTogether],
       base_[kTogether], slack_[kTogether], needed_[kTogether];
