@@ -52,7 +52,7 @@ class MaxSim(nn.Module):
 
     index: IndexBase
 
-    def __init__(self, index: IndexBase, *, k: int = 10, candidates: int = 128, neighbours: int = 128) -> None:
+    def __init__(self, index: IndexBase, *, k: int = 10, candidates: int = 128, neighbours: int = 512) -> None:
         super().__init__()
         if not isinstance(index, IndexBase):
             raise TypeError(f"index must be a flat index or an inverted file, got {type(index).__name__}")

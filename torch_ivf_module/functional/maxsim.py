@@ -35,7 +35,8 @@ def documents_of(ids: Tensor) -> Documents:
     tensor([1, 0, 2])
     """
     ordered, rows = torch.sort(ids, stable=True)
-    values, sizes = torch.unique_consecutive(ordered, return_counts=True)
+    # Copies: the results of torch are views of tensors with an entry for each row.
+    values, sizes = (part.clone() for part in torch.unique_consecutive(ordered, return_counts=True))
     return Documents(values, rows, sizes.cumsum(0) - sizes, sizes)
 
 
@@ -73,7 +74,11 @@ def estimates(numbers: Tensor, scores: Tensor, weights: Tensor, count: int) -> T
     padding = numbers < 0
     least = scores.masked_fill(padding, torch.inf).amin(2, keepdim=True)
     excess = (scores - least).masked_fill(padding, 0)
-    numbers, at = torch.sort(numbers, dim=2, stable=True)  # of several rows of one document the best stays first
+    # Of several rows of one document the best stays first. (ONNX has no stable sort.)
+    each = numbers.shape[2]
+    keys = torch.sort((numbers + 1) * each + torch.arange(each, device=numbers.device), dim=2).values
+    numbers = keys // each - 1
+    at = keys - (numbers + 1) * each
     again = torch.nn.functional.pad(numbers[:, :, 1:] == numbers[:, :, :-1], (1, 0))
     excess = excess.gather(2, at).masked_fill(again, 0) * weights[:, :, None]
     total = torch.zeros(numbers.shape[0], count, dtype=torch.float32, device=numbers.device)
