@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import metric as metrics
 from .chunking import in_chunks
+from .codec import Codes
 from .kernels import Kernel, kernel_for
 from .rescore import rescore
 from .row_codes import as_float
@@ -28,6 +29,13 @@ class Coarse(NamedTuple):
     relative: Tensor  # (L, d) float32, relative to the origin
     bias: Tensor  # (L,) float32, or (0,); see metric.row_bias
     origin: Tensor  # (d,) float32
+    codes: Codes | None = None  # of the centroids as one list, for a kernel
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all tensors."""
+        own = sum(tensor.nbytes for tensor in (self.centroids, self.relative, self.bias, self.origin))
+        return own + (self.codes.bytes if self.codes else 0)
 
 
 def coarse_of(centroids: Tensor, metric: str, origin: Tensor | None = None) -> Coarse:

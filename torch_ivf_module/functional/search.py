@@ -153,8 +153,8 @@ def _search_by_kernel(
             if lists.packed.shape[0] and probed.numel():
                 record_mode(stats, *(_NATIVE if codes is None or lists is not segments[0] else _CODES))
         count_certified(stats, [second_pass])
-        # Without codes the kernel does not count them.
-        stats["rows_scored"] = None if codes is None else int(scored.sum())
+        by_codes = codes is not None or not segments[0].packed.is_floating_point()
+        stats["rows_scored"] = int(scored.sum()) if by_codes else None  # of floats the kernel does not count them
     return scores, rows, ids
 
 

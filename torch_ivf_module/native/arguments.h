@@ -147,19 +147,8 @@ inline Problem scan_problem(
   return p;
 }
 
-inline Coarse coarse_of(const Problem& p, const Tensor& centroids, const Tensor& bias, const Tensor& origin) {
-  check(centroids, "centroids", 2, ScalarType::Float);
-  check(bias, "bias", 1, ScalarType::Float);
-  check(origin, "origin", 1, ScalarType::Float);
-  const int64_t lists = centroids.size(0);
-  check_that(centroids.size(1) == p.d, "centroids must have the columns of x");
-  check_that(origin.size(0) == p.d, "origin must have the columns of x");
-  check_that(bias.size(0) == 0 || bias.size(0) == lists, "bias must be empty or of one entry a centroid");
-  return {data<float>(centroids), bias.size(0) ? data<float>(bias) : nullptr, data<float>(origin), lists};
-}
-
-// Codes of the rows of the first segment.
-inline Codes codes_of(const Problem& p, const std::vector<Tensor>& codes) {
+// Codes of the rows of `lists` lists.
+inline Codes codes_of(const std::vector<Tensor>& codes, int64_t lists, int64_t d) {
   check_that(codes.size() == 5, "codes must be 5 tensors, got ", codes.size());
   check(codes[0], "centres", 2, ScalarType::Float);
   check(codes[1], "panels", 1, ScalarType::Byte);
@@ -167,11 +156,30 @@ inline Codes codes_of(const Problem& p, const std::vector<Tensor>& codes) {
   check(codes[3], "norms", 2, ScalarType::Float);
   check(codes[4], "limits", 2, ScalarType::Float);
   const int64_t panels = codes[3].size(0), *first = data<int64_t>(codes[2]);
-  bool fits = codes[0].size(0) == p.lists && codes[0].size(1) == p.d && codes[2].size(0) == p.lists + 1;
-  fits = fits && codes[4].size(0) == p.lists && codes[4].size(1) == 3 && codes[3].size(1) == 2;
-  fits = fits && first[0] == 0 && first[p.lists] == panels && codes[1].size(0) == panels * panel_bytes(p.d);
-  check_that(fits && p.d <= kMostCodedDim, "codes must be those that encode_lists returns for these lists");
+  bool fits = codes[0].size(0) == lists && codes[0].size(1) == d && codes[2].size(0) == lists + 1;
+  fits = fits && codes[4].size(0) == lists && codes[4].size(1) == 3 && codes[3].size(1) == 2;
+  fits = fits && first[0] == 0 && first[lists] == panels && codes[1].size(0) == panels * panel_bytes(d);
+  check_that(fits && d <= kMostCodedDim, "codes must be those that encode_lists returns for these lists");
   return {data<float>(codes[0]), data<uint8_t>(codes[1]), first, data<float>(codes[3]), data<float>(codes[4])};
+}
+
+// Centroids, bias and origin, and codes of the centroids as one list if there are more tensors.
+inline Coarse coarse_of(const Problem& p, const std::vector<Tensor>& coarse, SearchCodes search_codes) {
+  constexpr size_t kFields = 3;
+  check_that(coarse.size() == kFields || coarse.size() == kFields + 5, "coarse must be 3 or 8 tensors, got ", coarse.size());
+  const Tensor &centroids = coarse[0], &bias = coarse[1], &origin = coarse[2];
+  check(centroids, "centroids", 2, ScalarType::Float);
+  check(bias, "bias", 1, ScalarType::Float);
+  check(origin, "origin", 1, ScalarType::Float);
+  const int64_t lists = centroids.size(0);
+  check_that(centroids.size(1) == p.d, "centroids must have the columns of x");
+  check_that(origin.size(0) == p.d, "origin must have the columns of x");
+  check_that(bias.size(0) == 0 || bias.size(0) == lists, "bias must be empty or of one entry a centroid");
+  Coarse out{data<float>(centroids), bias.size(0) ? data<float>(bias) : nullptr, data<float>(origin), lists, {}, search_codes};
+  if (coarse.size() > kFields) {
+    out.codes = codes_of({coarse.begin() + kFields, coarse.end()}, 1, p.d);
+  }
+  return out;
 }
 
 } // namespace torch_ivf_module

@@ -57,14 +57,6 @@ struct Problem {
   }
 };
 
-// The coarse quantizer: see functional/probe.py.
-struct Coarse {
-  const float* centroids; // (L, d)
-  const float* bias; // (L,) or null
-  const float* origin; // (d,)
-  int64_t lists; // L
-};
-
 // The k best rows of each query, best first, padded with -inf and -1.
 struct Best {
   float* scores; // (Q, k)
@@ -89,7 +81,18 @@ struct Codes {
 };
 
 // Search by codes: see codes_search.h.
-using SearchCodes = void (*)(Problem, const float* x, const Codes&, bool differences, Best, int64_t* scored);
+using SearchCodes = void (*)(const Problem&, const float* x, const Codes&, bool differences, Best, int64_t* scored);
+using SearchCodedRows = void (*)(const Problem&, const float* x, const float* origin, Best, int64_t* scored);
+
+// The coarse quantizer: see functional/probe.py.
+struct Coarse {
+  const float* centroids; // (L, d)
+  const float* bias; // (L,) or null
+  const float* origin; // (d,)
+  int64_t lists; // L
+  Codes codes; // of the centroids as one list; without panels where there are none
+  SearchCodes search_codes;
+};
 
 // A search by exact scores, which do not depend on rounding in the scan.
 struct Request {
@@ -102,13 +105,14 @@ struct Request {
   bool differences; // whether exact scores come from differences of vectors, and not from products
   const Codes* codes; // of the first segment, or null
   SearchCodes search_codes;
+  SearchCodedRows search_coded_rows; // null where rows are not coded
 };
 
 struct Answer {
   Best best;
   int64_t* ids; // (Q, k)
   bool* again; // (Q,) took a second pass; or, where exact scores are products, has products that overflow
-  int64_t* scored; // (Q,) rows that were scored exactly since codes did not rule them out; 0 without codes
+  int64_t* scored; // (Q,) rows that were scored exactly since codes did not rule them out; 0 of rows without codes
 };
 
 struct Core {
@@ -143,6 +147,7 @@ struct CodesCore {
   void (*encode)(const Segment&, Dtype, int64_t count, int64_t d, int64_t threads, const EncodedLists&);
 
   SearchCodes search;
+  SearchCodedRows search_coded_rows;
 };
 
 } // namespace torch_ivf_module

@@ -48,6 +48,10 @@ class SearchPart {
     if (request_.codes) {
       request_.search_codes(p_, x_, *request_.codes, request_.differences, best, answer.scored + first_);
       std::fill_n(answer.again + first_, p_.queries, false);
+    } else if (request_.search_coded_rows) {
+      const float* origin = request_.differences ? request_.coarse.origin : nullptr;
+      request_.search_coded_rows(p_, x_, origin, best, answer.scored + first_);
+      std::fill_n(answer.again + first_, p_.queries, false);
     } else {
       CertifiedSearch<T>(
           p_, x_, request_.coarse.origin, request_.differences, p_.k, request_.kept, best, answer.again + first_)
