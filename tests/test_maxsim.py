@@ -164,7 +164,7 @@ def test_more_results_than_documents_and_no_queries():
 def test_an_empty_index_finds_nothing(kind):
     index = INDEXES[kind]()
     if not index.is_trained:
-        with pytest.raises(RuntimeError, match="MaxSim.search needs a trained index"):
+        with pytest.raises(RuntimeError, match=r"MaxSim\.search needs a trained index"):
             MaxSim(index)(normal(2, TOKENS, D))
         index.train(normal(400, D, seed=1))
     for nprobe in (1, 6):
@@ -249,7 +249,7 @@ def test_padding_has_no_gradient():
 
 
 def test_state_copies_and_devices():
-    searcher, vectors, documents = filled()
+    searcher, *_ = filled()
     queries = normal(3, TOKENS, D, seed=3)
     expected = searcher(queries)
     assert {name.partition(".")[0] for name in searcher.state_dict()} == {"index"}
@@ -285,7 +285,7 @@ def test_wrong_arguments():
         searcher(queries, torch.ones(2, TOKENS))
     with pytest.raises(ValueError, match="mask must have shape"):
         searcher(queries, torch.ones(2, 3, dtype=torch.bool))
-    with pytest.raises(RuntimeError, match="torch.func"):
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
         torch.func.grad(lambda x: searcher(x)[0].sum())(queries)
 
 

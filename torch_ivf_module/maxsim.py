@@ -23,15 +23,15 @@ from .params import SearchParams, positive
 
 
 class MaxSim(nn.Module):
-    """Search among documents that are sets of vectors, for queries that are sets of vectors (ColBERT, arXiv:2004.12832).
+    """Search for documents that are sets of vectors, by queries that are such sets (ColBERT, arXiv:2004.12832).
 
     The score of a document is the sum, over the tokens of the query, of the maximum product (metric "ip", or "cosine")
     with a vector of the document. Vectors with the same id are a document: ``index.add_with_ids(vectors, documents)``
     adds them, ``index.remove_ids`` removes them, and `SearchParams.selector` selects documents.
 
     If all lists are probed, and no `max_codes` or budget is set, all documents are scored: the answer is that of a loop
-    over documents, up to ties and the rounding of float32 scores. Else the documents of the `neighbours` nearest vectors
-    of each token are ranked by an estimate (see `functional.maxsim.estimates`), and the best `candidates` of them are
+    over documents, up to ties and the rounding of float32 scores. Else the documents of the `neighbours` nearest
+    vectors of each token are ranked by an estimate (see `functional.maxsim.estimates`), and the best `candidates` of them are
     scored exactly. If fewer have been found, others are scored too.
 
     Parameters
@@ -86,9 +86,9 @@ class MaxSim(nn.Module):
         D : (nq, k) float32 scores, descending; differentiable in `queries`.
         documents : (nq, k) int64 ids of documents.
 
-        If there are fewer than k documents, the remaining ids are -1 and the remaining D -inf. A query without tokens, or
-        with one that is not finite, has no results. At least one document of each of some queries is in memory, else at
-        most `max_bytes` of the index. Raises ValueError, TypeError or RuntimeError, which name the argument.
+        If there are fewer than k documents, the remaining ids are -1 and the remaining D -inf. A query without tokens,
+        or with one that is not finite, has no results. Workspace is at most about `max_bytes` of the index, but one
+        document at a time is read as a whole. Raises ValueError, TypeError or RuntimeError, which name the argument.
         """
         refuse_transform("MaxSim.search")
         refuse_recording("MaxSim.search")
@@ -141,9 +141,8 @@ class MaxSim(nn.Module):
         at = torch.arange(numbers.shape[1], device=tokens.device).expand_as(numbers)
         at = select_topk(scores, at.masked_fill((numbers < 0) | ~usable, -1), k)[1]
         found = at.clamp(min=0)
-        return numbers.gather(1, found).masked_fill(at < 0, -1), rows.gather(
-            1, found[..., None].expand(-1, -1, tokens.shape[1])
-        )
+        best = rows.gather(1, found[..., None].expand(-1, -1, tokens.shape[1]))
+        return numbers.gather(1, found).masked_fill(at < 0, -1), best
 
     def _estimates(self, tokens: Tensor, weights: Tensor, documents: Documents, params: SearchParams) -> Tensor:
         """`estimates` (Q, M) from the nearest vectors of each token."""

@@ -5,28 +5,24 @@ Q queries, T tokens per query, d dim, K rows per token, C candidates, M document
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 
 from .functional import maxsim
 from .functional import metric as metrics
 from .functional.maxsim import Documents
+from .functional.row_codes import Rows
 from .functional.select import select_topk
 from .graph import SearchGraph
 from .index import validation
-
-Self = TypeVar("Self", bound="MaxSimGraph")
 
 
 class MaxSimGraph(nn.Module):
     """The search of a `MaxSim` with constant settings and a constant number of tokens; made by ``searcher.graph()``.
 
-    Constant are the number of tokens T, `k`, `candidates` and what is constant in a `SearchGraph`, which it holds. Every
-    query scores `candidates` documents, each as if it had as many rows as the longest. Of at least as many candidates as
-    there are documents the answer is exact; else it may miss documents, also where all lists are probed.
+    Constant are the number of tokens T, `k`, `candidates` and what is constant in a `SearchGraph`, which it holds.
+    Every query scores `candidates` documents, each as if it had as many rows as the longest. With at least as many
+    candidates as documents the answer is exact; else it may miss some, also where all lists are probed.
 
     >>> from torch_ivf_module import IndexFlatIP, MaxSim
     >>> index = IndexFlatIP(2)
@@ -78,15 +74,12 @@ class MaxSimGraph(nn.Module):
             ranking = maxsim.estimates(numbers.view(shape), scores.view(shape), weights, documents.ids.shape[0])
             numbers = torch.topk(ranking, self.candidates, dim=1).indices
             scores, rows = maxsim.score_documents(plain, weights, packed, documents, numbers, self.width)
-            scores, at = select_topk(scores, torch.arange(self.candidates, device=rows.device).expand_as(scores), self.k)
+            at = torch.arange(self.candidates, device=rows.device).expand_as(scores)
+            at = select_topk(scores, at, self.k)[1]
             found = at.clamp(min=0)
             numbers = numbers.gather(1, found).masked_fill((at < 0) | ~usable, -1)
             rows = rows.gather(1, found[..., None].expand(-1, -1, self.tokens))
         return maxsim_answer(tokens, weights, packed, documents, numbers, rows)
-
-    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # all own buffers are integers, which casting leaves alone
-        return self
 
     def extra_repr(self) -> str:
         return f"tokens={self.tokens}, k={self.k}, candidates={self.candidates}, width={self.width}"
@@ -105,7 +98,7 @@ def maxsim_input(queries: Tensor, mask: Tensor | None, metric: str) -> tuple[Ten
 
 
 def maxsim_answer(
-    tokens: Tensor, weights: Tensor, packed: maxsim.Rows, documents: Documents, numbers: Tensor, rows: Tensor
+    tokens: Tensor, weights: Tensor, packed: Rows, documents: Documents, numbers: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     """D (Q, k), differentiable in tokens (Q, T, d), and document ids (Q, k) of documents by number (Q, k), -1 for none,
     whose best rows are `rows` (Q, k, T). Sorted again, since the scores may be rounded otherwise than before."""

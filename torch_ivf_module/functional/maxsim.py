@@ -1,4 +1,4 @@
-"""Late interaction: the score of a document is the sum, over the tokens of a query, of the maximum product with its rows.
+"""Late interaction: a document scores the sum, over the tokens of a query, of the maximum product with its rows.
 
 Q queries, T tokens per query, d dim, N rows, M documents, C candidate documents per query, W rows of the longest one.
 Scores are inner products; of rows and queries at unit length they are cosines. A *number* is a position among the M
