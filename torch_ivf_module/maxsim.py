@@ -31,8 +31,8 @@ class MaxSim(nn.Module):
 
     If all lists are probed, and no `max_codes` or budget is set, all documents are scored: the answer is that of a loop
     over documents, up to ties and the rounding of float32 scores. Else the documents of the `neighbours` nearest
-    vectors of each token are ranked by an estimate (see `functional.maxsim.estimates`), and the best `candidates` of them are
-    scored exactly. If fewer have been found, others are scored too.
+    vectors of each token are ranked by an estimate (see `functional.maxsim.estimates`), and the best `candidates` of
+    them are scored exactly. If fewer have been found, others are scored too.
 
     Parameters
     ----------
