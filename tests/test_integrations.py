@@ -37,7 +37,9 @@ def test_each_has_an_extra_a_section_and_a_test(name):
     assert f"| `{extra}` |" in page
     assert f"from torch_ivf_module.integrations.{name} import" in page
     assert f"use_{name}.py" in {file.name for file in (ROOT / "integrations").iterdir()}
-    assert f'"{name}": [' in (ROOT / "integrations" / "run.py").read_text()
+    runner = (ROOT / "integrations" / "run.py").read_text()
+    assert f'"{name}": [' in runner
+    assert re.search(rf'^    "{name}": "{extra}[,"]', runner, re.MULTILINE)  # its environment is made from the extra
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -84,9 +84,8 @@ class SearchGraph(nn.Module):
         self.nprobe = own.nprobe if nprobe is None else min(max(1, nlist), positive(nprobe, "nprobe"))
         self.max_codes = own.max_codes if max_codes is None else positive(max_codes, "max_codes")
         with index.store.lock:
-            index.store.pack()
+            coarse, (lists,) = index.store.versions.whole().lists()
             self._version_token = index.store.version
-            coarse, (lists,) = index.store.segments()
         self._width = int(torch.sort(lists.sizes, descending=True).values[: self.nprobe].sum())
         self._tiles = 0
         if layout == "tiles":

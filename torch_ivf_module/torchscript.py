@@ -181,7 +181,8 @@ class _Finish(nn.Module):
     ) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         graph, lists = self.graph, self.graph.lists()
         kept = candidate_count(graph.k)
-        rows, _ = survivors(lists, probed, before, rank, (coarse, fine), kept, self.width)
+        first = before[probed] + rank * blocks_of(lists.sizes)[probed]
+        rows, _ = survivors(lists, probed, first, (coarse, fine), kept, self.width)
         rows = best_rows(shifted, lists, rows, kept)[1]
         scores, rows = rescore(x, lists.packed, rows, graph.k, graph.metric, metrics.differentiable_scores)
         return metrics.to_distance(scores, graph.metric), ids_at([lists.ids], rows)

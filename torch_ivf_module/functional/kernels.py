@@ -76,7 +76,22 @@ class Kernel(Protocol):
         """The k vectors (N, d) of highest ranking score: scores and rows (Q, k), best first."""
 
 
+class ScanKernel(Protocol):
+    """A kernel that is a scan alone, for the steps around which PyTorch operations will do."""
+
+    name: str  # the mode in the stats
+
+    def serves(self, x: Tensor, packed: Tensor) -> bool:
+        """Whether it is to be used for queries x (Q, d) and stored rows (N, W)."""
+
+    def __call__(
+        self, x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int, max_bytes: int
+    ) -> tuple[Tensor, Tensor]:
+        """See `Scan`."""
+
+
 KERNELS: list[Kernel] = []  # native/ adds its own
+SCANS: list[ScanKernel] = []  # gpu/ adds its own
 
 
 def kernel_for(x: Tensor) -> Kernel | None:
@@ -85,3 +100,8 @@ def kernel_for(x: Tensor) -> Kernel | None:
         if kernel.available(x):
             return kernel
     return None
+
+
+def scan_for(x: Tensor, packed: Tensor) -> ScanKernel | None:
+    """The kernel that scans stored rows (N, W) for queries x (Q, d) in search_mode="auto", or None."""
+    return next((scan for scan in SCANS if scan.serves(x, packed)), None)

@@ -6,12 +6,14 @@ tensor; an *id* is the user's label of it. The rows of a list are contiguous.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .row_codes import Rows, rows_at, vectors_of
 
@@ -20,6 +22,10 @@ from .row_codes import Rows, rows_at, vectors_of
 _COPY = 50
 _FEW = 32
 _DENSE = 16  # up to this ratio of largest id to number of rows, a mask over ids is faster than a search in sorted ids
+
+
+# By `InvertedLists.sizes`, on the host: the rows of the 0, 1, 2, … longest lists together.
+_longest: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 class InvertedLists(NamedTuple):
@@ -39,6 +45,18 @@ class InvertedLists(NamedTuple):
 def inverted_lists(packed: Tensor, offsets: Tensor, ids: Tensor, bias: Tensor) -> InvertedLists:
     """InvertedLists of the buffers of an index and the bias of each row."""
     return InvertedLists(packed, offsets, ids, torch.nn.functional.pad(lengths(offsets), (0, 1)), bias)
+
+
+def most_rows(lists: InvertedLists, count: int) -> int:
+    """The rows of the `count` longest lists together.
+
+    Synchronizes with the device for the first search of these lists; the host keeps their sizes as long as they exist.
+    """
+    longest = _longest.get(lists.sizes)
+    if longest is None:
+        longest = list(itertools.accumulate(sorted(lists.sizes.tolist(), reverse=True), initial=0))
+        _longest[lists.sizes] = longest
+    return int(longest[min(count, len(longest) - 1)])
 
 
 def lengths(offsets: Tensor) -> Tensor:
@@ -124,7 +142,8 @@ def is_selected(ids: Tensor, chosen: Tensor) -> Tensor:
         return torch.cat([none, chosen, none]).index_select(0, ids.clamp(-1, chosen.shape[0]).add_(1))
     if ids.shape[0] == 0 or chosen.shape[0] == 0:
         return torch.zeros_like(ids, dtype=torch.bool)
-    first, last = torch.stack(chosen.aminmax()).tolist()
+    # The size of a mask would have to be read back from an accelerator.
+    first, last = torch.stack(chosen.aminmax()).tolist() if chosen.is_cpu else (-1, -1)
     if first < 0 or last >= _DENSE * ids.shape[0]:
         chosen = chosen.sort().values
         at = torch.searchsorted(chosen, ids).clamp_(max=chosen.shape[0] - 1)
@@ -164,15 +183,23 @@ def mask_rows(lists: InvertedLists, kept: Tensor) -> InvertedLists:
 
 
 def restricted(lists: InvertedLists, chosen: Tensor, visits: float | None) -> InvertedLists:
-    """The lists restricted to the ids that are `chosen`, see `is_selected`. Synchronizes with the device.
+    """The lists restricted to the ids that are `chosen`, see `is_selected`.
 
     `visits` is how many queries probe a list on average. If a copy pays for that many, the result is new lists of the
     chosen rows; otherwise, and always with None, the other rows are masked as by `mask_rows`. None is for callers that
-    limit the number of rows, which count masked ones too.
+    limit the number of rows, which count masked ones too. On an accelerator rows are masked, since the host would have
+    to wait for the size of a copy.
     """
     kept = is_selected(lists.ids, chosen)
-    if visits is None or int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
+    if visits is None or not kept.is_cpu:
         return mask_rows(lists, kept)
+    if int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
+        return mask_rows(lists, kept)
+    return kept_lists(lists, kept)
+
+
+def kept_lists(lists: InvertedLists, kept: Tensor) -> InvertedLists:
+    """Copies of the rows where `kept` (N,) is true."""
     bias = lists.bias.masked_select(kept) if lists.bias.shape[0] else lists.bias
     packed, offsets, ids = keep_rows(lists.packed, lists.offsets, lists.ids, kept)
     return inverted_lists(packed, offsets, ids, bias)

@@ -24,7 +24,7 @@ def score_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best rows of one segment: exact scores and rows (Q, k), and False (Q,): no query takes a second pass."""
     sizes = probes.sizes(lists)
-    total = int(sizes.sum(1).max())
+    total = probes.width(lists)
     width = max(1, min(total, options.max_bytes // ROW_BYTES))
 
     def best(x: Tensor, probed: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,21 +17,16 @@ from . import metric as metrics
 from .budget import Budget
 from .chunking import in_chunks
 from .codec import Codes
-from .cost import cheapest
-from .kernels import Kernel, Scan, kernel_for
+from .kernels import Kernel, kernel_for
 from .lists import InvertedLists, ids_at
 from .options import Probes, SearchOptions
 from .probe import Coarse, probe
 from .rescore import rescore
 from .scan_above import hits_by_query, scan_above
-from .scan_lists import scan_lists
-from .scan_queries import scan_queries
 from .score_rows import ROW_BYTES, score_rows
 from .select import merge, select_topk
 from .stats import Stats, count_certified, count_rows, count_scored, record_mode, start_stats
-
-STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
-MODES = ("auto", *STRATEGIES)
+from .strategies import strategy
 
 # Workspace for what a scan allocates besides its maxima or candidates; half of max_bytes if that is less.
 _RESERVED_BYTES = 64 << 20
@@ -215,18 +210,17 @@ def _scan(
     probes: Probes, origin: Tensor, lists: InvertedLists, options: SearchOptions, stats: Stats | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_search_segment` in PyTorch operations: scan, exact scores of the candidates, second pass."""
-    width = min(int(probes.sizes(lists).sum(1).max()), lists.packed.shape[0])
+    width = probes.width(lists)
     if width == 0:
         return _padding(probes, options.k)
     count = candidate_count(options.k)
-    mode, why = options.mode, "search_mode"
     shifted = shifted_queries(probes.x, origin, options.metric)
-    if mode == "auto":
-        mode, why = cheapest(shifted, lists, probes.lists, probes.limits, count, width)
+    mode, why, scan = strategy(probes, shifted, lists, options, count, width)
     record_mode(stats, mode, why)
-    ranking, candidates = STRATEGIES[mode](
-        shifted, lists, probes.lists, probes.limits, count, width, _scan_bytes(options)
-    )
+    if mode == "matrix" and not shifted.is_cpu:
+        # There the scan gathers rows, and exact scores of them take no second pass, which would wait for the device.
+        return score_rows(probes, lists, options, stats)
+    ranking, candidates = scan(shifted, lists, probes.lists, probes.limits, count, width, _scan_bytes(options))
     count_scored(stats, candidates)
     scores, rows = rescore(probes.x, lists.packed, candidates, options.k, options.metric)
     if not metrics.by_differences(options.metric):
@@ -236,11 +230,13 @@ def _scan(
     uncertified = metrics.uncertified(probes.x, origin, lowest, scores[:, -1])
     step = options.max_bytes // (ROW_BYTES * width)
     for queries in torch.nonzero(uncertified)[:, 0].split(max(1, step)):
+        if not queries.shape[0]:  # `split` gives one part of nothing
+            break
         if step:
             scores[queries], rows[queries] = _second_pass(
                 probes.at(queries), shifted[queries], origin, lists, scores[queries, -1], options, stats
             )
-        elif queries.shape[0]:  # the rows of one query may take more than max_bytes together
+        else:  # the rows of one query may take more than max_bytes together
             scores[queries], rows[queries], _ = score_rows(probes.at(queries), lists, options, stats)
     return scores, rows, uncertified
 

@@ -16,7 +16,7 @@ from ..functional.kernels import kernel_for
 from ..functional.lists import InvertedLists, inverted_lists, sampled_lists
 from ..functional.probe import Coarse, coarse_of
 from ..functional.row_codes import as_float
-from .integrity import Sources, sources_of
+from .eager import without_autocast
 
 _CODED_VALUES = 1 << 14  # numbers (L * d) of centroids from which on they are coded
 
@@ -24,7 +24,6 @@ _CODED_VALUES = 1 << 14  # numbers (L * d) of centroids from which on they are c
 class Derived(NamedTuple):
     """The coarse quantizer and the inverted lists of some buffers."""
 
-    sources: Sources
     coarse: Coarse
     lists: InvertedLists
 
@@ -36,12 +35,11 @@ class Derived(NamedTuple):
 
 def derive(buffers: Mapping[str, Tensor], names: tuple[str, ...], metric: str) -> Derived:
     """`Derived` of the buffers of a trained index; `names` are those of centroids, packed rows, offsets and ids."""
-    with torch.no_grad():
-        sources = sources_of(buffers, names)
-        centroids, packed, offsets, ids = (buffers[name] for name in names)
+    centroids, packed, offsets, ids = (buffers[name] for name in names)
+    with torch.no_grad(), without_autocast(packed.device):
         coarse = coarse_quantizer(centroids, packed, offsets, metric)
         bias = metrics.row_bias(packed, coarse.origin, metric)
-        return Derived(sources, coarse, inverted_lists(packed, offsets, ids, bias))
+        return Derived(coarse, inverted_lists(packed, offsets, ids, bias))
 
 
 def coarse_quantizer(centroids: Tensor, packed: Tensor, offsets: Tensor, metric: str) -> Coarse:

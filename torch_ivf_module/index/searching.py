@@ -228,11 +228,11 @@ def _read_lists(
     counts rows that the selector excludes too; `coded` that the search can read codes. A copy of the chosen rows has
     none.
     """
-    store = index.store
-    with store.lock:
-        coarse, segments = store.segments(counted=counted)
-        each = visits / max(1, coarse.centroids.shape[0])
-        codes = store.codes.get(index._codes if coded else None, segments[0], each)
+    version = index.store.versions.read(counted=counted)
+    coarse, segments = version.lists(counted=counted)
+    each = visits / max(1, coarse.centroids.shape[0])
+    setting = index._codes if coded and not (counted and version.deleted) else None  # copies have no codes
+    codes = version.packed.codes.get(setting, segments[0], each)
     if params.selector is None:
         return coarse, segments, codes
     chosen = validation.selector(params.selector, "selector", index.device)

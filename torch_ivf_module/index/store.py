@@ -6,7 +6,6 @@ N packed rows, L lists, d dim, n ids, H hits. A row is a position among the pack
 from __future__ import annotations
 
 import copy
-import threading
 from typing import Any
 
 import torch
@@ -19,10 +18,10 @@ from ..functional.row_codes import vectors_of
 from ..functional.transforms import run_outside
 from . import schema
 from .coding import CodesCache
-from .derived import Derived, derive
 from .ids import IdLookup, Matches
-from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values, unchanged
+from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values
 from .pending import PendingUpdates, few, many_deleted
+from .publishing import Versions
 from .row_format import RowFormat
 
 Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, int]]
@@ -33,14 +32,16 @@ class ListStore:
 
     The packed rows are tensors in `buffers`, the `_buffers` of the module that owns the store. Added rows are pending,
     and removed ones marked as deleted, until `pack` writes both into the tensors: when they are many, or when code
-    outside the index reads the tensors. Several threads may call the methods at the same time.
+    outside the index reads the tensors.
+
+    Several threads may call the methods at the same time. Changes are made under `lock`. When it is released, a new
+    version is published, which is what searches read: they see all of a change or nothing, and do not wait for it.
     """
 
     def __init__(self, buffers: dict[str, Tensor], format: RowFormat, metric: str, *, flat: bool) -> None:
         self.buffers, self.format, self.metric, self.flat = buffers, format, metric, flat
         self.d, self.names, self.saved = format.d, schema.names(format.name), schema.saved(format.name)
         self.own = (*self.saved, CHECKSUMS)  # all buffers of the index; `saved` are the entries of a state_dict
-        self.lock = threading.RLock()
         self.version = VersionToken()
         self.graph: Any = None  # a SearchGraph of this version, None after a change
         self.ordering = "none"  # the order of the rows of each list, except the `unordered` rows added last
@@ -48,8 +49,8 @@ class ListStore:
         self.ids = IdLookup()
         self._updates = PendingUpdates()
         self._integrity = Integrity()
-        self._derived: Derived | None = None
-        self.codes = CodesCache(format.d)  # of the packed lists
+        self.versions = Versions(self, self._integrity)
+        self.lock = self.versions.lock
         self.handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, until they change
 
     # -- what is stored ------------------------------------------------------------------------------------
@@ -65,7 +66,9 @@ class ListStore:
 
     @property
     def ntotal(self) -> int:
-        """Rows, without deleted ones."""
+        """Rows, without deleted ones; while another call changes the index those before the change."""
+        if self.versions.changing and (version := self.versions.last) is not None:
+            return version.ntotal
         return self._packed_rows - self._updates.deleted_rows + self._updates.rows
 
     @property
@@ -102,31 +105,28 @@ class ListStore:
     def memory_bytes(self) -> int:
         """Bytes of all buffers, of pending rows, and of what was derived from them so far."""
         with self.lock:
-            total = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None) + self.codes.bytes
-            return total + (self._derived.bytes if self._derived else 0) + self._updates.bytes + self.ids.bytes
+            total = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None)
+            version = self.versions.last
+            return total + (version.packed.bytes if version else 0) + self._updates.bytes + self.ids.bytes
 
     # -- reading -------------------------------------------------------------------------------------------
 
     def segments(self, *, counted: bool = True) -> tuple[Coarse, list[InvertedLists]]:
-        """What a search reads: the coarse quantizer, the packed lists and, if there are any, lists of the pending rows.
+        """The coarse quantizer, the packed lists and, if there are any, lists of the pending rows.
 
         `counted` says that the caller limits the number of rows: then the lists have no deleted rows. Otherwise they
         may have some, which are masked.
         """
-        with self.lock:
-            rows = self._updates.rows
-            if (counted and self._updates.deleted_rows) or (rows and not few(rows, self._packed_rows)):
-                self.pack()
-            updates, derived = self._updates, self._derive()
-            segments = [updates.without_deleted(derived.lists) if updates.deleted_rows else derived.lists]
-            if updates.rows:
-                segments.append(updates.lists(self.nlist, derived.coarse.origin, self.metric))
-            return derived.coarse, segments
+        return self.versions.read(counted=counted).lists(counted=counted)
 
     def coarse(self) -> Coarse:
         """The coarse quantizer."""
-        with self.lock:
-            return self._derive().coarse
+        return self.versions.current().packed.derived().coarse
+
+    @property
+    def codes(self) -> CodesCache:
+        """The codes of the packed lists that searches read."""
+        return self.versions.codes
 
     def packed_lists(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (N, ...), offsets (L + 1,) and ids (N,), with nothing pending."""
@@ -141,7 +141,7 @@ class ListStore:
             self.check()
             rows, which = self.ids.rows(self.buffers, wanted)
             if self._updates.deleted is not None:
-                kept = ~self._updates.deleted[rows]
+                kept = ~self._updates.deleted.mask[rows]
                 rows, which = rows[kept], which[kept]
             return Matches(rows, which, *self._updates.find(wanted))
 
@@ -163,16 +163,6 @@ class ListStore:
             if pending is not None:
                 out[at >= 0] = pending[at[at >= 0]]
             return vectors_of(out, self.d)
-
-    def _derive(self) -> Derived:
-        derived = self._derived
-        if derived is not None and not self._integrity.handed_out and unchanged(derived.sources, self.buffers):
-            return derived
-        self.check(values=False)
-        derived = self._derived  # None if the check found other values
-        if derived is None or not unchanged(derived.sources, self.buffers):
-            self._derived = derived = derive(self.buffers, self.names, self.metric)
-        return derived
 
     # -- changing ------------------------------------------------------------------------------------------
 
@@ -213,7 +203,7 @@ class ListStore:
             self.check()
             packed, offsets, ids = (self.buffers[name] for name in self.names[1:])
             if updates.deleted is not None:
-                packed, offsets, ids = keep_rows(packed, offsets, ids, ~updates.deleted)
+                packed, offsets, ids = keep_rows(packed, offsets, ids, ~updates.deleted.mask)
             if updates.rows:
                 rows, new_ids, assigned = updates.joined()
                 if updates.custom_ids:
@@ -224,14 +214,13 @@ class ListStore:
 
     def replace_lists(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
         """Replace the packed lists: rows (N, ...), offsets (L + 1,), ids (N,)."""
-        self._forget_derived()  # frees the old buffers
+        self.ids.forget_order()
         self.put(**{self.format.name: packed}, list_offsets=offsets, list_ids=ids)
 
     def exchange(self, buffers: dict[str, Tensor]) -> None:
-        """Replace all buffers, and discard pending updates and everything derived from the old buffers."""
+        """Replace all buffers, and discard pending updates."""
         with self.lock:
             self._updates, self.ids, self.unordered = PendingUpdates(), IdLookup(), 0
-            self._forget_derived()
             self.put(**buffers)
 
     def put(self, **tensors: Tensor) -> None:
@@ -241,6 +230,7 @@ class ListStore:
             if 0 < len(written) < len(schema.INTEGERS):
                 self.check()  # the integer buffers that stay
             self.buffers.update(tensors)
+            self.versions.wrote(tensors)
             if written:
                 self._integrity.put(self.buffers)
             self.new_version()
@@ -248,18 +238,17 @@ class ListStore:
     def new_version(self) -> None:
         """Mark graphs of the index as outdated: call it after every change."""
         with self.lock:
-            self.version.changed = True
+            self.version.changed = self.versions.changing = True
             self.version, self.graph, self.handed_out = VersionToken(), None, {}
 
     def _forget_derived(self) -> None:
-        self._derived = None
-        self.codes.clear()
+        self.versions.forget()
         self.ids.forget_order()
 
     def hand_out(self) -> dict[str, Tensor]:
         """The buffers, packed, for code outside the index, which may write to them."""
-        self.pack()
         with self.lock:
+            self.pack()
             self._integrity.hand_out(self.buffers)
             if all(type(self.buffers.get(name)) is Tensor for name in self.names):
                 self.handed_out = {name: self.buffers[name] for name in self.names}
@@ -285,6 +274,7 @@ class ListStore:
     def moved(self) -> None:
         """After all buffers were moved or cast by a function that may have changed the integer ones."""
         self.handed_out = {}  # frees the tensors from before
+        self.versions.forget()
         self._integrity.moved(self.buffers)
 
     def snapshot(self) -> Snapshot:
@@ -297,4 +287,5 @@ class ListStore:
         """Undo everything since `snapshot`."""
         with self.lock:
             self.exchange(snapshot[0])
-            _, self._integrity, self.ids.last_lists = snapshot
+            self._integrity.restore(snapshot[1])
+            self.ids.last_lists = snapshot[2]

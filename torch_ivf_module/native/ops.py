@@ -67,10 +67,10 @@ class NativeKernel:
         """A whole search in one call: scores, rows and ids (Q, k), which queries (Q,) took a second pass, and how many
         rows of each were scored exactly, (Q,).
 
-        The arguments of the operator are x; [centroids, bias, origin, *codes of the centroids, if any]; the fields of one
-        or two InvertedLists; those of the Codes of the first, or None; probed lists and the rows to read of each (Q, P),
-        or None; k, kept, nprobe, max_codes (0 for no limit), whether exact scores are computed from differences, and the
-        workspace in bytes. With probed lists nprobe and max_codes are ignored.
+        The arguments of the operator are x; [centroids, bias, origin, *codes of the centroids, if any]; the fields of
+        one or two InvertedLists; those of the Codes of the first, or None; probed lists and the rows to read of each
+        (Q, P), or None; k, kept, nprobe, max_codes (0 for no limit), whether exact scores are computed of differences,
+        and the workspace in bytes. With probed lists nprobe and max_codes are ignored.
         """
         fields = [*map(Tensor.contiguous, itertools.chain(*segments))]
         results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search_index.default(
