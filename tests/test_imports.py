@@ -26,7 +26,7 @@ LEVELS = [
     ("native", "gpu"),
     ("params",),
     ("index",),
-    ("graph", "torchscript", "parallel", "averaging", "dcp", "sharded"),
+    ("graph", "torchscript", "parallel", "averaging", "dcp", "sharded", "maxsim", "maxsim_graph"),
     ("faiss_bridge", "faiss_codes", "faiss_export", "torch_ivf_bridge", "factory"),
     ("checkpoint", "tune"),
     ("hub", "export", "plotting", "faiss_compat", "integrations", "streaming"),

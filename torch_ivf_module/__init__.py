@@ -28,6 +28,8 @@ from .index import (
     IndexScalarQuantizer,
     extensions,
 )
+from .maxsim import MaxSim
+from .maxsim_graph import MaxSimGraph
 from .parallel import check_ddp, ignore_in_ddp
 from .params import SearchParams
 from .sharded import ShardedIndex
@@ -64,6 +66,8 @@ __all__ = [
     "IndexIVFScalarQuantizer",
     "IndexPreTransform",
     "IndexScalarQuantizer",
+    "MaxSim",
+    "MaxSimGraph",
     "SearchGraph",
     "SearchParams",
     "ShardedIndex",
