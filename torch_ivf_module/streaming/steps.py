@@ -83,7 +83,8 @@ def draw(
     `before` are those of the processes before this one."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     numbers = sampled(len(source.rows) if total is None else total, sample, generator)
-    first, end = torch.searchsorted(numbers, torch.tensor([before, before + len(source.rows)])).tolist()
+    mine = torch.tensor([before, before + len(source.rows)], device="cpu")
+    first, end = torch.searchsorted(numbers, mine).tolist()
     inner = plain(index)
     with Drained(path, "w") as file:
         for part in shown(source.take(numbers[first:end] - before, batch), "sample", end - first, verbose):

@@ -43,7 +43,7 @@ class Vectors(NamedTuple):
 
         BadData names a row that float32 does not hold as finite numbers by its number in the file.
         """
-        ends = torch.searchsorted(numbers, torch.arange(size, self.rows + size, size)).tolist()
+        ends = torch.searchsorted(numbers, torch.arange(size, self.rows + size, size, device="cpu")).tolist()
         for first, last in zip([0, *ends], ends, strict=False):
             mine = numbers[first:last]
             if mine.shape[0]:
