@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,18 @@ import torch.distributed.checkpoint as dcp
 from benchmarks import machine
 from tests import larger_than_memory
 from tests.larger_than_memory import ADDED, ROOT, clustered, count_of, nlist_of
-from tests.limits import bytes_read, drop, limit_all, limit_allocations, mb, memory, memory_group, peak, store
+from tests.limits import (
+    bytes_read,
+    drop,
+    limit_all,
+    limit_allocations,
+    mb,
+    memory,
+    memory_group,
+    parser_of,
+    peak,
+    store,
+)
 from torch_ivf_module import IndexIVFFlat, ShardedIndex, build_file, load, native
 from torch_ivf_module.dcp import IndexLoadPlanner
 from torch_ivf_module.sharded import newest
@@ -76,19 +86,10 @@ def run(command: list[str]) -> None:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    text = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m tests.build_larger_than_memory", description=text)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="of float32 vectors (default 4)")
-    parser.add_argument("--d", type=int, default=512, help="dimension (default 512)")
+    parser = parser_of("tests.build_larger_than_memory", __doc__, "vectors", ["write", "build", "compare"])
     parser.add_argument("--memory", type=int, default=512, help="max_memory of each process in MB (default 512)")
     parser.add_argument("--spare", type=int, default=128, help="MB allowed beside that, and to search (default 128)")
     parser.add_argument("--processes", type=int, default=1, help="that build together (default 1)")
-    parser.add_argument("--queries", type=int, default=500, help="of each measurement (default 500)")
-    parser.add_argument("--no-cgroup", action="store_true", help="limit what is allocated only")
-    parser.add_argument("--folder", type=Path, help="for the files, which are removed (default: a temporary folder)")
-    parser.add_argument("--results", type=Path, help="append what was measured to a file of JSON lines")
-    parser.add_argument("--part", choices=["write", "build", "compare"], help=argparse.SUPPRESS)
-    parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

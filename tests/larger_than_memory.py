@@ -21,7 +21,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tests.limits import bytes_read, drop, limit_all, limit_allocations, mb, memory, memory_group, peak, resident, store
+from tests.limits import (
+    bytes_read,
+    drop,
+    limit_all,
+    limit_allocations,
+    mb,
+    memory,
+    memory_group,
+    parser_of,
+    peak,
+    resident,
+    store,
+)
 from tests.oracle import agree
 from torch_ivf_module import IndexIVFFlat, SearchParams, load, native
 from torch_ivf_module.functional.codec import panel_bytes
@@ -58,17 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    text = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m tests.larger_than_memory", description=text)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="of float32 rows (default 4)")
-    parser.add_argument("--d", type=int, default=512, help="dimension (default 512)")
-    parser.add_argument("--queries", type=int, default=500, help="of each measurement (default 500)")
+    parser = parser_of("tests.larger_than_memory", __doc__, "rows", ["build", "search"])
     parser.add_argument("--spare", type=int, default=128, help="MB allowed beside codes and lists (default 128)")
-    parser.add_argument("--no-cgroup", action="store_true", help="limit what is allocated only")
-    parser.add_argument("--folder", type=Path, help="for the file, which is removed (default: a temporary folder)")
-    parser.add_argument("--results", type=Path, help="append what was measured to a file of JSON lines")
-    parser.add_argument("--part", choices=["build", "search"], help=argparse.SUPPRESS)
-    parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import json
@@ -12,6 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
+
+
+def parser_of(program: str, doc: str | None, vectors: str, parts: list[str]) -> argparse.ArgumentParser:
+    """The arguments that these commands share; `vectors` says what --gigabytes counts, `parts` are their processes."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=(doc or "").split("\n\n")[0])
+    parser.add_argument("--gigabytes", type=float, default=4.0, help=f"of float32 {vectors} (default 4)")
+    parser.add_argument("--d", type=int, default=512, help="dimension (default 512)")
+    parser.add_argument("--queries", type=int, default=500, help="of each measurement (default 500)")
+    parser.add_argument("--no-cgroup", action="store_true", help="limit what is allocated only")
+    parser.add_argument("--folder", type=Path, help="for the files, which are removed (default: a temporary folder)")
+    parser.add_argument("--results", type=Path, help="append what was measured to a file of JSON lines")
+    parser.add_argument("--part", choices=parts, help=argparse.SUPPRESS)
+    parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
+    return parser
 
 
 @contextlib.contextmanager

@@ -14,9 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["beside", "check_source", "replace", "short_name"]
+__all__ = ["beside", "check_source", "readable", "replace", "short_name"]
+
+Found = TypeVar("Found")
 
 # Where there are no such locks nobody can tell whether a writer runs, and nothing of others is removed.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -32,6 +34,16 @@ def check_source(path: Path) -> None:
         raise IsADirectoryError(f"{path} is a folder, not a file")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
+
+
+def readable(read: Callable[[], Found], kind: type[Exception], text: str) -> Found:
+    """The result of `read`. What it raises becomes an error of this kind, whose text is `text` and the reason."""
+    try:
+        return read()
+    except (kind, ImportError, MemoryError):
+        raise
+    except Exception as error:  # readers raise a dozen kinds for damage, all of them meaning the same here
+        raise kind(f"{text}: {error}") from error
 
 
 def replace(path: Path, write: Callable[[str], None], suffix: str = "") -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import faiss_bridge, torch_ivf_bridge
-from ._files import replace
+from ._files import readable, replace
 from ._optional import require
 from .index import (
     IndexFlat,
@@ -176,12 +176,7 @@ def _open(path: Path, mmap: bool) -> AnyIndex:
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
     """The result of `read`, whose errors become BadFile."""
-    try:
-        return read()
-    except (BadFile, ImportError, MemoryError):
-        raise
-    except Exception as error:  # the readers raise a dozen kinds for damage, all of them meaning the same here
-        raise BadFile(f"{path} cannot be read as an index: {error}") from error
+    return readable(read, BadFile, f"{path} cannot be read as an index")
 
 
 def _read_torch(path: Path, mmap: bool) -> Mapping[str, Any]:
