@@ -40,9 +40,10 @@ def test_a_file_larger_than_the_memory(tmp_path):
 
 
 def test_an_index_built_from_a_file_larger_than_the_memory(tmp_path):
-    options = ("--gigabytes=0.3", "--d=256", "--memory=64", "--spare=32", f"--folder={tmp_path}")
+    # What is spare is for address space that allocators reserve and do not use: it is limited too without a cgroup.
+    options = ("--gigabytes=0.3", "--d=256", "--memory=64", "--spare=64", f"--folder={tmp_path}")
     printed = run("build_larger_than_memory", *options)
-    assert "vectors 300 MB; 1 process(es) may use 96 MB beyond" in printed
+    assert "vectors 300 MB; 1 process(es) may use 128 MB beyond" in printed
     assert int(re.search(r"RssAnon at most (\d+) MB more than before", printed)[1]) <= 64
     assert "false" not in re.search("tensors equal to those of the index built in memory: (.*)", printed)[1]
     assert "80 answers equal those of the index in memory without codes" in printed
