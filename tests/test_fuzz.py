@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from tests.fuzz import codes
 from tests.fuzz.__main__ import main
+from tests.fuzz.answers import Query
 from tests.fuzz.machine import Fuzz
 from tests.problems import METRICS
 from torch_ivf_module import native
@@ -52,6 +54,14 @@ def _search_with(state: Fuzz) -> None:
     state.search_with("matrix", "plain", 1, "nan", 5, 2, 40, "exact", "some")
 
 
+def _search_filtered(state: Fuzz) -> None:
+    state.search_filtered("auto", "plain", 9, 1, "nan", 5, 3, None, "speed", "lists", "few", None)
+
+
+def _range_search_filtered(state: Fuzz) -> None:
+    state.search_filtered("csr", "plain", 9, 1, None, 5, 3, None, "speed", "masks", "some", 1.001)
+
+
 def _modes_agree(state: Fuzz) -> None:
     state.modes_agree("plain", 1, 3)
 
@@ -85,10 +95,10 @@ FAULTS: list[tuple[str, Callable[[Any], Any], Callable[[Fuzz], None]]] = [
     *(("search", fault, call) for fault in (_wrong_id, _row_missed) for call in (_search, _against_faiss)),
     ("search", _wrong_distance, _search),
     ("search", _row_missed, _modes_agree),
-    ("search", _wrong_id, _search_with),
+    *(("search", _wrong_id, call) for call in (_search_with, _search_filtered)),
     ("search_and_reconstruct", _row_missed, _search_and_reconstruct),
     ("search_and_reconstruct", lambda found: (*found[:2], found[2].roll(1, 1)), _search_and_reconstruct),
-    ("range_search", _last_result_lost, _range_search),
+    *(("range_search", _last_result_lost, call) for call in (_range_search, _range_search_filtered)),
     ("reconstruct", _rounded, _reconstruct),
     ("remove_ids", lambda count: count + 1, _remove),
     ("half", lambda index: index.remove_ids(index.list_ids[-1:]), _convert),
@@ -116,6 +126,15 @@ def test_a_wrong_result_is_detected(state, monkeypatch, name, fault, call):
 @pytest.mark.parametrize("call", dict.fromkeys(call for _, _, call in FAULTS))
 def test_correct_results_are_no_mismatch(state, call):
     call(state)
+
+
+@pytest.mark.parametrize("field", ["selector", "exclude"])
+@pytest.mark.parametrize("call", [_search_filtered, _range_search_filtered])
+def test_a_filter_that_is_ignored_is_detected(state, monkeypatch, call, field):
+    right = Query.params
+    monkeypatch.setattr(Query, "params", lambda self, **more: replace(right(self, **more), **{field: None}))
+    with pytest.raises(AssertionError):
+        call(state)
 
 
 def test_a_row_in_a_wrong_list_is_detected(state):

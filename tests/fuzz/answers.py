@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tests.fuzz.filters import passing
 from tests.fuzz.model import Model
 from tests.oracle import check, check_range, comparable, decoded, scores_of
 from torch_ivf_module import SearchParams
@@ -27,26 +28,20 @@ class Query(NamedTuple):
     nprobe: int
     max_codes: int | None = None
     profile: str = "speed"
-    selector: Tensor | None = None
+    selector: Tensor | tuple[Tensor, ...] | None = None
+    exclude: Tensor | None = None  # (Q, m)
 
     def params(self, **more: Any) -> SearchParams:
-        return SearchParams(
-            profile=self.profile, nprobe=self.nprobe, max_codes=self.max_codes, selector=self.selector, **more
-        )
+        own = {name: getattr(self, name) for name in ("profile", "nprobe", "max_codes", "selector", "exclude")}
+        return SearchParams(**own, **more)
 
-
-def selected(model: Model, selector: Tensor | None) -> Tensor | None:
-    """The rows that a selector allows, bool (N,), None for all."""
-    if selector is None:
-        return None
-    if selector.dtype == torch.bool:
-        known = (model.ids >= 0) & (model.ids < len(selector))
-        return known & torch.cat([selector, selector.new_zeros(1)])[model.ids.where(known, torch.tensor(-1))]
-    return torch.isin(model.ids, selector)
+    def passing(self, model: Model) -> Tensor:
+        """The rows that each query may find, bool (Q, N)."""
+        return passing(model.ids, len(self.x), self.selector, self.exclude)
 
 
 def check_search(index: Any, model: Model, query: Query) -> None:
-    reach = model.reach(query.x, query.nprobe, query.max_codes, selected(model, query.selector))
+    reach = model.reach(query.x, query.nprobe, query.max_codes, query.passing(model))
     if query.profile.startswith("approx_"):  # which leaves rows out
         reach = reach._replace(required=torch.zeros_like(reach.required))
     found = index.search(query.x, query.k, params=query.params(debug_stats=True))
@@ -70,7 +65,7 @@ def check_range_search(index: Any, model: Model, query: Query, pick: int, factor
     scores = scores_of(comparable(query.x, model.metric), model.stored.double(), model.metric).abs().flatten()
     scores = scores[scores.isfinite()]
     radius = float(torch.tensor(factor * float(scores[pick % len(scores)]) if len(scores) else factor))
-    reach = model.reach(query.x, query.nprobe, selected=selected(model, query.selector))
+    reach = model.reach(query.x, query.nprobe, selected=query.passing(model))
     found = index.range_search(query.x, radius, params=query.params())
     check_range(found, query.x, model.rows, model.metric, radius, reach)
 

@@ -93,7 +93,7 @@ class Model:
     def reach(
         self, queries: Tensor, nprobe: int, max_codes: int | None = None, selected: Tensor | None = None
     ) -> Reach:
-        """Rows (Q, N) that queries must read and may read; `selected` (N,) says which may be found at all."""
+        """Rows (Q, N) that queries must read and may read; `selected` (Q, N) says which may be found at all."""
         queries = comparable(queries, self.metric)
         required = allowed = torch.ones(len(queries), self.n, dtype=torch.bool)
         if self.centroids is not None:
