@@ -1,9 +1,10 @@
 """`python -m tests.damaged_files`: open damaged files of every kind, and see that each is refused or harmless.
 
 A file is damaged at random (damage.py) and opened in another process. It must be refused by a ValueError that names it,
-or give what was written. Where no checksum can tell (vectors of a mapped file, files of faiss and of vectors, files
-that were altered and given correct checksums), it may give something else, but an index that is sound and can be
-searched. A process that crashes, hangs or takes more memory than `--memory` is a failure, and so is any other error.
+or by a MemoryError if it asks for more memory than there is, or give what was written. Where no checksum can tell
+(vectors of a mapped file, files of faiss and of vectors, files that were altered and given correct checksums), it may
+give something else, but an index that is sound and can be searched. A process that crashes, hangs or takes more memory
+than `--memory` is a failure, and so is any other error.
 
 The last line counts what ran; the exit code is 1 after a failure. `--first N --count 1` repeats the file number N.
 """
@@ -38,6 +39,7 @@ from tests.states import same_state, settings_of, snapshot
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexIVFScalarQuantizer, IndexPreTransform, load, to_faiss
 from torch_ivf_module.vector_files import open_vectors
 
+OUTCOMES = REFUSED, EQUAL, SOUND, FAILED = ("refused", "equal to what was written", "sound", "failures")
 D, ROWS = 8, 60
 SECONDS = 60.0  # after which a file has hung the process: a busy machine stops it for a while, too
 
@@ -68,29 +70,29 @@ KINDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.damaged_files", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--count", type=int, default=2000, help="files (default 2000)")
-    parser.add_argument("--first", type=int, default=0, help="the number of the first file (default 0)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another damage (default 0)")
-    parser.add_argument("--kinds", default="", help="only kinds of file that this regular expression matches")
-    parser.add_argument("--memory", type=int, default=256, help="MB that a process may allocate (default 256)")
-    options = parser.parse_args(arguments)
+    options = parsed(arguments)
     tally: Counter[str] = Counter()
-    failures = 0
     with tempfile.TemporaryDirectory() as folder, tqdm(total=options.count, unit=" files") as bar:
         originals(Path(folder))
         for number, outcome, about in outcomes(Path(folder), options):
             tally[outcome] += 1
             bar.update()
             if outcome == FAILED:
-                failures += 1
                 bar.write(f"file {number}: {about}", file=sys.stdout)
     counts = ", ".join(f"{tally[name]:,} {name}" for name in OUTCOMES)
     print(f"{sum(tally.values()):,} damaged files of {len(kinds_of(options))} kinds: {counts}")
-    return int(failures > 0)
+    return int(tally[FAILED] > 0)
 
 
-OUTCOMES = REFUSED, EQUAL, SOUND, FAILED = ("refused", "equal to what was written", "sound", "failures")
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    text = (__doc__ or "").split("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m tests.damaged_files", description=text)
+    parser.add_argument("--count", type=int, default=2000, help="files (default 2000)")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first file (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another damage (default 0)")
+    parser.add_argument("--kinds", default="", help="only kinds of file that this regular expression matches")
+    parser.add_argument("--memory", type=int, default=256, help="MB that a process may allocate (default 256)")
+    return parser.parse_args(arguments)
 
 
 def kinds_of(options: argparse.Namespace) -> list[str]:
@@ -164,7 +166,7 @@ def tried(name: str, expected: Any, folder: Path, chance: random.Random) -> tupl
             return FAILED, f"{how}: another index, in spite of its checksums"
         check_sound(found)
         return SOUND, how
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:
         if path.name not in str(error):
             return FAILED, f"{how}: {error!r} does not name the file\n{traceback.format_exc()}"
         return REFUSED, how
