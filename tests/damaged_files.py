@@ -4,7 +4,8 @@ A file is damaged at random (damage.py) and opened in another process. It must b
 or by a MemoryError if it asks for more memory than there is, or give what was written. Where no checksum can tell
 (vectors of a mapped file, files of faiss and of vectors, files that were altered and given correct checksums), it may
 give something else, but an index that is sound and can be searched. A process that crashes, hangs or takes more memory
-than `--memory` is a failure, and so is any other error.
+than `--memory` is a failure, and so is any other error. Crashes and hangs within the parsers of faiss, HDF5 and Parquet
+are counted by themselves.
 
 The last line counts what ran; the exit code is 1 after a failure. `--first N --count 1` repeats the file number N.
 """
@@ -12,12 +13,16 @@ The last line counts what ran; the exit code is 1 after a failure. `--first N --
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import itertools
 import multiprocessing
+import os
 import random
 import re
+import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -39,9 +44,13 @@ from tests.states import same_state, settings_of, snapshot
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexIVFScalarQuantizer, IndexPreTransform, load, to_faiss
 from torch_ivf_module.vector_files import open_vectors
 
-OUTCOMES = REFUSED, EQUAL, SOUND, FAILED = ("refused", "equal to what was written", "sound", "failures")
+OUTCOMES = REFUSED, EQUAL, SOUND, OUTSIDE, FAILED = (
+    "refused", "equal to what was written", "sound", "ended or hung other libraries", "failures"
+)  # fmt: skip
+PARSERS = ("faiss", "h5py", "pyarrow")
+TRACE = "trace"  # a file with the calls of a process that has crashed or hangs
 D, ROWS = 8, 60
-SECONDS = 60.0  # after which a file has hung the process: a busy machine stops it for a while, too
+SECONDS = 60  # after which a file has hung the process
 
 
 class Kind(NamedTuple):
@@ -77,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         for number, outcome, about in outcomes(Path(folder), options):
             tally[outcome] += 1
             bar.update()
-            if outcome == FAILED:
+            if outcome in (OUTSIDE, FAILED):
                 bar.write(f"file {number}: {about}", file=sys.stdout)
     counts = ", ".join(f"{tally[name]:,} {name}" for name in OUTCOMES)
     print(f"{sum(tally.values()):,} damaged files of {len(kinds_of(options))} kinds: {counts}")
@@ -116,18 +125,36 @@ def outcomes(folder: Path, options: argparse.Namespace) -> Iterator[tuple[int, s
         theirs.close()
         while number < end:
             try:
-                if not ours.poll(SECONDS):
-                    yield number, FAILED, f"{kind_of(options, number)}: hangs"
+                if not any(ours.poll(1.0) for _ in range(SECONDS)):  # one by one: both processes may be stopped
+                    assert worker.pid
+                    os.kill(worker.pid, signal.SIGUSR1)
+                    time.sleep(1.0)
+                    yield number, *ended(folder, f"{kind_of(options, number)}: hangs")
                     break
                 yield ours.recv()
             except EOFError:
                 worker.join()
-                yield number, FAILED, f"{kind_of(options, number)}: the process ended with {worker.exitcode}"
+                yield number, *ended(folder, f"{kind_of(options, number)}: the process ended with {worker.exitcode}")
                 break
             finally:
                 number += 1
         worker.kill()
         worker.join()
+
+
+def ended(folder: Path, what: str) -> tuple[str, str]:
+    """OUTSIDE if a process has ended, or hangs, within a parser that is not ours, else FAILED; and more about it."""
+    calls = (folder / TRACE).read_text() if (folder / TRACE).exists() else ""
+    last = re.search(r'File "(.*)", line', calls)
+    outside = last and any(f"site-packages/{name}/" in last[1] for name in PARSERS)
+    return OUTSIDE if outside else FAILED, f"{what}, in {last[0]}" if outside and last else f"{what}\n{calls}"
+
+
+def traced(folder: Path) -> None:
+    """Have the calls of this process written into a file if it crashes, or when it is asked for them."""
+    file = (folder / TRACE).open("w")
+    faulthandler.enable(file)
+    faulthandler.register(signal.SIGUSR1, file)
 
 
 def kind_of(options: argparse.Namespace, number: int) -> str:
@@ -139,6 +166,7 @@ def kind_of(options: argparse.Namespace, number: int) -> str:
 
 def work(folder: Path, options: argparse.Namespace, first: int, results: Connection) -> None:
     """Open the damaged files from `first` on, and tell of each."""
+    traced(folder)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of torch, about tensors of other programs
     expected = {name: opened(folder / kind.file, kind) for name, kind in KINDS.items()}

