@@ -151,8 +151,8 @@ def _entry(chance: random.Random, tensor: Tensor) -> Tensor:
     """One entry has another value."""
     tensor = tensor.clone()
     if tensor.numel():
-        values = FLOATS if tensor.is_floating_point() else (0, 1, 255) if tensor.dtype == torch.uint8 else NUMBERS
-        tensor.view(-1)[chance.randrange(tensor.numel())] = chance.choice(values)
+        value = torch.tensor(chance.choice(FLOATS if tensor.is_floating_point() else NUMBERS))
+        tensor.view(-1)[chance.randrange(tensor.numel())] = value.to(tensor.dtype)
     return tensor
 
 

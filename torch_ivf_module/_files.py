@@ -46,7 +46,7 @@ def readable(read: Callable[[], Found], kind: type[Exception], text: str) -> Fou
     except (kind, ImportError):
         raise
     except MemoryError as error:
-        raise MemoryError(f"{text}: it takes more memory than there is, or is damaged ({error})") from error
+        raise MemoryError(f"{text}: it is damaged, or takes more memory than there is") from error
     except Exception as error:  # readers raise a dozen kinds for damage, all of them meaning the same here
         raise kind(f"{text}: {error}") from error
 
