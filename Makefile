@@ -10,6 +10,7 @@
 #   make larger-than-memory  an index in a file, searched by a process that may use less memory than it
 #   make build-larger-than-memory  an index in a file, built from a larger file than the memory of the process
 #   make stress-updates  searches and changes in several threads for ten minutes, every answer checked
+#   make sanitize     the tests of the native kernel under AddressSanitizer and UBSan;  ARGS=--thread under ThreadSanitizer
 #   make native       the native kernel of this checkout, which make test has built too if there is a C++ compiler
 #   make lint types   ruff and mypy
 #   make dist         the wheels and the sdist, checked, and installed in environments of their own;  make wheels  unchecked
@@ -43,7 +44,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-integrations fuzz fuzz-codes damaged-files killed-writers larger-than-memory build-larger-than-memory stress-updates native lint types docs notebooks dist wheels bench-quick bench clean
+.PHONY: help demo test test-long test-integrations fuzz fuzz-codes damaged-files killed-writers larger-than-memory build-larger-than-memory stress-updates sanitize native lint types docs notebooks dist wheels bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -89,6 +90,9 @@ build-larger-than-memory: $(VENV)/.ready-dev
 
 stress-updates: $(VENV)/.ready-dev
 	$(RUN) -m tests.stress_updates $(ARGS)
+
+sanitize: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(RUN) -m tests.sanitize $(ARGS)
 
 native: $(VENV)/.ready-dev
 	$(RUN) -m torch_ivf_module build-native $(ARGS)

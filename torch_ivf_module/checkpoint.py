@@ -112,7 +112,7 @@ def load(
 
     Nothing in the file is executed; but faiss's files are parsed by faiss, so open only those you trust. Raises
     `BadFile` (a ValueError) for a file that is damaged, foreign or from a newer release, FileNotFoundError if there is
-    none, ImportError naming the extra that a file needs.
+    none, ImportError naming the extra that a file needs, MemoryError naming the file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
