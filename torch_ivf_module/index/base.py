@@ -213,6 +213,8 @@ class IndexBase(nn.Module):
     list_stats = reading.list_stats
     imbalance_factor = reading.imbalance_factor
     memory_bytes = reading.memory_bytes
+    groups_of = reading.groups_of
+    group_sizes = reading.group_sizes
     check_buffers = reading.check_buffers
 
     # -- files ---------------------------------------------------------------------------------------------
@@ -229,8 +231,7 @@ class IndexBase(nn.Module):
         self.__dict__["store"] = ListStore(self.__dict__["_buffers"], self._format, self.metric, flat=self._flat)
         self._handle = operator.new_handle(self)
 
-    # All code that reads the buffers, such as state_dict() and buffers() of a parent module, calls `_buffers` or
-    # `__getattr__`, which pack pending rows first.
+    # Code that reads the buffers calls `_buffers` or `__getattr__`, as state_dict() does: they pack pending rows first.
 
     @property
     def _buffers(self) -> dict[str, Tensor | None]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
+from ..functional.cells import NO_GROUP, Cells, cells_of, pack_by_group
 from ..functional.id_lookup import matches
 from ..functional.lists import InvertedLists, inverted_lists, mask_rows, pack
 
@@ -26,10 +27,12 @@ class PendingUpdates:
         self._x: list[Tensor] = []
         self._ids: list[Tensor] = []
         self._assigned: list[Tensor] = []
+        self._groups: list[Tensor | None] = []  # None for rows without groups
         self.rows = 0  # pending rows, without removed ones
         self._stored_rows = 0  # rows of `_x`, with removed ones
         self.custom_ids = False  # whether callers chose some of the ids, so that packed rows may have them too
-        self._lists: tuple[Tensor, InvertedLists] | None = None  # the pending rows, and the origin they are relative to
+        # The origin that they are relative to, the pending rows as lists, and their groups in that order.
+        self._lists: tuple[Tensor, InvertedLists, Tensor | None] | None = None
         self.deleted: Tensor | None = None  # (N,) bool: packed rows that were removed
         self.deleted_rows = 0
         self._masked: tuple[InvertedLists, InvertedLists] | None = None  # packed lists, and those without deleted rows
@@ -41,35 +44,46 @@ class PendingUpdates:
     @property
     def bytes(self) -> int:
         """Memory of the pending rows, of the mask of deleted ones, and of the lists made for searching."""
-        tensors = [*self._x, *self._ids, *self._assigned, *([] if self.deleted is None else [self.deleted])]
+        tensors = [*self._x, *self._ids, *self._assigned, *(part for part in self._groups if part is not None)]
+        tensors += [] if self.deleted is None else [self.deleted]
         tensors += [] if self._lists is None else list(self._lists[1])
         tensors += [] if self._masked is None else [self._masked[1].bias]
         return sum(tensor.nbytes for tensor in tensors)
 
     # -- pending rows --------------------------------------------------------------------------------------
 
-    def push(self, x: Tensor, ids: Tensor, assigned: Tensor, *, custom_ids: bool) -> None:
-        """Append rows x (n, d), ids (n,) and lists (n,); the tensors are kept, not copied."""
+    @property
+    def grouped(self) -> bool:
+        """Whether pending rows have groups."""
+        return any(part is not None for part in self._groups)
+
+    def push(
+        self, x: Tensor, ids: Tensor, assigned: Tensor, groups: Tensor | None = None, *, custom_ids: bool
+    ) -> None:
+        """Append rows x (n, d), ids (n,), lists (n,) and groups (n,); the tensors are kept, not copied."""
         if not x.shape[0]:  # a tensor without rows may have another dtype or device than later ones
             return
         self.custom_ids |= custom_ids
         self._x.append(x)
         self._ids.append(ids)
         self._assigned.append(assigned)
+        self._groups.append(groups)
         self.rows += x.shape[0]
         self._stored_rows += x.shape[0]
         self._lists = None
 
-    def joined(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All pending rows: x (T, d), ids (T,), lists (T,). There must be at least one."""
+    def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """All pending rows: x (T, d), ids (T,), lists (T,), groups (T,) or None. There must be at least one."""
         if len(self._x) > 1 or self._stored_rows > self.rows:
             x, ids, assigned = torch.cat(self._x), self._all_ids(), torch.cat(self._assigned)
+            groups = self._all_groups()
             if self._stored_rows > self.rows:
                 kept = torch.nonzero(ids != _REMOVED)[:, 0]
                 x, ids, assigned = (column.index_select(0, kept) for column in (x, ids, assigned))
-            self._x, self._ids, self._assigned = [x], [ids], [assigned]
+                groups = None if groups is None else groups[kept]
+            self._x, self._ids, self._assigned, self._groups = [x], [ids], [assigned], [groups]
             self._stored_rows = self.rows
-        return self._x[0], self._ids[0], self._assigned[0]
+        return self._x[0], self._ids[0], self._assigned[0], self._groups[0]
 
     def find(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """The pending rows (H,) with one of the ascending ids `wanted`, and the position of its id in `wanted` (H,)."""
@@ -88,17 +102,34 @@ class PendingUpdates:
             self.rows -= at.shape[0]
             self._lists = None
             if not self.rows:
-                self._x, self._ids, self._assigned, self._stored_rows, self.custom_ids = [], [], [], 0, False
+                self._x, self._ids, self._assigned, self._groups = [], [], [], []
+                self._stored_rows, self.custom_ids = 0, False
             elif self._stored_rows > 2 * self.rows + _FEW:
                 self.joined()
 
     def lists(self, nlist: int, origin: Tensor, metric: str) -> InvertedLists:
         """The pending rows as inverted lists."""
         if self._lists is None or self._lists[0] is not origin:
-            packed, offsets, ids = pack(*self.joined(), nlist)
+            x, ids, assigned, groups = self.joined()
+            if groups is None:
+                packed, offsets, ids = pack(x, ids, assigned, nlist)
+            else:
+                packed, offsets, ids, groups = pack_by_group(x, ids, groups, assigned, nlist)
             bias = metrics.row_bias(packed, origin, metric)
-            self._lists = origin, inverted_lists(packed, offsets, ids, bias)
+            self._lists = origin, inverted_lists(packed, offsets, ids, bias), groups
         return self._lists[1]
+
+    def cells(self, nlist: int, origin: Tensor, metric: str) -> Cells:
+        """The cells of what `lists` returns."""
+        lists = self.lists(nlist, origin, metric)
+        groups = None if self._lists is None else self._lists[2]
+        return cells_of(lists.offsets, torch.full_like(lists.ids, NO_GROUP) if groups is None else groups)
+
+    def _all_groups(self) -> Tensor | None:
+        if not self.grouped:
+            return None
+        parts = zip(self._groups, self._assigned, strict=True)
+        return torch.cat([torch.full_like(lists, NO_GROUP) if part is None else part for part, lists in parts])
 
     def _all_ids(self) -> Tensor:
         if len(self._ids) > 1:

@@ -1,4 +1,4 @@
-"""Reading vectors by id, sizes of lists and memory: methods of `IndexBase`.
+"""Reading vectors and groups by id, sizes of lists and memory: methods of `IndexBase`.
 
 L lists, d dim, n ids.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..functional.lists import lengths
 from . import validation
 from .eager import eager, opaque
+from .groups import groups_in
 
 if TYPE_CHECKING:
     from .base import IndexBase
@@ -81,6 +82,34 @@ def list_stats(self: IndexBase) -> ListStats:
         max=int(sizes.max()),
         imbalance=self.imbalance_factor(),
     )
+
+
+@eager
+def groups_of(self: IndexBase, ids: Tensor) -> Tensor:
+    """The groups (n,) int64 of ids (n,) int64; of a duplicate id that of the row whose vector `reconstruct` returns.
+
+    -1 for a row that was added without a group. KeyError if an id is unknown.
+
+    >>> from torch_ivf_module import IndexFlatL2
+    >>> index = IndexFlatL2(2)
+    >>> index.add(torch.eye(2), groups=torch.tensor([7, 3]))
+    >>> index.groups_of(torch.tensor([1, 0]))
+    tensor([3, 7])
+    """
+    wanted, back = validation.id_list(ids, "ids", self.device).unique(return_inverse=True)
+    return self.store.groups(wanted)[back]
+
+
+@eager
+def group_sizes(self: IndexBase) -> tuple[Tensor, Tensor]:
+    """The groups (G,) int64 that rows have, ascending, and the number of rows of each (G,) int64.
+
+    -1 is among them if rows were added without a group.
+    """
+    with self.store.lock:
+        self.store.packed_lists()
+        groups, sizes = groups_in(self.store.buffers).unique(return_counts=True)
+        return groups, sizes
 
 
 @opaque

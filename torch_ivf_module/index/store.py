@@ -12,23 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional.id_lookup import last_of
-from ..functional.lists import InvertedLists, append, keep_rows
+from ..functional.cells import Cells
+from ..functional.lists import InvertedLists
 from ..functional.probe import Coarse
 from ..functional.row_codes import vectors_of
 from ..functional.transforms import run_outside
 from . import schema
 from .coding import CodesCache
 from .derived import Derived, derive
+from .groups import CellsCache, groups_in, repacked
 from .ids import IdLookup, Matches
 from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values, unchanged
 from .pending import PendingUpdates, few, many_deleted
 from .row_format import RowFormat
+from .store_size import StoreSize
 
 Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, int]]
 
 
-class ListStore:
+class ListStore(StoreSize):
     """The rows of an index, by list and by id.
 
     The packed rows are tensors in `buffers`, the `_buffers` of the module that owns the store. Added rows are pending,
@@ -47,63 +49,20 @@ class ListStore:
         self.unordered = 0
         self.ids = IdLookup()
         self._updates = PendingUpdates()
+        self._cells = CellsCache()  # of the packed lists
         self._integrity = Integrity()
         self._derived: Derived | None = None
         self.codes = CodesCache(format.d)  # of the packed lists
         self.handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, until they change
 
-    # -- what is stored ------------------------------------------------------------------------------------
-
-    @property
-    def packed(self) -> Tensor:
-        """The packed rows (N, ...), as `format` has them."""
-        return self.buffers[self.format.name]
-
-    @property
-    def _packed_rows(self) -> int:
-        return self.packed.shape[0]
-
-    @property
-    def ntotal(self) -> int:
-        """Rows, without deleted ones."""
-        return self._packed_rows - self._updates.deleted_rows + self._updates.rows
-
-    @property
-    def nlist(self) -> int:
-        """Number of lists: 1 for a flat index, 0 before training."""
-        return max(0, self.buffers["list_offsets"].shape[0] - 1)
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether rows can be added."""
-        return self.flat or self.buffers["centroids"].shape[0] > 0
-
-    @property
-    def device(self) -> torch.device:
-        """Where the rows are."""
-        return self.buffers[self.format.name].device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the vectors."""
-        return self.format.vector_dtype(self.packed)
-
-    @property
-    def next_id(self) -> int:
-        """The id that `add` gives next."""
-        self.check()
-        return int(self.buffers[schema.NEXT_ID])
-
-    def require_trained(self, action: str) -> None:
-        """Raise RuntimeError before training."""
-        if not self.is_trained:
-            raise RuntimeError(f"{action} needs a trained index: call train(x) first")
+    # -- what is stored: see StoreSize; and in bytes ---------------------------------------------------------
 
     def memory_bytes(self) -> int:
         """Bytes of all buffers, of pending rows, and of what was derived from them so far."""
         with self.lock:
             total = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None) + self.codes.bytes
-            return total + (self._derived.bytes if self._derived else 0) + self._updates.bytes + self.ids.bytes
+            total += (self._derived.bytes if self._derived else 0) + self._cells.bytes
+            return total + self._updates.bytes + self.ids.bytes
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -122,6 +81,12 @@ class ListStore:
             if updates.rows:
                 segments.append(updates.lists(self.nlist, derived.coarse.origin, self.metric))
             return derived.coarse, segments
+
+    def cells(self, segments: list[InvertedLists]) -> list[Cells]:
+        """The cells of what `segments` returned; the caller holds `lock` since then."""
+        origin = self._derive().coarse.origin
+        pending = [self._updates.cells(self.nlist, origin, self.metric) for _ in segments[1:]]
+        return [self._cells.get(self.buffers), *pending]
 
     def coarse(self) -> Coarse:
         """The coarse quantizer."""
@@ -147,22 +112,20 @@ class ListStore:
 
     def vectors(self, wanted: Tensor) -> Tensor:
         """The last added vectors (n, d) of the distinct ascending ids `wanted` (n,). KeyError for an unknown id."""
+        return vectors_of(self._last(wanted, vectors=True), self.d)
+
+    def groups(self, wanted: Tensor) -> Tensor:
+        """The groups (n,) of the rows whose vectors `vectors` returns. KeyError for an unknown id."""
+        return self._last(wanted, vectors=False)
+
+    def _last(self, wanted: Tensor, *, vectors: bool) -> Tensor:
+        """The rows (n, ...), or their groups (n,), that were added last under the ids `wanted` (n,)."""
         with self.lock:
             if not few(self._updates.rows, self._packed_rows):
                 self.pack()
-            pending = self._updates.joined()[0] if self._updates.rows else None
-            found = self.matches(wanted)
-            offsets, packed = self.buffers["list_offsets"], self.packed
-            rows = self.ids.last(offsets, wanted, found.packed, found.of_packed)
-            at = last_of(found.pending, found.of_pending, wanted.shape[0])
-            unknown = wanted[(rows < 0) & (at < 0)]
-            if unknown.shape[0]:
-                raise KeyError(f"id {int(unknown[0])} is not in the index")
-            out = packed.new_empty(wanted.shape[0], packed.shape[1])
-            out[at < 0] = packed[rows[at < 0]]  # pending rows were added later than packed ones
-            if pending is not None:
-                out[at >= 0] = pending[at[at >= 0]]
-            return vectors_of(out, self.d)
+            pending = self._updates.joined()[0 if vectors else 3] if self._updates.rows else None
+            stored = self.packed if vectors else groups_in(self.buffers)
+            return self.ids.latest(self.buffers["list_offsets"], wanted, self.matches(wanted), stored, pending)
 
     def _derive(self) -> Derived:
         derived = self._derived
@@ -176,8 +139,19 @@ class ListStore:
 
     # -- changing ------------------------------------------------------------------------------------------
 
-    def add(self, rows: Tensor, ids: Tensor, assigned: Tensor, next_id: int, *, custom_ids: bool) -> None:
-        """Add rows (n, ...) of this format, with ids (n,), to the lists `assigned` (n,); tensors are not copied.
+    def add(
+        self,
+        rows: Tensor,
+        ids: Tensor,
+        assigned: Tensor,
+        next_id: int,
+        groups: Tensor | None = None,
+        *,
+        custom_ids: bool,
+    ) -> None:
+        """Add rows (n, ...) of this format, with ids (n,) and groups (n,), to the lists `assigned` (n,).
+
+        Tensors are not copied.
 
         `custom_ids` says that other rows may have some of the ids.
         """
@@ -185,7 +159,7 @@ class ListStore:
             if not rows.shape[0] and next_id == int(self.buffers[schema.NEXT_ID]):
                 return
             self.put(next_id=torch.full_like(self.buffers[schema.NEXT_ID], next_id))
-            self._updates.push(rows, ids, assigned, custom_ids=custom_ids)
+            self._updates.push(rows, ids, assigned, groups, custom_ids=custom_ids)
             self.unordered += rows.shape[0]
             if self._updates.rows >= max(self._packed_rows, 1):  # then adding copies O(n) rows in all
                 self.pack()
@@ -211,36 +185,31 @@ class ListStore:
             if not updates:  # another thread has packed
                 return
             self.check()
-            packed, offsets, ids = (self.buffers[name] for name in self.names[1:])
-            if updates.deleted is not None:
-                packed, offsets, ids = keep_rows(packed, offsets, ids, ~updates.deleted)
-            if updates.rows:
-                rows, new_ids, assigned = updates.joined()
-                if updates.custom_ids:
-                    self.ids.note(ids, new_ids, assigned)
-                packed, offsets, ids = append(packed, offsets, ids, rows, new_ids, assigned)
-            self.replace_lists(packed, offsets, ids)
+            self.replace_lists(*repacked(self.buffers, self.packed, updates, self.ids))
             self._updates = PendingUpdates()
 
-    def replace_lists(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
-        """Replace the packed lists: rows (N, ...), offsets (L + 1,), ids (N,)."""
+    def replace_lists(self, packed: Tensor, offsets: Tensor, ids: Tensor, groups: Tensor | None = None) -> None:
+        """Replace the packed lists: rows (N, ...), offsets (L + 1,), ids (N,), groups (N,) sorted within each list."""
         self._forget_derived()  # frees the old buffers
-        self.put(**{self.format.name: packed}, list_offsets=offsets, list_ids=ids)
+        self.put(**{self.format.name: packed}, list_offsets=offsets, list_ids=ids, list_groups=groups)
+        self.ordering = self.ordering if groups is None else "none"
 
     def exchange(self, buffers: dict[str, Tensor]) -> None:
         """Replace all buffers, and discard pending updates and everything derived from the old buffers."""
         with self.lock:
             self._updates, self.ids, self.unordered = PendingUpdates(), IdLookup(), 0
             self._forget_derived()
-            self.put(**buffers)
+            self.put(**{schema.GROUPS: None, **buffers})
 
-    def put(self, **tensors: Tensor) -> None:
-        """Replace buffers by name."""
+    def put(self, **tensors: Tensor | None) -> None:
+        """Replace buffers by name; None removes one."""
         written = [name for name in schema.INTEGERS if name in tensors]
         with self.lock:
             if 0 < len(written) < len(schema.INTEGERS):
                 self.check()  # the integer buffers that stay
-            self.buffers.update(tensors)
+            self.buffers.update({name: tensor for name, tensor in tensors.items() if tensor is not None})
+            for name in [name for name, tensor in tensors.items() if tensor is None]:
+                self.buffers.pop(name, None)
             if written:
                 self._integrity.put(self.buffers)
             self.new_version()
@@ -254,6 +223,7 @@ class ListStore:
     def _forget_derived(self) -> None:
         self._derived = None
         self.codes.clear()
+        self._cells.clear()
         self.ids.forget_order()
 
     def hand_out(self) -> dict[str, Tensor]:
@@ -280,7 +250,7 @@ class ListStore:
         self.hand_out()
         self.graph = None
         self._forget_derived()
-        return {name: self.buffers[name] for name in self.own}
+        return self.own_buffers()
 
     def moved(self) -> None:
         """After all buffers were moved or cast by a function that may have changed the integer ones."""
@@ -291,7 +261,7 @@ class ListStore:
         """The state for `restore`: references to tensors, no copies."""
         self.pack()
         with self.lock:
-            return {name: self.buffers[name] for name in self.own}, copy.copy(self._integrity), self.ids.last_lists
+            return self.own_buffers(), copy.copy(self._integrity), self.ids.last_lists
 
     def restore(self, snapshot: Snapshot) -> None:
         """Undo everything since `snapshot`."""
