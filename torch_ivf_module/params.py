@@ -29,6 +29,7 @@ _CHOICES = {
 }
 _FLAGS = ("use_per_list_sizes", "safe_pruning", "dynamic_nprobe", "strict_budget", "debug_stats", "approximate")
 _COUNTS = ("max_codes", "candidate_budget", "rebuild_threshold_adds", "min_codes_per_list", "max_codes_cap_per_list")
+_TENSORS = ("selector", "groups")
 _SHARE = ("use_per_list_sizes", "dynamic_nprobe", "min_codes_per_list", "strict_budget")  # a budget, so need one
 
 
@@ -59,6 +60,10 @@ class SearchParams:
         cannot hold a result has not paid where it was measured.
     selector : the ids that may be found: int64 (n,) in any order, or a bool mask whose entry i is for id i; a
         tensor, array or list.
+    groups : the group of each query, int64 (nq,): it finds rows that were added with this group, no others, and reads
+        no others. -1 is the group of rows that were added without one.
+    group_by : results that may have the same group, >= 1: the best k rows of which no more do. Rows without a group
+        are not limited.
     debug_stats : whether to put a dict of what the search did into ``index.last_search_stats``.
     approximate : True is another way to say profile="approx".
 
@@ -87,6 +92,8 @@ class SearchParams:
     debug_stats: bool = False
     selector: Tensor | None = None
     approximate: bool = False
+    groups: Tensor | None = None
+    group_by: int | None = None
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -100,8 +107,11 @@ class SearchParams:
             whole(getattr(self, name) or 0, name, 0)
         if self.nprobe is not None:
             positive(self.nprobe, "nprobe")
-        if self.selector is not None:
-            object.__setattr__(self, "selector", as_tensor(self.selector, "selector"))
+        if self.group_by is not None:
+            positive(self.group_by, "group_by")
+        for name in _TENSORS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_tensor(getattr(self, name), name))
         lost = [name for name in _SHARE if getattr(self, name)]
         if lost and not self.of("candidate_budget"):
             raise ValueError(f"{lost[0]} shares out a candidate_budget: give one, or a profile that has one")
@@ -115,13 +125,14 @@ class SearchParams:
         if not isinstance(other, SearchParams):
             return NotImplemented
         # Comparing tensors gives tensors: the same selector is the same object.
-        return self.selector is other.selector and self._values() == other._values()
+        alike = all(getattr(self, name) is getattr(other, name) for name in _TENSORS)
+        return alike and self._values() == other._values()
 
     def __hash__(self) -> int:
-        return hash((id(self.selector), self._values()))
+        return hash((*(id(getattr(self, name)) for name in _TENSORS), self._values()))
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, field.name) for field in fields(self) if field.name != "selector")
+        return tuple(getattr(self, field.name) for field in fields(self) if field.name not in _TENSORS)
 
     def __repr__(self) -> str:
         given = [f for f in fields(self) if getattr(self, f.name) is not f.default]

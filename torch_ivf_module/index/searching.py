@@ -22,7 +22,7 @@ from ..functional.search import capped_lists, finite_queries
 from ..functional.search import search as search_lists
 from ..functional.transforms import differentiable, is_dual, outside, scored, tracked, transforming, wrapped
 from ..params import DEFAULTS, SearchParams, positive
-from . import validation
+from . import grouping, validation
 from .eager import autocasts, eager, recorded_by_fx, refuse_recording, refuse_tracing, without_autocast
 from .integrity import refuse_without_values
 from .operator import recorded_search
@@ -84,9 +84,9 @@ def range_search(
     """All vectors of the probed lists strictly inside the radius: D < radius (l2), D > radius (ip, cosine).
 
     `radius` is a number, or a tensor (nq,) of one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
-    I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params`, `nprobe` and `selector`
-    are used: all rows of the probed lists are read, `max_codes` and budgets are ignored, as in faiss. D has no
-    derivative and never requires grad. Raises as `search`, and RuntimeError for a dual tensor x.
+    I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params`, `nprobe`, `selector`
+    and `groups` are used: `max_codes` and budgets are ignored, as in faiss. D has no derivative and never requires
+    grad. Raises as `search`, and RuntimeError for a dual tensor x.
     """
     x = validation.vectors(x, "x", self.d, self.device)
     if is_dual(x):
@@ -145,6 +145,8 @@ def search_prepared(
 
     `probed` (Q, P), if given, are the lists to read. Call it without autocast and under `torch.no_grad`.
     """
+    if grouping.by_group(params):
+        return grouping.search_by_group(index, queries, k, params)
     options = index.search_options(k, params)
     counted = options.max_codes is not None or options.budget is not None
     coded = options.mode == "auto" and not options.exact
@@ -162,13 +164,17 @@ def range_of_prepared(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`range_search` of prepared queries and radii (Q,); `probed` (Q, P), if given, are the lists to read."""
     with without_autocast(queries.device), torch.no_grad():
+        score = metrics.to_score(radii, index.metric)
+        if grouping.by_group(params):
+            lims, scores, ids = grouping.range_by_group(index, queries, score, params)
+            return lims, metrics.to_distance(scores, index.metric), ids
         options = index.search_options(1, params)
         coarse, segments, _ = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=False)
         lims, scores, rows = range_scan.range_search(
             queries,
             coarse,
             segments,
-            score=metrics.to_score(radii, index.metric),
+            score=score,
             nprobe=options.nprobe,
             metric=index.metric,
             max_bytes=index.max_bytes,

@@ -16,7 +16,7 @@ from .._optional import require
 from ..functional import metric as metrics
 from ..functional.kmeans import RowShard
 from ..functional.transforms import is_dual, wrapped
-from ..index import IndexIVF, building, schema, searching, training, validation
+from ..index import IndexIVF, building, grouping, schema, searching, training, validation
 from ..index.eager import without_autocast
 from ..index.ids import Matches
 from ..params import SearchParams, positive
@@ -260,6 +260,7 @@ class ShardedIndex(ShardedModule):
         if wrapped(given) or is_dual(given):
             raise RuntimeError(f"{action} of a ShardedIndex has no derivative and no torch.func transform: detach x")
         settings = self.index.checked_params(params)
+        grouping.refuse(settings, "a ShardedIndex")
         if settings.selector is not None:
             validation.selector(settings.selector, "selector", self.index.device)
         if self.index.search_options(1, settings).budget is not None:
@@ -273,7 +274,7 @@ class ShardedIndex(ShardedModule):
         """What must be the same on all processes: `params`, and the settings of the index that it does not give."""
         usual, given = self.index.search_options(1), params or SearchParams()
         chosen = None if given.selector is None else global_state.digest_of(given.selector)
-        return replace(given, selector=None), chosen, usual.nprobe, usual.max_codes
+        return replace(given, selector=None, groups=None), chosen, usual.nprobe, usual.max_codes
 
     # -- state ---------------------------------------------------------------------------------------------
 

@@ -1,0 +1,133 @@
+"""Search among the rows of one group for each query, and results with at most so many rows of a group.
+
+Both are searches of other lists or for more results: see cells. Q queries, L lists, P probes, d dim, k results, H hits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from . import range_scan
+from .cells import NO_GROUP, Cells, cells_probed
+from .kernels import kernel_for
+from .lists import InvertedLists, ids_at
+from .options import SearchOptions
+from .probe import Coarse, probe
+from .scan_above import group_by_query
+from .search import capped_lists, finite_queries, merge_segments
+from .search import search as search_lists
+from .select import select_topk
+from .stats import Stats
+
+_MORE = 4  # how many times as many rows are searched for where those found have too many of one group
+
+
+def search(
+    x: Tensor,
+    coarse: Coarse,
+    segments: Sequence[InvertedLists],
+    cells: Sequence[Cells],
+    groups: Tensor,
+    options: SearchOptions,
+    *,
+    stats: Stats | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`search.search` of those rows alone that have the group of their query, groups (Q,); `cells` of each segment.
+
+    Reads these rows of the probed lists and no others. `max_codes` counts all rows of a list. There is no budget.
+    """
+    lists = probed_lists(x, coarse, segments, options)
+    results = []
+    for segment, own in zip(segments, cells, strict=True):
+        part, probed = cells_probed(own, segment, lists, groups)
+        if probed.numel():
+            results.append(search_lists(x, coarse, [part], options, probed=probed, stats=stats)[:2])
+        else:
+            results.append(select_topk(x.new_empty(x.shape[0], 0), lists.new_empty(x.shape[0], 0), options.k))
+    scores, rows = merge_segments(segments, results, options.k)
+    return scores, rows, ids_at([part.ids for part in segments], rows)
+
+
+def range_search(
+    x: Tensor,
+    coarse: Coarse,
+    segments: Sequence[InvertedLists],
+    cells: Sequence[Cells],
+    groups: Tensor,
+    options: SearchOptions,
+    *,
+    score: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`range_scan.range_search` of those rows alone that have the group of their query, groups (Q,)."""
+    lists = probed_lists(x, coarse, segments, options._replace(max_codes=None))
+    queries, scores, rows, before = [lists.new_empty(0)], [x.new_empty(0)], [lists.new_empty(0)], 0
+    for segment, own in zip(segments, cells, strict=True):
+        part, probed = cells_probed(own, segment, lists, groups)
+        if probed.numel():
+            lims, found, at = range_scan.range_search(
+                x,
+                coarse,
+                [part],
+                score=score,
+                nprobe=options.nprobe,
+                metric=options.metric,
+                max_bytes=options.max_bytes,
+                probed=probed,
+            )
+            queries.append(torch.repeat_interleave(torch.arange(x.shape[0], device=x.device), lims.diff()))
+            scores.append(found)
+            rows.append(at + before)
+        before += segment.packed.shape[0]
+    lims, order = group_by_query(torch.cat(queries), x.shape[0])
+    return lims, torch.cat(scores)[order], torch.cat(rows)[order]
+
+
+def probed_lists(
+    x: Tensor, coarse: Coarse, segments: Sequence[InvertedLists], options: SearchOptions
+) -> Tensor:
+    """The lists (Q, P) that queries read, nearest first, L for none."""
+    x, finite = finite_queries(x)
+    nearest = probe(x, coarse, options.nprobe, options.metric, kernel_for(x))
+    return capped_lists(nearest, finite, coarse, segments, options.max_codes)[0]
+
+
+def spread(
+    find: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    groups_of: Callable[[Tensor], Tensor],
+    queries: int,
+    k: int,
+    most: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """The k best rows of each query of which at most `most` have the same group: scores and rows (Q, k).
+
+    ``find(which, n)`` returns the n best scores and rows of the queries (q,), groups_of the groups of rows. Where the
+    rows found are not enough, more are searched for, until there are no others. Rows without a group are not limited.
+    """
+    scores = rows = None
+    which, wanted = torch.arange(queries, device=device), k
+    while True:
+        found, at = find(which, wanted)
+        kept = (at >= 0) & within_group(groups_of(at), most)
+        order = torch.sort((~kept).to(torch.uint8), dim=1, stable=True).indices[:, :k]
+        enough = (kept.sum(1) >= k) | (at[:, -1] < 0)
+        missing = ~kept.gather(1, order)
+        best = found.gather(1, order).masked_fill(missing, -torch.inf), at.gather(1, order).masked_fill(missing, -1)
+        if scores is None or rows is None:
+            scores, rows = best
+        else:
+            scores[which], rows[which] = best
+        which, wanted = which[~enough], wanted * _MORE
+        if not which.shape[0]:
+            return scores, rows
+
+
+def within_group(groups: Tensor, most: int) -> Tensor:
+    """Which of the groups (Q, K) are among the first `most` of their value in their row; all that are NO_GROUP."""
+    ordered, order = torch.sort(groups, dim=1, stable=True)
+    first = torch.searchsorted(ordered, ordered)
+    rank = torch.arange(groups.shape[1], device=groups.device) - first
+    return torch.empty_like(rank, dtype=torch.bool).scatter_(1, order, (rank < most) | (ordered == NO_GROUP))

@@ -1,0 +1,97 @@
+"""Searches by group: what `SearchParams(groups=..., group_by=...)` change of a search of an index.
+
+Q queries, k results, H hits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..functional import grouped_search
+from ..functional.cells import Cells, groups_at
+from ..functional.lists import InvertedLists, ids_at, is_selected, mask_rows
+from ..functional.probe import Coarse
+from ..functional.search import search as search_lists
+from ..params import SearchParams
+from . import validation
+
+if TYPE_CHECKING:
+    from .base import IndexBase
+
+
+def by_group(params: SearchParams) -> bool:
+    """Whether a search with these settings depends on groups."""
+    return params.groups is not None or params.group_by is not None
+
+
+def refuse(params: SearchParams, what: str) -> None:
+    """ValueError if a search depends on groups, where `what` does not have them."""
+    if by_group(params):
+        name = "group_by" if params.groups is None else "groups"
+        raise ValueError(f"params has {name}, which {what} does not support: search a plain index")
+
+
+def search_by_group(
+    index: IndexBase, queries: Tensor, k: int, params: SearchParams
+) -> tuple[Tensor, Tensor, Tensor, list[InvertedLists]]:
+    """`searching.search_prepared` of params with groups, with group_by, or with both."""
+    options = index.search_options(k, params)
+    if options.budget is not None:
+        raise ValueError("params has a budget of rows, the first of each list, so of few groups: leave it out")
+    groups = _of_queries(index, params, queries.shape[0])
+    coarse, segments, cells = _read(index, params)
+    stats: dict[str, Any] | None = {} if params.debug_stats else None
+
+    def find(which: Tensor | slice, wanted: int) -> tuple[Tensor, Tensor]:
+        x, own = queries[which], options._replace(k=wanted)
+        if groups is None:
+            return search_lists(x, coarse, segments, own, stats=stats)[:2]
+        return grouped_search.search(x, coarse, segments, cells, groups[which], own, stats=stats)[:2]
+
+    if params.group_by is None:
+        scores, rows = find(slice(None), k)
+    else:
+        scores, rows = grouped_search.spread(
+            find, lambda rows: groups_at(cells, rows), queries.shape[0], k, params.group_by, queries.device
+        )
+    if stats is not None:
+        index.last_search_stats = stats
+    return scores, rows, ids_at([part.ids for part in segments], rows), segments
+
+
+def range_by_group(
+    index: IndexBase, queries: Tensor, score: Tensor, params: SearchParams
+) -> tuple[Tensor, Tensor, Tensor]:
+    """lims (Q + 1,), scores and ids (H,) of a range search of params with groups."""
+    if params.group_by is not None:
+        raise ValueError("range_search has no group_by: it returns all rows inside of the radius")
+    groups = _of_queries(index, params, queries.shape[0])
+    coarse, segments, cells = _read(index, params)
+    assert groups is not None
+    lims, scores, rows = grouped_search.range_search(
+        queries, coarse, segments, cells, groups, index.search_options(1, params), score=score
+    )
+    return lims, scores, ids_at([part.ids for part in segments], rows)
+
+
+def _of_queries(index: IndexBase, params: SearchParams, queries: int) -> Tensor | None:
+    if params.groups is None:
+        return None
+    groups = validation.id_list(params.groups, "groups", index.device)
+    if groups.shape[0] != queries:
+        raise ValueError(f"groups must have one group for each of the {queries} queries, got {groups.shape[0]}")
+    return groups
+
+
+def _read(index: IndexBase, params: SearchParams) -> tuple[Coarse, list[InvertedLists], list[Cells]]:
+    """What a search reads, rows masked that the selector excludes, and the cells of each segment."""
+    store = index.store
+    with store.lock:
+        coarse, segments = store.segments(counted=index.search_options(1, params).max_codes is not None)
+        cells = store.cells(segments)
+    if params.selector is not None:
+        chosen = validation.selector(params.selector, "selector", index.device)
+        segments = [mask_rows(lists, is_selected(lists.ids, chosen)) for lists in segments]
+    return coarse, segments, cells
