@@ -6,6 +6,8 @@
 #   make fuzz         random sequences of calls against faiss and a float64 model, for a minute; ARGS='--seconds 600'
 #   make fuzz-codes   a million queries made to break the bound of 8-bit codes; ARGS='--queries 100000'
 #   make larger-than-memory  an index in a file, searched by a process that may use less memory than it
+#   make build-larger-than-memory  an index in a file, built from a larger file than the memory of the process
+#   make stress-updates  searches and changes in several threads for ten minutes, every answer checked
 #   make native       the native kernel of this checkout, which make test has built too if there is a C++ compiler
 #   make lint types   ruff and mypy
 #   make dist         the wheels and the sdist, checked, and installed in environments of their own;  make wheels  unchecked
@@ -39,7 +41,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-integrations fuzz fuzz-codes larger-than-memory native lint types docs notebooks dist wheels bench-quick bench clean
+.PHONY: help demo test test-long test-integrations fuzz fuzz-codes larger-than-memory build-larger-than-memory stress-updates native lint types docs notebooks dist wheels bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -73,6 +75,12 @@ fuzz-codes: $(VENV)/.ready-dev
 
 larger-than-memory: $(VENV)/.ready-dev
 	$(RUN) -m tests.larger_than_memory $(ARGS)
+
+build-larger-than-memory: $(VENV)/.ready-dev
+	$(RUN) -m tests.build_larger_than_memory $(ARGS)
+
+stress-updates: $(VENV)/.ready-dev
+	$(RUN) -m tests.stress_updates $(ARGS)
 
 native: $(VENV)/.ready-dev
 	$(RUN) -m torch_ivf_module build-native $(ARGS)

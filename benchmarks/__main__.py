@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep-codes": ("commands.run", "recall and queries/s over max_codes"),
     "sweep-budgets": ("commands.run", "recall and queries/s over candidate budgets"),
     "profile": ("commands.run", "searches of some batch sizes under torch.profiler, as a table of their operators"),
+    "multi-vector": ("commands.multi_vector", "MaxSim beside a loop over documents, on a synthetic corpus, as a table"),
     "score-auto": ("commands.score_auto", "score the choices of search_mode='auto' and the constants behind them"),
 }
 

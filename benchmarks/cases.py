@@ -36,6 +36,7 @@ class Case:
     removed: int = 100  # ids per call
     auto_nqs: tuple[int, ...] = (1, 4, 16, 64, 256, 1_024)
     auto_nprobes: tuple[int, ...] = (1, 8, 32, 128)
+    filter_nqs: tuple[int, ...] = (1, 256)
     profile_nqs: tuple[int, ...] = (1, 32, 2_048)
     budgets: tuple[int, ...] = (16_384, 32_768, 65_536, 131_072)  # rows per query, of sorted lists
     codes: tuple[int, ...] = (4_096, 8_192, 16_384, 32_768, 65_536)  # rows per query, in whole lists
@@ -69,8 +70,8 @@ _CASES = (
     Case(
         "tiny", "Gaussian, 2,000 × 16, nlist 16, nprobe 4: for trying the benchmarks themselves", "gaussian", 2_000, 16,
         16, 4, k=5, total_queries=256, nqs=(1, 32), flat_nqs=(1, 32), truth_queries=64, nprobes=(1, 4), efs=(8, 32),
-        batch=64, pairs=50, removes=10, auto_nqs=(1, 16), auto_nprobes=(1, 4), profile_nqs=(1, 32), budgets=(256, 512),
-        codes=(256,), ivf=((8, 2), (16, 4)),
+        batch=64, pairs=50, removes=10, auto_nqs=(1, 16), auto_nprobes=(1, 4), filter_nqs=(1, 32), profile_nqs=(1, 32),
+        budgets=(256, 512), codes=(256,), ivf=((8, 2), (16, 4)),
     ),
 )  # fmt: skip
 CASES: dict[str, Case] = {case.name: case for case in _CASES}
@@ -85,7 +86,8 @@ AIMS = {
 PLAN: dict[str, tuple[str, ...]] = {
     "headline": (
         *("lists", "search", "flat", "train", "add", "recall", "quantizers", "pairs", "auto", "budgets", "codes"),
-        *("filters", "maintenance", "serving", "contention", "compiled", "memory", "formats", "profile"),
+        *("filters", "query_filters", "maintenance", "serving", "contention", "compiled", "memory", "formats"),
+        "profile",
     ),
     "photographs": (
         *("lists", "search", "flat", "train", "add", "recall", "quantizers", "pairs", "auto"),

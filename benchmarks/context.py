@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import answers, engines
+from . import answers, device, engines
 from .cases import Case
 from .datasets import Data, load
 from .measure import Effort, Timing, interleave, rotation
@@ -39,7 +39,8 @@ class Context:
 
     def spec(self, seed: int | None = None) -> engines.Spec:
         seed = self.case.seed if seed is None else seed
-        return engines.Spec(self.data.base.shape[1], self.case.nlist, self.case.metric, seed, self.threads)
+        d = self.data.base.shape[1]
+        return engines.Spec(d, self.case.nlist, self.case.metric, seed, self.threads, device=device.name)
 
     def make(self, table: Mapping[str, engines.Entry], *only: str) -> dict[str, engines.Variant]:
         """Empty engines of `table` among the names that take part (and among `only`, if given)."""

@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from . import device
+
 _PACKAGES = "torch-ivf-module torch numpy faiss-cpu torch-ivf hnswlib scann-core-torch"
 _SIMD = re.compile(r"^(sse4|avx|amx|fma|f16c|asimd|sve|bf16|i8mm|neon)")
 _ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +44,7 @@ def describe(threads: int, command: str) -> dict[str, Any]:
     import torch
 
     versions = {}
-    for package in _PACKAGES.split():
+    for package in _PACKAGES.split() + ["triton"] * (device.name != "cpu"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
@@ -51,6 +53,7 @@ def describe(threads: int, command: str) -> dict[str, Any]:
         "commit": commit(),
         "changed": bool(_git("status", "--porcelain", "--", "torch_ivf_module", "benchmarks/*.py")),
         "threads": threads,
+        **device.facts(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "cpu": _cpu_model(),
         "simd": simd(),

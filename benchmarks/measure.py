@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from . import device
+
 # Seconds per call (median), its quartiles seconds_low and seconds_high, its 95th percentile, and the number of calls.
 Timing = dict[str, float]
 
@@ -34,6 +36,7 @@ QUICK = Effort(rounds=5, fewest_rounds=2, most_calls=16, cell_seconds=8.0, serve
 def timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     start = time.perf_counter()
     answer = call(*arguments)
+    device.finish()
     return time.perf_counter() - start, answer
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from .cases import AIMS, BATCHES, CASES, PLAN
+from .device import images, kind
 from .results import TaskRun
 from .tables import GROWTH, TABLES, TO_FAISS, grid, pivot, tabulate
 
@@ -23,8 +24,20 @@ kernel is named, `ours` uses it, with its 8-bit codes where the default makes th
 `ours-csr` and `ours-matrix` are always PyTorch operations."""
 
 
-def page(tasks: Tasks) -> str:
-    parts = [_HEAD]
+_ON_DEVICE = """# Benchmarks on an accelerator: {names}
+
+Written by `python -m benchmarks report --device {kind}` from `benchmarks/benchmarks-{kind}.jsonl`; change the program,
+not this page. faiss and the other libraries without a device in their name search on the CPU of the same machine.
+[benchmarks.md](benchmarks.md) has the figures of CPUs, and what the words mean."""
+
+
+def _head(tasks: Tasks, where: str) -> str:
+    names = dict.fromkeys(task.facts["device_name"] for task in tasks.values()) if where != "cpu" else ()
+    return _ON_DEVICE.format(names=", ".join(names), kind=where) if names else _HEAD
+
+
+def page(tasks: Tasks, where: str = "cpu") -> str:
+    parts = [_head(tasks, where)]
     for name in dict.fromkeys([*PLAN, *CASES]):
         found = [tasks[name, task] for task in TABLES if (name, task) in tasks]
         if found and not name.startswith("growth-"):
@@ -71,7 +84,7 @@ def _section(task: TaskRun) -> list[str]:
     if task.task == "auto":
         parts.append(f"Unevenness of the lists: {task.rows[0]['unevenness']:.1f} (1 for lists of one size).")
     if table.plot is not None:
-        parts.append(f"![{table.title}, {task.case}](img/{plot_file(task)})")
+        parts.append(f"![{table.title}, {task.case}]({images(kind(task.facts))}/{plot_file(task)})")
     parts += [aims(task)] if task.task == "search" and aims(task) else []
     return [*parts, caption(task), *_left_out(task)]
 
@@ -79,7 +92,8 @@ def _section(task: TaskRun) -> list[str]:
 def caption(task: TaskRun) -> str:
     facts, kernel = task.facts, ", native kernel" if task.facts.get("native") else ""
     commit = facts["commit"][:7] + (" with uncommitted changes" if facts["changed"] else "")
-    where = f"{facts['cpu']}, {facts['threads']} threads{kernel}; {facts['date'][:10]}, commit {commit}"
+    on = f"{facts['device_name']}; host " if kind(facts) != "cpu" else ""
+    where = f"{on}{facts['cpu']}, {facts['threads']} threads{kernel}; {facts['date'][:10]}, commit {commit}"
     return f"*{where}; `{facts['command']}`; run {facts['run']}*"
 
 

@@ -29,6 +29,8 @@ _STYLES: dict[str, tuple[str, str, str]] = {
     "faiss": ("#0072B2", "-", "o"),
     "faiss-lists": ("#0072B2", "--", "s"),
     "torch-ivf": ("#009E73", "-", "o"),
+    "ours-triton": ("#CC79A7", "-", "o"),
+    "matmul": ("#000000", ":", "x"),
     "hnswlib": ("#E69F00", "-", "P"),
     "ours-float16": ("#CC79A7", "-", "v"),
     "ours-sq8": ("#E69F00", "-", "D"),

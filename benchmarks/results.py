@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import device
+
 DEFAULT = Path(__file__).resolve().parent / "benchmarks.jsonl"
 QUICK = DEFAULT.with_name("quick.jsonl")
 
@@ -58,6 +60,10 @@ def history(paths: Iterable[Path]) -> list[TaskRun]:
     return sorted((task for task in tasks.values() if task.seconds is not None), key=lambda task: task.facts["date"])
 
 
-def latest(paths: Iterable[Path]) -> dict[tuple[str, str], TaskRun]:
-    """The last finished run of each (case, task), without those over other values than the case's own."""
-    return {(task.case, task.task): task for task in history(paths) if not task.facts.get("values")}
+def latest(paths: Iterable[Path], kind: str | None = None) -> dict[tuple[str, str], TaskRun]:
+    """The last finished run of each (case, task), without those over other values than the case's own.
+
+    `kind`, if given, is the kind of device.
+    """
+    own = (task for task in history(paths) if not task.facts.get("values"))
+    return {(task.case, task.task): task for task in own if kind in (None, device.kind(task.facts))}

@@ -1,4 +1,4 @@
-"""How much memory a call takes, as the operating system counts it (bytes)."""
+"""How much memory a call takes (bytes), as the operating system counts it; on an accelerator, as torch does."""
 
 import ctypes
 import gc
@@ -9,9 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from . import device
+
 
 def growth(call: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
     """Run `call`: how far its peak of resident memory was above the start, and its result."""
+    if device.name != "cpu":
+        torch.accelerator.reset_peak_memory_stats()
+        before, result = now(), call(*arguments)
+        return torch.accelerator.max_memory_allocated() - before, result
     with suppress(OSError):  # Linux: resets the peak; elsewhere it is that of the whole process
         Path("/proc/self/clear_refs").write_text("5")
     before = now()
@@ -28,6 +36,8 @@ def trim() -> None:
 
 def now(field: str = "VmRSS") -> int:
     """Resident memory, or another field of /proc/self/status; the peak of the process where there is no such file."""
+    if device.name != "cpu":
+        return torch.accelerator.memory_allocated()
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -210,6 +210,10 @@ TABLES: dict[str, Table] = {
     "budgets": Table("Budgets of rows, with sorted lists", "limit", ("nq", "engine"), figures=_LIMITS),
     "codes": Table("`max_codes`, with the lists as they are", "limit", ("nq", "engine"), figures=_LIMITS),
     "filters": Table("Searching among some of the ids", "ids that may be found", ("engine",), ("nq",), _SELECTED),
+    "query_filters": Table(
+        "A filter for each query, by the share of ids that it may find", "queries/s", ("engine",), ("share",),
+        QPS, (_SAME_IDS,), "nq",
+    ),
     "maintenance": Table("An index that changes", "maintenance", ("engine",), figures=(
         _step("one add, s", "one add"),
         _step("in batches, s", "batches"),

@@ -20,41 +20,40 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# What each needs, at the releases that the tests were last seen to pass with.
+# After a change of one of these an environment is filled anew.
+SETTLED = ("pyproject.toml", "constraints.txt", "integrations/releases.txt")
+# What an adaptor needs comes with its extra alone, and an example that writes an ONNX file needs `export`.
+EXTRAS = {
+    "pytorch_metric_learning": "pytorch-metric-learning",
+    "langchain": "langchain",
+    "sentence_transformers": "sentence-transformers",
+    "torch_geometric": "torch-geometric",
+    "lightning": "lightning",
+    "anomalib": "anomalib,export",
+}
+# What the tests need beside that; releases.txt has the releases that they were last seen to pass with.
 PACKAGES = {
-    "datasets": ["datasets==5.2.0", "pytest==9.2.0"],
-    "pytorch_metric_learning": ["pytorch-metric-learning==2.9.0", "scikit-learn==1.9.1", "pytest==9.2.0"],
-    "langchain": ["langchain-community==0.4.2", "langchain-tests==1.1.9", "pytest==9.2.0", "pytest-asyncio"],
-    "sentence_transformers": [
-        "sentence-transformers==6.2.0",
-        "transformers==5.24.0",
-        "datasets==5.2.0",
-        "pytest==9.2.0",
-    ],
-    "torch_geometric": ["torch_geometric==2.8.1", "pytest==9.2.0"],
-    "lightning": ["lightning==2.6.6", "scikit-learn==1.9.1", "pytest==9.2.0"],
+    "datasets": ["datasets", "pytest"],
+    "pytorch_metric_learning": ["pytest"],
+    "langchain": ["langchain-community", "langchain-tests", "pytest", "pytest-asyncio"],
+    "sentence_transformers": ["datasets", "pytest"],
+    "torch_geometric": ["pytest"],
+    "lightning": ["scikit-learn", "pytest"],
     # With the PyTorch that this torchvision is built for, in a build for GPUs.
-    "anomalib": [
-        "torch==2.14.1",
-        "torchvision==0.29.1",
-        "anomalib==2.7.0",
-        "onnx",
-        "onnxscript",
-        "onnxruntime",
-        "pytest==9.2.0",
-    ],
-    "faiss": ["pytest==9.2.0", "scipy==1.17.1"],
+    "anomalib": ["torch==2.14.1", "torchvision==0.29.1", "pytest"],
+    "faiss": ["pytest", "scipy"],
 }
 
 
-def environment(folder: Path, packages: list[str], base: Path | None) -> Path:
+def environment(folder: Path, packages: list[str], base: Path | None, extras: str = "") -> Path:
     """The interpreter of an environment in `folder` with some packages, and those of the environment `base`.
 
-    PyTorch is the release of constraints.txt unless the packages name one.
+    With `extras` this package is among them, with these extras. PyTorch is the release of constraints.txt unless the
+    packages name one.
     """
     python = folder / "bin" / "python"
     ready = folder / ".ready"
-    wanted = "\n".join(packages)
+    wanted = "\n".join([*packages, extras, *((ROOT / name).read_text() for name in SETTLED)])
     if ready.exists() and ready.read_text() == wanted:
         return python
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -62,8 +61,9 @@ def environment(folder: Path, packages: list[str], base: Path | None) -> Path:
         found = next(base.glob("lib/python*/site-packages"))
         (next(folder.glob("lib/python*/site-packages")) / "base.pth").write_text(f"{found}\n")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    pins = [] if _own_torch(packages) else ["-c", ROOT / "constraints.txt"]
-    subprocess.run([*pip, *pins, *packages], check=True)
+    pins = ["-c", HERE / "releases.txt", *([] if _own_torch(packages) else ["-c", ROOT / "constraints.txt"])]
+    this = ["--editable", f"{ROOT}[{extras}]"] if extras else []
+    subprocess.run([*pip, *pins, *this, *packages], check=True, env={**os.environ, "TORCH_IVF_NATIVE": "0"})
     ready.write_text(wanted)
     return python
 
@@ -77,7 +77,7 @@ def run(name: str, folder: Path, checkout: Path | None) -> bool:
     base = None if _own_torch(PACKAGES[name]) else folder / "torch"
     if base is not None:
         environment(base, ["torch", "numpy"], None)
-    python = environment(folder / name, PACKAGES[name], base)
+    python = environment(folder / name, PACKAGES[name], base, EXTRAS.get(name, ""))
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     pytest = [python, "-m", "pytest", "-W", "ignore", "-c", HERE / "pytest.ini", HERE / f"use_{name}.py"]
     command = [python, HERE / "faiss_tests.py", str(checkout)] if name == "faiss" else pytest

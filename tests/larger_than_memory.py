@@ -10,15 +10,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
-import mmap
-import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +21,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tests.limits import (
+    bytes_read,
+    drop,
+    limit_all,
+    limit_allocations,
+    mb,
+    memory,
+    memory_group,
+    parser_of,
+    peak,
+    resident,
+    store,
+)
 from tests.oracle import agree
 from torch_ivf_module import IndexIVFFlat, SearchParams, load, native
 from torch_ivf_module.functional.codec import panel_bytes
@@ -62,47 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    text = (__doc__ or "").split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m tests.larger_than_memory", description=text)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="of float32 rows (default 4)")
-    parser.add_argument("--d", type=int, default=512, help="dimension (default 512)")
-    parser.add_argument("--queries", type=int, default=500, help="of each measurement (default 500)")
+    parser = parser_of("tests.larger_than_memory", __doc__, "rows", ["build", "search"])
     parser.add_argument("--spare", type=int, default=128, help="MB allowed beside codes and lists (default 128)")
-    parser.add_argument("--no-cgroup", action="store_true", help="limit what is allocated only")
-    parser.add_argument("--folder", type=Path, help="for the file, which is removed (default: a temporary folder)")
-    parser.add_argument("--part", choices=["build", "search"], help=argparse.SUPPRESS)
-    parser.add_argument("--group", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
-
-
-@contextlib.contextmanager
-def memory_group() -> Iterator[Path | None]:
-    """A new control group below that of this process, whose memory can be limited; None if there can be none."""
-    try:
-        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    except OSError:
-        lines = []
-    roots = {"": "/sys/fs/cgroup", "memory": "/sys/fs/cgroup/memory"}
-    for _, controllers, own in lines:
-        if controllers not in roots:
-            continue
-        group = Path(roots[controllers] + own, f"larger_than_memory_{os.getpid()}")
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            if limit_file(group).exists():
-                yield group
-                return
-        finally:
-            group.rmdir()
-    yield None
-
-
-def limit_file(group: Path) -> Path:
-    old = group / "memory.limit_in_bytes"
-    return old if old.exists() else group / "memory.max"
 
 
 # -- the index -----------------------------------------------------------------------------------------------
@@ -170,9 +140,17 @@ def search(options: argparse.Namespace) -> int:
     index.search(queries[:1], K)
     print(f"making codes {time.monotonic() - began:.1f} s, {mb(bytes_read() - read)} from the disk; {resident(before)}")
     half = options.queries
-    found = [measured(f"one query at a time, {state}", index, path, queries[:half], 1) for state in ("cold", "warm")]
-    found += [measured(f"all at once, {state}", index, path, queries[half:], half) for state in ("cold", "warm")]
+    rates: dict[str, float] = {}
+    found = []
+    for name, part, size in (("one query at a time", queries[:half], 1), ("all at once", queries[half:], half)):
+        for state in ("cold", "warm"):
+            answers, rates[f"{name}, {state}"], read_rows = measured(f"{name}, {state}", index, path, part, size)
+            found.append(answers)
     print(resident(before) + peak(options.group))
+    held = memory()["RssAnon"] - before["RssAnon"]
+    facts = {"codes": sizes.codes, "lists": sizes.lists, "allowed": sizes.allowed, "resident": held}
+    facts.update(d=index.d, n=index.ntotal, rows_read=read_rows)
+    store(options.results, part="search", queries_per_second=rates, **facts)
     index.codes = None
     measured("without codes, one query at a time, cold", index, path, queries[:5], 1)
     for at, answer in zip((0, 0, half, half), found, strict=True):
@@ -183,8 +161,9 @@ def search(options: argparse.Namespace) -> int:
     return 0
 
 
-def measured(name: str, index: Any, path: Path, queries: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Search `size` queries at a time, from a cold cache if the name says so, and print how long it takes."""
+def measured(name: str, index: Any, path: Path, queries: Tensor, size: int) -> tuple[Any, float, float]:
+    """Search `size` queries at a time, from a cold cache if the name says so: answers, queries/s and rows in the probed
+    lists of a query, which it prints."""
     if name.endswith("cold"):
         drop(path, index.packed_embeddings)
     answers, stats = [], {"rows_read": 0, "rows_scored": 0}
@@ -199,60 +178,7 @@ def measured(name: str, index: Any, path: Path, queries: Tensor, size: int) -> t
         f"{name}: {nq / spent:,.0f} queries/s; of {stats['rows_read'] / nq:,.0f} rows in the probed lists {rows} are"
         f" read from the file, {(bytes_read() - read) / nq / 1e3:,.0f} kB from the disk, for a query"
     )
-    return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))  # type: ignore[return-value]
-
-
-def drop(path: Path, mapped: Tensor | None = None) -> None:
-    """Take the pages of the file out of the memory of this process, and of the system."""
-    if mapped is not None:
-        first = mapped.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-        size = mapped.data_ptr() + mapped.nbytes - first
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def limit_all(group: Path | None, allowed: int) -> str:
-    """Limit what this process uses from now on, pages of the file included, to `allowed` bytes; says what is."""
-    if group is None:
-        return "what it allocates is limited (RLIMIT_DATA), pages of the file are not"
-    limit_file(group).write_text(str(allowed))
-    (group / "cgroup.procs").write_text(str(os.getpid()))  # what it has used until now is counted elsewhere
-    return f"pages of the file included ({limit_file(group).name} of a cgroup)"
-
-
-def limit_allocations(allowed: int) -> None:
-    """Limit what this process allocates from now on to `allowed` bytes. Its private mappings of files count."""
-    resource.setrlimit(resource.RLIMIT_DATA, (memory()["VmData"] + allowed, resource.RLIM_INFINITY))
-
-
-def memory() -> dict[str, int]:
-    """The fields of /proc/self/status that are in bytes."""
-    fields = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in fields if words[-1] == "kB"}
-
-
-def resident(before: dict[str, int]) -> str:
-    now = memory()
-    more = mb(now["RssAnon"] - before["RssAnon"])
-    return f"RssAnon {mb(now['RssAnon'])}, {more} more than before, RssFile {mb(now['RssFile'])}"
-
-
-def peak(group: Path | None) -> str:
-    for name in ("memory.max_usage_in_bytes", "memory.peak") if group else ():
-        if group and (group / name).exists():
-            return f"; at most {mb(int((group / name).read_text()))} in the cgroup"
-    return ""
-
-
-def bytes_read() -> int:
-    """From the disk, by this process."""
-    return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
-
-
-def mb(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB"
+    return tuple(torch.cat(parts) for parts in zip(*answers, strict=True)), nq / spent, stats["rows_read"] / nq
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch_ivf_module import (
     IndexIVFScalarQuantizer,
     IndexScalarQuantizer,
 )
-from torch_ivf_module.functional.search import MODES as MODES  # the search modes
+from torch_ivf_module.functional.strategies import MODES as MODES  # the search modes
 
 METRICS = ("l2", "ip", "cosine")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -73,7 +73,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tasks = [word for task in TRIED for word in ("--task", task)]
     done = _benchmarks(
         *("run", "--quick", "--quiet", "--case", "tiny", *tasks),
-        *("--engines", "ours,ours-csr,ours-matrix,ours-sq8,faiss,faiss-sq8", "--threads", "1", "--out", out),
+        *("--engines", "ours,ours-csr,ours-matrix,ours-sq8,faiss,faiss-sq8,matmul", "--threads", "1", "--out", out),
     )
     assert done.returncode == 0, done.stderr
     assert "queries/s" in done.stdout
@@ -106,6 +106,43 @@ def test_a_paired_search_gives_the_same_ids(stored: Path) -> None:
         return
     assert all(row["agreement"] == 1 for row in ours)
     assert TO_FAISS.at(task.rows, {"engine": "ours", "nq": 1}) > 0
+
+
+def test_brute_force_by_a_product_finds_all(stored: Path) -> None:
+    assert {row["recall"] for row in latest([stored])["tiny", "search"].pick(engine="matmul")} == {1.0}
+
+
+def test_figures_of_an_accelerator_are_kept_apart(stored: Path, tmp_path: Path) -> None:
+    """In a file of their own and on a page of their own, also where lines of both are in one file."""
+    pytest.importorskip("matplotlib")
+    lines = [json.loads(line) for line in stored.read_text().splitlines()]
+    lines = [line for line in lines if line.get("task") in (None, "search")]
+    other = [{**line, "run": "on-a-card"} for line in lines]
+    other[0] |= {"device": "cuda", "device_name": "Some Card", "command": "python -m benchmarks run --device cuda"}
+    both = tmp_path / "both.jsonl"
+    both.write_text("\n".join(json.dumps(line) for line in [*lines, *other]))
+    assert latest([both], "cuda")["tiny", "search"].facts["run"] == "on-a-card"
+    assert latest([both], "cpu")["tiny", "search"].facts["run"] != "on-a-card"
+    for name in READMES:
+        (tmp_path / name).write_text(README)
+    done = _benchmarks("report", both, "--root", tmp_path, "--device", "cuda")
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / "docs").glob("*.md")
+    assert written.name == "benchmarks-cuda.md"
+    text = written.read_text()
+    assert text.startswith("# Benchmarks on an accelerator: Some Card\n")
+    assert "*Some Card; host " in text
+    assert "(img/cuda/search-tiny.svg)" in text
+    assert (tmp_path / "docs" / "img" / "cuda" / "search-tiny.svg").exists()
+    assert all((tmp_path / name).read_text() == README for name in READMES)
+
+
+def test_a_device_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    out = tmp_path / "none.jsonl"
+    done = _benchmarks("run", "--case", "tiny", "--task", "search", "--device", "hpu", "--out", out)
+    assert done.returncode == 1
+    assert "--device hpu: the accelerator that torch" in done.stderr
+    assert not out.exists()
 
 
 def test_the_floor_stands_beside_the_search(stored: Path) -> None:

@@ -1,28 +1,28 @@
 """Other devices: an accelerator if there is one, else simulated devices.
 
 A tensor that is created on the CPU by mistake causes no error on the CPU. Two simulations detect it without hardware:
-torch's own fake tensors, which have a device and no data, for what needs no data; and `Elsewhere`, CPU
-tensors that report another device and refuse operations with plain ones, for code that reads values on the host.
+torch's own fake tensors, which have a device and no data, for what needs no data; and those of simulated_device.py,
+for code that reads values on the host.
 """
 
 from __future__ import annotations
 
 import itertools
-from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
-from tests.datasets import normal, problem
+from tests.datasets import PROBLEMS, normal, problem
 from tests.oracle import agree, check, probed, stored_rows
 from tests.problems import DTYPES, METRICS, MODES, each_dtype, each_metric, each_mode, flat, shared
+from tests.simulated_device import AWAY, away, back, moved
+from tests.simulated_device import other_device as other_device
 from tests.states import settings_of
 from torch_ivf_module import IndexIVFFlat
 from torch_ivf_module.functional import kmeans
+from torch_ivf_module.functional.kernels import SCANS
 from torch_ivf_module.functional.lists import ids_at
 from torch_ivf_module.functional.probe import probe_by_ranking
 from torch_ivf_module.functional.rescore import rescore
@@ -47,7 +47,7 @@ PRESENT = [
 ON_PRESENT = list(
     itertools.product(
         PRESENT,
-        ["plain", "wide", "d=1", "empty lists", "nothing added", "no queries", "bad queries"],
+        [case.name for case in PROBLEMS],
         MODES,
         DTYPES,
         METRICS,
@@ -79,6 +79,45 @@ def test_building_on_an_accelerator(device, metric):
     check((D, I), queries, stored_rows(index), metric, 5)
     assert index.reconstruct(30).device.type == device
     agree((D.cpu(), I.cpu()), deepcopy(index).to("cpu").search(queries, 5), rtol=1e-4, atol=1e-5)
+
+
+WITHOUT_WAITING = [("matrix", metric) for metric in METRICS] + [("triton", "ip"), ("triton", "cosine")]
+needs_cuda = pytest.mark.skipif("cuda" not in PRESENT, reason="no GPU that torch.cuda knows")
+
+
+def on_cuda(mode, metric, monkeypatch):
+    """An index and queries on the GPU, searched once, and the answer."""
+    (scan,) = (scan for scan in SCANS if scan.name == "triton")
+    monkeypatch.setattr(scan, "enabled", mode == "triton")
+    index, _, queries = shared(CASE, metric, search_mode="auto" if mode == "triton" else mode)
+    index, queries = deepcopy(index).to("cuda"), queries.to("cuda")
+    return index, queries, index.search(queries, CASE.k)
+
+
+@needs_cuda
+@pytest.mark.parametrize(("mode", "metric"), WITHOUT_WAITING)
+def test_a_search_on_a_gpu_does_not_wait(monkeypatch, mode, metric):
+    index, queries, expected = on_cuda(mode, metric, monkeypatch)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = index.search(queries, CASE.k)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    agree(tuple(part.cpu() for part in found), tuple(part.cpu() for part in expected))
+
+
+@needs_cuda
+@pytest.mark.parametrize(("mode", "metric"), WITHOUT_WAITING)
+def test_a_cuda_graph_of_a_search(monkeypatch, mode, metric):
+    index, queries, _ = on_cuda(mode, metric, monkeypatch)
+    graph, x = torch.cuda.CUDAGraph(), queries.flip(0).clone()
+    with torch.cuda.graph(graph):
+        found = index.search(x, CASE.k)
+    x.copy_(queries)
+    graph.replay()
+    expected = index.search(queries, CASE.k)
+    agree(tuple(part.cpu() for part in found), tuple(part.cpu() for part in expected))
 
 
 # --- fake tensors -------------------------------------------------------------------------------------------
@@ -124,7 +163,7 @@ def test_query_major_search_on_fake_tensors(metric, dtype, kind, max_codes):
         x = torch.empty(queries.shape, device=FAKE)
         scores, rows = _static_search(x, coarse, segments[0], metric, max_codes)
         ids = ids_at([segments[0].ids], rows)
-    for tensor in (scores, rows, ids, *coarse, *segments[0]):
+    for tensor in (scores, rows, ids, *coarse[:4], *segments[0]):
         assert tensor.device.type == FAKE
     assert scores.shape == ids.shape == (len(queries), 4)
 
@@ -143,96 +182,6 @@ def test_fake_tensors_detect_a_tensor_on_the_wrong_device():
 
 # --- a simulated device -----------------------------------------------------------------------------------
 
-AWAY = torch.device("lazy", 0)
-
-
-class Elsewhere(torch.Tensor):
-    """A CPU tensor that reports another device."""
-
-    inner: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @staticmethod
-    def __new__(cls, inner):
-        made = torch.Tensor._make_wrapper_subclass(
-            cls,
-            inner.shape,
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            device=AWAY,
-        )
-        made.inner = inner
-        return made
-
-    def tolist(self):
-        return self.inner.tolist()
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        with OtherDevice():
-            return func(*args, **(kwargs or {}))
-
-
-class OtherDevice(TorchDispatchMode):
-    """Runs operations on the simulated device, and refuses those that mix it with the CPU."""
-
-    MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        tensors = []
-        tree_map(
-            lambda leaf: tensors.append(leaf) if isinstance(leaf, torch.Tensor) else None, (args, kwargs)
-        )
-        away = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
-        stray = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and tensor.dim() > 0]
-        if away and stray and func not in self.MOVES:
-            raise RuntimeError(f"{func}: a tensor of shape {tuple(stray[0].shape)} is on the wrong device")
-        device = kwargs.get("device")
-        if device is not None and torch.device(device).type == AWAY.type:
-            kwargs["device"] = torch.device("cpu")
-            wrap = True
-        else:
-            wrap = bool(away) and device is None
-        originals = {id(tensor.inner): tensor for tensor in away}
-        args, kwargs = tree_map(
-            lambda leaf: leaf.inner if isinstance(leaf, Elsewhere) else leaf, (args, kwargs)
-        )
-        out = func(*args, **kwargs)
-        if not wrap:
-            return out
-
-        def outside(leaf):
-            if not isinstance(leaf, torch.Tensor):
-                return leaf
-            return originals[id(leaf)] if id(leaf) in originals else Elsewhere(leaf)
-
-        return tree_map(outside, out)
-
-
-def away(tensor):
-    return Elsewhere(tensor)
-
-
-@pytest.fixture
-def other_device(monkeypatch):
-    # A search switches autocast off; torch has none for this device.
-    known = torch.autocast
-    monkeypatch.setattr(
-        torch,
-        "autocast",
-        lambda kind, *args, **kwargs: nullcontext() if kind == AWAY.type else known(kind, *args, **kwargs),
-    )
-    with OtherDevice():
-        yield
-
-
-def back(tensor):
-    assert isinstance(tensor, Elsewhere), "a result was left on the wrong device"
-    return tensor.inner
-
-
 def test_the_simulated_device_detects_a_tensor_on_the_wrong_device(other_device):
     x = away(torch.ones(3))
     assert x.device == AWAY
@@ -245,10 +194,6 @@ def test_the_simulated_device_detects_a_tensor_on_the_wrong_device(other_device)
         x + torch.ones(3)
     with pytest.raises(RuntimeError, match="wrong device"):
         x[torch.arange(2)]
-
-
-def moved(index):
-    return deepcopy(index)._apply(away)
 
 
 @each_mode

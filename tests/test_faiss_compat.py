@@ -426,6 +426,38 @@ def test_what_is_not_here_is_named():
         assert isinstance(caught.value, compat.Unsupported)
 
 
+def test_constants_have_the_values_of_faiss(faiss):
+    numbers = {name: value for name in compat.__all__ if isinstance(value := getattr(compat, name), int)}
+    assert {"METRIC_L2", "Int8", "IO_FLAG_MMAP"} <= numbers.keys()
+    assert numbers == {name: getattr(faiss, name) for name in numbers}
+
+
+def test_an_attribute_that_is_not_here_is_named():
+    codes = compat.IndexScalarQuantizer(D, compat.ScalarQuantizer.QT_8bit)
+    with pytest.raises(compat.Unsupported, match=r"IndexScalarQuantizer has no attribute 'sq'; it has .*code_size"):
+        _ = codes.sq
+    with pytest.raises(compat.Unsupported, match=r"IndexIVFFlat has no attribute 'npobe'; it has .*nprobe"):
+        ivf(compat).npobe = 4
+    with pytest.raises(compat.Unsupported, match=r"PCAMatrix has no attribute 'PCAMat'; it has .*d_out"):
+        _ = compat.PCAMatrix(D, 4).PCAMat
+    with pytest.raises(compat.Unsupported, match=r"IVF has no attribute 'max_lists_num'; it has .*nprobe"):
+        _ = compat.SearchParametersIVF().max_lists_num
+    with pytest.raises(AttributeError, match="on the CPU"):
+        codes.getDevice()
+    assert not hasattr(copy.deepcopy(codes), "sq")
+
+
+def test_lists_are_those_of_the_centroids_that_a_quantizer_of_codes_stores():
+    quantizer = compat.IndexScalarQuantizer(D, compat.ScalarQuantizer.QT_4bit)
+    index = compat.IndexIVFFlat(quantizer, D, 8)
+    index.train(XB)
+    assert np.array_equal(index.module.centroids, quantizer.reconstruct_n(0, 8))
+    index.add(XB)
+    version = index.module.store.version
+    same(index.search(XQ, K), index.search_preassigned(XQ, K, quantizer.assign(XQ, index.nprobe)))
+    assert index.module.store.version is version
+
+
 def test_a_failed_call_changes_nothing():
     index = ivf(compat)
     index.add(XB)

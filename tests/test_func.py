@@ -91,7 +91,7 @@ def test_transforms(kind, metric, kernel, monkeypatch):
         for _ in range(2):
             torch.testing.assert_close(transform(search), transform(plain(metric)), rtol=1e-3, atol=1e-4, msg=name)
         store = index.store
-        caches = (store._derived, vars(store.ids), vars(store._updates), dict(index.named_buffers()))
+        caches = (store.segments(), vars(store.ids), vars(store._updates), dict(index.named_buffers()))
         tensors = [part for part in tree_leaves(caches) if isinstance(part, torch.Tensor)]
         assert tensors, name
         assert not any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)), name

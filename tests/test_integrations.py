@@ -11,15 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, integrations
+from torch_ivf_module import IndexIVFFlat, integrations
 from torch_ivf_module.integrations import torch_geometric
-from torch_ivf_module.integrations.neighbours import search_without
 from torch_ivf_module.integrations.pytorch_metric_learning import IndexKNN
 from torch_ivf_module.integrations.sentence_transformers import semantic_search
 
 ROOT = Path(__file__).parent.parent
 FOLDER = Path(integrations.__file__).parent
-NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "neighbours"))
+NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "__init__")
 NEED = {"anomalib": "anomalib", "langchain": "langchain_core", "lightning": "lightning"}
 X = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
 
@@ -37,7 +36,9 @@ def test_each_has_an_extra_a_section_and_a_test(name):
     assert f"| `{extra}` |" in page
     assert f"from torch_ivf_module.integrations.{name} import" in page
     assert f"use_{name}.py" in {file.name for file in (ROOT / "integrations").iterdir()}
-    assert f'"{name}": [' in (ROOT / "integrations" / "run.py").read_text()
+    runner = (ROOT / "integrations" / "run.py").read_text()
+    assert f'"{name}": [' in runner
+    assert re.search(rf'^    "{name}": "{extra}[,"]', runner, re.MULTILINE)  # its environment is made from the extra
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,33 +58,36 @@ def test_a_missing_library_is_named_with_its_extra(name, monkeypatch):
 # --- what they need nothing else for --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [IndexFlatL2, IndexFlatIP, lambda d: IndexIVFFlat(d, nlist=4, nprobe=4)])
+@pytest.mark.parametrize("kind", ["Flat", "IVF4,Flat", "IVF4,SQ8"])
 @pytest.mark.parametrize("n", [0, 1, 60])
-def test_search_without_links(kind, n):
-    index, generator = kind(8), torch.Generator().manual_seed(1)
-    numbers = torch.randperm(400, generator=generator)[:200] * 2**40 - 2**45  # ids that are no positions
-    index.train(X)
-    index.add_with_ids(X, numbers)
+def test_links_are_not_found(kind, n):
+    knn, generator = torch_geometric.KNNIndex(kind, emb=X), torch.Generator().manual_seed(1)
     rows = torch.randint(20, (n,), generator=generator)
-    links = torch.stack([rows, index.search(X[rows], 3)[1][:, n % 3] if n else rows])
-    links = torch.cat([links, torch.tensor([[3], [-7]])], 1)  # and one that is not there
-    D, I = search_without(index, X[:20], 5, links)
-    every, ids = index.search(X[:20], 200)
+    links = torch.stack([rows, knn.search(X[rows], 3).index[:, n % 3] if n else rows])
+    links = torch.cat([links, torch.tensor([[3], [2**40]])], 1)  # and one that is not there
+    found = knn.search(X[:20], 5, exclude_links=links)
+    every = knn.search(X[:20], 200)
     dropped = {tuple(pair) for pair in links.T.tolist()}
     for row in range(20):
-        kept = [at for at, id in enumerate(ids[row].tolist()) if (row, id) not in dropped][:5]
-        assert torch.equal(I[row], ids[row, kept])
-        torch.testing.assert_close(D[row], every[row, kept])
+        ids = every.index[row].tolist()
+        kept = [at for at, id in enumerate(ids) if id >= 0 and (row, id) not in dropped][:5]
+        assert torch.equal(found.index[row], every.index[row, kept])
+        torch.testing.assert_close(found.score[row], every.score[row, kept])
 
 
-@pytest.mark.parametrize(("kind", "missing"), [(IndexFlatL2, torch.inf), (IndexFlatIP, -torch.inf)])
-def test_too_few_neighbours_are_padded(kind, missing):
-    index = kind(8)
-    index.add(X[:3])
-    D, I = search_without(index, X[:2], 3, torch.tensor([[0, 0, 1], [0, 2, 1]]))
-    assert I.tolist()[0][1:] == [-1, -1]
-    assert D.tolist()[0][1:] == [missing, missing]
-    assert sorted(I.tolist()[1]) == [-1, 0, 2]
+def test_too_few_neighbours_are_padded():
+    found = torch_geometric.KNNIndex(emb=X[:3]).search(X[:2], 3, exclude_links=torch.tensor([[0, 0, 1], [0, 2, 1]]))
+    assert found.index.tolist()[0][1:] == [-1, -1]
+    assert found.score.tolist()[0][1:] == [-torch.inf, -torch.inf]
+    assert sorted(found.index.tolist()[1]) == [-1, 0, 2]
+
+
+def test_the_query_in_the_reference_is_not_its_own_neighbour():
+    D, I = IndexKNN()(X[:30], 29, X, ref_includes_query=True)
+    distances = torch.cdist(X[:30].double(), X.double()).square().fill_diagonal_(torch.inf)
+    assert torch.equal(I, distances.topk(29, largest=False).indices)
+    assert (I != torch.arange(30)[:, None]).all()
+    assert D.isfinite().all()
 
 
 def test_knn_is_a_module():

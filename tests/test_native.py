@@ -184,7 +184,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
     torch.library.opcheck(ops.scan.default, arguments)
     queries, probes, most = arguments[0], *arguments[5:7]
     coarse, segments = _index_arguments(dtype)
-    torch.library.opcheck(ops.probe.default, (queries, *coarse, 3, True, 1 << 20))
+    torch.library.opcheck(ops.probe.default, (queries, coarse, 3, True, 1 << 20))
     settings = 5, 8, 3, 0, True, 1 << 20
     for given in ((None, None), (probes, most)):
         torch.library.opcheck(ops.search_index.default, (queries, coarse, segments, None, *given, *settings))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 
 
 def arguments(index, x, k=K, with_vectors=False, **settings):
-    values = [settings.get(name, getattr(DEFAULTS, name)) for name in _FIELDS]
+    values = [settings.get(name, getattr(DEFAULTS, name, None)) for name in _FIELDS]
     return (x, index._handle, k, with_vectors, *values)
 
 

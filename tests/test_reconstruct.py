@@ -11,7 +11,7 @@ from tests.oracle import comparable
 from tests.problems import each_dtype, each_metric, flat, shared
 from tests.states import unchanged
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat
-from torch_ivf_module.functional.id_lookup import last_of, matches, rows_with
+from torch_ivf_module.functional.id_lookup import last_of, matches, order_of, rows_with
 
 LAST = 2**63 - 1
 
@@ -162,7 +162,7 @@ def test_rows_of_ids(seed):
         for row, other in enumerate(ids.tolist())
         if id == other
     ]
-    rows, which = rows_with(ids, torch.argsort(ids, stable=True), wanted)
+    rows, which = rows_with(ids, order_of(ids), wanted)
     assert list(zip(rows.tolist(), which.tolist(), strict=True)) == expected
     rows, which = matches(ids, wanted)
     assert list(zip(rows.tolist(), which.tolist(), strict=True)) == sorted(expected)

@@ -163,18 +163,6 @@ def test_flags_that_do_not_go_together(vectors, tmp_path, capsys):
     assert "holds codes of 4 bits" in capsys.readouterr().err
 
 
-def test_codes_fit_where_floats_do_not(vectors, tmp_path, capsys):
-    words = ("build", vectors, tmp_path / "index.pt", "--flat", "--max-memory", "60K")
-    assert run(*words) == 0
-    printed = capsys.readouterr().err
-    rows = load(tmp_path / "index.pt").ntotal
-    assert "with --bits 8" in printed
-    assert run(*words, "--bits", 8) == 0
-    printed = capsys.readouterr().err
-    assert load(tmp_path / "index.pt").ntotal > rows
-    assert "--dtype" not in printed
-
-
 def test_loading_a_state_is_all_or_nothing():
     index = shared(PLAIN, bits=8).index
     state = index.state_dict()

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from tests import jobs, processes, traffic
+from tests import jobs, jobs_filters, processes, traffic
 from tests.oracle import agree
 from torch_ivf_module import ShardedIndex
 from torch_ivf_module.dcp import IndexLoadPlanner
@@ -30,6 +30,11 @@ def test_a_sharded_index_answers_as_one_index_of_all_vectors(size, shard):
 @each_size
 def test_edges(size, shard):
     assert processes.run(jobs.edges, size, shard) == [0] * size
+
+
+@each_shard
+def test_filters_of_each_query(shard):
+    assert processes.run(jobs_filters.sharded, 3, shard) == [0] * 3
 
 
 def test_a_process_group_of_some_processes(tmp_path):

@@ -14,8 +14,7 @@ from tests.datasets import normal
 from tests.vector_files import ROWS, WRITERS, D, hdf5, matrix, nested, parquet, records
 from torch_ivf_module import IndexFlatL2, load
 from torch_ivf_module.cli import main
-from torch_ivf_module.commands.formats import KINDS
-from torch_ivf_module.commands.vectors import open_vectors
+from torch_ivf_module.vector_files import KINDS, open_vectors
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +48,14 @@ def test_vectors_read_are_writable(file, x):
     assert torch.equal(open_vectors(file).read(0, 10), x[:10])
 
 
-def test_a_sample_is_of_the_first_rows_and_deterministic(file, x):
+def test_chosen_rows_are_read_in_their_order(file, x):
     vectors = open_vectors(file)
-    sample = vectors.sample(100, 500, 64, seed=3)
-    rows = [int(torch.nonzero((x == row).all(1))) for row in sample]
-    assert rows == sorted(set(rows))
-    assert len(rows) == 100
-    assert max(rows) < 500
-    assert torch.equal(sample, vectors.sample(100, 500, 333, seed=3))
-    assert torch.equal(vectors.sample(500, 400, 64, seed=3), x[:400])
+    numbers = torch.tensor([0, 3, 4, 63, 64, 130, 500, ROWS - 1])
+    for size in (1, 64, 333, 2000):
+        parts = list(vectors.take(numbers, size))
+        assert torch.equal(torch.cat(parts), x[numbers])
+        assert len(parts) == len(set((numbers // size).tolist()))
+    assert list(vectors.take(numbers[:0], 64)) == []
 
 
 def test_bytes_and_integers_become_floats(tmp_path):

@@ -28,6 +28,8 @@ from .index import (
     IndexScalarQuantizer,
     extensions,
 )
+from .maxsim import MaxSim
+from .maxsim_graph import MaxSimGraph
 from .parallel import check_ddp, ignore_in_ddp
 from .params import SearchParams
 from .sharded import ShardedIndex
@@ -48,9 +50,11 @@ if TYPE_CHECKING:
     from . import faiss_compat as faiss_compat
     from . import functional as functional
     from . import native as native
+    from .streaming import build_file as build_file
 
 # Attributes without an import of their own, loaded on first use.
 _SUBMODULES = ("export", "faiss_compat", "functional", "native")
+_FUNCTIONS = {"build_file": "streaming"}  # and the modules that have them
 __version__ = "0.1.0"
 
 __all__ = [
@@ -62,9 +66,12 @@ __all__ = [
     "IndexIVFScalarQuantizer",
     "IndexPreTransform",
     "IndexScalarQuantizer",
+    "MaxSim",
+    "MaxSimGraph",
     "SearchGraph",
     "SearchParams",
     "ShardedIndex",
+    "build_file",
     "check_ddp",
     "from_faiss",
     "ignore_in_ddp",
@@ -78,8 +85,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f".{name}", __name__)
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f".{_FUNCTIONS[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SUBMODULES})
+    return sorted({*globals(), *_SUBMODULES, *_FUNCTIONS})

@@ -14,9 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["beside", "replace", "short_name"]
+__all__ = ["beside", "check_source", "readable", "replace", "short_name"]
+
+Found = TypeVar("Found")
 
 # Where there are no such locks nobody can tell whether a writer runs, and nothing of others is removed.
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -24,6 +26,24 @@ fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 _LOCK = "lock"  # a file that the writer holds locked: the kernel unlocks it when the process ends, however it ends
 _SHORT = 100  # bytes; file systems hold names of 143 (eCryptfs) or 255
 _SILENT = 24 * 3600  # seconds without a write, from which a writer on another machine is taken for dead
+
+
+def check_source(path: Path) -> None:
+    """Refuse what is no file to read."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+
+
+def readable(read: Callable[[], Found], kind: type[Exception], text: str) -> Found:
+    """The result of `read`. What it raises becomes an error of this kind, whose text is `text` and the reason."""
+    try:
+        return read()
+    except (kind, ImportError, MemoryError):
+        raise
+    except Exception as error:  # readers raise a dozen kinds for damage, all of them meaning the same here
+        raise kind(f"{text}: {error}") from error
 
 
 def replace(path: Path, write: Callable[[str], None], suffix: str = "") -> None:

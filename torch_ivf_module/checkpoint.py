@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import faiss_bridge, torch_ivf_bridge
-from ._files import replace
+from ._files import readable, replace
 from ._optional import require
 from .index import (
     IndexFlat,
@@ -55,21 +55,31 @@ def save(index: AnyIndex, path: str | os.PathLike[str], notes: Mapping[str, Any]
     """
     path = Path(path)
     _plain(index).check_buffers()
-    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "needs": NEEDS, **description(index)}
     tensors = {name: _own(tensor) for name, tensor in index.state_dict().items()}
-    if notes is not None:
-        about["notes"] = notes
-    about["digests"] = {name: _digest(tensor) for name, tensor in tensors.items()}
-    about["digest"] = _digest_of(about)
+    about = header(index, {name: _digest(tensor) for name, tensor in tensors.items()}, notes)
     if path.suffix.lower() == ".safetensors":
         library = require("safetensors.torch", "safetensors")
-        words = {key: json.dumps(value) for key, value in about.items()}
-        replace(path, lambda part: _written(path, lambda: library.save_file(tensors, part, metadata=words)))
+        replace(path, lambda part: written(path, lambda: library.save_file(tensors, part, metadata=words(about))))
     else:
-        replace(path, lambda part: _written(path, lambda: torch.save({**about, "state": tensors}, part)))
+        replace(path, lambda part: written(path, lambda: torch.save({**about, "state": tensors}, part)))
 
 
-def _written(path: Path, write: Callable[[], None]) -> None:
+def header(index: AnyIndex, digests: Mapping[str, int], notes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a file says beside the tensors of `index`, whose CRC-32 are `digests`."""
+    about: dict[str, Any] = {"format": FORMAT, "version": VERSION, "needs": NEEDS, **description(index)}
+    if notes is not None:
+        about["notes"] = notes
+    about["digests"] = dict(digests)
+    about["digest"] = _digest_of(about)
+    return about
+
+
+def words(about: Mapping[str, Any]) -> dict[str, str]:
+    """The header as the metadata of a safetensors file, which are texts."""
+    return {key: json.dumps(value) for key, value in about.items()}
+
+
+def written(path: Path, write: Callable[[], None]) -> None:
     """`write`, whose library raises what it likes when the disk is full."""
     try:
         write()
@@ -166,12 +176,7 @@ def _open(path: Path, mmap: bool) -> AnyIndex:
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:
     """The result of `read`, whose errors become BadFile."""
-    try:
-        return read()
-    except (BadFile, ImportError, MemoryError):
-        raise
-    except Exception as error:  # the readers raise a dozen kinds for damage, all of them meaning the same here
-        raise BadFile(f"{path} cannot be read as an index: {error}") from error
+    return readable(read, BadFile, f"{path} cannot be read as an index")
 
 
 def _read_torch(path: Path, mmap: bool) -> Mapping[str, Any]:
@@ -189,8 +194,8 @@ def _read_torch(path: Path, mmap: bool) -> Mapping[str, Any]:
 def _read_safetensors(path: Path, mmap: bool) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     library = require("safetensors", "safetensors")
     with library.safe_open(path, framework="pt") as file:
-        words = file.metadata() or {}
-        about = {key: json.loads(value) for key, value in words.items()} if "digest" in words else {}
+        said = file.metadata() or {}
+        about = {key: json.loads(value) for key, value in said.items()} if "digest" in said else {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     return about, tensors if mmap else {name: tensor.clone() for name, tensor in tensors.items()}
 

@@ -82,7 +82,13 @@ def _swapped(model: nn.Module, use: Callable[[nn.Module], Any]) -> None:
 
 
 def to_exported(
-    model: nn.Module, path: str | os.PathLike[str], *, example: Tensor | None = None, mask: int | None = None
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    example: Tensor | None = None,
+    mask: int | None = None,
+    per_query: bool = False,
+    exclude: int | None = None,
 ) -> Path:
     """Write `model` as torch.export records it, for torch.export.load. Returns the path.
 
@@ -90,14 +96,23 @@ def to_exported(
     ----------
     example : an input of `model` of at least two rows, needed unless it is a SearchGraph.
     mask : number of ids that a second input, a bool mask over ids, speaks of; None for no such input.
+    per_query : whether the mask has a row for each query.
+    exclude : columns of the input `exclude`, ids that each query must not find, which is given by its name; by default
+        that of a SearchGraph, and none of another model.
     """
-    program = _exported(model, example, mask)
+    program = _exported(model, example, mask, per_query, exclude)
     replace(Path(path), lambda part: torch.export.save(program, part), ".pt2")
     return Path(path)
 
 
 def to_aoti(
-    model: nn.Module, path: str | os.PathLike[str], *, example: Tensor | None = None, mask: int | None = None
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    example: Tensor | None = None,
+    mask: int | None = None,
+    per_query: bool = False,
+    exclude: int | None = None,
 ) -> Path:
     """Compile `model` ahead of time into a package (.pt2) of machine code for this kind of processor.
 
@@ -106,7 +121,7 @@ def to_aoti(
     """
     if Path(path).suffix != ".pt2":
         raise ValueError(f"path must end in .pt2, by which an AOTInductor package is known, got {os.fspath(path)!r}")
-    program = _exported(model, example, mask)
+    program = _exported(model, example, mask, per_query, exclude)
     replace(Path(path), lambda part: _compile(program, part), ".pt2")
     return Path(path)
 
@@ -117,9 +132,11 @@ def to_onnx(
     *,
     example: Tensor | None = None,
     mask: int | None = None,
+    per_query: bool = False,
+    exclude: int | None = None,
     most_bytes: int = _MOST_BYTES,
 ) -> Path:
-    """Write `model` as ONNX, opset 18, inputs ``x`` (and ``mask``), outputs ``D`` and ``I`` of a SearchGraph.
+    """Write `model` as ONNX, opset 18, inputs ``x`` (``mask``, ``exclude``), outputs ``D`` and ``I`` of a SearchGraph.
 
     One file; or if its weights take more than `most_bytes`, which may be up to 1.5e9, a second one beside it named
     ``path.<8 digits>.data``, which the first refers to and which has to stay beside it.
@@ -128,16 +145,17 @@ def to_onnx(
     """
     require("onnxscript", "export")
     onnx = require("onnx", "export")
-    args, shapes = _inputs(model, example, mask)
+    args, named, shapes = _inputs(model, example, mask, per_query, exclude)
     outputs = ["D", "I"] if isinstance(model, SearchGraph) else None
     with warnings.catch_warnings(), _evaluating(model):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model,
             args,
+            kwargs=named,
             dynamo=True,
             dynamic_shapes=shapes,
-            input_names=["x", "mask"][: len(args)],
+            input_names=[*["x", "mask"][: len(args)], *named],
             output_names=outputs,
             opset_version=ONNX_OPSET,
             verbose=False,
@@ -182,16 +200,18 @@ FORMATS: dict[str, Callable[..., Path]] = {
 }
 
 
-def _exported(model: nn.Module, example: Tensor | None, mask: int | None) -> torch.export.ExportedProgram:
-    args, shapes = _inputs(model, example, mask)
+def _exported(
+    model: nn.Module, example: Tensor | None, mask: int | None, per_query: bool, exclude: int | None
+) -> torch.export.ExportedProgram:
+    args, named, shapes = _inputs(model, example, mask, per_query, exclude)
     with torch.no_grad(), _evaluating(model):
-        return torch.export.export(model, args, dynamic_shapes=shapes)
+        return torch.export.export(model, args, named, dynamic_shapes=shapes)
 
 
 def _inputs(
-    model: nn.Module, example: Tensor | None, mask: int | None
-) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
-    """Inputs to record `model` with, and which of their dimensions may change."""
+    model: nn.Module, example: Tensor | None, mask: int | None, per_query: bool, exclude: int | None
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor], tuple[dict[int, Any], ...]]:
+    """Inputs to record `model` with, by position and by name, and which of their dimensions may change."""
     if "graph" in model._modules:
         raise ValueError("model has a submodule called 'graph', a name that torch.export uses itself: call it another")
     if example is None:
@@ -200,11 +220,19 @@ def _inputs(
         example = torch.zeros(2, model.d, dtype=torch.float32, device=model.list_ids.device)
     if example.dim() == 0 or example.shape[0] < 2:
         raise ValueError(f"example must have at least two rows, got shape {tuple(example.shape)}")
-    batch: tuple[dict[int, Any], ...] = ({0: torch.export.Dim("batch", min=1, max=_MOST_BATCH)},)
-    if mask is None:
-        return (example,), batch
-    ids = torch.ones(positive(mask, "mask"), dtype=torch.bool, device=example.device)
-    return (example, ids), (*batch, {})
+    batch: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=_MOST_BATCH)}
+    args, named, shapes = [example], {}, [batch]
+    if mask is not None:
+        rows = example.shape[:1] if per_query else ()
+        args.append(torch.ones(*rows, positive(mask, "mask"), dtype=torch.bool, device=example.device))
+        shapes.append(batch if per_query else {})
+    if exclude is None and isinstance(model, SearchGraph):
+        exclude = model.exclude or None
+    if exclude is not None:
+        size = example.shape[0], positive(exclude, "exclude")
+        named["exclude"] = torch.full(size, -1, dtype=torch.int64, device=example.device)
+        shapes.append(batch)
+    return tuple(args), named, tuple(shapes)
 
 
 def runner(path: str | os.PathLike[str], format: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -215,20 +243,21 @@ def runner(path: str | os.PathLike[str], format: str) -> Callable[..., tuple[Ten
     if format == "torchscript":
         with quietly():
             module = torch.jit.load(str(path))
-        return lambda *inputs: tuple(module(*inputs))
+        return lambda *inputs, **named: tuple(module(*inputs, **named))
     if format == "exported":
         with torch.device("cpu"):  # which torch reads tensors by way of, and takes the default for
             program = torch.export.load(str(path)).module()
-        return lambda *inputs: tuple(program(*inputs))
+        return lambda *inputs, **named: tuple(program(*inputs, **named))
     if format == "aoti":
         package = torch._inductor.aoti_load_package(str(path))
-        return lambda *inputs: tuple(package(*inputs))
+        return lambda *inputs, **named: tuple(package(*inputs, **named))
     if format == "onnx":
         session = require("onnxruntime", "export").InferenceSession(str(path), providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_inputs()]
 
-        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-            feeds = {name: value.detach().cpu().numpy() for name, value in zip(names, inputs, strict=True)}
+        def run(*inputs: Tensor, **named: Tensor) -> tuple[Tensor, ...]:
+            given = {**dict(zip(names, inputs, strict=not named)), **named}
+            feeds = {name: given[name].detach().cpu().numpy() for name in names}
             return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
 
         return run

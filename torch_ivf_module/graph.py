@@ -68,6 +68,7 @@ class SearchGraph(nn.Module):
         max_codes: int | None = None,
         storage: torch.dtype | None = None,
         layout: str = "rows",
+        exclude: int | None = None,
     ) -> None:
         super().__init__()
         index.store.require_trained("graph")
@@ -78,15 +79,16 @@ class SearchGraph(nn.Module):
         self.d, self.metric = index.d, index.metric
         self.k = index.k if k is None else positive(k, "k")
         self.layout = layout
+        self.exclude = 0 if exclude is None else positive(exclude, "exclude")
         self.max_bytes = index.max_bytes
         own = index.search_options(self.k)
         nlist = int(index.list_sizes().shape[0])
         self.nprobe = own.nprobe if nprobe is None else min(max(1, nlist), positive(nprobe, "nprobe"))
         self.max_codes = own.max_codes if max_codes is None else positive(max_codes, "max_codes")
         with index.store.lock:
-            index.store.pack()
+            coarse, (lists,) = index.store.versions.whole().lists()
             self._version_token = index.store.version
-            coarse, (lists,) = index.store.segments()
+        self._excluded_rows = self.exclude * _most_of_one_id(lists.ids) if exclude else 0
         self._width = int(torch.sort(lists.sizes, descending=True).values[: self.nprobe].sum())
         self._tiles = 0
         if layout == "tiles":
@@ -95,7 +97,7 @@ class SearchGraph(nn.Module):
             self._register_tensors("tile", tiles)
         elif storage is not None:
             lists = lists._replace(packed=vectors_of(lists.packed, self.d).to(storage))
-        self._register_tensors("coarse", coarse)
+        self._register_tensors("coarse", coarse._replace(codes=None))  # which are for kernels
         self._coded = lists.packed.dtype == torch.uint8
         self._register_tensors("list", lists)
         if self._coded:
@@ -143,10 +145,14 @@ class SearchGraph(nn.Module):
 
         return ScriptedSearch(self)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, exclude: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """D and I, both (..., k), for queries x (..., d), as `search` gives them.
 
-        `mask` (n,) bool says for each id below n whether it may be found; other ids may not.
+        `mask` (n,) bool says for each id below n whether it may be found, and other ids may not; (..., n) says so for
+        each query. A graph made with ``exclude=m`` also takes `exclude` (..., m) int64, the ids that each query must
+        not find; -1 excludes nothing.
         """
         if (node := recorded_by_fx(self, x)) is not None:
             return node
@@ -154,19 +160,26 @@ class SearchGraph(nn.Module):
             from .torchscript import quietly
 
             with quietly():
-                return self._layer(x, mask)
-        return self._layer(x, mask)
+                return self._layer(x, mask, exclude)
+        return self._layer(x, mask, exclude)
 
-    def _layer(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _layer(self, x: Tensor, mask: Tensor | None, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         self.check_current()
         if self.list_ids.is_meta:
             raise RuntimeError("the graph has no values, being on the meta device: make it of an index that has")
         x = validation.layer_input(x, "x", self.d, self.list_ids.device)
+        device = self.list_ids.device
         if mask is not None:
-            mask = validation.mask(mask, "mask", self.list_ids.device)
+            mask = validation.layer_mask(mask, "mask", x.shape[:-1], device)
+            mask = mask if mask.dim() == 1 else mask.flatten(0, -2)
+        if (exclude is not None) != bool(self.exclude):
+            raise ValueError("exclude is for graphs that index.graph(exclude=m) made, and these need it")
+        if exclude is not None:
+            exclude = validation.layer_ids(exclude, "exclude", x.shape[:-1], self.exclude, device)
+            exclude = exclude.reshape(-1, self.exclude)
         if x.dim() == 2:
-            return self.rows(x, mask)
-        found, ids = self.rows(x.reshape(-1, self.d), mask)
+            return self.rows(x, mask, exclude)
+        found, ids = self.rows(x.reshape(-1, self.d), mask, exclude)
         return found.view(*x.shape[:-1], self.k), ids.view(*x.shape[:-1], self.k)
 
     def check_current(self) -> None:
@@ -174,19 +187,21 @@ class SearchGraph(nn.Module):
         if self._version_token.changed:
             raise RuntimeError("the index has changed since this graph was made of it: call index.graph(...) again")
 
-    def rows(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rows(
+        self, x: Tensor, mask: Tensor | None = None, exclude: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`forward` for x (Q, d), unchecked."""
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self._search(x, mask)
-        return self._search(x, mask)
+                return self._search(x, mask, exclude)
+        return self._search(x, mask, exclude)
 
-    def _search(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _search(self, x: Tensor, mask: Tensor | None, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
         queries, lists = metrics.prepare(x.float(), self.metric), self.lists()
         recorded = tracing()
         if recorded or not differentiable(queries):
             scores_of = metrics.differentiable_scores if recorded else metrics.exact_scores
-            candidates = self._candidates(queries, mask)
+            candidates = self._candidates(queries, mask, exclude)
             scores, rows = rescore(queries, lists.packed, candidates, self.k, self.metric, scores_of)
             return metrics.to_distance(scores, self.metric), ids_at([lists.ids], rows)
 
@@ -198,7 +213,8 @@ class SearchGraph(nn.Module):
                 )
 
         def find(plain: Tensor) -> tuple[Tensor, ...]:
-            rows = rescore(plain, lists.packed, self._candidates(plain, mask), self.k, self.metric)[1]
+            filters = (_as_many(part, plain.shape[0], x.shape[0]) for part in (mask, exclude))
+            rows = rescore(plain, lists.packed, self._candidates(plain, *filters), self.k, self.metric)[1]
             return ids_at([lists.ids], rows), vectors_at([lists.packed], rows, self.d)
 
         ids, vectors = outside(find, queries)
@@ -206,28 +222,50 @@ class SearchGraph(nn.Module):
         return metrics.to_distance(scores, self.metric), ids
 
     @torch.no_grad()
-    def _candidates(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """The rows (Q, K) to score exactly, -1 for padding, for prepared queries x (Q, d)."""
-        lists, coarse, kept = self.lists(), self.coarse(), candidate_count(self.k)
+    def _candidates(self, x: Tensor, mask: Tensor | None, exclude: Tensor | None) -> Tensor:
+        """The rows (Q, K) to score exactly, -1 for padding, for prepared queries x (Q, d).
+
+        With ids to exclude (Q, m) there are as many more as these can have rows, which are then left out.
+        """
+        rows = self._best_rows(x, mask)
+        if exclude is None or not rows.shape[1]:
+            return rows
+        ids = self.list_ids[rows.clamp(min=0)]
+        return rows.masked_fill((ids[:, :, None] == exclude[:, None]).any(2), -1)
+
+    def _best_rows(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        lists, coarse, kept = self.lists(), self.coarse(), candidate_count(self.k + self._excluded_rows)
         x, finite = finite_queries(x.detach())
         nearest = probe_by_ranking(x, coarse, self.nprobe, self.metric)
         probed, _ = capped_lists(nearest, finite, coarse, [lists], self.max_codes)
         # Computed before the scan, so that compilers do not subtract the origin again for every candidate.
         y = shifted_queries(x, coarse.origin, self.metric)
-        allowed = None if mask is None else is_selected(lists.ids, mask)
+        each = mask if mask is not None and mask.dim() == 2 else None  # of each query
+        allowed = None if mask is None or each is not None else is_selected(lists.ids, mask)
         if self._tiles:
             tiles = self._tensors(Tiles, "tile")
             tiles = tiles if allowed is None else mask_tiles(tiles, allowed)
-            return scan_tiles(y, tiles, probed, kept, self._tiles, self.max_bytes)[1]
+            return scan_tiles(y, tiles, probed, kept, self._tiles, self.max_bytes, each, lists.ids)[1]
         width = min(self._width, lists.packed.shape[0])
         if width == 0:
             return probed[:, :0]
         lists = lists if allowed is None else mask_rows(lists, allowed)
-        return scan_queries(y, lists, probed, None, kept, width, self.max_bytes)[1]
+        return scan_queries(y, lists, probed, None, kept, width, self.max_bytes, each)[1]
 
     def extra_repr(self) -> str:
         shape = f"k={self.k}, nprobe={self.nprobe}, max_codes={self.max_codes}, width={self._width}"
+        shape += f", exclude={self.exclude}" if self.exclude else ""
         return f"{self.d}, metric={self.metric!r}, {shape}, layout={self.layout!r}"
+
+
+def _most_of_one_id(ids: Tensor) -> int:
+    """How many rows have the same id, at most; ids (N,)."""
+    return int(torch.unique(ids, return_counts=True)[1].max()) if ids.shape[0] else 0
+
+
+def _as_many(part: Tensor | None, queries: int, given: int) -> Tensor | None:
+    """A filter of `given` queries for those of all entries of a batch of vmap; one (n,) for all queries as it is."""
+    return part if part is None or part.dim() == 1 else part.repeat(queries // max(1, given), 1)
 
 
 def _buffer(name: str, field: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._arrays import as_tensor
@@ -29,7 +30,7 @@ _CHOICES = {
 }
 _FLAGS = ("use_per_list_sizes", "safe_pruning", "dynamic_nprobe", "strict_budget", "debug_stats", "approximate")
 _COUNTS = ("max_codes", "candidate_budget", "rebuild_threshold_adds", "min_codes_per_list", "max_codes_cap_per_list")
-_TENSORS = ("selector", "groups")
+_TENSORS = ("selector", "exclude", "groups")
 _SHARE = ("use_per_list_sizes", "dynamic_nprobe", "min_codes_per_list", "strict_budget")  # a budget, so need one
 
 
@@ -58,8 +59,10 @@ class SearchParams:
         and so many rows have come since. "manual" (default) leaves the lists alone.
     safe_pruning : taken for the sake of code written for torch-ivf; it has no effect, as there. Skipping lists that
         cannot hold a result has not paid where it was measured.
-    selector : the ids that may be found: int64 (n,) in any order, or a bool mask whose entry i is for id i; a
-        tensor, array or list.
+    selector : the ids that may be found: int64 (n,) in any order, or a bool mask (n,) whose entry i is for id i; a
+        tensor, array or list. Of each query by itself: a bool mask (nq, n), or a list of nq lists of ids. See
+        docs/filters.md.
+    exclude : int64 (nq, m), ids that each query must not find; -1 excludes nothing.
     groups : the group of each query, int64 (nq,): it finds rows that were added with this group, no others, and reads
         no others. -1 is the group of rows that were added without one.
     group_by : results that may have the same group, >= 1: the best k rows of which no more do. Rows without a group
@@ -90,7 +93,8 @@ class SearchParams:
     max_codes_cap_per_list: int = 0
     strict_budget: bool = False
     debug_stats: bool = False
-    selector: Tensor | None = None
+    selector: Tensor | tuple[Tensor, ...] | None = None
+    exclude: Tensor | None = None
     approximate: bool = False
     groups: Tensor | None = None
     group_by: int | None = None
@@ -109,7 +113,9 @@ class SearchParams:
             positive(self.nprobe, "nprobe")
         if self.group_by is not None:
             positive(self.group_by, "group_by")
-        for name in _TENSORS:
+        if self.selector is not None:
+            object.__setattr__(self, "selector", _selector(self.selector))
+        for name in ("exclude", "groups"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, as_tensor(getattr(self, name), name))
         lost = [name for name in _SHARE if getattr(self, name)]
@@ -125,8 +131,8 @@ class SearchParams:
         if not isinstance(other, SearchParams):
             return NotImplemented
         # Comparing tensors gives tensors: the same selector is the same object.
-        alike = all(getattr(self, name) is getattr(other, name) for name in _TENSORS)
-        return alike and self._values() == other._values()
+        same = all(getattr(self, name) is getattr(other, name) for name in _TENSORS)
+        return same and self._values() == other._values()
 
     def __hash__(self) -> int:
         return hash((*(id(getattr(self, name)) for name in _TENSORS), self._values()))
@@ -134,9 +140,49 @@ class SearchParams:
     def _values(self) -> tuple[Any, ...]:
         return tuple(getattr(self, field.name) for field in fields(self) if field.name not in _TENSORS)
 
+    @property
+    def per_query(self) -> bool:
+        """Whether each query has a filter of its own."""
+        return self.exclude is not None or (self.selector is not None and not shared(self.selector))
+
     def __repr__(self) -> str:
         given = [f for f in fields(self) if getattr(self, f.name) is not f.default]
         return f"SearchParams({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in given)})"
+
+
+def repeated(params: SearchParams, times: int) -> SearchParams:
+    """`params` for all queries again and again, so many times."""
+    if not params.per_query and params.groups is None:
+        return params
+    selector, exclude, groups = params.selector, params.exclude, params.groups
+    if isinstance(selector, tuple):
+        selector = selector * times
+    elif selector is not None and not shared(selector):
+        selector = selector.repeat(times, 1)
+    return replace(
+        params,
+        selector=selector,
+        exclude=None if exclude is None else exclude.repeat(times, 1),
+        groups=None if groups is None else groups.repeat(times),
+    )
+
+
+def shared(selector: Tensor | tuple[Tensor, ...]) -> bool:
+    """Whether a selector is the same for all queries."""
+    return isinstance(selector, Tensor) and selector.dim() == 1
+
+
+def _selector(value: Any) -> Tensor | tuple[Tensor, ...]:
+    """A tensor, or a list of ids for each query."""
+    if isinstance(value, (list, tuple)) and any(map(_is_list, value)):
+        lists = tuple(as_tensor(item, f"selector[{i}]") for i, item in enumerate(value))
+        if not all(item.dtype == torch.bool for item in lists):  # else rows of one mask
+            return value if isinstance(value, tuple) and all(isinstance(item, Tensor) for item in value) else lists
+    return as_tensor(value, "selector")
+
+
+def _is_list(value: Any) -> bool:
+    return value.dim() > 0 if isinstance(value, Tensor) else hasattr(value, "__len__")
 
 
 def positive(value: int, name: str) -> int:

@@ -32,18 +32,30 @@ class ScriptedSearch(nn.Module):
     def __init__(self, graph: "SearchGraph") -> None:
         super().__init__()
         graph.check_current()
-        self.d, self.k = graph.d, graph.k
-        self.search = _record(_Search(graph), graph, "plain", "masked")
+        self.d, self.k, self.exclude = graph.d, graph.k, graph.exclude
+        self.search = _record(_Search(graph), graph, "plain", "masked", "masked_each")
 
-    def forward(self, x: Tensor, mask: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:  # noqa: UP006, UP045
+    def forward(
+        self,
+        x: Tensor,
+        mask: Optional[Tensor] = None,  # noqa: UP045
+        exclude: Optional[Tensor] = None,  # noqa: UP045
+    ) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         shape = list(x.shape)
         if len(shape) == 0 or shape[-1] != self.d:
             raise ValueError("x must have shape (..., {}), got {}".format(self.d, shape))  # noqa: UP032
         rows = x.reshape(-1, self.d)
+        excluded = torch.full([rows.shape[0], 0], -1, dtype=torch.int64, device=x.device)
+        if exclude is not None:
+            excluded = exclude.reshape([rows.shape[0], -1])
+        if excluded.shape[1] != self.exclude:
+            raise ValueError("exclude must have {} columns, got {}".format(self.exclude, excluded.shape[1]))  # noqa: UP032
         if mask is None:
-            found, ids = self.search.plain(rows)
+            found, ids = self.search.plain(rows, excluded)
+        elif mask.dim() == 1:
+            found, ids = self.search.masked(rows, excluded, mask)
         else:
-            found, ids = self.search.masked(rows, mask)
+            found, ids = self.search.masked_each(rows, excluded, mask.reshape([rows.shape[0], -1]))
         return found.view(shape[:-1] + [self.k]), ids.view(shape[:-1] + [self.k])  # noqa: RUF005
 
 
@@ -52,11 +64,14 @@ class _Search(nn.Module):
         super().__init__()
         self.graph = graph
 
-    def plain(self, x: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
-        return self.graph.rows(x)
+    def plain(self, x: Tensor, exclude: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        return self.graph.rows(x, None, exclude if self.graph.exclude else None)
 
-    def masked(self, x: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
-        return self.graph.rows(x, mask)
+    def masked(self, x: Tensor, exclude: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        return self.graph.rows(x, mask, exclude if self.graph.exclude else None)
+
+    def masked_each(self, x: Tensor, exclude: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+        return self.masked(x, exclude, mask)
 
 
 class ScriptedLists(nn.Module):
@@ -72,6 +87,8 @@ class ScriptedLists(nn.Module):
     def __init__(self, graph: "SearchGraph") -> None:
         super().__init__()
         graph.check_current()
+        if graph.exclude:
+            raise ValueError("search_mode='csr' is for a graph without exclude: make one with search_mode='matrix'")
         lists = graph.lists()
         self.d = graph.d
         self.width = int(torch.sort(blocks_of(lists.sizes), descending=True).values[: graph.nprobe].sum())
@@ -181,7 +198,8 @@ class _Finish(nn.Module):
     ) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         graph, lists = self.graph, self.graph.lists()
         kept = candidate_count(graph.k)
-        rows, _ = survivors(lists, probed, before, rank, (coarse, fine), kept, self.width)
+        first = before[probed] + rank * blocks_of(lists.sizes)[probed]
+        rows, _ = survivors(lists, probed, first, (coarse, fine), kept, self.width)
         rows = best_rows(shifted, lists, rows, kept)[1]
         scores, rows = rescore(x, lists.packed, rows, graph.k, graph.metric, metrics.differentiable_scores)
         return metrics.to_distance(scores, graph.metric), ids_at([lists.ids], rows)
@@ -202,8 +220,10 @@ def quietly() -> Iterator[None]:
 
 def _record(module: nn.Module, graph: "SearchGraph", *methods: str) -> Any:
     x = torch.zeros(2, graph.d, dtype=torch.float32, device=graph.list_ids.device)
-    mask = torch.ones(1, dtype=torch.bool, device=x.device)
-    inputs = {name: (x, mask) if name == "masked" else x for name in methods}
+    mask = torch.ones(2, 1, dtype=torch.bool, device=x.device)
+    exclude = torch.full((2, graph.exclude), -1, dtype=torch.int64, device=x.device)
+    filters = {"plain": (exclude,), "masked": (exclude, mask[0]), "masked_each": (exclude, mask), "forward": ()}
+    inputs = {name: (x, *filters[name]) for name in methods}
     with quietly(), torch.inference_mode(False):
         return torch.jit.trace_module(module, inputs, check_trace=False)
 

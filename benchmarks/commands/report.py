@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .. import results
+from .. import device, results
 from ..cases import CASES
 from ..page import SHOWN, Tasks, aims, caption, page, which_index
 from ..tables import CODES, TABLES, pivot
@@ -34,17 +34,19 @@ READMES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", type=Path, help="default: benchmarks/benchmarks.jsonl")
+    parser.add_argument("--device", default="cpu", help="report what was measured there, on pages of its own")
     parser.add_argument("--root", type=Path, default=ROOT, help="where docs/ and README.md are")
 
 
 def run(options: argparse.Namespace) -> int:
-    tasks = stored(options.files or [results.DEFAULT])
+    kind = options.device
+    tasks = stored(options.files or [device.variant(results.DEFAULT, kind)], kind)
     if not tasks:
         print("no finished measurement is stored yet: run `python -m benchmarks run` first")
         return 0
-    images = options.root / "docs" / "img"
+    images = options.root / "docs" / device.images(kind)
     images.mkdir(parents=True, exist_ok=True)
-    for path, text in texts(tasks, options.root):
+    for path, text in texts(tasks, options.root, kind):
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path.relative_to(options.root)}")
     from ..plots import plots  # imports matplotlib
@@ -52,18 +54,23 @@ def run(options: argparse.Namespace) -> int:
     drawn = plots(tasks)
     for name, draw in drawn.items():
         (images / name).write_text(draw(), encoding="utf-8")
-    print(f"drew {len(drawn)} plots in docs/img")
+    print(f"drew {len(drawn)} plots in docs/{device.images(kind)}")
     return 0
 
 
-def stored(files: Iterable[Path]) -> Tasks:
-    """The last finished run of each (case, task) that has figures."""
-    return {key: task for key, task in results.latest(files).items() if task.rows}
+def stored(files: Iterable[Path], kind: str = "cpu") -> Tasks:
+    """The last finished run of each (case, task) that has figures on this kind of device."""
+    return {key: task for key, task in results.latest(files, kind).items() if task.rows}
 
 
-def texts(tasks: Tasks, root: Path) -> Iterator[tuple[Path, str]]:
-    """Each page that is made of the figures, as it should be. A README without markers for its block is unchanged."""
-    yield root / "docs" / "benchmarks.md", page(tasks)
+def texts(tasks: Tasks, root: Path, kind: str = "cpu") -> Iterator[tuple[Path, str]]:
+    """Each page that is made of the figures, as it should be; of those of an accelerator, one page.
+
+    A README without markers for its block is unchanged.
+    """
+    yield device.variant(root / "docs" / "benchmarks.md", kind), page(tasks, kind)
+    if kind != "cpu":
+        return
     blocks = {"docs/scalar-quantizers.md": [which_index(tasks)]}
     if ("headline", "search") in tasks:
         blocks |= {name: [part for part in _block(tasks, *readme) if part] for name, readme in READMES.items()}

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import machine, results
+from .. import device, machine, results
 from ..cases import CASES, PLAN, QUICK_CASE, QUICK_ENGINES, Case
 
 Job = tuple[Case, str]
@@ -44,12 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--out", type=Path, help="the file to append to")
     option("--quiet", action="store_true", help="no progress bar on a terminal either")
     machine.add_arguments(parser)
+    device.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     if options.command in SWEEPS:
         return _sweep(options)
-    jobs, last = _jobs(options), results.latest([options.out or results.DEFAULT])
+    jobs, last = _jobs(options), results.latest([_out(options)])
     for case, task in jobs if options.list else ():
         when, found = "never", last.get((case.name, task))
         if found is not None:
@@ -90,10 +91,11 @@ def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], 
     `values` are settings that the cases do not have; figures measured with some are stored, but not reported.
     """
     machine.set_threads(options.threads)
-    from ..engines import LIBRARIES, build_kernel
+    device.use(options.device)
+    from ..engines import LIBRARIES, build_kernel, default
 
     native = build_kernel()
-    asked = options.engines or (QUICK_ENGINES if options.quick else tuple(LIBRARIES))
+    asked = options.engines or (QUICK_ENGINES if options.quick else default(device.name))
     skipped = {}
     for name in asked:
         if name not in LIBRARIES:
@@ -107,16 +109,23 @@ def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], 
         raise SystemExit("no engine is left to measure")
     words += ["--quick"] if options.quick else []
     words += ["--engines " + ",".join(options.engines)] if options.engines else []
+    words += [f"--device {options.device}"] if device.name != "cpu" else []
     command = " ".join([options.command, *words, f"--threads {options.threads}"])
     facts = machine.describe(options.threads, command) | {"native": native, "skipped": skipped, "values": values}
     if facts["load"] > 0.5:
         print(f"the machine is busy (load {facts['load']:.1f}): these figures mean little")
-    out = options.out or (results.QUICK if options.quick else results.DEFAULT)
+    out = _out(options)
     run = f"{re.sub('[^0-9]', '', facts['date'])[:14]}-{facts['commit'][:7]}-{os.getpid()}"
     results.append(out, {"kind": "run", "schema": 1, "run": run, **facts})
     failures = _do(jobs, names, options, lambda line: results.append(out, {**line, "run": run}))
     _print(run, out)
     return 1 if failures else 0
+
+
+def _out(options: argparse.Namespace) -> Path:
+    """The file that figures are appended to; each kind of device has its own."""
+    path = results.QUICK if options.quick else results.DEFAULT
+    return options.out or device.variant(path, options.device.partition(":")[0])
 
 
 def _do(jobs: Sequence[Job], names: tuple[str, ...], options: argparse.Namespace, write: Callable[[Any], None]) -> int:

@@ -15,8 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from torch_ivf_module import native
-from torch_ivf_module.functional import cost
-from torch_ivf_module.functional import search as search_module
+from torch_ivf_module.functional import cost, strategies
 
 from .. import machine, results
 from ..cases import CASES, PLAN
@@ -108,7 +107,7 @@ def _cells(task: results.TaskRun, threads: int) -> Iterator[Cell]:
         for nq in task.values("nq"):
             found = {row["engine"]: row["seconds"] for row in task.pick(nprobe=nprobe, nq=nq)}
             measured = [found[name] for name in FIXED if name in found]
-            with patch.object(search_module, "cheapest", wraps=cost.cheapest) as model, native.disabled():
+            with patch.object(strategies, "cheapest", wraps=cost.cheapest) as model, native.disabled():
                 engine.search(engine.convert(context.data.queries[:nq]), case.k)
             if model.called and measured:  # a mode that was hopelessly slow was not timed
                 times = {name.removeprefix("ours-"): found.get(name, HOPELESS * min(measured)) for name in FIXED}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from torch_ivf_module import native
+from torch_ivf_module.gpu.scan import SCAN
 
 from . import adapters
 from .adapters import Engine, Spec
@@ -22,6 +23,8 @@ class Entry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     kernel: bool = True  # whether this library may use its native kernel
     rows: str = "Flat"  # how rows are stored, as the library's index_factory names it
+    triton: bool = False  # whether this library uses its scan in Triton, as with TORCH_IVF_TRITON=1
+    accelerator: bool = False  # whether it takes part on accelerators alone
 
     @property
     def owner(self) -> tuple[Any, ...]:
@@ -38,11 +41,15 @@ IVF: dict[str, Entry] = {
     "faiss": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 0}),  # default: threads share a batch's queries
     "faiss-lists": Entry(adapters.FaissIVF, "faiss", {"parallel_mode": 1}),  # threads share one query's lists
     "torch-ivf": Entry(adapters.TorchIVF, "torch_ivf", {"search_mode": "csr"}),
+    "ours-triton": Entry(adapters.OursIVF, _OURS, {"search_mode": "auto"}, triton=True, accelerator=True),
+    "matmul": Entry(adapters.Product, "torch", accelerator=True),  # of all vectors
 }
 FLAT: dict[str, Entry] = {
     "ours": Entry(adapters.OursFlat, _OURS),
     "ours-float": Entry(adapters.OursFlat, _OURS, {"codes": None}),
     "faiss": Entry(adapters.FaissFlat, "faiss"),
+    "ours-triton": Entry(adapters.OursFlat, _OURS, triton=True, accelerator=True),
+    "matmul": IVF["matmul"],
 }
 GRAPH: dict[str, Entry] = {"hnswlib": Entry(adapters.Hnswlib, "hnswlib")}
 QUANTIZED: dict[str, Entry] = {  # list-based, with vectors in fewer bits
@@ -57,7 +64,13 @@ QUANTIZED: dict[str, Entry] = {  # list-based, with vectors in fewer bits
     "faiss-pq": Entry(adapters.FaissIVF, "faiss", {"k_factor": 10}, rows="PQ{half}x4fs,RFlat"),
     "scann": Entry(adapters.Scann, "scann.torch", rows="AH,reorder"),
 }
-LIBRARIES: dict[str, str] = {name: entry.library for name, entry in {**IVF, **FLAT, **GRAPH, **QUANTIZED}.items()}
+_ALL = {**IVF, **FLAT, **GRAPH, **QUANTIZED}
+LIBRARIES: dict[str, str] = {name: entry.library for name, entry in _ALL.items()}
+
+
+def default(device: str) -> tuple[str, ...]:
+    """The engines that take part if none are named."""
+    return tuple(name for name, entry in _ALL.items() if device != "cpu" or not entry.accelerator)
 
 
 class Variant:
@@ -75,6 +88,7 @@ class Variant:
             self.owner.warm(x)
 
     def _set(self) -> None:
+        SCAN.enabled = self.entry.triton
         for name, value in self.entry.settings.items():
             if getattr(self.owner.index, name) != value:
                 setattr(self.owner.index, name, value)

@@ -23,6 +23,7 @@ class Spec:
     seed: int = 1234
     threads: int = 2
     rows: str = "Flat"  # how rows are stored, as the library's index_factory names it; half is d / 2
+    device: str = "cpu"  # of PyTorch's indexes and rows; other libraries are on the CPU
 
     @property
     def factory(self) -> str:
@@ -77,14 +78,18 @@ class Engine:
 
 class TorchEngine(Engine):
     def convert(self, x: np.ndarray) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(x))
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self.spec.device)
+
+    def ids(self, answer: Any) -> np.ndarray:
+        return super().ids(tuple(part.cpu() for part in answer))
 
     def centroids(self) -> np.ndarray:
-        return self.index.state_dict()["centroids"].numpy()
+        return self.index.state_dict()["centroids"].cpu().numpy()
 
     def use_centroids(self, centroids: np.ndarray, rows: Any = None) -> None:
-        lists = torch.zeros(self.spec.nlist + 1, dtype=torch.int64)
-        state = {**self.index.state_dict(), "centroids": torch.tensor(centroids), "list_offsets": lists}
+        lists = torch.zeros(self.spec.nlist + 1, dtype=torch.int64, device=self.spec.device)
+        given = torch.tensor(centroids, device=self.spec.device)
+        state = {**self.index.state_dict(), "centroids": given, "list_offsets": lists}
         self.index.load_state_dict(state)
 
 
@@ -92,7 +97,7 @@ class OursIVF(TorchEngine):
     rounds = "niter"
 
     def make(self, spec: Spec) -> Any:
-        return torch_ivf_module.index_factory(spec.d, spec.factory, spec.metric)
+        return torch_ivf_module.index_factory(spec.d, spec.factory, spec.metric).to(spec.device)
 
     def warm(self, x: Any) -> None:
         self.index.search(x, 1, params=torch_ivf_module.SearchParams(nprobe=self.spec.nlist))
@@ -110,7 +115,8 @@ class TorchIVF(OursIVF):
 
     def make(self, spec: Spec) -> Any:
         metric = "l2" if spec.metric == "l2" else "ip"  # of rows of unit length
-        return importlib.import_module("torch_ivf.index").IndexIVFFlat(spec.d, nlist=spec.nlist, metric=metric)
+        module = importlib.import_module("torch_ivf.index")
+        return module.IndexIVFFlat(spec.d, nlist=spec.nlist, metric=metric).to(spec.device)
 
 
 class FaissIVF(Engine):
@@ -149,7 +155,8 @@ class OursFlat(TorchEngine):
 
     def make(self, spec: Spec) -> Any:
         module = importlib.import_module(self.module)
-        return (module.IndexFlatL2 if spec.metric == "l2" else module.IndexFlatIP)(spec.d)
+        index = (module.IndexFlatL2 if spec.metric == "l2" else module.IndexFlatIP)(spec.d)
+        return index.to(spec.device) if self.module == OursFlat.module else index
 
     def warm(self, x: Any) -> None:
         self.search(x, 1)
@@ -157,11 +164,35 @@ class OursFlat(TorchEngine):
 
 class FaissFlat(OursFlat):
     module = "faiss"
-    convert = Engine.convert
+    convert, ids = Engine.convert, Engine.ids
 
     def make(self, spec: Spec) -> Any:
         importlib.import_module("faiss").omp_set_num_threads(spec.threads)
         return super().make(spec)
+
+
+class Product(TorchEngine):
+    """Brute force on the device: `torch.matmul` with all rows and `topk`, in parts of the scores that fit."""
+
+    _SCORES = 1 << 28  # at a time: 1 GiB
+
+    def make(self, spec: Spec) -> Any:
+        return None  # the rows
+
+    def use_centroids(self, centroids: np.ndarray, rows: Any = None) -> None:
+        """It has no lists."""
+
+    def set(self, value: int) -> None:
+        """It probes nothing."""
+
+    def add(self, x: Any) -> None:
+        self.index = x if self.index is None else torch.cat([self.index, x])
+        self.bias = self.index.square().sum(1) / -2 if self.spec.metric == "l2" else self.index.new_zeros(())
+
+    def search(self, x: Any, k: int) -> Any:
+        parts = x.split(max(1, self._SCORES // len(self.index)))
+        found = [torch.add(torch.matmul(part, self.index.t()), self.bias).topk(k) for part in parts]
+        return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
 class Hnswlib(Engine):
@@ -188,7 +219,8 @@ class Hnswlib(Engine):
 class Scann(Engine):
     """scann-core-torch: 4-bit product codes of two dimensions each, 100 candidates ranked again; its own lists."""
 
-    convert = TorchEngine.convert
+    def convert(self, x: np.ndarray) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(x))
 
     def make(self, spec: Spec) -> Any:
         return None  # made of the rows

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ..context import Context
 from .build import add, maintenance, train
+from .filters import query_filters
 from .formats import compiled, formats
 from .memory import memory
 from .params import auto, budgets, codes, filters
@@ -13,5 +14,5 @@ from .search import flat, lists, search
 from .serving import contention, serving
 
 _SEARCHES = (lists, search, flat, recall, pairs, quantizers, auto, budgets, codes, filters, serving, contention)
-_OTHERS = (train, add, maintenance, compiled, memory, formats, profile)
+_OTHERS = (query_filters, train, add, maintenance, compiled, memory, formats, profile)
 TASKS: dict[str, Callable[[Context], None]] = {task.__name__: task for task in (*_SEARCHES, *_OTHERS)}

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import torch
 
+from .. import device
 from ..context import Context
 from ..engines import IVF, Engine
 from ..measure import timed
@@ -68,6 +69,7 @@ def add_in_batches(ctx: Context, name: str, centroids: np.ndarray, batch: int) -
     for part in parts:
         engine.add(part)
     engine.search(query, 1)  # an index that postpones work until it is searched does that work here
+    device.finish()
     return time.perf_counter() - start
 
 
@@ -103,6 +105,7 @@ def _alternate(ctx: Context, engines: dict[str, Engine]) -> None:
                 for row, query in ((i % len(base), i % len(queries)) for i in numbers):
                     engine.add(base[row : row + 1])
                     engine.search(queries[query : query + 1], ctx.case.k)
+                    device.finish()
                 spent[name], done[name] = spent[name] + time.perf_counter() - start, done[name] + len(numbers)
     for name in engines:
         ctx.row(name, what="turns", pairs=done[name], seconds=spent[name] / done[name], total=spent[name])
@@ -120,6 +123,7 @@ def _remove(ctx: Context, engines: dict[str, Engine]) -> None:
             engine.remove(given[done])
             done += 1
         engine.search(query, ctx.case.k)  # postponed work belongs to the cost of removing
+        device.finish()
         total = time.perf_counter() - start
         ctx.row(name, what="removes", calls=done, ids=ctx.case.removed, seconds=total / done, total=total)
 

@@ -39,6 +39,9 @@ def formats(ctx: Context) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, (format, suffix, settings, _) in _VARIANTS.items():
+            if format == "onnx" and index.device.type != "cpu":
+                ctx.skip(name, "its runner is on the CPU")
+                continue
             ctx.note(f"making {name}")
             path = Path(folder) / (name + suffix)
             made = ctx.attempt(name, timed, _file, index, format, settings, path)  # packages or a compiler may lack
@@ -64,7 +67,7 @@ def compiled(ctx: Context) -> None:
     for engine in ctx.build_paired("ours").values():
         index, x = engine.index, engine.convert(ctx.data.queries)
         index.k = ctx.case.k
-        linear = nn.Linear(index.d, index.d)
+        linear = nn.Linear(index.d, index.d, device=index.device)
         linear.load_state_dict({"weight": torch.eye(index.d), "bias": torch.zeros(index.d)})  # the queries as they are
         other = copy.deepcopy(index)  # an index of which a graph was made is compiled as that graph
         parts: dict[str, nn.Module] = {"eager": index, "compiled": index}

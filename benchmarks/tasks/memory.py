@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import rss
+from .. import device, rss
 from ..cases import CASES
 from ..context import Context
 from ..datasets import load
 from ..engines import IVF, Spec, build_paired, make
 
-_ENGINES = ("ours", "ours-float", "ours-csr", "faiss")
+_ENGINES = ("ours", "ours-float", "ours-csr", "ours-triton", "faiss")
 _ROOT = Path(__file__).resolve().parents[2]
 _PROCESS = "import json, sys; from benchmarks.tasks.memory import measure; print(json.dumps(measure(*sys.argv[1:])))"
 
@@ -22,11 +22,13 @@ def memory(ctx: Context) -> None:
     nlist, nprobe, total = ctx.case.nlist, ctx.case.nprobe, len(ctx.data.queries)
     # One query, a large batch, all the queries there are, and every list probed.
     shapes = [(1, nprobe), (min(2_048, total), nprobe), (total, nprobe), (min(512, total), nlist)]
-    for name in (name for name in ctx.names if name in _ENGINES):
+    # On an accelerator its memory is counted, of which faiss-cpu has none.
+    for name in (name for name in ctx.names if name in _ENGINES and (device.name == "cpu" or name != "faiss")):
         for nq, probed in dict.fromkeys(shapes):
             where = {"nq": nq, "nprobe": probed}
             ctx.note(f"{name}, nq {nq:,}, nprobe {probed}")
-            command = [sys.executable, "-c", _PROCESS, ctx.case.name, name, *map(str, (ctx.threads, nq, probed))]
+            values = (ctx.case.name, name, ctx.threads, nq, probed, device.name)
+            command = [sys.executable, "-c", _PROCESS, *map(str, values)]
             try:
                 done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True, timeout=300)
                 ctx.row(name, **where, k=ctx.case.k, **json.loads(done.stdout.splitlines()[-1]))
@@ -34,11 +36,12 @@ def memory(ctx: Context) -> None:
                 ctx.skip(name, str(getattr(error, "stderr", None) or error).strip()[-200:], **where)
 
 
-def measure(case_name: str, name: str, threads: str, nq: str, nprobe: str) -> dict[str, Any]:
+def measure(case_name: str, name: str, threads: str, nq: str, nprobe: str, where: str) -> dict[str, Any]:
     """In the new process, which inherits the number of threads: build one index and search once."""
+    device.use(where)
     case = CASES[case_name]
     data = load(case)
-    spec = Spec(data.base.shape[1], case.nlist, case.metric, case.seed, int(threads))
+    spec = Spec(data.base.shape[1], case.nlist, case.metric, case.seed, int(threads), device=where)
     # A small index built and searched first: code is loaded and threads are started before memory is counted.
     rows = data.base[:4_096]
     small = make([name], IVF, replace(spec, nlist=min(16, spec.nlist)))

@@ -51,8 +51,8 @@ def filters(ctx: Context) -> None:
         order = torch.randperm(total, generator=torch.Generator().manual_seed(ctx.case.seed))
         settings = {"no selector": SearchParams()}
         for share in (1.0, 0.5, 0.01, 0.0001):
-            chosen = order[: max(1, round(share * total))]
-            mask = torch.zeros(total, dtype=torch.bool).index_fill_(0, chosen, True)
+            chosen = order[: max(1, round(share * total))].to(engine.index.device)
+            mask = torch.zeros(total, dtype=torch.bool, device=chosen.device).index_fill_(0, chosen, True)
             settings[f"{share:.2%} as ids"] = SearchParams(selector=chosen)
             settings[f"{share:.2%} as a mask"] = SearchParams(selector=mask)
         for nq in ctx.case.nqs:

@@ -11,7 +11,7 @@ import torch
 
 from torch_ivf_module import SearchParams
 
-from .. import answers, rss
+from .. import answers, device, rss
 from ..context import Context
 from ..engines import FLAT, Variant
 from ..measure import interleave
@@ -98,6 +98,6 @@ def _floor(ctx: Context, engine: Variant) -> float:
     rows_read = float(engine.index.last_search_stats["rows_read"] / len(ctx.checked))
     nb, d = ctx.data.base.shape
     m, n = max(1, len(ctx.data.queries) * ctx.case.nprobe // ctx.case.nlist), max(1, nb // ctx.case.nlist)
-    queries, rows, out = (torch.rand(*shape) for shape in ((m, d), (_LISTS, n, d), (m, n)))
+    queries, rows, out = (torch.rand(*shape, device=device.name) for shape in ((m, d), (_LISTS, n, d), (m, n)))
     calls = {"": lambda i: torch.mm(queries, rows[i % _LISTS].t(), out=out)}
     return m * n / interleave(calls, ctx.effort)[""]["seconds"] / rows_read

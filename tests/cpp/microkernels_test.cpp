@@ -95,7 +95,7 @@ void check_coded_rows(int64_t d) {
 void check_registers() {
   const std::vector<float> from = random_numbers(kLanes * 40, 1);
   std::vector<float> to(kLanes * 50, 0.0f);
-  transpose(from.data(), 40, to.data(), 50);
+  transpose(from.data(), 4 * 40, to.data(), 50);
   for (int64_t i = 0; i < kLanes; ++i) {
     for (int64_t j = 0; j < kLanes; ++j) {
       CHECK(to[j * 50 + i] == from[i * 40 + j]);

@@ -118,13 +118,14 @@ Found search(
   p.segments = {data.packed.segment(differences), data.pending.segment(differences)};
   p.segment_count = 2;
   p.dtype = Dtype::kFloat32;
+  p.row_bytes = kDim * sizeof(float);
   p.queries = queries;
   p.lists = kLists;
   p.d = kDim;
   p.k = kResults;
   p.within = {threads, max_bytes};
   request.coarse = {
-      data.centroids.data(), differences ? data.centroid_bias.data() : nullptr, data.origin.data(), kLists};
+      data.centroids.data(), differences ? data.centroid_bias.data() : nullptr, data.origin.data(), kLists, {}, nullptr};
   request.nprobe = nprobe;
   request.kept = kResults + 3;
   request.differences = differences;
@@ -185,6 +186,9 @@ int main() {
         }
       });
     }
+    callers.emplace_back([&] {
+      expect(Encoded{data.packed}.panels == data.encoded.panels, "codes are made of lists while others search them");
+    });
     for (std::thread& caller : callers) {
       caller.join();
     }

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from .._files import beside
+from ..advice import nlist_for
+from ..checkpoint import load
 from ..functional.metric import METRICS
 from ..functional.row_codes import BITS
 from ..index import (
     IndexFlat,
     IndexFlatIP,
     IndexFlatL2,
-    IndexIVF,
     IndexIVFFlat,
     IndexIVFScalarQuantizer,
     IndexScalarQuantizer,
 )
 from ..index.base import IndexBase
+from ..streaming import DEFAULT_MEMORY, Built, build_file
+from ..vector_files import Vectors, ids_file, open_vectors
 from .common import (
+    FAISS,
     INDEX_FILES,
     VECTOR_FILES,
     Reporter,
@@ -35,9 +38,6 @@ from .common import (
     shown_bytes,
     usable_device,
 )
-from .ids import ids_file, read_ids
-from .memory import Plan, plan
-from .vectors import Vectors, open_vectors
 
 __all__ = ["add_arguments", "run"]
 
@@ -61,43 +61,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an integer id for each row: an array or column of the file of vectors, or else a file (.npy, .ivecs, "
         "or any other kind that vectors come in) that holds one such array, or one called ids (default: 0, 1, 2, …)",
     )
-    option("--rows", type=positive, help="take the first so many rows (default: all that fit)")
+    option("--rows", type=positive, help="take the first so many rows (default: all)")
     option("--train-rows", type=positive, help="rows, chosen at random, to train on (default: 256 a list)")
     option("--niter", type=positive, default=10, help="iterations of k-means (default: %(default)s)")
     option("--seed", type=int, default=1234, help="of the sample and of training (default: %(default)s)")
-    option("--batch", type=positive, default=65_536, help="rows read at a time (default: %(default)s)")
-    option("--max-memory", type=read_bytes, metavar="SIZE", help="such as 8G (default: nine tenths of what is free)")
+    option("--batch", type=positive, help="rows read at a time (default: as many as memory allows)")
+    option(
+        "--max-memory",
+        type=read_bytes,
+        metavar="SIZE",
+        default=DEFAULT_MEMORY,
+        help=f"such as 8G, beside Python and PyTorch (default: {shown_bytes(DEFAULT_MEMORY)})",
+    )
     option("--device", type=usable_device, default="cpu", help="where to build (default: cpu)")
     add_json(parser)
 
 
-@torch.no_grad()
 def run(args: argparse.Namespace) -> int:
-    """Build, save, and say what was built."""
+    """Build, and say what was built."""
     talk = Reporter(args)
     check_target(args.index, args.vectors, ids_file(args.ids_from, args.vectors))
     write = index_writer(args.index)
     _check_flags(args)
     vectors = open_vectors(args.vectors, args.key)
-    metric = _metric(args, vectors)
-    ids = None if args.ids_from is None else read_ids(args.ids_from, args.vectors, vectors.rows)
-    fits = plan(args, vectors)
+    index = _empty(args, vectors)
     talk.say("read", f"{vectors.name}: {vectors.rows:,} vectors of {vectors.d}")
-    for warning in fits.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    index = _empty(args, vectors.d, metric, fits.nlist)
-    seconds = {}
-    if isinstance(index, IndexIVF):
-        seconds["train"] = _train(args, talk, index, vectors, fits)
-    seconds["add"] = _add(args, talk, index, vectors, fits, ids)
-    began = time.perf_counter()
-    write(index)
-    seconds["save"] = time.perf_counter() - began
-    size = args.index.stat().st_size
-    talk.say("wrote", f"{args.index}: {shown_bytes(size)}", seconds["save"])
-    facts = {"path": str(args.index), "class": type(index).__name__, **index.config(), "ntotal": index.ntotal}
-    talk.result({**facts, "left_out": fits.left_out, "bytes": size, "seconds": seconds})
+    if args.index.suffix.lower() in FAISS:  # which writes an index that is in memory
+        with beside(args.index) as folder:
+            built = _built(args, index, folder / "index.pt")
+            write(load(folder / "index.pt", mmap=True))
+    else:
+        built = _built(args, index, args.index)
+    size, seconds = args.index.stat().st_size, built.seconds
+    config = built.index.config()
+    if built.trained_on:
+        text = f"{config['nlist']:,} lists on {built.trained_on:,} rows, metric {index.metric}"
+        talk.say("train", text, seconds["train"])
+    talk.say("assign", f"{built.ntotal:,} vectors", seconds["assign"])
+    talk.say("wrote", f"{args.index}: {shown_bytes(size)}", seconds["write"])
+    facts = {"path": str(args.index), "class": type(index).__name__, **config, "ntotal": built.ntotal}
+    talk.result({**facts, "bytes": size, "seconds": seconds})
     return 0
+
+
+def _built(args: argparse.Namespace, index: IndexBase, path: Path) -> Built:
+    return build_file(
+        args.vectors,
+        path,
+        index,
+        key=args.key,
+        ids=args.ids_from,
+        rows=args.rows,
+        train_rows=args.train_rows,
+        niter=args.niter,
+        seed=args.seed,
+        batch=args.batch,
+        max_memory=args.max_memory,
+        verbose=sys.stderr.isatty(),
+    )
 
 
 def _check_flags(args: argparse.Namespace) -> None:
@@ -115,8 +136,10 @@ def _metric(args: argparse.Namespace, vectors: Vectors) -> str:
     return metric
 
 
-def _empty(args: argparse.Namespace, d: int, metric: str, nlist: int) -> IndexBase:
+def _empty(args: argparse.Namespace, vectors: Vectors) -> IndexBase:
     where: dict[str, Any] = {"device": args.device, "dtype": getattr(torch, args.dtype)}
+    d, metric = vectors.d, _metric(args, vectors)
+    nlist = args.nlist or nlist_for(min(vectors.rows, args.rows or vectors.rows))
     if args.bits and args.flat:
         return IndexScalarQuantizer(d, args.bits, metric, **where)
     if args.bits:
@@ -125,33 +148,3 @@ def _empty(args: argparse.Namespace, d: int, metric: str, nlist: int) -> IndexBa
         kinds = {"l2": IndexFlatL2, "ip": IndexFlatIP}
         return kinds[metric](d, **where) if metric in kinds else IndexFlat(d, metric, **where)
     return IndexIVFFlat(d, nlist=nlist, nprobe=args.nprobe, metric=metric, **where)
-
-
-def _train(args: argparse.Namespace, talk: Reporter, index: IndexIVF, vectors: Vectors, fits: Plan) -> float:
-    began = time.perf_counter()
-    sample = vectors.sample(fits.sample, fits.rows, fits.batch, args.seed, lambda parts: talk.progress(parts, "sample"))
-    index.fit(sample.to(args.device), niter=args.niter, seed=args.seed, verbose=sys.stderr.isatty())
-    seconds = time.perf_counter() - began
-    talk.say("train", f"{index.nlist:,} lists on {sample.shape[0]:,} rows, metric {index.metric}", seconds)
-    return seconds
-
-
-def _add(
-    args: argparse.Namespace, talk: Reporter, index: IndexBase, vectors: Vectors, fits: Plan, ids: Tensor | None
-) -> float:
-    began = time.perf_counter()
-    start = 0
-    batches = -(-fits.rows // fits.batch)
-    for batch in talk.progress(vectors.batches(fits.batch, fits.rows), "add", total=batches):
-        end = start + batch.shape[0]
-        try:
-            if ids is None:
-                index.add(batch.to(args.device))
-            else:
-                index.add_with_ids(batch.to(args.device), ids[start:end].to(args.device))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"rows {start:,} to {end - 1:,} of {vectors.name}: {error}") from error
-        start = end
-    seconds = time.perf_counter() - began
-    talk.say("add", f"{index.ntotal:,} vectors", seconds)
-    return seconds

@@ -22,7 +22,6 @@ __all__ = [
     "VECTOR_FILES",
     "Reporter",
     "add_json",
-    "check_source",
     "check_target",
     "index_writer",
     "load_trained",
@@ -81,14 +80,6 @@ def load_trained(path: Path, *, device: torch.device | None = None, mmap: bool =
     if not index.is_trained:
         raise ValueError(f"{path} holds an index that is not trained, and so nothing to search")
     return index
-
-
-def check_source(path: Path) -> None:
-    """Refuse what is no file to read."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file")
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
 
 
 def check_target(path: Path, *others: Path | None) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..advice import nlist_for, nlist_range
 from ..checkpoint import AnyIndex, load
 from ..functional.codec import PANEL, panel_bytes
 from ..index import IndexIVF, IndexPreTransform
-from .advice import nlist_for, nlist_range
 from .common import Reporter, add_json, shown_bytes
 
 __all__ = ["add_arguments", "run"]

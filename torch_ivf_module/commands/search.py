@@ -20,9 +20,8 @@ from .._files import replace
 from ..checkpoint import AnyIndex
 from ..index import IndexPreTransform
 from ..params import SearchParams
+from ..vector_files import Vectors, open_vectors, read_truth
 from .common import VECTOR_FILES, Reporter, add_json, check_target, load_trained, positive, usable_device
-from .ids import read_truth
-from .vectors import Vectors, open_vectors
 
 __all__ = ["add_arguments", "run"]
 

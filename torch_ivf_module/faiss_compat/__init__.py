@@ -13,7 +13,7 @@ array([[1]])
 from typing import Any
 
 from . import contrib  # noqa: F401  `install` looks it up
-from .arrays import Float16, Float32, Int8, Unsupported
+from .arrays import Float16, Float32, Int8, UInt8, Unsupported
 from .base import Index
 from .clustering import Clustering, ClusteringParameters, Kmeans
 from .constants import (
@@ -178,6 +178,7 @@ __all__ = [
     "SearchParametersIVF",
     "SearchParametersPreTransform",
     "StandardGpuResources",
+    "UInt8",
     "Unsupported",
     "Vector",
     "VectorIOReader",

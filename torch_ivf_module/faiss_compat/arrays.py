@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 import torch
@@ -16,12 +16,25 @@ from torch import Tensor
 from .._arrays import as_tensor
 
 FLOAT_MAX = torch.finfo(torch.float32).max
-Float32, Float16, Int8 = 0, 1, 2  # faiss's NumericType
+Float32, Float16, UInt8, Int8 = 0, 1, 2, 3  # faiss's NumericType
 _default = {"tensors": False}  # what methods without an array argument return; see `use_tensors`
 
 
 class Unsupported(AttributeError, NotImplementedError):
     """A part of faiss that is not here; the text says what is. Both `hasattr` and ``except RuntimeError`` see it."""
+
+
+def lacking(owner: object, name: str) -> Unsupported:
+    """The error for an attribute that an object does not have; it lists those that it has."""
+    known = sorted(each for each in {*dir(type(owner)), *vars(owner)} if not each.startswith("_"))
+    return Unsupported(f"faiss_compat's {type(owner).__name__} has no attribute {name!r}; it has {', '.join(known)}")
+
+
+def missing(self: object, name: str) -> NoReturn:
+    """`__getattr__` of a class whose lack of an attribute of faiss is `Unsupported`."""
+    if name.startswith("_") or hasattr(type(self), name):
+        object.__getattribute__(self, name)  # raises once more what a property raised, or that there is no such name
+    raise lacking(self, name)
 
 
 @contextmanager

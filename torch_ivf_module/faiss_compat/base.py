@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..index.base import IndexBase
 from ..params import SearchParams
-from .arrays import Float32, faiss_errors, numbers, padded, returned, returned_rows, rows
+from .arrays import Float32, faiss_errors, lacking, missing, numbers, padded, returned, returned_rows, rows
 from .constants import metric_number
 from .selectors import IDSelector, selector
 
@@ -43,8 +43,10 @@ class Index:
     def __setattr__(self, name: str, value: Any) -> None:
         # As faiss: a misspelt setting is an error.
         if not name.startswith("_") and not hasattr(type(self), name):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}.")
+            raise lacking(self, name)
         super().__setattr__(name, value)
+
+    __getattr__ = missing
 
     def __repr__(self) -> str:
         return f"faiss_compat.{type(self).__name__}({self.d}, ntotal={self.ntotal})"

@@ -134,8 +134,7 @@ class IndexIVF(Index):
                 x, niter=cp.niter, seed=cp.seed, max_points_per_centroid=cp.max_points_per_centroid
             )
         self.quantizer.reset()
-        self.quantizer.put(self._module.centroids, None)
-        self._seen = self.quantizer.module.store.version
+        self.quantizer.put(self._module.centroids, None)  # the next access takes them as it stores them
 
     def put(self, x: Tensor, ids: Tensor | None) -> None:
         """Add x (n, d) under ids (n,), or numbered from `ntotal` on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .arrays import missing
 from .selectors import IDSelector
 
 
@@ -14,6 +15,7 @@ class SearchParameters:
     """
 
     sel: IDSelector | None = None
+    __getattr__ = missing
 
     def __init__(self, **settings: Any) -> None:
         for name, value in settings.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..functional import kmeans
 from ..functional.probe import coarse_of, nearest_lists
 from ..index.pre_transform import Normalize
-from .arrays import Unsupported, device_of, returned, rows
+from .arrays import Unsupported, device_of, missing, returned, rows
 from .vectors import Vector
 
 _CPU = torch.device("cpu")
@@ -24,6 +24,7 @@ class VectorTransform:
     """The base class: `module` maps (n, d_in) to (n, d_out) once it is trained, None before."""
 
     module: Any = None
+    __getattr__ = missing
 
     def __init__(self, d_in: int, d_out: int) -> None:
         self.d_in, self.d_out = d_in, d_out

@@ -82,9 +82,9 @@ def tasks_of(
     """
     nlist = lists.offsets.shape[0] - 1
     target = probed.flatten()
-    order = torch.sort(narrow(target, nlist + 1), stable=True).indices
-    visits = torch.bincount(target, minlength=nlist + 1)
-    first = visits.cumsum(0) - visits
+    by_list, order = torch.sort(narrow(target, nlist + 1), stable=True)
+    first = first_positions(by_list, nlist)
+    visits = torch.nn.functional.pad(first[1:], (0, 1), value=target.shape[0]) - first
     rank = torch.empty_like(order)
     rank[order] = torch.arange(order.shape[0], device=order.device) - first[target[order]]
     blocks = blocks_of(lists.sizes)
@@ -99,18 +99,36 @@ def tasks_of(
     return Tasks(queries, visits, blocks, rank.view(probed.shape), before, sampled, task_limits)
 
 
-def section_scores(x: Tensor, lists: InvertedLists, tasks: Tasks) -> Iterator[SectionScores]:
-    """The matrix products of all lists that are not sampled. Each overwrites the scores of the one before it.
+def first_positions(by_list: Tensor, nlist: int) -> Tensor:
+    """Where each list begins (nlist + 1,) among sorted list numbers (T,). Unlike bincount it reads nothing back."""
+    numbers = torch.arange(nlist + 1, device=by_list.device)
+    return torch.searchsorted(by_list, numbers.to(by_list.dtype))
 
-    Synchronizes with the device once.
-    """
-    starts, ends = lists.offsets.tolist(), (lists.offsets + lists.sizes).tolist()
-    counts, skipped = tasks.visits.tolist(), tasks.sampled.tolist()
-    firsts = [0, *itertools.accumulate(counts)]
+
+class HostTasks(NamedTuple):
+    """What the host has to know of each list, L + 1 numbers each, to launch its products."""
+
+    starts: list[int]  # its first packed row
+    sizes: list[int]
+    visits: list[int]
+    blocks: list[int]
+    before: list[int]
+    sampled: list[int]
+
+
+def host_tasks(lists: InvertedLists, tasks: Tasks) -> HostTasks:
+    """Synchronizes with the device once."""
+    found = (lists.offsets, lists.sizes, tasks.visits, tasks.blocks, tasks.before, tasks.sampled.long())
+    return HostTasks(*torch.stack(found).tolist())
+
+
+def section_scores(x: Tensor, lists: InvertedLists, tasks: Tasks, host: HostTasks) -> Iterator[SectionScores]:
+    """The matrix products of all lists that are not sampled. Each overwrites the scores of the one before it."""
+    firsts = [0, *itertools.accumulate(host.visits)]
     memory = Workspace(x.device)
-    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        count = counts[number]
-        if not count or skipped[number]:
+    for number, (start, count) in enumerate(zip(host.starts, host.visits, strict=True)):
+        end = start + host.sizes[number]
+        if not count or host.sampled[number]:
             continue
         for row in range(start, end, SECTION):
             size = min(SECTION, end - row)
@@ -152,29 +170,32 @@ def group_maxima(x: Tensor, lists: InvertedLists, tasks: Tasks, memory: Workspac
 
     The maxima of the groups are stored in `memory`.
     """
-    total, sampled = torch.stack([(tasks.visits * tasks.blocks).sum(), _sampled_blocks(tasks).sum()]).tolist()
+    host = host_tasks(lists, tasks)
+    stored = [visits * blocks for visits, blocks in zip(host.visits, host.blocks, strict=True)]
+    total, sampled = sum(stored), sum(itertools.compress(stored, host.sampled))
     fine = memory.take(total, BLOCK)
     if sampled:
         _sample_blocks(x, lists, tasks, fine)
     if sampled < total:
-        _multiply_lists(x, lists, tasks, fine, blank=False)
+        _multiply_lists(x, lists, tasks, host, fine, blank=False)
     coarse = fine.amax(1)
     if sampled < total and not bool(coarse.amax() < -PADDING):
         # A product overflowed. As the maximum of its group it would hide the other rows, so it is set to -inf first.
-        _multiply_lists(x, lists, tasks, fine, blank=True)
+        _multiply_lists(x, lists, tasks, host, fine, blank=True)
         torch.amax(fine, 1, out=coarse)
     return coarse, fine
 
 
-def _multiply_lists(x: Tensor, lists: InvertedLists, tasks: Tasks, fine: Tensor, *, blank: bool) -> None:
+def _multiply_lists(
+    x: Tensor, lists: InvertedLists, tasks: Tasks, host: HostTasks, fine: Tensor, *, blank: bool
+) -> None:
     """Write the maxima of the lists that are not sampled to `fine` (B, BLOCK); `blank` sets overflow to -inf first."""
-    before, counts, blocks = tasks.before.tolist(), tasks.visits.tolist(), tasks.blocks.tolist()
-    for part in section_scores(x, lists, tasks):
+    for part in section_scores(x, lists, tasks, host):
         count, rows = part.scores.shape
         if blank:
             part.scores.nan_to_num_(nan=PADDING, posinf=PADDING, neginf=PADDING)
-        start, stored, first = before[part.list], counts[part.list] * blocks[part.list], part.row // SPAN
-        maxima = fine[start : start + stored].view(counts[part.list], -1)[part.task : part.task + count]
+        start, visits, first = host.before[part.list], host.visits[part.list], part.row // SPAN
+        maxima = fine[start : start + visits * host.blocks[part.list]].view(visits, -1)[part.task : part.task + count]
         groups = rows // GROUP
         section = maxima[:, first * BLOCK : (first + -(-rows // SPAN)) * BLOCK]
         torch.amax(part.scores.view(count, GROUP, groups), 1, out=section[:, :groups])

@@ -10,18 +10,29 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .lists import InvertedLists, lengths, narrow, offsets_of
 
 NO_GROUP = -1  # of rows that were added without one
 
 
+# Up to so many pairs of a query and a list, finding those of the same cell takes longer than it saves.
+_FEW = 4096
+
+
 class Cells(NamedTuple):
-    """Cell c is the rows ``offsets[c] : offsets[c + 1]``."""
+    """Cell c is the rows ``offsets[c] : offsets[c] + sizes[c]``. Cell C, an additional one, is empty."""
 
     groups: Tensor  # (G,) int64, distinct, ascending
-    keys: Tensor  # (C,) int64, ascending: number of the list * G + position of the group in `groups`
+    keys: Tensor  # (C + 1,) int64, ascending: number of the list * G + position of the group in `groups`
     offsets: Tensor  # (C + 1,) int64
+    sizes: Tensor  # (C + 1,) int64
+
+
+def filled_groups(groups: Tensor | None, ids: Tensor) -> Tensor:
+    """The groups (N,) of rows with ids (N,): NO_GROUP for all if there are none."""
+    return torch.full_like(ids, NO_GROUP) if groups is None else groups
 
 
 def cells_of(offsets: Tensor, groups: Tensor) -> Cells:
@@ -30,34 +41,28 @@ def cells_of(offsets: Tensor, groups: Tensor) -> Cells:
     numbers = torch.arange(max(0, offsets.shape[0] - 1), device=groups.device)
     assigned = torch.repeat_interleave(numbers, lengths(offsets)) if numbers.shape[0] else groups[:0]
     keys, counts = torch.unique_consecutive(assigned * distinct.shape[0] + position, return_counts=True)
-    return Cells(distinct, keys, torch.nn.functional.pad(counts.cumsum(0), (1, 0)))
+    keys = pad(keys, (0, 1), value=torch.iinfo(torch.int64).max)
+    return Cells(distinct, keys, pad(counts.cumsum(0), (1, 0)), pad(counts, (0, 1)))
 
 
-def cells_probed(
-    cells: Cells, lists: InvertedLists, probed: Tensor, groups: Tensor
-) -> tuple[InvertedLists, Tensor]:
+def cells_probed(cells: Cells, lists: InvertedLists, probed: Tensor, groups: Tensor) -> tuple[InvertedLists, Tensor]:
     """The cells of the groups (Q,) in the lists probed (Q, P), as lists of their own, and which of them each query
-    reads (Q, at most P), nearest first and padded by their number. Synchronizes with the device.
-
-    Only the cells that a query reads are among the new lists, so their number does not depend on that of all cells.
+    reads (Q, P): an empty one for each list that has no row of the group.
     """
-    found, cell = torch.zeros_like(probed, dtype=torch.bool), probed
-    if cells.keys.shape[0]:
-        at = torch.searchsorted(cells.groups, groups).clamp_(max=cells.groups.shape[0] - 1)
-        key = probed * cells.groups.shape[0] + at[:, None]
-        cell = torch.searchsorted(cells.keys, key).clamp_(max=cells.keys.shape[0] - 1)
-        found = (cells.keys[cell] == key) & (cells.groups[at] == groups)[:, None]
-    used, moved = cell.masked_fill(~found, cells.keys.shape[0]).unique(return_inverse=True)
-    used = used[used < cells.keys.shape[0]]
-    order = torch.sort((~found).to(torch.uint8), dim=1, stable=True).indices
-    most = int(found.sum(1).max()) if found.numel() else 0
-    starts, ends = cells.offsets[used], cells.offsets[used + 1]
-    return (
-        lists._replace(
-            offsets=torch.cat([starts, cells.offsets[-1:]]), sizes=torch.nn.functional.pad(ends - starts, (0, 1))
-        ),
-        moved.gather(1, order[:, :most]),
-    )
+    none = cells.keys.shape[0] - 1
+    if not none:
+        return lists._replace(offsets=cells.offsets, sizes=cells.sizes), torch.zeros_like(probed)
+    at = torch.searchsorted(cells.groups, groups).clamp_(max=cells.groups.shape[0] - 1)
+    key = torch.add(at[:, None], probed, alpha=cells.groups.shape[0])
+    key = key.masked_fill_((cells.groups.take(at) != groups)[:, None], -1)
+    cell = torch.searchsorted(cells.keys, key)
+    used = pad(cell.masked_fill_(cells.keys.take(cell) != key, none).flatten(), (0, 1), value=none)
+    if used.shape[0] > _FEW:
+        used, moved = used.unique(return_inverse=True)
+    else:
+        moved = torch.arange(used.shape[0], device=used.device)
+    new = lists._replace(offsets=cells.offsets.take(used), sizes=cells.sizes.take(used))
+    return new, moved[: probed.numel()].view(probed.shape)
 
 
 def groups_at(cells: list[Cells], rows: Tensor) -> Tensor:

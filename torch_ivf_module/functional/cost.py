@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .block_maxima import GROUP, PRODUCT_PAYS, SPAN
+from .block_maxima import GROUP, PRODUCT_PAYS, PRODUCT_SCORES, SECTION, SPAN
 from .lists import InvertedLists
+from .rescore import gathered_bytes
 from .sampled_addmm import has_sampled_product
 
 
@@ -35,17 +36,17 @@ class Costs(NamedTuple):
 _CPU = Costs(8.0, 0.18, 1.4e6, 15e3, 60.0, 120e3, 0.15, 0.25, 0.0135, 8.0, 0.06)
 # There is no sampled product for half precision: gathered vectors and visited lists are converted to float32.
 _CPU_HALF = _CPU._replace(candidate=30.0, candidate_dim=1.2, survivor=180.0, row_dim=0.4)
-# Not measured: on an accelerator the cost is launches, of which list-major makes about ten per list.
-_OTHER = Costs(0.2, 0.01, 2e6, 100.0, 1.0, 100e3, 0.001, 0.001, 0.0001, 0.0, 0.0)
 
 
 def cheapest(
     x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int
 ) -> tuple[str, str]:
-    """The strategy with the lower predicted time for this batch, and why. Synchronizes with the device once."""
+    """The strategy with the lower predicted time for this batch, and why; on an accelerator see `_fewer_steps`."""
     queries, dim = x.shape
+    if not x.is_cpu:
+        return _fewer_steps(x, lists, probed, width)
     fused = has_sampled_product(x, lists.packed, SPAN)
-    price = _OTHER if x.device.type != "cpu" else _CPU if fused else _CPU_HALF
+    price = _CPU if fused else _CPU_HALF
     by_query = queries * width * (price.candidate + price.candidate_dim * dim)
     by_list = price.order + queries * (price.select + price.survivor * min(k * GROUP, width))
     if by_query <= by_list:
@@ -61,6 +62,20 @@ def cheapest(
     by_list += by_samples * (price.sampled + price.sampled_dim * dim) + rows * price.row_dim * dim
     by_list += products * price.visit + (total - by_samples) * (price.product + price.product_dim * dim)
     return "csr" if by_list < by_query else "matrix", _why(by_query, by_list)
+
+
+def _fewer_steps(x: Tensor, lists: InvertedLists, probed: Tensor, width: int) -> tuple[str, str]:
+    """The strategy that launches fewer steps on an accelerator, from sizes that the host knows.
+
+    A step of `matrix` copies as many rows as it may at a time, each for one query; one of `csr` is the product of a
+    section of a list with queries that probe it. So if `csr` has no more steps, it reads less, too.
+    """
+    queries, probes = probed.shape
+    gathered = -(-4 * queries * width * x.shape[1] // gathered_bytes(x))
+    sections = min(queries * (width // SECTION + probes), lists.packed.shape[0] // SECTION + lists.sizes.shape[0] - 1)
+    products = sections + queries * width // PRODUCT_SCORES
+    mode = "matrix" if gathered < products else "csr"
+    return mode, f"steps: matrix {gathered}, csr at most {products}"
 
 
 def _why(by_query: float, by_list: float) -> str:

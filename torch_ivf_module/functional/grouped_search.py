@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import range_scan
+from . import filtered_search, range_scan
 from .cells import NO_GROUP, Cells, cells_probed
+from .filters import Filter
 from .kernels import kernel_for
-from .lists import InvertedLists, ids_at
+from .lists import InvertedLists
 from .options import SearchOptions
 from .probe import Coarse, probe
 from .scan_above import group_by_query
@@ -32,10 +33,12 @@ def search(
     cells: Sequence[Cells],
     groups: Tensor,
     options: SearchOptions,
+    filter: Filter | None = None,
     *,
     stats: Stats | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`search.search` of those rows alone that have the group of their query, groups (Q,); `cells` of each segment.
+) -> tuple[Tensor, Tensor]:
+    """`search.search` of those rows alone that have the group of their query, groups (Q,), and pass its filter: scores
+    and rows (Q, k). `cells` are those of each segment.
 
     Reads these rows of the probed lists and no others. `max_codes` counts all rows of a list. There is no budget.
     """
@@ -44,11 +47,28 @@ def search(
     for segment, own in zip(segments, cells, strict=True):
         part, probed = cells_probed(own, segment, lists, groups)
         if probed.numel():
-            results.append(search_lists(x, coarse, [part], options, probed=probed, stats=stats)[:2])
+            results.append(search_filtered(x, coarse, [part], options, filter, probed=probed, stats=stats))
         else:
             results.append(select_topk(x.new_empty(x.shape[0], 0), lists.new_empty(x.shape[0], 0), options.k))
-    scores, rows = merge_segments(segments, results, options.k)
-    return scores, rows, ids_at([part.ids for part in segments], rows)
+    return merge_segments(segments, results, options.k)
+
+
+def search_filtered(
+    x: Tensor,
+    coarse: Coarse,
+    segments: Sequence[InvertedLists],
+    options: SearchOptions,
+    filter: Filter | None,
+    *,
+    probed: Tensor | None = None,
+    stats: Stats | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Scores and rows (Q, k) of `search.search`, or of `filtered_search.search` if there is a filter."""
+    if filter is None:
+        return search_lists(x, coarse, segments, options, probed=probed, stats=stats)[:2]
+    return filtered_search.search(
+        x, coarse, segments, options, filter, orders=None, probed=probed, stats=stats
+    )[:2]
 
 
 def range_search(
@@ -58,10 +78,12 @@ def range_search(
     cells: Sequence[Cells],
     groups: Tensor,
     options: SearchOptions,
+    filter: Filter | None = None,
     *,
     score: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`range_scan.range_search` of those rows alone that have the group of their query, groups (Q,)."""
+    """`range_scan.range_search` of those rows alone that have the group of their query, groups (Q,), and pass its
+    filter."""
     lists = probed_lists(x, coarse, segments, options._replace(max_codes=None))
     queries, scores, rows, before = [lists.new_empty(0)], [x.new_empty(0)], [lists.new_empty(0)], 0
     for segment, own in zip(segments, cells, strict=True):
@@ -76,6 +98,7 @@ def range_search(
                 metric=options.metric,
                 max_bytes=options.max_bytes,
                 probed=probed,
+                filter=filter,
             )
             queries.append(torch.repeat_interleave(torch.arange(x.shape[0], device=x.device), lims.diff()))
             scores.append(found)

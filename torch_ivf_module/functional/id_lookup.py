@@ -5,24 +5,46 @@ N rows, W wanted ids, H hits.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
-def rows_with(ids: Tensor, order: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+class IdOrder(NamedTuple):
+    """What sorts some ids (N,)."""
+
+    rows: Tensor  # (N,) by ascending id, those of one id by number
+    first: int | None  # the least id, if the others are the N - 1 next ones; else None
+
+
+def order_of(ids: Tensor) -> IdOrder:
+    """The order of ids (N,). Synchronizes with the device."""
+    rows = torch.argsort(ids, stable=True)
+    if not rows.shape[0]:
+        return IdOrder(rows, None)
+    in_order = ids[rows]
+    return IdOrder(rows, int(in_order[0]) if bool((in_order.diff() == 1).all()) else None)
+
+
+def rows_with(ids: Tensor, order: IdOrder, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """All rows that have a wanted id (W,): rows (H,), and the position of their id in `wanted` (H,), which ascends.
 
-    `order` (N,) sorts the ids (N,), stably. Takes W log N time; the rows of one id ascend.
+    `order` is that of the ids (N,). Takes W log N time, or W for consecutive ids; the rows of one id ascend.
 
     >>> ids = torch.tensor([7, 5, 7])
-    >>> rows_with(ids, torch.argsort(ids, stable=True), torch.tensor([7, 6]))
+    >>> rows_with(ids, order_of(ids), torch.tensor([7, 6]))
     (tensor([0, 2]), tensor([0, 0]))
     """
-    first = torch.searchsorted(ids, wanted, sorter=order)
-    counts = torch.searchsorted(ids, wanted, sorter=order, right=True) - first
+    if order.first is not None:
+        at = wanted - order.first
+        which = torch.nonzero((at >= 0) & (at < ids.shape[0]))[:, 0]
+        return order.rows[at[which]], which
+    first = torch.searchsorted(ids, wanted, sorter=order.rows)
+    counts = torch.searchsorted(ids, wanted, sorter=order.rows, right=True) - first
     which = torch.repeat_interleave(torch.arange(wanted.shape[0], device=ids.device), counts)
     nth = torch.arange(which.shape[0], device=ids.device) - (counts.cumsum(0) - counts)[which]
-    return order[first[which] + nth], which
+    return order.rows[first[which] + nth], which
 
 
 def matches(ids: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

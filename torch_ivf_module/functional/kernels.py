@@ -14,6 +14,7 @@ from .codec import Codes
 from .lists import InvertedLists
 
 if TYPE_CHECKING:
+    from .filters import Filter
     from .probe import Coarse
 
 # The k best rows of the probed lists by ranking score, scores and rows (Q, at most k): takes queries x (Q, d) relative
@@ -42,6 +43,9 @@ class Kernel(Protocol):
     def encode(self, lists: InvertedLists, d: int) -> Codes | None:
         """The codes of all rows of the lists, None if d is too large; ``serves(lists.packed)`` must be true."""
 
+    def filters(self) -> bool:
+        """Whether `search` takes a filter for each query."""
+
     def search(
         self,
         x: Tensor,
@@ -57,6 +61,7 @@ class Kernel(Protocol):
         max_codes: int | None,
         metric: str,
         max_bytes: int,
+        filter: Filter | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """A whole search of one or two segments: scores, rows and ids (Q, k), which queries (Q,) took a second pass or,
         for ip and cosine, have products that overflow, and how many rows of each were scored exactly, (Q,) int64.
@@ -65,7 +70,8 @@ class Kernel(Protocol):
         `probed` (Q, P) and of each at most `limits` (Q, P) rows, counted over all segments in their order, None for all
         rows. If `probed` is None, it reads the `nprobe` nearest lists, within `max_codes`. `kept` candidates per query
         are scored exactly. If there are `codes` of the first segment, whose bias may be another than that of the lists
-        that were encoded, its rows are excluded by their codes."""
+        that were encoded, its rows are excluded by their codes. Rows that a filter excludes are as if they
+        were not there; there is one only if `filters` says so."""
 
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,).
@@ -76,7 +82,22 @@ class Kernel(Protocol):
         """The k vectors (N, d) of highest ranking score: scores and rows (Q, k), best first."""
 
 
+class ScanKernel(Protocol):
+    """A kernel that is a scan alone, for the steps around which PyTorch operations will do."""
+
+    name: str  # the mode in the stats
+
+    def serves(self, x: Tensor, packed: Tensor) -> bool:
+        """Whether it is to be used for queries x (Q, d) and stored rows (N, W)."""
+
+    def __call__(
+        self, x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int, max_bytes: int
+    ) -> tuple[Tensor, Tensor]:
+        """See `Scan`."""
+
+
 KERNELS: list[Kernel] = []  # native/ adds its own
+SCANS: list[ScanKernel] = []  # gpu/ adds its own
 
 
 def kernel_for(x: Tensor) -> Kernel | None:
@@ -85,3 +106,8 @@ def kernel_for(x: Tensor) -> Kernel | None:
         if kernel.available(x):
             return kernel
     return None
+
+
+def scan_for(x: Tensor, packed: Tensor) -> ScanKernel | None:
+    """The kernel that scans stored rows (N, W) for queries x (Q, d) in search_mode="auto", or None."""
+    return next((scan for scan in SCANS if scan.serves(x, packed)), None)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from .._arrays import finite_in_dtype, floats
 from . import metric as metrics
-from .probe import coarse_of, nearest_by_ranking
+from .probe import Coarse, coarse_of, nearest_by_ranking
 
 _SPLIT = 1.0 / 1024  # distance of the halves of a split cluster, relative to its spread (in faiss: to its mean)
 _ROUNDING = 4 * torch.finfo(torch.float32).eps  # relative error of the mean of equal rows, at most
-_CHUNK_ROWS = 1 << 14  # rows converted to float64 at a time
+_CHUNK = 1 << 20  # numbers of the rows that are assigned, or converted to float64, at a time
 
 
 class RowShard(NamedTuple):
@@ -98,12 +98,10 @@ def kmeans(
         start = shard.rows(x, sample[first])
     centroids = metrics.on_sphere(start, metric)
     origin = metrics.origin_of(shard.rows(x, sample[:: metrics.origin_step(sample.shape[0])]), metric)
-    shifted = metrics.shift(rows, origin, metric)
     objective = []
     for _ in progress(range(niter)):
-        coarse = coarse_of(centroids, metric, origin)
-        best, assigned = nearest_by_ranking(shifted, coarse)
-        objective.append(metrics.clustering_objective(shifted, best, metric))
+        assigned, value = _assigned(rows, coarse_of(centroids, metric, origin), metric)
+        objective.append(value)
         centroids = _improved(rows, assigned, centroids, metric, generator, shard.add)
     return centroids, shard.add(torch.stack(objective)) if objective else rows.new_zeros(0)
 
@@ -118,13 +116,38 @@ def _checked(x: object, name: str) -> Tensor:
     return tensor
 
 
+def sampled(total: int, most: int, generator: torch.Generator) -> Tensor:
+    """The ascending numbers (S,) of at most `most` of `total` rows, on the CPU: all, or a random one of each of `most`
+    consecutive ranges of equal length, which takes no memory for the other rows.
+
+    >>> sampled(3, 5, torch.Generator()), sampled(100, 5, torch.Generator()).div(20, rounding_mode="floor")
+    (tensor([0, 1, 2]), tensor([0, 1, 2, 3, 4]))
+    """
+    if total <= most:
+        return torch.arange(total, device="cpu")
+    edges = torch.arange(most + 1, device="cpu") * total // most
+    within = torch.rand(most, dtype=torch.float64, generator=generator, device="cpu")
+    return edges[:-1] + (within * edges.diff()).long()
+
+
 def _sampled(x: Tensor, shard: RowShard, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The numbers of at most `most` sampled rows (S,), and those of the rows that are in x, (n, d) float32."""
-    order = torch.randperm(shard.total, generator=generator, device="cpu")
-    if shard.total <= most:
-        return torch.arange(shard.total, device=x.device), x.float()
-    sample = order[:most].to(x.device)
+    """The numbers of the sampled rows (S,), and those of these rows that are in x, (n, d) float32."""
+    sample = sampled(shard.total, most, generator).to(x.device)
+    if sample.shape[0] == shard.total:
+        return sample, x.float()
     return sample, x[sample[shard.has(x, sample)] - shard.first].float()
+
+
+def _assigned(rows: Tensor, coarse: Coarse, metric: str) -> tuple[Tensor, Tensor]:
+    """The cluster of each row (N,), and the objective ()."""
+    assigned = torch.empty(rows.shape[0], dtype=torch.int64, device=rows.device)
+    objective = rows.new_zeros(())
+    for chunk, found in _chunks(rows, assigned):
+        shifted = metrics.shift(chunk, coarse.origin, metric)
+        best, lists = nearest_by_ranking(shifted, coarse)
+        found.copy_(lists)  # kept lists of chunks would lie between freed blocks, which could not be used again
+        objective += metrics.clustering_objective(shifted, best, metric)
+    return assigned, objective
 
 
 def _improved(
@@ -151,8 +174,13 @@ def _improved(
 
 
 def _chunks(rows: Tensor, assigned: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows and their clusters, `_CHUNK_ROWS` at a time."""
-    return zip(rows.split(_CHUNK_ROWS), assigned.split(_CHUNK_ROWS), strict=True)
+    """Rows and their clusters, some at a time."""
+    return zip(rows.split(_chunk_rows(rows)), assigned.split(_chunk_rows(rows)), strict=True)
+
+
+def _chunk_rows(rows: Tensor) -> int:
+    """How many of the rows (N, d) are in hand at a time."""
+    return max(1, _CHUNK // rows.shape[1])
 
 
 def _sums(rows: Tensor, assigned: Tensor, centroids: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ tensor; an *id* is the user's label of it. The rows of a list are contiguous.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .row_codes import Rows, rows_at, vectors_of
 
@@ -19,7 +21,12 @@ from .row_codes import Rows, rows_at, vectors_of
 # rows that pass a filter pays if many queries probe each list, or if at most one row in _FEW passes.
 _COPY = 50
 _FEW = 32
+_SEARCH = 64  # finding the list of a row by search takes as long as writing the lists of so many rows
 _DENSE = 16  # up to this ratio of largest id to number of rows, a mask over ids is faster than a search in sorted ids
+
+
+# By `InvertedLists.sizes`, on the host: the rows of the 0, 1, 2, … longest lists together.
+_longest: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 class InvertedLists(NamedTuple):
@@ -41,6 +48,18 @@ def inverted_lists(packed: Tensor, offsets: Tensor, ids: Tensor, bias: Tensor) -
     return InvertedLists(packed, offsets, ids, torch.nn.functional.pad(lengths(offsets), (0, 1)), bias)
 
 
+def most_rows(lists: InvertedLists, count: int) -> int:
+    """The rows of the `count` longest lists together.
+
+    Synchronizes with the device for the first search of these lists; the host keeps their sizes as long as they exist.
+    """
+    longest = _longest.get(lists.sizes)
+    if longest is None:
+        longest = list(itertools.accumulate(sorted(lists.sizes.tolist(), reverse=True), initial=0))
+        _longest[lists.sizes] = longest
+    return int(longest[min(count, len(longest) - 1)])
+
+
 def lengths(offsets: Tensor) -> Tensor:
     """Rows in each list, (L,)."""
     return offsets[1:] - offsets[:-1]
@@ -50,6 +69,14 @@ def offsets_of(assigned: Tensor, nlist: int) -> Tensor:
     """Offsets (nlist + 1,) of lists, if row i belongs to list ``assigned[i]``; assigned (N,)."""
     ends = torch.bincount(assigned, minlength=nlist).cumsum(0)
     return torch.cat([ends.new_zeros(1), ends])
+
+
+def lists_of(offsets: Tensor, rows: Tensor, total: int) -> Tensor:
+    """The list of each of some rows (H,) of `total` packed rows; offsets (L + 1,)."""
+    if _SEARCH * rows.shape[0] < total:
+        return torch.searchsorted(offsets, rows, right=True) - 1
+    numbers = torch.arange(offsets.shape[0] - 1, device=offsets.device)
+    return numbers.repeat_interleave(lengths(offsets), output_size=total)[rows]
 
 
 def sampled_lists(offsets: Tensor, rows: int) -> Tensor:
@@ -124,7 +151,8 @@ def is_selected(ids: Tensor, chosen: Tensor) -> Tensor:
         return torch.cat([none, chosen, none]).index_select(0, ids.clamp(-1, chosen.shape[0]).add_(1))
     if ids.shape[0] == 0 or chosen.shape[0] == 0:
         return torch.zeros_like(ids, dtype=torch.bool)
-    first, last = torch.stack(chosen.aminmax()).tolist()
+    # The size of a mask would have to be read back from an accelerator.
+    first, last = torch.stack(chosen.aminmax()).tolist() if chosen.is_cpu else (-1, -1)
     if first < 0 or last >= _DENSE * ids.shape[0]:
         chosen = chosen.sort().values
         at = torch.searchsorted(chosen, ids).clamp_(max=chosen.shape[0] - 1)
@@ -164,15 +192,23 @@ def mask_rows(lists: InvertedLists, kept: Tensor) -> InvertedLists:
 
 
 def restricted(lists: InvertedLists, chosen: Tensor, visits: float | None) -> InvertedLists:
-    """The lists restricted to the ids that are `chosen`, see `is_selected`. Synchronizes with the device.
+    """The lists restricted to the ids that are `chosen`, see `is_selected`.
 
     `visits` is how many queries probe a list on average. If a copy pays for that many, the result is new lists of the
     chosen rows; otherwise, and always with None, the other rows are masked as by `mask_rows`. None is for callers that
-    limit the number of rows, which count masked ones too.
+    limit the number of rows, which count masked ones too. On an accelerator rows are masked, since the host would have
+    to wait for the size of a copy.
     """
     kept = is_selected(lists.ids, chosen)
-    if visits is None or int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
+    if visits is None or not kept.is_cpu:
         return mask_rows(lists, kept)
+    if int(torch.count_nonzero(kept)) > kept.shape[0] * max(1 / _FEW, visits / (visits + _COPY)):
+        return mask_rows(lists, kept)
+    return kept_lists(lists, kept)
+
+
+def kept_lists(lists: InvertedLists, kept: Tensor) -> InvertedLists:
+    """Copies of the rows where `kept` (N,) is true."""
     bias = lists.bias.masked_select(kept) if lists.bias.shape[0] else lists.bias
     packed, offsets, ids = keep_rows(lists.packed, lists.offsets, lists.ids, kept)
     return inverted_lists(packed, offsets, ids, bias)

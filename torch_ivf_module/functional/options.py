@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .budget import Budget
-from .lists import InvertedLists
+from .lists import InvertedLists, most_rows
 
 
 class SearchOptions(NamedTuple):
@@ -19,7 +19,7 @@ class SearchOptions(NamedTuple):
     k: int
     nprobe: int
     metric: str
-    mode: str = "auto"  # one of search.MODES
+    mode: str = "auto"  # one of strategies.MODES
     max_codes: int | None = None
     budget: Budget | None = None
     max_bytes: int = 256 << 20  # workspace
@@ -40,3 +40,9 @@ class Probes(NamedTuple):
     def sizes(self, lists: InvertedLists) -> Tensor:
         """Rows that each query reads of each of its lists, (Q, P)."""
         return lists.sizes[self.lists] if self.limits is None else self.limits
+
+    def width(self, lists: InvertedLists) -> int:
+        """The most rows that a query reads; on an accelerator no fewer, since reading it back would wait for it."""
+        if self.x.is_cpu:
+            return min(int(self.sizes(lists).sum(1).max()), lists.packed.shape[0])
+        return most_rows(lists, self.lists.shape[1])

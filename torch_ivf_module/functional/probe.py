@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import metric as metrics
 from .chunking import in_chunks
+from .codec import Codes
 from .kernels import Kernel, kernel_for
 from .rescore import rescore
 from .row_codes import as_float
@@ -28,6 +29,13 @@ class Coarse(NamedTuple):
     relative: Tensor  # (L, d) float32, relative to the origin
     bias: Tensor  # (L,) float32, or (0,); see metric.row_bias
     origin: Tensor  # (d,) float32
+    codes: Codes | None = None  # of the centroids as one list, for a kernel
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all tensors."""
+        own = sum(tensor.nbytes for tensor in (self.centroids, self.relative, self.bias, self.origin))
+        return own + (self.codes.bytes if self.codes else 0)
 
 
 def coarse_of(centroids: Tensor, metric: str, origin: Tensor | None = None) -> Coarse:
@@ -43,14 +51,18 @@ def probe(
     """The nearest lists of each query, nearest first: exact scores and list numbers, both (Q, P), P = min(nprobe, L).
 
     x (Q, d) float32, finite, *not* relative to the origin. This is a search among the centroids: they are ranked in
-    float32, and ranked again in float64 for queries where rounding or overflow could change which lists are chosen. A
-    kernel, if there is one, is used in every search mode, so that the lists do not depend on the mode.
+    float32, and ranked again in float64 for queries where rounding or overflow could change which lists are chosen.
+    Which these are is read back from the device; on an accelerator, few scores are ranked in float64 at once instead.
+    A kernel, if there is one, is used in every search mode, so that the lists do not depend on the mode.
     """
     nprobe = min(nprobe, coarse.centroids.shape[0])
     if coarse.centroids.shape[0] == 1 and nprobe:
         return x.new_zeros(x.shape[0], 1), torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
     if kernel is not None and nprobe and kernel.serves(coarse.centroids):
         return kernel.probe(x, coarse, nprobe, metric)
+    # MPS has no float64.
+    if x.device.type not in ("cpu", "mps") and x.shape[0] * coarse.centroids.shape[0] <= _CHUNK_SCORES:
+        return _probe_in_float64(x, coarse, nprobe, metric)  # all of them at once: nothing is read back
     scores, lists, uncertified = _probe_in_float32(x, coarse, nprobe, nprobe + 1 + nprobe // 4, metric)
     if bool(uncertified.any()):
         scores[uncertified], lists[uncertified] = _probe_in_float64(x[uncertified], coarse, nprobe, metric)

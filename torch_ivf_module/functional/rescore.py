@@ -15,7 +15,14 @@ from .row_codes import Rows, as_float, rows_at
 from .select import merge, select_topk
 
 Scores = Callable[[Tensor, Tensor, str], Tensor]
-_RESCORE_BYTES = 1 << 20  # vectors gathered at a time; more, with two temporaries of that size, do not fit the cache
+# Vectors gathered at a time. On a CPU more, with two temporaries of that size, do not fit the cache; on an accelerator
+# fewer are more launches.
+_RESCORE_BYTES, _ACCELERATOR_BYTES = 1 << 20, 64 << 20
+
+
+def gathered_bytes(x: Tensor) -> int:
+    """Bytes of the vectors that are gathered at a time on the device of queries x."""
+    return _RESCORE_BYTES if x.is_cpu else _ACCELERATOR_BYTES
 
 
 def rescore(
@@ -28,8 +35,8 @@ def rescore(
     """
     if packed.shape[0] == 0:
         rows = rows[:, :0]
-    d = x.shape[1]
-    columns = max(1, _RESCORE_BYTES // (4 * d))
+    d, most = x.shape[1], gathered_bytes(x)
+    columns = max(1, most // (4 * d))
     if rows.shape[1] > columns:
         return merge([rescore(x, packed, chunk, k, metric, scores_of) for chunk in rows.split(columns, dim=1)], k)
 
@@ -37,4 +44,4 @@ def rescore(
         vectors = as_float(rows_at(packed, rows.clamp(min=0).flatten()), d).view(*rows.shape, d)
         return select_topk(scores_of(queries, vectors, metric), rows, k)
 
-    return in_chunks(score, max(1, _RESCORE_BYTES // max(1, 4 * rows.shape[1] * d)), x, rows)
+    return in_chunks(score, max(1, most // max(1, 4 * rows.shape[1] * d)), x, rows)

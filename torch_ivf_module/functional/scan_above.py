@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .block_maxima import section_scores, tasks_of
+from .block_maxima import host_tasks, section_scores, tasks_of
 from .kernels import Kernel
 from .lists import InvertedLists, narrow, offsets_of, ranges_to_positions
 from .scan_queries import candidate_rows
@@ -74,7 +74,8 @@ def _by_products(
 ) -> tuple[Tensor, Tensor]:
     """`scan_above` for finite thresholds, by matrix products with one list after another."""
     queries, rows = [probed.new_empty(0)], [probed.new_empty(0)]
-    for part in section_scores(x, lists, tasks_of(x, lists, probed, limits, sample=False)):
+    tasks = tasks_of(x, lists, probed, limits, sample=False)
+    for part in section_scores(x, lists, tasks, host_tasks(lists, tasks)):
         task, row = torch.nonzero(part.scores > threshold[part.queries, None], as_tuple=True)
         queries.append(part.queries[task])
         rows.append(row + part.row + lists.offsets[part.list])

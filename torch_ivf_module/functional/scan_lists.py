@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .block_maxima import BLOCK, GROUP, Tasks, blocks_of, group_maxima, group_rows, tasks_of
+from .block_maxima import BLOCK, GROUP, SPAN, blocks_of, group_maxima, group_rows, tasks_of
 from .chunking import joined
 from .lists import InvertedLists, prefixes, ranges_to_positions
 from .scan_queries import best_rows
@@ -32,26 +32,45 @@ def scan_lists(
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists, as scan_queries gives them, in about `max_bytes` of workspace.
 
-    `width` is not used.
+    On a CPU `width` is not used; elsewhere it bounds the blocks of a query, which the host does not read back.
     """
     memory = Workspace(x.device)
     results = []
-    for chunk in _query_chunks(lists, probed, k, max_bytes):
+    most_blocks = None if x.is_cpu else blocks_bound(width, probed.shape[1])
+    for chunk in _query_chunks(lists, probed, k, most_blocks, max_bytes):
         y, targets, most = x[chunk], probed[chunk], None if limits is None else limits[chunk]
         scanned = lists
         if most is not None:
             scanned, targets = prefixes(lists, targets, most, _VISITORS)
         tasks = tasks_of(y, scanned, targets, most)
-        results += _select(y, scanned, targets, most, tasks, group_maxima(y, scanned, tasks, memory), k)
-    columns = max(rows.shape[1] for _, rows in results)
-    return joined([_pad(scores, rows, columns) for scores, rows in results])
+        blocks = tasks.blocks[targets]
+        first = tasks.before[targets] + tasks.rank * blocks
+        widest = int(blocks.sum(1).max()) if most_blocks is None else most_blocks
+        results += best_of_groups(y, scanned, targets, most, first, group_maxima(y, scanned, tasks, memory), k, widest)
+    return joined_results(results)
 
 
-def _query_chunks(lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) -> Iterator[slice]:
-    """Ranges of queries with at most about `max_bytes` of workspace each, of similar size: small products are slow."""
+def blocks_bound(width: int, probes: int) -> int:
+    """No fewer than the blocks of so many lists with `width` rows together."""
+    return width // SPAN + probes
+
+
+def _query_chunks(
+    lists: InvertedLists, probed: Tensor, k: int, most_blocks: int | None, max_bytes: int
+) -> Iterator[slice]:
+    """Ranges of queries with at most about `max_bytes` of workspace each, of similar size: small products are slow.
+
+    Each query has at most `most_blocks`, or, if that is None, as many as are counted.
+    """
+    others = 64 * probed.shape[1] + 32 * k  # bytes of the tasks and the candidates of a query, beside its maxima
+    if most_blocks is not None:
+        queries = probed.shape[0]
+        count = -(-queries * (most_blocks * BLOCK_BYTES + others) // max(1, max_bytes))
+        step = -(-queries // max(1, count))
+        yield from (slice(start, start + step) for start in range(0, queries, step))
+        return
     blocks = blocks_of(lists.sizes)[probed].sum(1)  # an upper bound if there are limits
-    # Bytes of the maxima, the tasks and the candidates of each query.
-    needed = (blocks * BLOCK_BYTES + 64 * probed.shape[1] + 32 * k).cumsum(0)
+    needed = (blocks * BLOCK_BYTES + others).cumsum(0)
     count = -(-int(needed[-1]) // max(1, max_bytes))
     if count == 1:
         yield slice(None)
@@ -64,6 +83,12 @@ def _query_chunks(lists: InvertedLists, probed: Tensor, k: int, max_bytes: int) 
             yield slice(start, end)
 
 
+def joined_results(results: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Scores and rows of chunks of queries, (Q, any width) each, as one of each (Q, the largest width)."""
+    columns = max(rows.shape[1] for _, rows in results)
+    return joined([_pad(scores, rows, columns) for scores, rows in results])
+
+
 def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     """Append padding up to so many columns."""
     missing = (0, columns - rows.shape[1])
@@ -72,23 +97,23 @@ def _pad(scores: Tensor, rows: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.pad(scores, missing, value=PADDING), torch.nn.functional.pad(rows, missing, value=-1)
 
 
-def _select(
+def best_of_groups(
     x: Tensor,
     lists: InvertedLists,
     probed: Tensor,
     limits: Tensor | None,
-    tasks: Tasks,
+    first: Tensor,
     maxima: tuple[Tensor, Tensor],
     k: int,
+    width: int,
 ) -> list[tuple[Tensor, Tensor]]:
-    """The k best rows of each query: scores and rows of one chunk of queries after another."""
-    width = int(tasks.blocks[probed].sum(1).max())
+    """The k best rows of each query: scores and rows of one chunk of queries after another. See `survivors`."""
     step = selected_at_a_time(width, k)
     results = []
     for start in range(0, x.shape[0], step):
         chunk = slice(start, start + step)
         most = None if limits is None else limits[chunk]
-        rows, lowest = survivors(lists, probed[chunk], tasks.before, tasks.rank[chunk], maxima, k, width, most)
+        rows, lowest = survivors(lists, probed[chunk], first[chunk], maxima, k, width, most)
         scores, best = best_rows(x[chunk], lists, rows, k)
         if scores.shape[1] == k:
             # The last score must bound those of all rows left out. The maxima of their groups were computed by another
@@ -106,8 +131,7 @@ def selected_at_a_time(width: int, k: int) -> int:
 def survivors(
     lists: InvertedLists,
     probed: Tensor,
-    before: Tensor,
-    rank: Tensor,
+    address: Tensor,
     maxima: tuple[Tensor, Tensor],
     k: int,
     width: int,
@@ -116,11 +140,11 @@ def survivors(
     """The rows (Q, k * GROUP) of each query's k best groups, negative for padding, and the lowest maximum among these
     groups (Q,), -inf if there are fewer than k.
 
-    `maxima` are those of `group_maxima`, before (L + 1,) and rank (Q, P) those of `Tasks`; `width` is at least the
-    number of blocks of any query; limits (Q, P) are the rows to read of each list.
+    `maxima` are those of the blocks and of their groups, as of `group_maxima`, and address (Q, P) is where those of a
+    query on a list begin, in blocks; `width` is at least the number of blocks of any query; limits (Q, P) are the rows
+    to read of each list.
     """
     blocks = blocks_of(lists.sizes)[probed]
-    address = before[probed] + rank * blocks  # the first block of each task
     coarse, fine = maxima
     if width == 0:
         return probed.new_empty(probed.shape[0], 0), coarse.new_full((probed.shape[0],), PADDING)

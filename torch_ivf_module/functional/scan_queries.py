@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .chunking import in_chunks
+from .filters import rows_in_mask
 from .lists import InvertedLists, ranges_to_positions
 from .row_codes import Rows, as_float, rows_at
 from .sampled_addmm import has_sampled_product, sampled_product
@@ -21,27 +22,36 @@ _SPLIT_ROWS = 16  # fewer queries than this are split into so many rows, which t
 
 
 def scan_queries(
-    x: Tensor, lists: InvertedLists, probed: Tensor, limits: Tensor | None, k: int, width: int, max_bytes: int
+    x: Tensor,
+    lists: InvertedLists,
+    probed: Tensor,
+    limits: Tensor | None,
+    k: int,
+    width: int,
+    max_bytes: int,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists: ranking scores and rows (Q, min(k, width)), -inf and -1 for padding.
 
     x (Q, d) relative to the origin; probed (Q, P), L for no list; limits (Q, P) the rows to read of each list, None for
-    all; `width` is at least the number of rows that any query reads. Takes about `max_bytes` of workspace.
+    all; `width` is at least the number of rows that any query reads; mask (Q, n) bool are the ids that it may find.
+    Takes about `max_bytes` of workspace.
     """
     sizes = lists.sizes[probed] if limits is None else limits
     step = max(1, max_bytes // (72 * min(width, SLICE) + 32 * probed.shape[1]))
-    return in_chunks(
-        lambda x, first, sizes: _scan(x, lists, first, sizes, k, width), step, x, lists.offsets[probed], sizes
-    )
+    tensors = (x, lists.offsets[probed], sizes) if mask is None else (x, lists.offsets[probed], sizes, mask)
+    return in_chunks(lambda x, *more: _scan(x, lists, k, width, *more), step, *tensors)
 
 
 def _scan(
-    x: Tensor, lists: InvertedLists, first: Tensor, sizes: Tensor, k: int, width: int
+    x: Tensor, lists: InvertedLists, k: int, width: int, first: Tensor, sizes: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`scan_queries` for queries whose list p is the ``sizes[p]`` rows from ``first[p]`` on; first, sizes (Q, P)."""
     results = []
     for start in range(0, width, SLICE):
         rows = candidate_rows(first, sizes, start, min(SLICE, width - start))
+        if mask is not None:
+            rows = rows.masked_fill(~rows_in_mask(mask, lists.ids, rows), -1)
         results.append(best_rows(x, lists, rows, k))
     return results[0] if len(results) == 1 else merge(results, min(k, width))
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .chunking import in_chunks
+from .filters import rows_in_mask
 from .lists import InvertedLists, ranges_to_positions
 from .row_codes import vectors_of
 from .select import PADDING, best_positions
@@ -67,7 +68,16 @@ def most_tiles(tiles: Tiles, nprobe: int) -> int:
     return int(torch.sort(tiles.sizes, descending=True).values[:nprobe].sum())
 
 
-def scan_tiles(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int, max_bytes: int) -> tuple[Tensor, Tensor]:
+def scan_tiles(
+    x: Tensor,
+    tiles: Tiles,
+    probed: Tensor,
+    k: int,
+    width: int,
+    max_bytes: int,
+    mask: Tensor | None = None,
+    ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """The k best rows of the probed lists: ranking scores and packed rows (Q, min(k, TILE * width)), -inf and -1.
 
     x (Q, d) relative to the origin; probed (Q, P), L for no list; `width` is what `most_tiles` returns.
@@ -75,14 +85,20 @@ def scan_tiles(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int, max_
     """
     # Two temporaries for the tiles of a query: gathered, and multiplied.
     step = max(1, min(_GATHER_BYTES, max_bytes) // max(1, 8 * TILE * width * x.shape[1]))
-    return in_chunks(lambda x, probed: _scan(x, tiles, probed, k, width), step, x, probed)
+    tensors = (x, probed) if mask is None else (x, probed, mask)
+    return in_chunks(lambda x, probed, *mask: _scan(x, tiles, probed, k, width, ids, *mask), step, *tensors)
 
 
-def _scan(x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int) -> tuple[Tensor, Tensor]:
+def _scan(
+    x: Tensor, tiles: Tiles, probed: Tensor, k: int, width: int, ids: Tensor | None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     at = ranges_to_positions(tiles.offsets[probed], tiles.sizes[probed], width)[0]
     at = torch.where(at < 0, tiles.rows.shape[0] - 1, at)
     scores = tiles.bias[at] + (tiles.vectors[at].float() * x[:, None, :, None]).sum(2)  # (Q, W, TILE)
     scores = scores.nan_to_num(nan=PADDING, posinf=PADDING, neginf=PADDING)
+    if mask is not None and ids is not None:
+        rows = (tiles.rows[at][:, :, None] + torch.arange(TILE, device=at.device)).clamp(max=ids.shape[0] - 1)
+        scores = scores.masked_fill(~rows_in_mask(mask, ids, rows), PADDING)
     chosen = best_positions(scores.amax(2), k)[1]
     best, among = best_positions(scores.gather(1, chosen[:, :, None].expand(-1, -1, TILE)).flatten(1), k)
     tile = torch.div(among, TILE, rounding_mode="floor")

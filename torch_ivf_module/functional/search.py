@@ -17,21 +17,17 @@ from . import metric as metrics
 from .budget import Budget
 from .chunking import in_chunks
 from .codec import Codes
-from .cost import cheapest
-from .kernels import Kernel, Scan, kernel_for
+from .filters import Filter
+from .kernels import Kernel, kernel_for
 from .lists import InvertedLists, ids_at
 from .options import Probes, SearchOptions
 from .probe import Coarse, probe
 from .rescore import rescore
 from .scan_above import hits_by_query, scan_above
-from .scan_lists import scan_lists
-from .scan_queries import scan_queries
 from .score_rows import ROW_BYTES, score_rows
 from .select import merge, select_topk
 from .stats import Stats, count_certified, count_rows, count_scored, record_mode, start_stats
-
-STRATEGIES: dict[str, Scan] = {"csr": scan_lists, "matrix": scan_queries}
-MODES = ("auto", *STRATEGIES)
+from .strategies import strategy
 
 # Workspace for what a scan allocates besides its maxima or candidates; half of max_bytes if that is less.
 _RESERVED_BYTES = 64 << 20
@@ -48,19 +44,21 @@ def search(
     codes: Codes | None = None,
     probed: Tensor | None = None,
     stats: Stats | None = None,
+    filter: Filter | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k best rows of the `nprobe` nearest lists: exact scores, rows and ids, each (Q, k).
 
     x (Q, d) float32 as `metric.prepare` gives it. Call under `torch.no_grad` (`transforms.scored` gives differentiable
     scores). `segments` are one or more sets of inverted lists over the same centroids, `codes` those of the first, if
     any, which a kernel reads before its rows. `probed` (Q, P), if given, are the lists that each query reads, nearest
-    first, L for none; `nprobe`, `max_codes` and `budget` are then ignored. `stats`, if given, is filled.
+    first, L for none; `nprobe`, `max_codes` and `budget` are then ignored. `stats`, if given, is filled. A `filter` is
+    for searches by a kernel alone: see filtered_search.
     """
     if stats is not None:
         start_stats(stats, x.shape[0], options.nprobe)
     kernel = kernel_for(x)
     if kernel is not None and options.mode == "auto" and not options.exact and kernel.serves(segments[0].packed):
-        return _search_by_kernel(kernel, x, coarse, segments, codes, options, probed, stats)
+        return _search_by_kernel(kernel, x, coarse, segments, codes, options, probed, stats, filter)
     step = max(1, options.max_bytes // 4 // _query_bytes(coarse.centroids.shape[0], x.shape[1], options))
     tensors = (x,) if probed is None else (x, probed)
     chunk = functools.partial(_search_chunk, coarse, segments, options, kernel, stats)
@@ -126,6 +124,7 @@ def _search_by_kernel(
     options: SearchOptions,
     probed: Tensor | None,
     stats: Stats | None,
+    filter: Filter | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`search` by one call of a kernel. A budget or `stats` needs the probed lists, so they are probed before it."""
     limits = None
@@ -146,19 +145,20 @@ def _search_by_kernel(
         max_codes=options.max_codes,
         metric=options.metric,
         max_bytes=options.max_bytes,
+        filter=filter,
     )
     if stats is not None and probed is not None:
-        for lists, probes in _probes_by_segment(x, segments, probed, limits):
+        for lists, probes in probes_by_segment(x, segments, probed, limits):
             count_rows(stats, lists, probes)
             if lists.packed.shape[0] and probed.numel():
                 record_mode(stats, *(_NATIVE if codes is None or lists is not segments[0] else _CODES))
         count_certified(stats, [second_pass])
-        # Without codes the kernel does not count them.
-        stats["rows_scored"] = None if codes is None else int(scored.sum())
+        by_codes = codes is not None or not segments[0].packed.is_floating_point()
+        stats["rows_scored"] = int(scored.sum()) if by_codes else None  # of floats the kernel does not count them
     return scores, rows, ids
 
 
-def _probes_by_segment(
+def probes_by_segment(
     x: Tensor, segments: Sequence[InvertedLists], probed: Tensor, limits: Tensor | None
 ) -> Iterator[tuple[InvertedLists, Probes]]:
     """Each segment with its probes; `limits` (Q, P) count the rows of a list over all segments, in their order."""
@@ -184,7 +184,7 @@ def _search_chunk(
         nearest = probe(x, coarse, options.nprobe, options.metric, kernel)
         probed, limits = capped_lists(nearest, finite, coarse, segments, options.max_codes, options.budget)
     results = []
-    for lists, probes in _probes_by_segment(x, segments, probed, limits):
+    for lists, probes in probes_by_segment(x, segments, probed, limits):
         if stats is not None:
             count_rows(stats, lists, probes)
         results.append(_search_segment(probes, coarse.origin, lists, options, stats))
@@ -215,18 +215,17 @@ def _scan(
     probes: Probes, origin: Tensor, lists: InvertedLists, options: SearchOptions, stats: Stats | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_search_segment` in PyTorch operations: scan, exact scores of the candidates, second pass."""
-    width = min(int(probes.sizes(lists).sum(1).max()), lists.packed.shape[0])
+    width = probes.width(lists)
     if width == 0:
         return _padding(probes, options.k)
     count = candidate_count(options.k)
-    mode, why = options.mode, "search_mode"
     shifted = shifted_queries(probes.x, origin, options.metric)
-    if mode == "auto":
-        mode, why = cheapest(shifted, lists, probes.lists, probes.limits, count, width)
+    mode, why, scan = strategy(probes, shifted, lists, options, count, width)
     record_mode(stats, mode, why)
-    ranking, candidates = STRATEGIES[mode](
-        shifted, lists, probes.lists, probes.limits, count, width, _scan_bytes(options)
-    )
+    if mode == "matrix" and not shifted.is_cpu:
+        # There the scan gathers rows, and exact scores of them take no second pass, which would wait for the device.
+        return score_rows(probes, lists, options, stats)
+    ranking, candidates = scan(shifted, lists, probes.lists, probes.limits, count, width, _scan_bytes(options))
     count_scored(stats, candidates)
     scores, rows = rescore(probes.x, lists.packed, candidates, options.k, options.metric)
     if not metrics.by_differences(options.metric):
@@ -236,11 +235,13 @@ def _scan(
     uncertified = metrics.uncertified(probes.x, origin, lowest, scores[:, -1])
     step = options.max_bytes // (ROW_BYTES * width)
     for queries in torch.nonzero(uncertified)[:, 0].split(max(1, step)):
+        if not queries.shape[0]:  # `split` gives one part of nothing
+            break
         if step:
             scores[queries], rows[queries] = _second_pass(
                 probes.at(queries), shifted[queries], origin, lists, scores[queries, -1], options, stats
             )
-        elif queries.shape[0]:  # the rows of one query may take more than max_bytes together
+        else:  # the rows of one query may take more than max_bytes together
             scores[queries], rows[queries], _ = score_rows(probes.at(queries), lists, options, stats)
     return scores, rows, uncertified
 

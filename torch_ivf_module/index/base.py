@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import native  # noqa: F401  registers the kernel
+from .. import gpu, native  # noqa: F401  register the kernels
 from ..functional import metric as metrics
 from ..functional.options import SearchOptions
-from ..functional.search import MODES
+from ..functional.strategies import MODES
 from ..params import DEFAULTS, SearchParams, positive
 from . import building, extensions, module, operator, reading, schema, searching, torch_ivf_compat, training, validation
 from .coding import Setting, codes_property
@@ -62,11 +62,12 @@ class IndexBase(nn.Module):
         self._format = format
         self.d = format.d
         self.metric = metrics.check_metric(metric)
-        for name, tensor in schema.empty(format, flat=self._flat, device=device).items():
+        empty = schema.empty(format, flat=self._flat, device=device)
+        for name, tensor in empty.items():
             self.register_buffer(name, tensor)
         self.register_buffer(CHECKSUMS, torch.zeros(3, dtype=torch.int64, device=device), persistent=False)
         self._make_store()
-        self.store.put(**{name: self.store.buffers[name] for name in schema.INTEGERS})
+        self.store.put(**empty)
         self.k = k
         self.search_mode = search_mode
         self.max_bytes = max_bytes
@@ -231,7 +232,7 @@ class IndexBase(nn.Module):
         self.__dict__["store"] = ListStore(self.__dict__["_buffers"], self._format, self.metric, flat=self._flat)
         self._handle = operator.new_handle(self)
 
-    # Code that reads the buffers calls `_buffers` or `__getattr__`, as state_dict() does: they pack pending rows first.
+    # Code that reads the buffers, as state_dict(), calls `_buffers` or `__getattr__`, which pack pending rows first.
 
     @property
     def _buffers(self) -> dict[str, Tensor | None]:
@@ -270,10 +271,11 @@ class IndexBase(nn.Module):
         return module.without_own_buffers(self.store)
 
     def __getstate__(self) -> dict[str, Any]:
-        self.store.hand_out()
-        settings = {name: value for name, value in self.__dict__.items() if name not in ("store", "_handle")}
-        buffers = dict(self.__dict__["_buffers"])  # so that copy.copy shares tensors, but nothing that changes
-        return {**settings, "_buffers": buffers, **module.store_state(self.store)}
+        with self.store.lock:
+            self.store.hand_out()
+            settings = {name: value for name, value in self.__dict__.items() if name not in ("store", "_handle")}
+            buffers = dict(self.__dict__["_buffers"])  # so that copy.copy shares tensors, but nothing that changes
+            return {**settings, "_buffers": buffers, **module.store_state(self.store)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = {"_format": FloatRows(state["d"]), **state}  # which older pickles lack

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..functional import metric as metrics
 from ..functional.lists import lengths
-from ..functional.probe import nearest_lists
+from ..functional.probe import Coarse, nearest_lists
 from . import schema, validation
 from .eager import eager
 from .groups import kept_rows
@@ -87,7 +87,7 @@ def update(self: IndexBase, ids: Tensor, x: Tensor, *, groups: Tensor | None = N
             raise KeyError(f"ids holds {int(wanted[~known][0])}, which is not in the index")
         (rows, assigned), next_id = assign(store, x), store.next_id
         if groups is None and store.grouped:
-            labels = store.groups(wanted)[back]
+            labels = store.last_added(wanted, groups=True)[back]
         store.delete(store.matches(wanted))
         store.add(rows, ids, assigned, next_id, labels, custom_ids=False)
 
@@ -180,8 +180,9 @@ def reset_parameters(self: IndexBase) -> None:
 # -- functions ---------------------------------------------------------------------------------------------
 
 
-def assign(store: ListStore, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Copies of vectors x (n, d) as they are stored, and the list (n,) that each is assigned to.
+def assign(store: ListStore, x: Tensor, coarse: Coarse | None = None) -> tuple[Tensor, Tensor]:
+    """Copies of vectors x (n, d) as they are stored, and the list (n,) that each is assigned to, by `coarse` or the
+    present coarse quantizer.
 
     That is the list nearest to the vector as it is stored, but before it is encoded.
     """
@@ -190,7 +191,8 @@ def assign(store: ListStore, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = store.format.stored(prepared, "x", store.packed.dtype)
         if store.flat:
             return rows, torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
-        return rows, nearest_lists(rows if rows.is_floating_point() else prepared, store.coarse(), store.metric)
+        coarse = coarse or store.coarse()
+        return rows, nearest_lists(rows if rows.is_floating_point() else prepared, coarse, store.metric)
 
 
 def selected_ids(ids: Tensor, device: torch.device) -> Tensor:
@@ -223,10 +225,10 @@ def _add(store: ListStore, x: Tensor, ids: Tensor | None, groups: Tensor | None)
     """Add vectors x (n, d) of groups (n,) under ids (n,), or from next_id on; numbered under the lock, so no two calls
     share an id."""
     store.require_trained("add")
-    centroids = store.buffers["centroids"]
-    rows, assigned = assign(store, x)
+    coarse = None if store.flat else store.coarse()
+    rows, assigned = assign(store, x, coarse)
     with store.lock:
-        if store.buffers["centroids"] is not centroids:  # another thread has trained the index since
+        if coarse is not None and store.buffers["centroids"] is not coarse.centroids:  # another thread has trained it
             rows, assigned = assign(store, x)
         next_id, custom = store.next_id, ids is not None
         if ids is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,64 +53,74 @@ def _get(self: IndexBase) -> Setting:
 
 def _set(self: IndexBase, value: Setting) -> None:
     value = checked_codes(value)
-    with self.store.lock:  # a search that reads the setting makes the codes under this lock
-        if value != self._codes:
-            self._codes = value
-            self.store.codes.clear()
+    if value != self._codes:
+        self._codes = value
+        self.store.versions.forget_codes()
 
 
 codes_property = property(_get, _set)
 
 
 class CodesCache:
-    """The codes of the packed lists of an index, once a search has made them.
+    """The codes of some packed lists, once a search has made them.
 
-    Call the methods under the lock of the store.
+    While one thread makes them, others search without codes.
     """
 
     def __init__(self, d: int) -> None:
         self._d = d
+        self._making = threading.Lock()
+        self._closed = False
         self._in_file: Tensor | None = None  # the rows in a file of which the system was told how they are read
-        self.clear()
-
-    def clear(self) -> None:
-        """Free the codes; visits count from 0 again."""
-        self._expect_reads("NORMAL")
-        self._in_file = None
         self._codes: Codes | None = None
-        self._sizes: Tensor | None = None  # that of the lists that are coded; every version of lists has its own
         self._visits = 0.0  # of each list by queries, on average
         self._pay: bool | None = None  # whether "auto" makes codes of these rows, once it was found out
+
+    def close(self) -> None:
+        """Free the codes, and make no others."""
+        self._closed = True
+        self._expect_reads("NORMAL")
+        self._codes = None
 
     @property
     def bytes(self) -> int:
         """Memory of the codes."""
-        return self._codes.bytes if self._codes else 0
+        codes = self._codes
+        return codes.bytes if codes else 0
 
     def get(self, setting: Setting, lists: InvertedLists, visits: float) -> Codes | None:
         """Codes for a search that visits each of the lists `visits` times: None, or made now if `setting` says so.
 
-        The lists may have masked rows.
+        The lists are those of the packed rows, of which some may be masked.
         """
         if setting is None:
             return None
-        if lists.sizes is not self._sizes:
-            self.clear()
-            self._sizes = lists.sizes
-        if self._codes is not None:
-            return self._codes
+        if (codes := self._codes) is not None:
+            return codes
         self._visits += visits
         enough = lists.packed.numel() >= _LEAST_VALUES and self._visits >= _VISITS
-        if (enough and self._pay is not False) if setting == "auto" else lists.packed.shape[0]:
-            kernel = kernel_for(lists.sizes.new_empty(0, dtype=torch.float32))
-            if kernel is not None and kernel.serves(lists.packed):
-                if setting == 8 or _pay(lists, kernel):
-                    self._in_file = lists.packed if in_file(lists.packed) else None
-                    self._expect_reads("SEQUENTIAL")
-                    self._codes = kernel.encode(lists, self._d)
-                    self._expect_reads("RANDOM" if self._codes else "NORMAL")
-                self._pay = self._codes is not None
-        return self._codes
+        wanted = (enough and self._pay is not False) if setting == "auto" else lists.packed.shape[0] > 0
+        if not wanted or self._closed or not self._making.acquire(blocking=False):
+            return None
+        try:
+            if self._codes is None:
+                self._make(setting, lists)
+            return self._codes
+        finally:
+            self._making.release()
+
+    def _make(self, setting: Setting, lists: InvertedLists) -> None:
+        kernel = kernel_for(lists.sizes.new_empty(0, dtype=torch.float32))
+        if kernel is None or not kernel.serves(lists.packed):
+            return
+        if setting == 8 or _pay(lists, kernel):
+            self._in_file = lists.packed if in_file(lists.packed) else None
+            self._expect_reads("SEQUENTIAL")
+            self._codes = kernel.encode(lists, self._d)
+            self._expect_reads("RANDOM" if self._codes else "NORMAL")
+        self._pay = self._codes is not None
+        if self._closed:  # meanwhile
+            self.close()
 
     def _expect_reads(self, order: str) -> None:
         """Tell the system in which order rows in a file will be read: each would else bring megabytes around it."""

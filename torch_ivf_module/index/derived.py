@@ -12,33 +12,34 @@ import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
+from ..functional.kernels import kernel_for
 from ..functional.lists import InvertedLists, inverted_lists, sampled_lists
 from ..functional.probe import Coarse, coarse_of
 from ..functional.row_codes import as_float
-from .integrity import Sources, sources_of
+from .eager import without_autocast
+
+_CODED_VALUES = 1 << 14  # numbers (L * d) of centroids from which on they are coded
 
 
 class Derived(NamedTuple):
     """The coarse quantizer and the inverted lists of some buffers."""
 
-    sources: Sources
     coarse: Coarse
     lists: InvertedLists
 
     @property
     def bytes(self) -> int:
         """Memory of the tensors that are not buffers."""
-        return sum(tensor.nbytes for tensor in (*self.coarse, self.lists.sizes, self.lists.bias))
+        return self.coarse.bytes + self.lists.sizes.nbytes + self.lists.bias.nbytes
 
 
 def derive(buffers: Mapping[str, Tensor], names: tuple[str, ...], metric: str) -> Derived:
     """`Derived` of the buffers of a trained index; `names` are those of centroids, packed rows, offsets and ids."""
-    with torch.no_grad():
-        sources = sources_of(buffers, names)
-        centroids, packed, offsets, ids = (buffers[name] for name in names)
+    centroids, packed, offsets, ids = (buffers[name] for name in names)
+    with torch.no_grad(), without_autocast(packed.device):
         coarse = coarse_quantizer(centroids, packed, offsets, metric)
         bias = metrics.row_bias(packed, coarse.origin, metric)
-        return Derived(sources, coarse, inverted_lists(packed, offsets, ids, bias))
+        return Derived(coarse, inverted_lists(packed, offsets, ids, bias))
 
 
 def coarse_quantizer(centroids: Tensor, packed: Tensor, offsets: Tensor, metric: str) -> Coarse:
@@ -52,4 +53,18 @@ def coarse_quantizer(centroids: Tensor, packed: Tensor, offsets: Tensor, metric:
         origin = metrics.origin_of(as_float(sample, centroids.shape[1]), metric)
         return coarse_of(origin[None], metric, origin)
     filled = sampled_lists(offsets, packed.shape[0])
-    return coarse_of(centroids, metric, metrics.origin_of(centroids[filled] if filled.shape[0] else centroids, metric))
+    origin = metrics.origin_of(centroids[filled] if filled.shape[0] else centroids, metric)
+    return _with_codes(coarse_of(centroids, metric, origin))
+
+
+def _with_codes(coarse: Coarse) -> Coarse:
+    """With codes of the centroids, where a kernel finds the nearest ones faster by them."""
+    centroids, (count, d) = coarse.centroids, coarse.centroids.shape
+    kernel = kernel_for(centroids)
+    if kernel is None or centroids.numel() < _CODED_VALUES or not kernel.serves(centroids):
+        return coarse
+    if not kernel.multiplies_codes():
+        return coarse
+    offsets = torch.tensor([0, count], device=centroids.device)
+    one_list = inverted_lists(centroids, offsets, torch.arange(count, device=centroids.device), coarse.bias)
+    return coarse._replace(codes=kernel.encode(one_list, d))

@@ -86,6 +86,7 @@ def graph(
     max_codes: int | None = None,
     storage: torch.dtype | None = None,
     layout: str = "rows",
+    exclude: int | None = None,
 ) -> SearchGraph:
     """The search as a module of static shapes, for torch.compile and the formats of `torch_ivf_module.export`.
 
@@ -96,15 +97,17 @@ def graph(
     layout : "rows" scans the index's own buffers, or one copy if `storage` differs from their dtype, and distances are
         then those to the copy. "tiles" scans a copy that a compiler makes faster code of, N * d * itemsize bytes in
         addition to the buffers; what is returned is scored with the index's own vectors.
+    exclude : number of ids that each query must not find. The graph then takes them as a further input, ``exclude=``
+        int64 (..., exclude); -1 excludes nothing.
 
-    The graph has to be made again after every change of the index. One made without `k`, `nprobe`, `max_codes` and
-    `storage` is what `forward` takes under torch.compile, until a setting of the index changes. Raises RuntimeError for
-    an untrained index, ValueError for a wrong setting.
+    The graph has to be made again after every change of the index. One made without `k`, `nprobe`, `max_codes`,
+    `storage` and `exclude` is what `forward` takes under torch.compile, until a setting of the index changes. Raises
+    RuntimeError for an untrained index, ValueError for a wrong setting.
     """
     made: SearchGraph = _PROVIDED["graph"](
-        self, k=k, nprobe=nprobe, max_codes=max_codes, storage=storage, layout=layout
+        self, k=k, nprobe=nprobe, max_codes=max_codes, storage=storage, layout=layout, exclude=exclude
     )
-    if k is None and nprobe is None and max_codes is None and storage is None:
+    if all(setting is None for setting in (k, nprobe, max_codes, storage, exclude)):
         self.store.graph = made  # not a submodule: its buffers are this module's
     return made
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..functional import grouped_search
 from ..functional.cells import Cells, groups_at
+from ..functional.filters import Filter
 from ..functional.lists import InvertedLists, ids_at, is_selected, mask_rows
 from ..functional.probe import Coarse
-from ..functional.search import search as search_lists
-from ..params import SearchParams
+from ..params import SearchParams, shared
 from . import validation
 
 if TYPE_CHECKING:
@@ -34,21 +34,21 @@ def refuse(params: SearchParams, what: str) -> None:
 
 
 def search_by_group(
-    index: IndexBase, queries: Tensor, k: int, params: SearchParams
+    index: IndexBase, queries: Tensor, k: int, params: SearchParams, filter: Filter | None
 ) -> tuple[Tensor, Tensor, Tensor, list[InvertedLists]]:
     """`searching.search_prepared` of params with groups, with group_by, or with both."""
     options = index.search_options(k, params)
     if options.budget is not None:
         raise ValueError("params has a budget of rows, the first of each list, so of few groups: leave it out")
-    groups = _of_queries(index, params, queries.shape[0])
+    groups, filter = _of_queries(index, params, queries.shape[0]), filter and filter.repeated(queries.shape[0])
     coarse, segments, cells = _read(index, params)
     stats: dict[str, Any] | None = {} if params.debug_stats else None
 
     def find(which: Tensor | slice, wanted: int) -> tuple[Tensor, Tensor]:
-        x, own = queries[which], options._replace(k=wanted)
+        x, own, passing = queries[which], options._replace(k=wanted), filter and filter.at(which)
         if groups is None:
-            return search_lists(x, coarse, segments, own, stats=stats)[:2]
-        return grouped_search.search(x, coarse, segments, cells, groups[which], own, stats=stats)[:2]
+            return grouped_search.search_filtered(x, coarse, segments, own, passing, stats=stats)
+        return grouped_search.search(x, coarse, segments, cells, groups[which], own, passing, stats=stats)
 
     if params.group_by is None:
         scores, rows = find(slice(None), k)
@@ -62,7 +62,7 @@ def search_by_group(
 
 
 def range_by_group(
-    index: IndexBase, queries: Tensor, score: Tensor, params: SearchParams
+    index: IndexBase, queries: Tensor, score: Tensor, params: SearchParams, filter: Filter | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """lims (Q + 1,), scores and ids (H,) of a range search of params with groups."""
     if params.group_by is not None:
@@ -71,7 +71,7 @@ def range_by_group(
     coarse, segments, cells = _read(index, params)
     assert groups is not None
     lims, scores, rows = grouped_search.range_search(
-        queries, coarse, segments, cells, groups, index.search_options(1, params), score=score
+        queries, coarse, segments, cells, groups, index.search_options(1, params), filter, score=score
     )
     return lims, scores, ids_at([part.ids for part in segments], rows)
 
@@ -80,18 +80,16 @@ def _of_queries(index: IndexBase, params: SearchParams, queries: int) -> Tensor 
     if params.groups is None:
         return None
     groups = validation.id_list(params.groups, "groups", index.device)
-    if groups.shape[0] != queries:
-        raise ValueError(f"groups must have one group for each of the {queries} queries, got {groups.shape[0]}")
-    return groups
+    return groups.repeat(queries // max(1, groups.shape[0]))  # under vmap the queries of all entries of the batch
 
 
 def _read(index: IndexBase, params: SearchParams) -> tuple[Coarse, list[InvertedLists], list[Cells]]:
-    """What a search reads, rows masked that the selector excludes, and the cells of each segment."""
-    store = index.store
-    with store.lock:
-        coarse, segments = store.segments(counted=index.search_options(1, params).max_codes is not None)
-        cells = store.cells(segments)
-    if params.selector is not None:
+    """What a search reads, without the rows that a selector of all queries masks, and the cells of each segment."""
+    counted = index.search_options(1, params).max_codes is not None
+    version = index.store.versions.read(counted=counted)
+    coarse, segments = version.lists(counted=counted)
+    cells = version.cells(counted=counted)
+    if params.selector is not None and shared(params.selector):
         chosen = validation.selector(params.selector, "selector", index.device)
         segments = [mask_rows(lists, is_selected(lists.ids, chosen)) for lists in segments]
     return coarse, segments, cells

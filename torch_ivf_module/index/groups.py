@@ -1,6 +1,6 @@
-"""The groups of rows: an optional buffer beside the ids, the order of rows by it, and the cells that a search reads.
+"""The groups of rows: an optional buffer beside the ids, and the order of rows by it.
 
-An index whose rows have no groups has no such buffer. N packed rows, L lists, G groups.
+An index whose rows have no groups has no such buffer. N packed rows, L lists.
 """
 
 from __future__ import annotations
@@ -10,38 +10,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..functional.cells import NO_GROUP, Cells, append_by_group, cells_of, pack_by_group
+from ..functional.cells import NO_GROUP, append_by_group, pack_by_group
 from ..functional.lists import append, keep_rows, pack
 from . import schema
 from .ids import IdLookup
-from .integrity import Sources, sources_of, unchanged
 from .pending import PendingUpdates
 
 Packed = tuple[Tensor, Tensor, Tensor, Tensor | None]  # rows (N, ...), offsets (L + 1,), ids (N,), groups (N,)
-
-
-class CellsCache:
-    """The cells of the packed rows, computed at the first search that needs them and kept until the rows change."""
-
-    def __init__(self) -> None:
-        self._known: tuple[Sources, Cells] | None = None
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the cells, if they are known."""
-        return 0 if self._known is None else sum(tensor.nbytes for tensor in self._known[1])
-
-    def clear(self) -> None:
-        """Discard the cells."""
-        self._known = None
-
-    def get(self, buffers: Mapping[str, Tensor]) -> Cells:
-        """The cells of these buffers of an index."""
-        if self._known is None or not unchanged(self._known[0], buffers):
-            names = ["list_offsets", *([schema.GROUPS] if schema.GROUPS in buffers else ["list_ids"])]
-            cells = cells_of(buffers["list_offsets"], groups_in(buffers))
-            self._known = sources_of(buffers, names), cells
-        return self._known[1]
 
 
 def groups_in(buffers: Mapping[str, Tensor]) -> Tensor:
@@ -69,7 +44,7 @@ def repacked(buffers: Mapping[str, Tensor], rows: Tensor, updates: PendingUpdate
     grouped = schema.GROUPS in buffers or updates.grouped
     offsets, labels = buffers["list_offsets"], _labels(buffers["list_ids"], buffers.get(schema.GROUPS), grouped=grouped)
     if updates.deleted is not None:
-        rows, offsets, labels = keep_rows(rows, offsets, labels, ~updates.deleted)
+        rows, offsets, labels = keep_rows(rows, offsets, labels, ~updates.deleted.mask)
     if updates.rows:
         new, ids, assigned, groups = updates.joined()
         if updates.custom_ids:

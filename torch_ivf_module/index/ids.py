@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional.id_lookup import last_of, rows_with
+from ..functional.id_lookup import IdOrder, last_of, order_of, rows_with
 from .integrity import Sources, sources_of, unchanged
+from .lazy import Latest
 
 
 class Matches(NamedTuple):
@@ -39,26 +40,35 @@ class IdLookup:
 
     def __init__(self) -> None:
         self.last_lists: dict[int, int] = {}
-        self._order: tuple[Sources, Tensor] | None = None
+        self._order: tuple[Sources, IdOrder] | None = None
+        self._searched: Latest[Tensor, IdOrder] = Latest()
 
     @property
     def bytes(self) -> int:
-        """Memory of the sorted order of the ids, if there is one."""
-        return 0 if self._order is None else self._order[1].nbytes
+        """Memory of the sorted orders of the ids, if there are any."""
+        orders = (None if self._order is None else self._order[1], self._searched.value)
+        return sum(order.rows.nbytes for order in orders if order is not None)
 
     def forget_order(self) -> None:
-        """Discard the sorted order, before the packed ids are replaced."""
-        self._order = None
+        """Discard the sorted orders, before the packed ids are replaced."""
+        self._order, self._searched = None, Latest()
 
     def rows(self, buffers: Mapping[str, Tensor], wanted: Tensor) -> tuple[Tensor, Tensor]:
         """The packed rows (H,) with one of the distinct ids `wanted` (n,), and the position of its id in `wanted` (H,).
 
         The first call sorts the ids; the order is kept, 8 bytes per row.
         """
+        return rows_with(buffers["list_ids"], self.order(buffers), wanted)
+
+    def order(self, buffers: Mapping[str, Tensor]) -> IdOrder:
+        """What sorts ``buffers["list_ids"]`` (N,)."""
         if self._order is None or not unchanged(self._order[0], buffers):
-            order = torch.argsort(buffers["list_ids"], stable=True)
-            self._order = sources_of(buffers, ["list_ids"]), order
-        return rows_with(buffers["list_ids"], self._order[1], wanted)
+            self._order = sources_of(buffers, ["list_ids"]), order_of(buffers["list_ids"])
+        return self._order[1]
+
+    def order_for_search(self, ids: Tensor) -> IdOrder:
+        """What sorts the ids (N,) of a version of the packed lists, without the lock that changes hold."""
+        return self._searched.get(ids, order_of)
 
     def last(self, offsets: Tensor, wanted: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         """For each wanted id (n,) the row added last among `rows` (H,), -1 if it has none.

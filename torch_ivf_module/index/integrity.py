@@ -55,6 +55,11 @@ def unchanged(sources: Sources, buffers: Mapping[str, Tensor]) -> bool:
     return bool(sources)
 
 
+def untouched(sources: Sources) -> bool:
+    """Whether the tensors of `sources` were not written to since, whether or not they are still the buffers."""
+    return all(version < 0 or tensor._version == version for tensor, version in sources.values())
+
+
 def refuse_without_values(buffers: Mapping[str, Tensor]) -> None:
     """RuntimeError if the integer buffers have no values: on the meta device, or made under FakeTensorMode."""
     for name in schema.integers(buffers):
@@ -103,6 +108,10 @@ class Integrity:
         self._sources: Sources = {}  # the tensors that were last checked, or written by the index
         self.handed_out = True  # whether other code may have written to them since
         self._sums: Tensor | None = None  # their checksums, if known
+
+    def restore(self, earlier: Integrity) -> None:
+        """Make this what it was when `earlier` was copied from it."""
+        self._sources, self.handed_out, self._sums = earlier._sources, earlier.handed_out, earlier._sums
 
     def put(self, buffers: Mapping[str, Tensor]) -> None:
         """After the index has replaced the integer buffers."""

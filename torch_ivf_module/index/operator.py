@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from torch.compiler import is_dynamo_compiling
 from .._torch_internals import below_autograd, not_compiled
 from ..functional import metric as metrics
 from ..functional.transforms import is_dual, scored
-from ..params import DEFAULTS, SearchParams
+from ..params import DEFAULTS, SearchParams, repeated
 from .eager import refuse_recording
 from .exporting import exported_search
 
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     from .base import IndexBase
 
 NAME = "torch_ivf_module::search"
-# Types of the fields of SearchParams in the language of operator schemas, where "int | None" is "int?".
+# Types of the fields of SearchParams in the language of operator schemas, where "int | None" is "int?". A selector that
+# is a list for each query has an argument of its own.
+_LISTS = "selector_lists"
 _FIELDS = {field.name: str(field.type).replace(" | None", "?") for field in fields(SearchParams)}
+_FIELDS |= {"selector": "Tensor?", _LISTS: "Tensor[]?"}
 _INDEXES: weakref.WeakValueDictionary[int, IndexBase] = weakref.WeakValueDictionary()  # by handle
 _handles = itertools.count()
 _refuse_export = not_compiled(
@@ -55,7 +59,7 @@ def recorded_search(
         if is_dynamo_compiling():
             _refuse_export("search")
         return exported_search(index, x, k, params, with_vectors=with_vectors)
-    settings = [getattr(params or DEFAULTS, name) for name in _FIELDS]
+    settings = _settings_of(params or DEFAULTS)
     call = torch.ops.torch_ivf_module.search.default
     if not (x.requires_grad and torch.is_grad_enabled()):
         results: tuple[Tensor, Tensor, Tensor] = call(x, index._handle, k, with_vectors, *settings)
@@ -67,6 +71,20 @@ def recorded_search(
         return metrics.to_distance(scores, index.metric), ids, vectors
 
 
+def _settings_of(params: SearchParams) -> list[Any]:
+    """The arguments of the operator for the fields of `params`."""
+    values = {name: getattr(params, name, None) for name in _FIELDS}
+    if isinstance(params.selector, tuple):
+        values |= {"selector": None, _LISTS: list(params.selector)}
+    return list(values.values())
+
+
+def _params_of(settings: Sequence[Any]) -> SearchParams:
+    values = dict(zip(_FIELDS, settings, strict=True))
+    lists = values.pop(_LISTS)
+    return SearchParams(**values) if lists is None else SearchParams(**{**values, "selector": tuple(lists)})
+
+
 def _index(handle: int) -> IndexBase:
     index = _INDEXES.get(handle)
     if index is None:
@@ -76,7 +94,7 @@ def _index(handle: int) -> IndexBase:
 
 def _search(x: Tensor, handle: int, k: int, with_vectors: bool, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator; `settings` are the fields of SearchParams. Without vectors the third result has no elements."""
-    index, params = _index(handle), SearchParams(**dict(zip(_FIELDS, settings, strict=True)))
+    index, params = _index(handle), _params_of(settings)
     if with_vectors:
         return index.search_and_reconstruct(x, k, params=params)
     distances, ids = index.search(x, k, params=params)
@@ -141,12 +159,15 @@ def _with_autograd(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 def _batched(
     info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """vmap: one search of the queries of all entries of the batch."""
-    with_vectors = rest[2]
-    if any(dim is not None for dim in in_dims[1:]) or in_dims[0] is None:
-        raise RuntimeError(f"{NAME} has batches of x alone under vmap")
-    batch = x.movedim(in_dims[0], 0)
-    distances, ids, vectors = torch.ops.torch_ivf_module.search.default(batch.flatten(0, 1), *rest)
+    """vmap: one search of the queries of all entries of the batch, which have the same filters."""
+    handle, k, with_vectors, *settings = rest
+    dims = [dim for part in in_dims[1:] for dim in (part if isinstance(part, (list, tuple)) else [part])]
+    if any(dim is not None for dim in dims) or in_dims[0] is None:
+        raise RuntimeError(f"{NAME} has batches of x alone under vmap, not of selector or exclude")
+    batch, params = x.movedim(in_dims[0], 0), repeated(_params_of(settings), info.batch_size)
+    distances, ids, vectors = torch.ops.torch_ivf_module.search.default(
+        batch.flatten(0, 1), handle, k, with_vectors, *_settings_of(params)
+    )
     size = batch.shape[:2]
     vectors = vectors.unflatten(0, size) if with_vectors else vectors
     return (distances.unflatten(0, size), ids.unflatten(0, size), vectors), (0, 0, 0 if with_vectors else None)

@@ -1,7 +1,8 @@
 """Updates that are not packed yet: rows that were added, and packed rows that were removed.
 
 Packing copies the whole index, so small updates are collected here. A search reads the pending rows as a second, small
-set of inverted lists, and masks the deleted rows. N packed rows, T pending rows, H hits.
+set of inverted lists, and masks the deleted rows: `PendingRows` and `DeletedRows` are both as they were at one time.
+N packed rows, T pending rows, H hits.
 """
 
 from __future__ import annotations
@@ -12,18 +13,105 @@ import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
-from ..functional.cells import NO_GROUP, Cells, cells_of, pack_by_group
+from ..functional.cells import Cells, cells_of, filled_groups, pack_by_group
 from ..functional.id_lookup import matches
-from ..functional.lists import InvertedLists, inverted_lists, mask_rows, pack
+from ..functional.lists import InvertedLists, inverted_lists, kept_lists, mask_rows, pack
+from .lazy import Latest
 
 _FEW = 512  # up to so many pending rows are sorted again at every read, whatever the size of the index
 _REMOVED = -1  # the id of a pending row that was removed; no stored row has it
+
+
+class PendingRows:
+    """The rows that were pending at one time, in the order in which they were added.
+
+    `columns` are vectors, ids and lists, each in tensors that follow each other, and `groups` those of the same rows,
+    None where they have none. Only tensors that the lists hold now count: others may be appended later. There are
+    `stored` rows with removed ones, `rows` without, at least one.
+    """
+
+    def __init__(
+        self, columns: tuple[list[Tensor], ...], groups: list[Tensor | None], rows: int, stored: int
+    ) -> None:
+        self._columns = [(column, len(column)) for column in columns]
+        self._groups = groups, len(groups)
+        self.rows, self._stored = rows, stored
+        self._sorted: Latest[Tensor, tuple[InvertedLists, Tensor | None]] = Latest()
+        self._cells: Latest[InvertedLists, Cells] = Latest()
+
+    def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The rows: x (T, d), ids (T,), lists (T,), groups (T,) or None."""
+        x, ids, assigned = (parts[0] if count == 1 else torch.cat(parts[:count]) for parts, count in self._columns)
+        groups = self._joined_groups()
+        if self._stored > self.rows:
+            kept = torch.nonzero(ids != _REMOVED)[:, 0]
+            x, ids, assigned = (column.index_select(0, kept) for column in (x, ids, assigned))
+            groups = None if groups is None else groups[kept]
+        return x, ids, assigned, groups
+
+    def _joined_groups(self) -> Tensor | None:
+        """The groups of all stored rows, removed ones too."""
+        parts, count = self._groups
+        if all(part is None for part in parts[:count]):
+            return None
+        assigned = self._columns[-1][0][:count]  # in tensors of the same rows
+        return torch.cat([filled_groups(*pair) for pair in zip(parts[:count], assigned, strict=True)])
+
+    def lists(self, nlist: int, origin: Tensor, metric: str) -> InvertedLists:
+        """The rows as inverted lists, those of each list sorted by group if they have groups."""
+
+        def made(origin: Tensor) -> tuple[InvertedLists, Tensor | None]:
+            x, ids, assigned, groups = self.joined()
+            if groups is None:
+                packed, offsets, ids = pack(x, ids, assigned, nlist)
+            else:
+                packed, offsets, ids, groups = pack_by_group(x, ids, groups, assigned, nlist)
+            return inverted_lists(packed, offsets, ids, metrics.row_bias(packed, origin, metric)), groups
+
+        return self._sorted.get(origin, made)[0]
+
+    def cells(self, nlist: int, origin: Tensor, metric: str) -> Cells:
+        """The cells of what `lists` returns."""
+        lists = self.lists(nlist, origin, metric)
+        groups = self._sorted.value[1] if self._sorted.value else None
+        return self._cells.get(lists, lambda lists: cells_of(lists.offsets, filled_groups(groups, lists.ids)))
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the lists and cells made for searching."""
+        lists = self._sorted.value[0] if self._sorted.value else ()
+        return sum(tensor.nbytes for tensor in (*lists, *(self._cells.value or ())))
+
+
+class DeletedRows:
+    """Which packed rows were removed at one time: `mask` (N,) bool, true for `rows` of them."""
+
+    def __init__(self, mask: Tensor, rows: int) -> None:
+        self.mask, self.rows = mask, rows
+        self._masked: Latest[InvertedLists, InvertedLists] = Latest()
+        self._left_out: Latest[InvertedLists, InvertedLists] = Latest()
+
+    def masked(self, lists: InvertedLists) -> InvertedLists:
+        """The packed lists with deleted rows masked. The sizes of the lists still count them."""
+        return self._masked.get(lists, lambda lists: mask_rows(lists, ~self.mask))
+
+    def left_out(self, lists: InvertedLists) -> InvertedLists:
+        """Copies of the packed lists without the deleted rows."""
+        return self._left_out.get(lists, lambda lists: kept_lists(lists, ~self.mask))
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the mask, and of biases and lists made for searching."""
+        masked, copied = self._masked.value, self._left_out.value
+        made = [*([] if masked is None else [masked.bias]), *(copied or ())]
+        return self.mask.nbytes + sum(tensor.nbytes for tensor in made)
 
 
 class PendingUpdates:
     """Pending rows in the order they were added, with their ids and lists, and which packed rows are deleted."""
 
     def __init__(self) -> None:
+        # Lists of tensors that are appended to or replaced, not changed otherwise: a `PendingRows` may have them.
         self._x: list[Tensor] = []
         self._ids: list[Tensor] = []
         self._assigned: list[Tensor] = []
@@ -31,24 +119,24 @@ class PendingUpdates:
         self.rows = 0  # pending rows, without removed ones
         self._stored_rows = 0  # rows of `_x`, with removed ones
         self.custom_ids = False  # whether callers chose some of the ids, so that packed rows may have them too
-        # The origin that they are relative to, the pending rows as lists, and their groups in that order.
-        self._lists: tuple[Tensor, InvertedLists, Tensor | None] | None = None
-        self.deleted: Tensor | None = None  # (N,) bool: packed rows that were removed
-        self.deleted_rows = 0
-        self._masked: tuple[InvertedLists, InvertedLists] | None = None  # packed lists, and those without deleted rows
+        self._now: PendingRows | None = None  # the pending rows, if they were asked for since the last change
+        self.deleted: DeletedRows | None = None
 
     def __bool__(self) -> bool:
         """True if there are updates that are not packed."""
-        return bool(self.rows or self.deleted_rows)
+        return bool(self.rows or self.deleted)
+
+    @property
+    def deleted_rows(self) -> int:
+        """The number of packed rows that are deleted."""
+        return 0 if self.deleted is None else self.deleted.rows
 
     @property
     def bytes(self) -> int:
         """Memory of the pending rows, of the mask of deleted ones, and of the lists made for searching."""
-        tensors = [*self._x, *self._ids, *self._assigned, *(part for part in self._groups if part is not None)]
-        tensors += [] if self.deleted is None else [self.deleted]
-        tensors += [] if self._lists is None else list(self._lists[1])
-        tensors += [] if self._masked is None else [self._masked[1].bias]
-        return sum(tensor.nbytes for tensor in tensors)
+        stored = [*self._x, *self._ids, *self._assigned, *(part for part in self._groups if part is not None)]
+        made = sum(part.bytes for part in (self._now, self.deleted) if part is not None)
+        return sum(tensor.nbytes for tensor in stored) + made
 
     # -- pending rows --------------------------------------------------------------------------------------
 
@@ -56,6 +144,13 @@ class PendingUpdates:
     def grouped(self) -> bool:
         """Whether pending rows have groups."""
         return any(part is not None for part in self._groups)
+
+    def pending(self) -> PendingRows | None:
+        """The pending rows as they are now, None if there are none."""
+        if self._now is None and self.rows:
+            columns = self._x, self._ids, self._assigned
+            self._now = PendingRows(columns, self._groups, self.rows, self._stored_rows)
+        return self._now
 
     def push(
         self, x: Tensor, ids: Tensor, assigned: Tensor, groups: Tensor | None = None, *, custom_ids: bool
@@ -70,17 +165,13 @@ class PendingUpdates:
         self._groups.append(groups)
         self.rows += x.shape[0]
         self._stored_rows += x.shape[0]
-        self._lists = None
+        self._now = None
 
     def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """All pending rows: x (T, d), ids (T,), lists (T,), groups (T,) or None. There must be at least one."""
         if len(self._x) > 1 or self._stored_rows > self.rows:
-            x, ids, assigned = torch.cat(self._x), self._all_ids(), torch.cat(self._assigned)
-            groups = self._all_groups()
-            if self._stored_rows > self.rows:
-                kept = torch.nonzero(ids != _REMOVED)[:, 0]
-                x, ids, assigned = (column.index_select(0, kept) for column in (x, ids, assigned))
-                groups = None if groups is None else groups[kept]
+            columns = self._x, self._ids, self._assigned
+            x, ids, assigned, groups = PendingRows(columns, self._groups, self.rows, self._stored_rows).joined()
             self._x, self._ids, self._assigned, self._groups = [x], [ids], [assigned], [groups]
             self._stored_rows = self.rows
         return self._x[0], self._ids[0], self._assigned[0], self._groups[0]
@@ -100,36 +191,12 @@ class PendingUpdates:
             # Out of place: a tensor made in inference mode may not be written to outside.
             self._ids = [self._all_ids().index_fill(0, at, _REMOVED)]
             self.rows -= at.shape[0]
-            self._lists = None
+            self._now = None
             if not self.rows:
                 self._x, self._ids, self._assigned, self._groups = [], [], [], []
                 self._stored_rows, self.custom_ids = 0, False
             elif self._stored_rows > 2 * self.rows + _FEW:
                 self.joined()
-
-    def lists(self, nlist: int, origin: Tensor, metric: str) -> InvertedLists:
-        """The pending rows as inverted lists."""
-        if self._lists is None or self._lists[0] is not origin:
-            x, ids, assigned, groups = self.joined()
-            if groups is None:
-                packed, offsets, ids = pack(x, ids, assigned, nlist)
-            else:
-                packed, offsets, ids, groups = pack_by_group(x, ids, groups, assigned, nlist)
-            bias = metrics.row_bias(packed, origin, metric)
-            self._lists = origin, inverted_lists(packed, offsets, ids, bias), groups
-        return self._lists[1]
-
-    def cells(self, nlist: int, origin: Tensor, metric: str) -> Cells:
-        """The cells of what `lists` returns."""
-        lists = self.lists(nlist, origin, metric)
-        groups = None if self._lists is None else self._lists[2]
-        return cells_of(lists.offsets, torch.full_like(lists.ids, NO_GROUP) if groups is None else groups)
-
-    def _all_groups(self) -> Tensor | None:
-        if not self.grouped:
-            return None
-        parts = zip(self._groups, self._assigned, strict=True)
-        return torch.cat([torch.full_like(lists, NO_GROUP) if part is None else part for part, lists in parts])
 
     def _all_ids(self) -> Tensor:
         if len(self._ids) > 1:
@@ -141,18 +208,9 @@ class PendingUpdates:
     def delete(self, rows: Tensor, total: int) -> None:
         """Mark packed rows (H,) of `total` as deleted; each must be distinct and not marked yet."""
         if rows.shape[0]:
-            mask = torch.zeros(total, dtype=torch.bool, device=rows.device) if self.deleted is None else self.deleted
-            self.deleted = mask.index_fill(0, rows, True)
-            self.deleted_rows += rows.shape[0]
-            self._masked = None
-
-    def without_deleted(self, lists: InvertedLists) -> InvertedLists:
-        """The packed lists with deleted rows masked. The sizes of the lists still count them."""
-        if self.deleted is None:
-            return lists
-        if self._masked is None or self._masked[0] is not lists:
-            self._masked = lists, mask_rows(lists, ~self.deleted)
-        return self._masked[1]
+            old = self.deleted
+            mask = torch.zeros(total, dtype=torch.bool, device=rows.device) if old is None else old.mask
+            self.deleted = DeletedRows(mask.index_fill(0, rows, True), self.deleted_rows + rows.shape[0])
 
 
 def few(pending: int, packed: int) -> bool:

@@ -31,6 +31,16 @@ class Normalize(nn.Module):
         return torch.nn.functional.normalize(x, dim=-1, eps=torch.finfo(torch.float32).tiny)
 
 
+def _of_index(name: str) -> property:
+    """A setting or a method of the index, which needs no vector before the transform."""
+
+    def put(self: IndexPreTransform, value: Any) -> None:
+        getattr(self.index, name)  # AttributeError where a module would take any name
+        setattr(self.index, name, value)
+
+    return property(lambda self: getattr(self.index, name), put, doc=f"`{name}` of the index.")
+
+
 class IndexPreTransform(nn.Module):
     """Applies `transform` to vectors and queries, and adds them to or searches them in `index`; as faiss's class.
 
@@ -38,7 +48,8 @@ class IndexPreTransform(nn.Module):
     ----------
     d : dimension of the vectors before the transform.
     transform : a module that maps (n, d) to (n, index.d), float32.
-    index : a flat or inverted-file index; use the attribute `index` for settings and methods that are not here.
+    index : a flat or inverted-file index; its settings, such as `nprobe`, and its methods are those of this
+        module too; what a flat index lacks, an AttributeError names.
 
     >>> from torch_ivf_module import IndexFlat
     >>> index = IndexPreTransform(4, nn.Linear(4, 2).requires_grad_(False), IndexFlat(2))
@@ -57,30 +68,13 @@ class IndexPreTransform(nn.Module):
         self.transform = transform if isinstance(transform, nn.Sequential) else nn.Sequential(transform)
         self.index = index
 
-    @property
-    def ntotal(self) -> int:
-        """Vectors in the index."""
-        return self.index.ntotal
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether vectors can be added."""
-        return self.index.is_trained
-
-    @property
-    def metric(self) -> str:
-        """The metric of the index, between transformed vectors."""
-        return self.index.metric
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the vectors."""
-        return self.index.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the stored vectors."""
-        return self.index.dtype
+    ntotal, is_trained, metric, device, dtype = map(_of_index, ("ntotal", "is_trained", "metric", "device", "dtype"))
+    k, search_mode, codes, max_bytes = map(_of_index, ("k", "search_mode", "codes", "max_bytes"))
+    nlist, nprobe, max_codes = map(_of_index, ("nlist", "nprobe", "max_codes"))
+    last_search_stats = _of_index("last_search_stats")
+    list_sizes, list_stats, imbalance_factor = map(_of_index, ("list_sizes", "list_stats", "imbalance_factor"))
+    list_ordering, rebuild_lists, plot = map(_of_index, ("list_ordering", "rebuild_lists", "plot"))
+    check_buffers = _of_index("check_buffers")
 
     def apply_transform(self, x: Tensor, name: str = "x") -> Tensor:
         """Transformed vectors (n, index.d), float32, of x (n, d)."""
@@ -101,6 +95,11 @@ class IndexPreTransform(nn.Module):
         """Fit the index, not the transform, to vectors x (n, d); settings as in `IndexIVF.fit`."""
         self.index.fit(self.apply_transform(x), **settings)
         return self
+
+    def retrain(self, x: Tensor | None = None, **settings: Any) -> Any:
+        """Continue k-means on x (n, d) or the stored vectors; see `IndexIVF.retrain`. The transform stays."""
+        retrain = self.index.retrain  # AttributeError of a flat index
+        return retrain(None if x is None else self.apply_transform(x), **settings)
 
     def add(self, x: Tensor, *, groups: Tensor | None = None) -> None:
         """Add vectors x (n, d) of groups (n,); see `IndexBase.add`."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..functional.lists import lengths
+from ..functional.row_codes import vectors_of
 from . import validation
 from .eager import eager, opaque
 from .groups import groups_in
@@ -48,7 +49,7 @@ def reconstruct_n(self: IndexBase, start: int, n: int) -> Tensor:
 def reconstruct_batch(self: IndexBase, ids: Tensor) -> Tensor:
     """The stored vectors (n, d) of ids (n,) int64, each as `reconstruct`. KeyError if one is unknown."""
     wanted, back = validation.id_list(ids, "ids", self.device).unique(return_inverse=True)
-    return self.store.vectors(wanted)[back]
+    return vectors_of(self.store.last_added(wanted), self.d)[back]
 
 
 @eager
@@ -97,7 +98,7 @@ def groups_of(self: IndexBase, ids: Tensor) -> Tensor:
     tensor([3, 7])
     """
     wanted, back = validation.id_list(ids, "ids", self.device).unique(return_inverse=True)
-    return self.store.groups(wanted)[back]
+    return self.store.last_added(wanted, groups=True)[back]
 
 
 @eager

@@ -12,18 +12,20 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling, is_exporting
 
 from .._torch_internals import compiler_active, not_compiled
+from ..functional import filtered_search, range_scan
 from ..functional import metric as metrics
-from ..functional import range_scan
 from ..functional.codec import Codes
+from ..functional.filters import Filter
 from ..functional.kernels import kernel_for
 from ..functional.lists import InvertedLists, ids_at, restricted, vectors_at
 from ..functional.probe import Coarse, probe
 from ..functional.search import capped_lists, finite_queries
 from ..functional.search import search as search_lists
 from ..functional.transforms import differentiable, is_dual, outside, scored, tracked, transforming, wrapped
-from ..params import DEFAULTS, SearchParams, positive
+from ..params import DEFAULTS, SearchParams, positive, shared
 from . import grouping, validation
 from .eager import autocasts, eager, recorded_by_fx, refuse_recording, refuse_tracing, without_autocast
+from .filtering import id_orders, query_filter
 from .integrity import refuse_without_values
 from .operator import recorded_search
 
@@ -85,8 +87,8 @@ def range_search(
 
     `radius` is a number, or a tensor (nq,) of one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
     I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params`, `nprobe`, `selector`
-    and `groups` are used: `max_codes` and budgets are ignored, as in faiss. D has no derivative and never requires
-    grad. Raises as `search`, and RuntimeError for a dual tensor x.
+    `exclude` and `groups` are used: all rows of the probed lists are read, `max_codes` and budgets are ignored, as in
+    faiss. D has no derivative and never requires grad. Raises as `search`, and RuntimeError for a dual tensor x.
     """
     x = validation.vectors(x, "x", self.d, self.device)
     if is_dual(x):
@@ -94,7 +96,8 @@ def range_search(
     radii = validation.radii(radius, "radius", x.shape[0], self.device)
     params = self.checked_params(params)
     self.store.require_trained("range_search")
-    return range_of_prepared(self, prepared(self, x), radii, params)
+    filter = query_filter(params, x.shape[0], self.device)
+    return range_of_prepared(self, prepared(self, x), radii, params, filter=filter)
 
 
 def forward(self: IndexBase, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,37 +142,56 @@ def probed_lists(index: IndexBase, queries: Tensor, params: SearchParams, sizes:
 
 
 def search_prepared(
-    index: IndexBase, queries: Tensor, k: int, params: SearchParams, probed: Tensor | None = None
+    index: IndexBase,
+    queries: Tensor,
+    k: int,
+    params: SearchParams,
+    probed: Tensor | None = None,
+    filter: Filter | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[InvertedLists]]:
     """Scores, rows and ids (Q, k) of prepared queries, and the segments over which the rows are numbered.
 
-    `probed` (Q, P), if given, are the lists to read. Call it without autocast and under `torch.no_grad`.
+    `probed` (Q, P), if given, are the lists to read; `filter` is that of the queries, see `filtering.query_filter`.
+    Call it without autocast and under `torch.no_grad`.
     """
     if grouping.by_group(params):
-        return grouping.search_by_group(index, queries, k, params)
+        return grouping.search_by_group(index, queries, k, params, filter)
     options = index.search_options(k, params)
     counted = options.max_codes is not None or options.budget is not None
     coded = options.mode == "auto" and not options.exact
     visits = queries.shape[0] * options.nprobe
     coarse, segments, codes = _read_lists(index, params, visits, counted=counted, coded=coded)
     stats: dict[str, Any] | None = {} if params.debug_stats else None
-    scores, rows, ids = search_lists(queries, coarse, segments, options, codes=codes, probed=probed, stats=stats)
+    if filter is None:
+        scores, rows, ids = search_lists(queries, coarse, segments, options, codes=codes, probed=probed, stats=stats)
+    else:
+        filter = filter.repeated(queries.shape[0])
+        orders = id_orders(filter, index.store, segments, options)
+        scores, rows, ids = filtered_search.search(
+            queries, coarse, segments, options, filter, orders=orders, codes=codes, probed=probed, stats=stats
+        )
     if stats is not None:
         index.last_search_stats = stats
     return scores, rows, ids, segments
 
 
 def range_of_prepared(
-    index: IndexBase, queries: Tensor, radii: Tensor, params: SearchParams, probed: Tensor | None = None
+    index: IndexBase,
+    queries: Tensor,
+    radii: Tensor,
+    params: SearchParams,
+    probed: Tensor | None = None,
+    filter: Filter | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`range_search` of prepared queries and radii (Q,); `probed` (Q, P), if given, are the lists to read."""
+    """`range_search` of prepared queries and radii (Q,); `probed` and `filter` as for `search_prepared`."""
     with without_autocast(queries.device), torch.no_grad():
         score = metrics.to_score(radii, index.metric)
         if grouping.by_group(params):
-            lims, scores, ids = grouping.range_by_group(index, queries, score, params)
+            lims, scores, ids = grouping.range_by_group(index, queries, score, params, filter)
             return lims, metrics.to_distance(scores, index.metric), ids
         options = index.search_options(1, params)
         coarse, segments, _ = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=False)
+        orders = None if filter is None else id_orders(filter, index.store, segments, options)
         lims, scores, rows = range_scan.range_search(
             queries,
             coarse,
@@ -179,6 +201,8 @@ def range_of_prepared(
             metric=index.metric,
             max_bytes=index.max_bytes,
             probed=probed,
+            filter=filter,
+            orders=orders,
         )
         return lims, metrics.to_distance(scores, index.metric), ids_at([part.ids for part in segments], rows)
 
@@ -198,10 +222,11 @@ def _answer(
         store.require_trained(action)
     _refuse_transformed_buffers(store)
     params = DEFAULTS if params is None else index.checked_params(params)
+    filter = None if params is DEFAULTS else query_filter(params, x.shape[0], x.device)
     if autocasts(x.device):
         with torch.autocast(x.device.type, enabled=False):
-            return _answer_in_float32(index, x, k, params, with_vectors)
-    return _answer_in_float32(index, x, k, params, with_vectors)
+            return _answer_in_float32(index, x, k, params, filter, with_vectors)
+    return _answer_in_float32(index, x, k, params, filter, with_vectors)
 
 
 # Where torch.compile could not record a search, it would trace this function instead.
@@ -209,16 +234,16 @@ _untraced_answer = not_compiled(_answer, "the operator of a search could not be 
 
 
 def _answer_in_float32(
-    index: IndexBase, x: Tensor, k: int, params: SearchParams, with_vectors: bool
+    index: IndexBase, x: Tensor, k: int, params: SearchParams, filter: Filter | None, with_vectors: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_answer` for checked arguments, without autocast."""
     queries = metrics.prepare(x.float(), index.metric)
     if not differentiable(queries):  # autograd records nothing, so `torch.no_grad` is not needed
-        scores, rows, ids, segments = search_prepared(index, queries, k, params)
+        scores, rows, ids, segments = search_prepared(index, queries, k, params, filter=filter)
         return scores, ids, vectors_at([part.packed for part in segments], rows, index.d) if with_vectors else scores
 
     def find(plain: Tensor) -> tuple[Tensor, ...]:
-        _, rows, ids, segments = search_prepared(index, plain, k, params)
+        _, rows, ids, segments = search_prepared(index, plain, k, params, filter=filter)
         return ids, vectors_at([part.packed for part in segments], rows, index.d)
 
     ids, vectors = outside(find, queries)
@@ -234,12 +259,12 @@ def _read_lists(
     counts rows that the selector excludes too; `coded` that the search can read codes. A copy of the chosen rows has
     none.
     """
-    store = index.store
-    with store.lock:
-        coarse, segments = store.segments(counted=counted)
-        each = visits / max(1, coarse.centroids.shape[0])
-        codes = store.codes.get(index._codes if coded else None, segments[0], each)
-    if params.selector is None:
+    version = index.store.versions.read(counted=counted)
+    coarse, segments = version.lists(counted=counted)
+    each = visits / max(1, coarse.centroids.shape[0])
+    setting = index._codes if coded and not (counted and version.deleted) else None  # copies have no codes
+    codes = version.packed.codes.get(setting, segments[0], each)
+    if params.selector is None or not shared(params.selector):
         return coarse, segments, codes
     chosen = validation.selector(params.selector, "selector", index.device)
     chosen_rows = [restricted(lists, chosen, None if counted else each) for lists in segments]

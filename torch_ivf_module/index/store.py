@@ -6,92 +6,135 @@ N packed rows, L lists, d dim, n ids, H hits. A row is a position among the pack
 from __future__ import annotations
 
 import copy
-import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..functional.cells import Cells
 from ..functional.lists import InvertedLists
 from ..functional.probe import Coarse
-from ..functional.row_codes import vectors_of
 from ..functional.transforms import run_outside
 from . import schema
 from .coding import CodesCache
-from .derived import Derived, derive
-from .groups import CellsCache, groups_in, repacked
+from .groups import groups_in, repacked
 from .ids import IdLookup, Matches
-from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values, unchanged
+from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values
 from .pending import PendingUpdates, few, many_deleted
+from .publishing import Versions
 from .row_format import RowFormat
-from .store_size import StoreSize
 
 Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, int]]
 
 
-class ListStore(StoreSize):
+class ListStore:
     """The rows of an index, by list and by id.
 
     The packed rows are tensors in `buffers`, the `_buffers` of the module that owns the store. Added rows are pending,
     and removed ones marked as deleted, until `pack` writes both into the tensors: when they are many, or when code
-    outside the index reads the tensors. Several threads may call the methods at the same time.
+    outside the index reads the tensors.
+
+    Several threads may call the methods at the same time. Changes are made under `lock`. When it is released, a new
+    version is published, which is what searches read: they see all of a change or nothing, and do not wait for it.
     """
 
     def __init__(self, buffers: dict[str, Tensor], format: RowFormat, metric: str, *, flat: bool) -> None:
         self.buffers, self.format, self.metric, self.flat = buffers, format, metric, flat
         self.d, self.names, self.saved = format.d, schema.names(format.name), schema.saved(format.name)
         self.own = (*self.saved, CHECKSUMS)  # all buffers of the index; `saved` are the entries of a state_dict
-        self.lock = threading.RLock()
         self.version = VersionToken()
         self.graph: Any = None  # a SearchGraph of this version, None after a change
         self.ordering = "none"  # the order of the rows of each list, except the `unordered` rows added last
         self.unordered = 0
         self.ids = IdLookup()
         self._updates = PendingUpdates()
-        self._cells = CellsCache()  # of the packed lists
         self._integrity = Integrity()
-        self._derived: Derived | None = None
-        self.codes = CodesCache(format.d)  # of the packed lists
+        self.versions = Versions(self, self._integrity)
+        self.lock = self.versions.lock
         self.handed_out: dict[str, Tensor] = {}  # the buffers that `hand_out` last returned, until they change
 
-    # -- what is stored: see StoreSize; and in bytes ---------------------------------------------------------
+    # -- what is stored ------------------------------------------------------------------------------------
+
+    @property
+    def packed(self) -> Tensor:
+        """The packed rows (N, ...), as `format` has them."""
+        return self.buffers[self.format.name]
+
+    @property
+    def _packed_rows(self) -> int:
+        return self.packed.shape[0]
+
+    @property
+    def ntotal(self) -> int:
+        """Rows, without deleted ones; while another call changes the index those before the change."""
+        if self.versions.changing and (version := self.versions.last) is not None:
+            return version.ntotal
+        return self._packed_rows - self._updates.deleted_rows + self._updates.rows
+
+    @property
+    def nlist(self) -> int:
+        """Number of lists: 1 for a flat index, 0 before training."""
+        return max(0, self.buffers["list_offsets"].shape[0] - 1)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether rows can be added."""
+        return self.flat or self.buffers["centroids"].shape[0] > 0
+
+    @property
+    def grouped(self) -> bool:
+        """Whether rows have groups."""
+        return schema.GROUPS in self.buffers or self._updates.grouped
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.buffers[self.format.name].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the vectors."""
+        return self.format.vector_dtype(self.packed)
+
+    @property
+    def next_id(self) -> int:
+        """The id that `add` gives next."""
+        self.check()
+        return int(self.buffers[schema.NEXT_ID])
+
+    def require_trained(self, action: str) -> None:
+        """Raise RuntimeError before training."""
+        if not self.is_trained:
+            raise RuntimeError(f"{action} needs a trained index: call train(x) first")
+
+    def own_buffers(self) -> dict[str, Tensor]:
+        """The buffers of the index that there are, by name."""
+        return {name: self.buffers[name] for name in self.own if name in self.buffers}
 
     def memory_bytes(self) -> int:
         """Bytes of all buffers, of pending rows, and of what was derived from them so far."""
         with self.lock:
-            total = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None) + self.codes.bytes
-            total += (self._derived.bytes if self._derived else 0) + self._cells.bytes
-            return total + self._updates.bytes + self.ids.bytes
+            total = sum(tensor.nbytes for tensor in self.buffers.values() if tensor is not None)
+            version = self.versions.last
+            return total + (version.packed.bytes if version else 0) + self._updates.bytes + self.ids.bytes
 
     # -- reading -------------------------------------------------------------------------------------------
 
     def segments(self, *, counted: bool = True) -> tuple[Coarse, list[InvertedLists]]:
-        """What a search reads: the coarse quantizer, the packed lists and, if there are any, lists of the pending rows.
+        """The coarse quantizer, the packed lists and, if there are any, lists of the pending rows.
 
         `counted` says that the caller limits the number of rows: then the lists have no deleted rows. Otherwise they
         may have some, which are masked.
         """
-        with self.lock:
-            rows = self._updates.rows
-            if (counted and self._updates.deleted_rows) or (rows and not few(rows, self._packed_rows)):
-                self.pack()
-            updates, derived = self._updates, self._derive()
-            segments = [updates.without_deleted(derived.lists) if updates.deleted_rows else derived.lists]
-            if updates.rows:
-                segments.append(updates.lists(self.nlist, derived.coarse.origin, self.metric))
-            return derived.coarse, segments
-
-    def cells(self, segments: list[InvertedLists]) -> list[Cells]:
-        """The cells of what `segments` returned; the caller holds `lock` since then."""
-        origin = self._derive().coarse.origin
-        pending = [self._updates.cells(self.nlist, origin, self.metric) for _ in segments[1:]]
-        return [self._cells.get(self.buffers), *pending]
+        return self.versions.read(counted=counted).lists(counted=counted)
 
     def coarse(self) -> Coarse:
         """The coarse quantizer."""
-        with self.lock:
-            return self._derive().coarse
+        return self.versions.current().packed.derived().coarse
+
+    @property
+    def codes(self) -> CodesCache:
+        """The codes of the packed lists that searches read."""
+        return self.versions.codes
 
     def packed_lists(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows (N, ...), offsets (L + 1,) and ids (N,), with nothing pending."""
@@ -106,36 +149,21 @@ class ListStore(StoreSize):
             self.check()
             rows, which = self.ids.rows(self.buffers, wanted)
             if self._updates.deleted is not None:
-                kept = ~self._updates.deleted[rows]
+                kept = ~self._updates.deleted.mask[rows]
                 rows, which = rows[kept], which[kept]
             return Matches(rows, which, *self._updates.find(wanted))
 
-    def vectors(self, wanted: Tensor) -> Tensor:
-        """The last added vectors (n, d) of the distinct ascending ids `wanted` (n,). KeyError for an unknown id."""
-        return vectors_of(self._last(wanted, vectors=True), self.d)
+    def last_added(self, wanted: Tensor, *, groups: bool = False) -> Tensor:
+        """The rows (n, ...) that were added last under the distinct ascending ids `wanted` (n,), or their groups (n,).
 
-    def groups(self, wanted: Tensor) -> Tensor:
-        """The groups (n,) of the rows whose vectors `vectors` returns. KeyError for an unknown id."""
-        return self._last(wanted, vectors=False)
-
-    def _last(self, wanted: Tensor, *, vectors: bool) -> Tensor:
-        """The rows (n, ...), or their groups (n,), that were added last under the ids `wanted` (n,)."""
+        KeyError for an unknown id.
+        """
         with self.lock:
             if not few(self._updates.rows, self._packed_rows):
                 self.pack()
-            pending = self._updates.joined()[0 if vectors else 3] if self._updates.rows else None
-            stored = self.packed if vectors else groups_in(self.buffers)
+            pending = self._updates.joined()[3 if groups else 0] if self._updates.rows else None
+            stored = groups_in(self.buffers) if groups else self.packed
             return self.ids.latest(self.buffers["list_offsets"], wanted, self.matches(wanted), stored, pending)
-
-    def _derive(self) -> Derived:
-        derived = self._derived
-        if derived is not None and not self._integrity.handed_out and unchanged(derived.sources, self.buffers):
-            return derived
-        self.check(values=False)
-        derived = self._derived  # None if the check found other values
-        if derived is None or not unchanged(derived.sources, self.buffers):
-            self._derived = derived = derive(self.buffers, self.names, self.metric)
-        return derived
 
     # -- changing ------------------------------------------------------------------------------------------
 
@@ -190,15 +218,14 @@ class ListStore(StoreSize):
 
     def replace_lists(self, packed: Tensor, offsets: Tensor, ids: Tensor, groups: Tensor | None = None) -> None:
         """Replace the packed lists: rows (N, ...), offsets (L + 1,), ids (N,), groups (N,) sorted within each list."""
-        self._forget_derived()  # frees the old buffers
+        self.ids.forget_order()
         self.put(**{self.format.name: packed}, list_offsets=offsets, list_ids=ids, list_groups=groups)
         self.ordering = self.ordering if groups is None else "none"
 
     def exchange(self, buffers: dict[str, Tensor]) -> None:
-        """Replace all buffers, and discard pending updates and everything derived from the old buffers."""
+        """Replace all buffers, and discard pending updates."""
         with self.lock:
             self._updates, self.ids, self.unordered = PendingUpdates(), IdLookup(), 0
-            self._forget_derived()
             self.put(**{schema.GROUPS: None, **buffers})
 
     def put(self, **tensors: Tensor | None) -> None:
@@ -210,6 +237,7 @@ class ListStore(StoreSize):
             self.buffers.update({name: tensor for name, tensor in tensors.items() if tensor is not None})
             for name in [name for name, tensor in tensors.items() if tensor is None]:
                 self.buffers.pop(name, None)
+            self.versions.wrote(tensors)
             if written:
                 self._integrity.put(self.buffers)
             self.new_version()
@@ -217,19 +245,17 @@ class ListStore(StoreSize):
     def new_version(self) -> None:
         """Mark graphs of the index as outdated: call it after every change."""
         with self.lock:
-            self.version.changed = True
+            self.version.changed = self.versions.changing = True
             self.version, self.graph, self.handed_out = VersionToken(), None, {}
 
     def _forget_derived(self) -> None:
-        self._derived = None
-        self.codes.clear()
-        self._cells.clear()
+        self.versions.forget()
         self.ids.forget_order()
 
     def hand_out(self) -> dict[str, Tensor]:
         """The buffers, packed, for code outside the index, which may write to them."""
-        self.pack()
         with self.lock:
+            self.pack()
             self._integrity.hand_out(self.buffers)
             if all(type(self.buffers.get(name)) is Tensor for name in self.names):
                 self.handed_out = {name: self.buffers[name] for name in self.names}
@@ -255,6 +281,7 @@ class ListStore(StoreSize):
     def moved(self) -> None:
         """After all buffers were moved or cast by a function that may have changed the integer ones."""
         self.handed_out = {}  # frees the tensors from before
+        self.versions.forget()
         self._integrity.moved(self.buffers)
 
     def snapshot(self) -> Snapshot:
@@ -267,4 +294,5 @@ class ListStore(StoreSize):
         """Undo everything since `snapshot`."""
         with self.lock:
             self.exchange(snapshot[0])
-            _, self._integrity, self.ids.last_lists = snapshot
+            self._integrity.restore(snapshot[1])
+            self.ids.last_lists = snapshot[2]

@@ -77,6 +77,14 @@ def groups(value: object, rows: int, device: torch.device) -> Tensor | None:
     return found.clone()
 
 
+def groups_of_queries(value: object, queries: int, device: torch.device) -> Tensor:
+    """`value` as int64 groups (queries,) on `device`."""
+    found = id_list(value, "groups", device)
+    if found.shape[0] != queries:
+        raise ValueError(f"groups must have one group for each of the {queries} queries, got {found.shape[0]}")
+    return found
+
+
 def numbering(first: int, rows: int) -> int:
     """next_id after `rows` rows with the ids from `first` on; RuntimeError if an id would exceed 2^63 - 2."""
     if first + rows > LAST_ID:
@@ -86,6 +94,24 @@ def numbering(first: int, rows: int) -> int:
 
 def id_list(value: object, name: str, device: torch.device) -> Tensor:
     """`value` as a list of int64 ids on `device`, of any length."""
+    return _int64s(value, name, device, 1, "(n,)")
+
+
+def id_rows(value: object, name: str, queries: int, device: torch.device) -> Tensor:
+    """`value` as int64 ids (queries, m) on `device`, for any m."""
+    tensor = _int64s(value, name, device, 2, f"({queries}, m)")
+    return _of_each(tensor, name, queries, f"({queries}, m)")
+
+
+def _of_each(tensor: Tensor, name: str, queries: int, shape: str) -> Tensor:
+    if tensor.shape[0] != queries:
+        what = f"{name} must have a row for each of the {queries} queries, shape {shape}"
+        raise ValueError(f"{what}, got {tuple(tensor.shape)}")
+    return tensor
+
+
+def _int64s(value: object, name: str, device: torch.device, dim: int, shape: str) -> Tensor:
+    """`value` as int64 on `device`, with so many dimensions."""
     tensor = as_tensor(value, name)
     if tensor.dtype not in _IDS:
         if beyond_int64(value):
@@ -93,8 +119,8 @@ def id_list(value: object, name: str, device: torch.device) -> Tensor:
         cast = f"{name}.long()" if isinstance(value, Tensor) else f"torch.as_tensor({name}).long()"
         what = "" if tensor.is_complex() else f"; cast it with {cast}"
         raise TypeError(f"{name} must be int64 or int32, got {word(tensor.dtype)}{what}")
-    if tensor.dim() != 1:
-        raise ValueError(f"{name} must have shape (n,), got {tuple(tensor.shape)}")
+    if tensor.dim() != dim:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
     found = _plain(_placed(tensor, value, name, device), name).detach().long()
     if tensor.dtype == torch.uint64 and bool((found < 0).any()):
         raise ValueError(f"{name} must be below 2^63, got {int(found[found < 0][0]) + 2**64}")
@@ -127,6 +153,46 @@ def mask(value: object, name: str, device: torch.device) -> Tensor:
     if tensor.dim() != 1:
         raise ValueError(f"{name} as a mask must have shape (n,), got {tuple(tensor.shape)}")
     return _plain(_placed(tensor, value, name, device), name)
+
+
+def layer_mask(value: object, name: str, shape: torch.Size, device: torch.device) -> Tensor:
+    """`value` as a bool mask over ids on `device`, of any length: (n,), or (..., n) for queries of shape (...)."""
+    tensor = as_tensor(value, name)
+    if tensor.dim() <= 1 or tensor.dtype != torch.bool:
+        return mask(value, name, device)
+    return _layer_part(value, name, tensor, shape, "n", device)
+
+
+def layer_ids(value: object, name: str, shape: torch.Size, count: int, device: torch.device) -> Tensor:
+    """`value` as int64 ids (..., count) on `device`, for queries of shape (...)."""
+    tensor = as_tensor(value, name)
+    if tensor.dtype not in _IDS:
+        raise TypeError(f"{name} must be int64 or int32, got {word(tensor.dtype)}")
+    if tensor.dim() == 0 or tensor.shape[-1] != count:
+        raise ValueError(f"{name} must have {count} columns, got shape {tuple(tensor.shape)}")
+    return _layer_part(value, name, tensor, shape, str(count), device).long()
+
+
+def _layer_part(
+    value: object, name: str, tensor: Tensor, shape: torch.Size, last: str, device: torch.device
+) -> Tensor:
+    if tensor.shape[:-1] != shape:
+        wanted = ", ".join([*map(str, shape), last])
+        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(tensor.shape)}")
+    return _plain(_placed(tensor, value, name, device), name)
+
+
+def query_masks(value: object, name: str, queries: int, device: torch.device) -> Tensor:
+    """`value` as a bool mask over ids for each query (queries, n), on `device`."""
+    tensor, shape = as_tensor(value, name), f"({queries}, n)"
+    if tensor.dim() == 2 and tensor.dtype in _IDS:
+        what = f"{name} must have shape (n,) as ids, got {tuple(tensor.shape)}"
+        raise ValueError(f"{what}; ids for each query are a list of {queries} tensors")
+    if tensor.dtype != torch.bool:
+        raise TypeError(f"{name} must be bool masks over ids for each query, got {word(tensor.dtype)}")
+    if tensor.dim() != 2:
+        raise ValueError(f"{name} must have shape (n,) or {shape} as a mask, got {tuple(tensor.shape)}")
+    return _of_each(_plain(_placed(tensor, value, name, device), name), name, queries, shape)
 
 
 def selector(value: object, name: str, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..index import IndexFlatL2
 from ..index.base import IndexBase
-from .neighbours import search_without
+from ..params import SearchParams
 
 __all__ = ["IndexKNN"]
 
@@ -70,8 +70,8 @@ class IndexKNN(nn.Module):
             self.add(reference)
         if self.index is None:
             raise ValueError("there is no index: call train(embeddings) first, or set reset_before=True")
-        links = torch.arange(len(query), device=query.device).expand(2, -1) if ref_includes_query else None
-        found = search_without(self.index, query, k, links)
+        own = torch.arange(len(query), device=query.device)[:, None] if ref_includes_query else None
+        found = self.index.search(query, k, params=SearchParams(exclude=own))
         if self.reset_after:
             self.reset()
         return found

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..factory import index_factory as make_index
+from ..functional.scan_above import group_by_query, hits_by_query
 from ..index.base import IndexBase
-from .neighbours import search_without
+from ..params import SearchParams
 
 __all__ = ["KNNIndex", "KNNOutput", "L2KNNIndex", "MIPSKNNIndex"]
 
@@ -78,7 +79,8 @@ class KNNIndex(nn.Module):
         """
         index = self._filled()
         _require_matrix(emb)
-        D, I = search_without(index, emb, min(k, self.numel), exclude_links)
+        exclude = None if exclude_links is None else _by_row(exclude_links.to(emb.device), len(emb))
+        D, I = index.search(emb, min(k, self.numel), params=SearchParams(exclude=exclude))
         return KNNOutput(D.masked_fill(I < 0, -torch.inf), I)
 
     forward = search
@@ -115,6 +117,12 @@ class MIPSKNNIndex(KNNIndex):
 
     def __init__(self, emb: Tensor | None = None) -> None:
         super().__init__(emb=emb)
+
+
+def _by_row(links: Tensor, rows: int) -> Tensor:
+    """The points that links (2, n) have for each of so many rows, (rows, m); -1 is padding."""
+    lims, order = group_by_query(links[0], rows)
+    return hits_by_query(lims, links[1][order])
 
 
 def _require_matrix(emb: Tensor) -> None:

@@ -137,6 +137,61 @@ inline void set_probed(Problem& p, const Tensor& probed, const std::optional<Ten
   }
 }
 
+// Ascending ids of each of several filters: (F,) where they begin and end in ids (T,), and those ids.
+inline std::vector<IdRange> id_ranges(const std::vector<Tensor>& lists, const char* name) {
+  check_that(lists.size() == 3, name, " must be 3 tensors, got ", lists.size());
+  for (const Tensor& part : lists) {
+    check(part, name, 1, ScalarType::Long);
+  }
+  const int64_t *first = data<int64_t>(lists[0]), *last = data<int64_t>(lists[1]), *ids = data<int64_t>(lists[2]);
+  check_that(lists[0].size(0) == lists[1].size(0), name, " must have as many ends as beginnings");
+  std::vector<IdRange> ranges;
+  for (int64_t i = 0; i < lists[0].size(0); ++i) {
+    const bool inside = 0 <= first[i] && first[i] <= last[i] && last[i] <= lists[2].size(0);
+    check_that(inside, name, " must begin and end within their ids, got ", first[i], " to ", last[i]);
+    ranges.push_back({ids + first[i], ids + last[i]});
+  }
+  return ranges;
+}
+
+// The filter of each query: `numbers` (Q,) are positions in each part that is there, masks (F, n) and ranges (F,).
+inline std::vector<Filter> filters_of(
+    const Problem& p, const Tensor& numbers, const std::optional<Tensor>& mask,
+    const std::optional<std::vector<Tensor>>& allowed, const std::optional<std::vector<Tensor>>& excluded) {
+  static constexpr bool kNoId = false; // stands for a mask without entries, which may have no memory
+  check(numbers, "filter", 1, ScalarType::Long);
+  check_that(numbers.size(0) == p.queries, "filter must have an entry for each query");
+  if (mask) {
+    check(*mask, "mask", 2, ScalarType::Bool);
+  }
+  const auto may = allowed ? id_ranges(*allowed, "allowed") : std::vector<IdRange>();
+  const auto may_not = excluded ? id_ranges(*excluded, "excluded") : std::vector<IdRange>();
+  std::vector<Filter> filters;
+  for (int64_t q = 0; q < p.queries; ++q) {
+    const int64_t i = data<int64_t>(numbers)[q], ids = mask ? mask->size(1) : 0;
+    bool known = i >= 0 && (!mask || i < mask->size(0)) && (!allowed || i < static_cast<int64_t>(may.size()));
+    known = known && (!excluded || i < static_cast<int64_t>(may_not.size()));
+    check_that(known, "filter must number masks and lists of ids, got ", i);
+    const bool* passing = ids ? data<bool>(*mask) + i * ids : mask ? &kNoId : nullptr;
+    filters.push_back({passing, nullptr, ids, allowed.has_value(),
+                       allowed ? may[i] : IdRange{}, excluded ? may_not[i] : IdRange{}});
+  }
+  return filters;
+}
+
+// One more than the largest id of lists that allow ids; 0 if one is negative, or so large that bits for all ids below it
+// would take much more memory than the rows.
+inline int64_t listed_ids(const Problem& p, const std::vector<Filter>& filters) {
+  constexpr int64_t kSparse = 16; // ids a row
+  int64_t last = 0;
+  for (const Filter& filter : filters) {
+    if (filter.allowed.first != filter.allowed.last) {
+      last = *filter.allowed.first < 0 ? INT64_MAX : std::max(last, filter.allowed.last[-1]);
+    }
+  }
+  return last / kSparse < p.segments[0].rows ? last + 1 : 0;
+}
+
 // A problem of one segment and the lists that each query reads of it.
 inline Problem scan_problem(
     const Tensor& x, const Tensor& packed, const Tensor& bias, const Tensor& offsets, const Tensor& sizes,
@@ -147,19 +202,8 @@ inline Problem scan_problem(
   return p;
 }
 
-inline Coarse coarse_of(const Problem& p, const Tensor& centroids, const Tensor& bias, const Tensor& origin) {
-  check(centroids, "centroids", 2, ScalarType::Float);
-  check(bias, "bias", 1, ScalarType::Float);
-  check(origin, "origin", 1, ScalarType::Float);
-  const int64_t lists = centroids.size(0);
-  check_that(centroids.size(1) == p.d, "centroids must have the columns of x");
-  check_that(origin.size(0) == p.d, "origin must have the columns of x");
-  check_that(bias.size(0) == 0 || bias.size(0) == lists, "bias must be empty or of one entry a centroid");
-  return {data<float>(centroids), bias.size(0) ? data<float>(bias) : nullptr, data<float>(origin), lists};
-}
-
-// Codes of the rows of the first segment.
-inline Codes codes_of(const Problem& p, const std::vector<Tensor>& codes) {
+// Codes of the rows of `lists` lists.
+inline Codes codes_of(const std::vector<Tensor>& codes, int64_t lists, int64_t d) {
   check_that(codes.size() == 5, "codes must be 5 tensors, got ", codes.size());
   check(codes[0], "centres", 2, ScalarType::Float);
   check(codes[1], "panels", 1, ScalarType::Byte);
@@ -167,11 +211,30 @@ inline Codes codes_of(const Problem& p, const std::vector<Tensor>& codes) {
   check(codes[3], "norms", 2, ScalarType::Float);
   check(codes[4], "limits", 2, ScalarType::Float);
   const int64_t panels = codes[3].size(0), *first = data<int64_t>(codes[2]);
-  bool fits = codes[0].size(0) == p.lists && codes[0].size(1) == p.d && codes[2].size(0) == p.lists + 1;
-  fits = fits && codes[4].size(0) == p.lists && codes[4].size(1) == 3 && codes[3].size(1) == 2;
-  fits = fits && first[0] == 0 && first[p.lists] == panels && codes[1].size(0) == panels * panel_bytes(p.d);
-  check_that(fits && p.d <= kMostCodedDim, "codes must be those that encode_lists returns for these lists");
+  bool fits = codes[0].size(0) == lists && codes[0].size(1) == d && codes[2].size(0) == lists + 1;
+  fits = fits && codes[4].size(0) == lists && codes[4].size(1) == 3 && codes[3].size(1) == 2;
+  fits = fits && first[0] == 0 && first[lists] == panels && codes[1].size(0) == panels * panel_bytes(d);
+  check_that(fits && d <= kMostCodedDim, "codes must be those that encode_lists returns for these lists");
   return {data<float>(codes[0]), data<uint8_t>(codes[1]), first, data<float>(codes[3]), data<float>(codes[4])};
+}
+
+// Centroids, bias and origin, and codes of the centroids as one list if there are more tensors.
+inline Coarse coarse_of(const Problem& p, const std::vector<Tensor>& coarse, SearchCodes search_codes) {
+  constexpr size_t kFields = 3;
+  check_that(coarse.size() == kFields || coarse.size() == kFields + 5, "coarse must be 3 or 8 tensors, got ", coarse.size());
+  const Tensor &centroids = coarse[0], &bias = coarse[1], &origin = coarse[2];
+  check(centroids, "centroids", 2, ScalarType::Float);
+  check(bias, "bias", 1, ScalarType::Float);
+  check(origin, "origin", 1, ScalarType::Float);
+  const int64_t lists = centroids.size(0);
+  check_that(centroids.size(1) == p.d, "centroids must have the columns of x");
+  check_that(origin.size(0) == p.d, "origin must have the columns of x");
+  check_that(bias.size(0) == 0 || bias.size(0) == lists, "bias must be empty or of one entry a centroid");
+  Coarse out{data<float>(centroids), bias.size(0) ? data<float>(bias) : nullptr, data<float>(origin), lists, {}, search_codes};
+  if (coarse.size() > kFields) {
+    out.codes = codes_of({coarse.begin() + kFields, coarse.end()}, 1, p.d);
+  }
+  return out;
 }
 
 } // namespace torch_ivf_module

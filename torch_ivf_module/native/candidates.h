@@ -269,4 +269,20 @@ class Candidates {
   std::vector<State> states_;
 };
 
+// Take all rows of a visit by their exact scores, for some of its tasks: rows or queries of which codes say nothing. The
+// filter counts queries from the block's first and rows from the list's.
+inline void score_rows(
+    const Problem& p, const Visit& visit, const Task* tasks, int64_t count, const RowFilter& filter, Candidates& found) {
+  const Segment& segment = p.segments[visit.segment];
+  const int64_t before = p.rows_before(visit.segment) + visit.start;
+  for (int64_t t = 0; t < count; ++t) {
+    for (int64_t row = visit.first; row < std::min<int64_t>(visit.last, tasks[t].limit); ++row) {
+      const bool masked = segment.bias && segment.bias[visit.start + row] == kNever;
+      if (!masked && filter.passes(tasks[t].query, row)) {
+        found.score(tasks[t].query, static_cast<uint32_t>(before + row));
+      }
+    }
+  }
+}
+
 } // namespace torch_ivf_module

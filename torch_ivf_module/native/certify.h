@@ -27,6 +27,8 @@ inline double row_rounding(int64_t d) {
   return 0x1p-24 * static_cast<double>(std::min(d, kRowChunk) / kLanes + d / kRowChunk + kLanes + 24);
 }
 
+constexpr double kAskNanoseconds = 3; // an estimate, of asking whether a row passes a filter
+
 inline double norm(const float* values, int64_t d) {
   double squares = 0;
   for (int64_t i = 0; i < d; ++i) {
@@ -181,17 +183,79 @@ void score_every_row(const Problem& p, int64_t query, ExactTopK<T>& best) {
     const Segment& segment = p.segments[group.segment];
     const int64_t first = segment.offsets[group.list], before = p.rows_before(group.segment);
     for (int64_t row = first; row < first + block.tasks[group.first].limit; ++row) {
-      if (!segment.bias || segment.bias[row] != kNever) {
+      if ((!segment.bias || segment.bias[row] != kNever) && p.filter(query, segment, row).passes(0, 0)) {
         best.score(0, static_cast<uint32_t>(before + row));
       }
     }
   }
 }
 
+// Whether so few rows pass the filters that asking for each row first, and then scoring those that pass, takes less time
+// than to scan: by a sample of queries and rows.
+inline bool few_pass(const Problem& p) {
+  constexpr int64_t kQuerySample = 64, kRowSample = 64, kFewPass = 12;
+  const Segment& segment = p.segments[0];
+  int64_t asked = 0, passed = 0;
+  for (int64_t query = 0; query < p.queries; query += std::max<int64_t>(1, p.queries / kQuerySample)) {
+    for (int64_t row = 0; row < segment.rows; row += std::max<int64_t>(1, segment.rows / kRowSample)) {
+      ++asked;
+      passed += p.filter(query, segment, row).passes(0, 0);
+    }
+  }
+  return passed * kFewPass < asked;
+}
+
+// Offer the rows of a list that pass, of its first `limit`. All are asked before any is scored, so that the processor
+// waits for few of the answers. Returns how many pass.
+template <typename T>
+int64_t score_passing(const Problem& p, const Filter& filter, const Group& group, int64_t limit, ExactTopK<T>& best) {
+  constexpr int64_t kAsked = 1024, kPrefetched = 4;
+  const Segment& segment = p.segments[group.segment];
+  const int64_t first = segment.offsets[group.list], before = p.rows_before(group.segment);
+  int64_t rows[kAsked], scored = 0;
+  for (int64_t start = first; start < first + limit; start += kAsked) {
+    int64_t count = 0;
+    for (int64_t row = start; row < std::min(start + kAsked, first + limit); ++row) {
+      rows[count] = row;
+      count += filter.in_masks(segment.ids[row]);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t soon = before + rows[std::min(i + kPrefetched, count - 1)];
+      for (int64_t j = 0; j < p.row_bytes; j += 64) {
+        __builtin_prefetch(p.row<char>(soon) + j);
+      }
+      if ((!segment.bias || segment.bias[rows[i]] != kNever) && filter.in_lists(segment.ids[rows[i]])) {
+        best.score(0, static_cast<uint32_t>(before + rows[i]));
+        ++scored;
+      }
+    }
+  }
+  return scored;
+}
+
+// The k best of the rows that pass the filters, each of which is scored exactly, and how many they are, (Q,).
+template <typename T>
+void score_passing_rows(const Problem& p, const float* x, bool differences, Best out, int64_t* scored) {
+  const std::vector<float> needed(p.queries, kNever);
+  const double rows = static_cast<double>(p.queries) * p.probes * p.segments[0].rows / std::max<int64_t>(1, p.lists);
+  parallel_items(p.queries, team_for(kAskNanoseconds * rows, p.within.threads), [&](int64_t q, int64_t) {
+    Thresholds thresholds(1);
+    ExactTopK<T> best(1, p, x + q * p.d, &needed[q], differences, thresholds);
+    Block block;
+    block.plan(p, q, q + 1);
+    scored[q] = 0;
+    for (const Group& group : block.groups) {
+      scored[q] += score_passing(p, p.filters[q], group, block.tasks[group.first].limit, best);
+    }
+    best.write(0, out.scores + q * p.k, out.rows + q * p.k);
+  });
+}
+
 // A copy of some queries of a problem: rows of x (Q, d), probed and limits (Q, P).
 struct Subset {
   std::vector<float> x, plain, thresholds;
   std::vector<int64_t> probed, limits;
+  std::vector<Filter> filters;
   Problem problem;
 
   Subset(const Problem& p, const float* plain_x, const std::vector<int64_t>& queries, const std::vector<float>& needed) {
@@ -202,12 +266,16 @@ struct Subset {
       if (p.limits) {
         limits.insert(limits.end(), p.limits + q * p.probes, p.limits + (q + 1) * p.probes);
       }
+      if (p.filters) {
+        filters.push_back(p.filters[q]);
+      }
       thresholds.push_back(needed[q]);
     }
     problem = p;
     problem.x = x.data();
     problem.probed = probed.data();
     problem.limits = p.limits ? limits.data() : nullptr;
+    problem.filters = p.filters ? filters.data() : nullptr;
     problem.queries = static_cast<int64_t>(queries.size());
   }
 };

@@ -17,6 +17,6 @@ void encode(const Segment& lists, Dtype dtype, int64_t count, int64_t d, int64_t
 #define CORE_OF(isa) JOINED(codes_core_, isa)
 
 extern const CodesCore CORE_OF(TORCH_IVF_ISA);
-const CodesCore CORE_OF(TORCH_IVF_ISA) = {encode, search_codes};
+const CodesCore CORE_OF(TORCH_IVF_ISA) = {encode, search_codes, search_coded_rows};
 
 } // namespace torch_ivf_module

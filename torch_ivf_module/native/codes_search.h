@@ -1,9 +1,9 @@
-// The k best rows of the probed lists, where the packed rows of the first segment have codes: those that the codes do not
-// rule out are scored exactly.
+// The k best rows of the probed lists by codes: those that the codes do not rule out are scored exactly.
 #pragma once
 
 #include "scan.h"
 #include "scan_codes.h"
+#include "scan_rows.h"
 
 namespace torch_ivf_module {
 
@@ -16,15 +16,17 @@ inline int64_t codes_bytes(const Problem& p) {
   return std::min(p.within.max_bytes, std::max(wanted, kThreadBytes * p.within.threads));
 }
 
-// `x` (Q, d) are finite queries, `p` complete but for its x. `scored` (Q,) are rows that were scored exactly.
-inline void search_codes(
-    Problem p, const float* x, const Codes& codes, bool differences, Best out, int64_t* scored) {
+// `x` (Q, d) are finite queries, `p` complete but for its x; `scanner(p)` makes a scanner for one thread. `scored` (Q,) are
+// rows that were scored exactly.
+template <typename MakeScanner>
+void search_by_bounds(
+    Problem p, const float* x, bool differences, const MakeScanner& scanner, Best out, int64_t* scored) {
   constexpr double kFinishNanoseconds = 60; // an estimate, of a result
   p.coded = true;
   p.within.max_bytes = codes_bytes(p);
   const RowScorer scorer(p, differences);
   scan_all(
-      p, Candidates::kBytes * Candidates::room(p.k), [&] { return CodeScanner(p, x, codes, differences); },
+      p, Candidates::kBytes * Candidates::room(p.k), [&] { return scanner(p); },
       [&](int64_t first, int64_t count, Thresholds& thresholds) {
         return Candidates(count, p.d, p.k, x + first * p.d, scorer, thresholds);
       },
@@ -44,6 +46,23 @@ inline void search_codes(
           scored[query] = 0;
         }
       });
+}
+
+// Of rows with codes beside them.
+inline void search_codes(
+    const Problem& p, const float* x, const Codes& codes, bool differences, Best out, int64_t* scored) {
+  const auto scanner = [&](const Problem& problem) { return CodeScanner(problem, x, codes, differences); };
+  search_by_bounds(p, x, differences, scanner, out, scored);
+}
+
+// Of rows that are codes. `origin` (d) is what biases are relative to, null where scores are products.
+inline void search_coded_rows(const Problem& p, const float* x, const float* origin, Best out, int64_t* scored) {
+  const RowQueries queries(p, x, origin);
+  const auto search = [&](auto code) {
+    const auto scanner = [&](const Problem& problem) { return RowScanner<decltype(code)>(problem, queries); };
+    search_by_bounds(p, x, origin != nullptr, scanner, out, scored);
+  };
+  p.dtype == Dtype::kCode8 ? search(Code8()) : search(Code4());
 }
 
 } // namespace torch_ivf_module

@@ -5,6 +5,7 @@
 // centroids, whose rows are counted on from one to the next).
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <functional>
@@ -30,6 +31,49 @@ struct Limits {
   int64_t max_bytes; // of workspace
 };
 
+// Ascending ids.
+struct IdRange {
+  const int64_t *first, *last;
+
+  bool contains(int64_t id) const {
+    return std::binary_search(first, last, id);
+  }
+};
+
+// Which ids a query may find: see functional/filters.py.
+struct Filter {
+  const bool* mask; // an entry for each id below `ids`, others may not be found; or null
+  const uint64_t* bits; // the same in bits
+  int64_t ids;
+  bool listed; // whether only `allowed` ids may be found
+  IdRange allowed, excluded;
+
+  // What masks alone say, without a branch on what they hold.
+  bool in_masks(int64_t id) const {
+    const bool inside = static_cast<uint64_t>(id) < static_cast<uint64_t>(ids);
+    const int64_t at = inside ? id : 0;
+    return mask ? inside & mask[at] : bits ? inside & (bits[at >> 6] >> (at & 63)) : true;
+  }
+
+  bool in_lists(int64_t id) const {
+    return (!listed || allowed.contains(id)) && !excluded.contains(id);
+  }
+
+  bool passes(int64_t id) const {
+    return in_masks(id) && in_lists(id);
+  }
+};
+
+// Which rows some queries may find, each counted from a first one.
+struct RowFilter {
+  const Filter* filters; // null for all rows
+  const int64_t* ids; // of the rows
+
+  bool passes(int64_t query, int64_t row) const {
+    return !filters || filters[query].passes(ids[row]);
+  }
+};
+
 // Queries and the lists that they read.
 struct Problem {
   const float* x; // (Q, d)
@@ -39,6 +83,8 @@ struct Problem {
   int64_t row_bytes;
   const int64_t* probed; // (Q, P), L for no list; no query reads a list twice
   const int64_t* limits; // (Q, P) rows to read of each list, counted on from segment to segment; or null
+  const Filter* filters; // (Q,) or null
+  int64_t listed_ids; // all ids that are allowed by lists are below this, and none is negative; or 0
   int64_t queries, lists, probes, d, k;
   Limits within;
   bool coded; // whether the rows of the first segment are read as codes
@@ -48,6 +94,11 @@ struct Problem {
     return segment == 0 ? 0 : segments[0].rows;
   }
 
+  // Which rows of a segment, counted from `start` on, the queries from `query` on may find.
+  RowFilter filter(int64_t query, const Segment& segment, int64_t start) const {
+    return {filters ? filters + query : nullptr, filters ? segment.ids + start : nullptr};
+  }
+
   // A row that counts on from segment to segment.
   template <typename T>
   const T* row(int64_t number) const {
@@ -55,14 +106,6 @@ struct Problem {
     const int64_t local = second ? number - segments[0].rows : number;
     return reinterpret_cast<const T*>(static_cast<const char*>(segments[second].packed) + local * row_bytes);
   }
-};
-
-// The coarse quantizer: see functional/probe.py.
-struct Coarse {
-  const float* centroids; // (L, d)
-  const float* bias; // (L,) or null
-  const float* origin; // (d,)
-  int64_t lists; // L
 };
 
 // The k best rows of each query, best first, padded with -inf and -1.
@@ -89,7 +132,18 @@ struct Codes {
 };
 
 // Search by codes: see codes_search.h.
-using SearchCodes = void (*)(Problem, const float* x, const Codes&, bool differences, Best, int64_t* scored);
+using SearchCodes = void (*)(const Problem&, const float* x, const Codes&, bool differences, Best, int64_t* scored);
+using SearchCodedRows = void (*)(const Problem&, const float* x, const float* origin, Best, int64_t* scored);
+
+// The coarse quantizer: see functional/probe.py.
+struct Coarse {
+  const float* centroids; // (L, d)
+  const float* bias; // (L,) or null
+  const float* origin; // (d,)
+  int64_t lists; // L
+  Codes codes; // of the centroids as one list; without panels where there are none
+  SearchCodes search_codes;
+};
 
 // A search by exact scores, which do not depend on rounding in the scan.
 struct Request {
@@ -102,13 +156,14 @@ struct Request {
   bool differences; // whether exact scores come from differences of vectors, and not from products
   const Codes* codes; // of the first segment, or null
   SearchCodes search_codes;
+  SearchCodedRows search_coded_rows; // null where rows are not coded
 };
 
 struct Answer {
   Best best;
   int64_t* ids; // (Q, k)
   bool* again; // (Q,) took a second pass; or, where exact scores are products, has products that overflow
-  int64_t* scored; // (Q,) rows that were scored exactly since codes did not rule them out; 0 without codes
+  int64_t* scored; // (Q,) rows scored exactly since codes did not rule them out, or few pass; 0 of rows without codes
 };
 
 struct Core {
@@ -143,6 +198,7 @@ struct CodesCore {
   void (*encode)(const Segment&, Dtype, int64_t count, int64_t d, int64_t threads, const EncodedLists&);
 
   SearchCodes search;
+  SearchCodedRows search_coded_rows;
 };
 
 } // namespace torch_ivf_module

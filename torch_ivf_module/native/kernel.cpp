@@ -85,17 +85,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> search_index(
     int64_t nprobe,
     int64_t max_codes,
     bool differences,
-    int64_t max_bytes) {
+    int64_t max_bytes,
+    const std::optional<Tensor>& filter,
+    const std::optional<Tensor>& mask,
+    const std::optional<std::vector<Tensor>>& allowed,
+    const std::optional<std::vector<Tensor>>& excluded) {
   constexpr size_t kFields = 5;
   const size_t count = segments.size() / kFields;
-  check_that(coarse.size() == 3, "coarse must be 3 tensors, got ", coarse.size());
   const bool known = segments.size() % kFields == 0 && count >= 1 && count <= kMostSegments;
   check_that(known, "segments must be 5 tensors for each of at most 2 segments, got ", segments.size());
   check_that(kept >= k, "kept must be >= k, got ", kept, " and ", k);
   check_that(probed || nprobe > 0, "nprobe must be >= 1, got ", nprobe);
   check_that(probed || !limits, "limits must come with probed");
   check_that(max_codes >= 0, "max_codes must be >= 0, got ", max_codes);
-  Request request{problem_of(x, k, max_bytes), {}, 0, max_codes, kept, differences, nullptr, nullptr};
+  Request request{problem_of(x, k, max_bytes), {}, 0, max_codes, kept, differences, nullptr, nullptr, nullptr};
   Problem& p = request.problem;
   int64_t rows = 0;
   for (size_t i = 0; i < segments.size(); i += kFields) {
@@ -103,17 +106,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> search_index(
     rows += segments[i].size(0);
   }
   request.kept = std::max(k, std::min(kept, rows + 1));
-  request.coarse = coarse_of(p, coarse[0], coarse[1], coarse[2]);
+  request.coarse = coarse_of(p, coarse, codes_core().search);
   if (probed) {
     set_probed(p, *probed, limits);
   } else {
     check_that(request.coarse.lists == p.lists, "segments must have a list for each centroid");
     request.nprobe = std::min(nprobe, p.lists);
   }
-  const Codes encoded = codes ? codes_of(p, *codes) : Codes{};
+  const std::vector<Filter> filters = filter ? filters_of(p, *filter, mask, allowed, excluded) : std::vector<Filter>();
+  p.filters = filter ? filters.data() : nullptr;
+  p.listed_ids = allowed && !mask ? listed_ids(p, filters) : 0;
+  const Codes encoded = codes ? codes_of(*codes, p.lists, p.d) : Codes{};
   if (codes) {
     request.codes = &encoded;
     request.search_codes = codes_core().search;
+  } else if ((p.dtype == Dtype::kCode8 || p.dtype == Dtype::kCode4) && p.d <= kMostCodedDim) {
+    request.search_coded_rows = codes_core().search_coded_rows;
   }
   const Results found(p.queries, k);
   const Tensor ids = empty({p.queries, k}, aoti_torch_dtype_int64());
@@ -125,10 +133,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> search_index(
 
 // The nearest lists of finite queries, nearest first: exact scores and lists (Q, P).
 std::tuple<Tensor, Tensor> probe(
-    const Tensor& x, const Tensor& centroids, const Tensor& bias, const Tensor& origin, int64_t nprobe,
-    bool differences, int64_t max_bytes) {
+    const Tensor& x, const std::vector<Tensor>& quantizer, int64_t nprobe, bool differences, int64_t max_bytes) {
   const Problem p = problem_of(x, nprobe, max_bytes);
-  const Coarse coarse = coarse_of(p, centroids, bias, origin);
+  const Coarse coarse = coarse_of(p, quantizer, codes_core().search);
   const int64_t probes = std::min(nprobe, coarse.lists);
   const Results found(p.queries, probes);
   core().probe(coarse, p.x, p.queries, p.d, probes, differences, p.within, found.best());
@@ -188,11 +195,11 @@ STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
       "scan_above(Tensor x, Tensor packed, Tensor bias, Tensor offsets, Tensor sizes, Tensor probed, Tensor threshold) "
       "-> (Tensor, Tensor)");
   library.def(
-      "probe(Tensor x, Tensor centroids, Tensor bias, Tensor origin, int nprobe, bool differences, int max_bytes) "
-      "-> (Tensor, Tensor)");
+      "probe(Tensor x, Tensor[] coarse, int nprobe, bool differences, int max_bytes) -> (Tensor, Tensor)");
   library.def(
       "search_index(Tensor x, Tensor[] coarse, Tensor[] segments, Tensor[]? codes, Tensor? probed, Tensor? limits, int k, "
-      "int kept, int nprobe, int max_codes, bool differences, int max_bytes) "
+      "int kept, int nprobe, int max_codes, bool differences, int max_bytes, Tensor? filter=None, Tensor? mask=None, "
+      "Tensor[]? allowed=None, Tensor[]? excluded=None) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   library.def("encode_lists(Tensor packed, Tensor offsets, Tensor sizes, int d) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -15,13 +15,13 @@ def register_meta_kernels() -> None:
         return x.new_empty(x.shape[0], k), probed.new_empty(x.shape[0], k)
 
     @torch.library.register_fake("torch_ivf_module::probe")
-    def _probe(x, centroids, bias, origin, nprobe, differences, max_bytes):  # type: ignore[no-untyped-def]
-        shape = x.shape[0], min(nprobe, centroids.shape[0])
+    def _probe(x, coarse, nprobe, differences, max_bytes):  # type: ignore[no-untyped-def]
+        shape = x.shape[0], min(nprobe, coarse[0].shape[0])
         return x.new_empty(shape), x.new_empty(shape, dtype=torch.int64)
 
     @torch.library.register_fake("torch_ivf_module::search_index")
     def _search_index(  # type: ignore[no-untyped-def]
-        x, coarse, segments, codes, probed, limits, k, kept, nprobe, max_codes, differences, max_bytes
+        x, coarse, segments, codes, probed, limits, k, kept, nprobe, max_codes, differences, max_bytes, *filter
     ):
         rows, ids = (x.new_empty(x.shape[0], k, dtype=torch.int64) for _ in range(2))
         again, scored = (x.new_empty(x.shape[0], dtype=dtype) for dtype in (torch.bool, torch.int64))

@@ -32,7 +32,7 @@ inline void pack_panels(const float* rows, int64_t count, int64_t d, float* pane
     if (here == kPanel) {
       for (; packed + kLanes <= d; packed += kLanes) {
         for (int64_t row = 0; row < kPanel; row += kLanes) {
-          transpose(from + row * d + packed, d, panels + packed * kPanel + row, kPanel);
+          transpose(from + row * d + packed, 4 * d, panels + packed * kPanel + row, kPanel);
         }
       }
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..functional import metric as metrics
 from ..functional.codec import MOST_DIM, Codes
+from ..functional.filters import Filter
 from ..functional.kernels import KERNELS
 from ..functional.lists import InvertedLists
 from ..functional.probe import Coarse
@@ -37,8 +38,7 @@ class NativeKernel:
 
     def probe(self, x: Tensor, coarse: Coarse, nprobe: int, metric: str) -> tuple[Tensor, Tensor]:
         """The nearest lists of finite queries x (Q, d), nearest first: exact scores and lists (Q, min(nprobe, L))."""
-        own = coarse.centroids, coarse.bias, coarse.origin
-        return _call("probe", x.contiguous(), *own, nprobe, metrics.by_differences(metric), _WORKSPACE)
+        return _call("probe", x.contiguous(), _tensors(coarse), nprobe, metrics.by_differences(metric), _WORKSPACE)
 
     def multiplies_codes(self) -> bool:
         """Whether it has fast products of 8-bit integers, so that a search with codes takes less time."""
@@ -48,6 +48,10 @@ class NativeKernel:
         """The codes of all rows of the lists, None if d is too large; ``serves(lists.packed)`` must be true."""
         few = d <= MOST_DIM
         return Codes(*_call("encode_lists", lists.packed, lists.offsets, lists.sizes, d)) if few else None
+
+    def filters(self) -> bool:
+        """Whether `search` takes a filter for each query."""
+        return True
 
     def search(
         self,
@@ -64,20 +68,21 @@ class NativeKernel:
         max_codes: int | None,
         metric: str,
         max_bytes: int,
+        filter: Filter | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """A whole search in one call: scores, rows and ids (Q, k), which queries (Q,) took a second pass, and how many
         rows of each were scored exactly, (Q,).
 
-        The arguments of the operator are x; [centroids, bias, origin]; the fields of one or two InvertedLists; those of
-        the Codes of the first, or None; probed lists and the rows to read of each (Q, P), or None; k, kept, nprobe,
-        max_codes (0 for no limit), whether exact scores are computed from differences, and the workspace in bytes. With
-        probed lists nprobe and max_codes are ignored.
+        The arguments of the operator are x; [centroids, bias, origin, *codes of the centroids, if any]; the fields of
+        one or two InvertedLists; those of the Codes of the first, or None; probed lists and the rows to read of each
+        (Q, P), or None; k, kept, nprobe, max_codes (0 for no limit), whether exact scores are computed from
+        differences, and the workspace in bytes. With probed lists nprobe and max_codes are ignored. With a filter its
+        fields follow.
         """
-        own = [coarse.centroids, coarse.bias, coarse.origin]
         fields = [*map(Tensor.contiguous, itertools.chain(*segments))]
         results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.torch_ivf_module.search_index.default(
             x.contiguous(),
-            own,
+            _tensors(coarse),
             fields,
             None if codes is None else list(codes),
             None if probed is None else probed.contiguous(),
@@ -88,6 +93,7 @@ class NativeKernel:
             max_codes or 0,
             metrics.by_differences(metric),
             max_bytes,
+            *([] if filter is None else _fields_of(filter)),
         )
         return results
 
@@ -101,6 +107,17 @@ class NativeKernel:
         offsets = torch.tensor([0, vectors.shape[0]], device=x.device)
         lists = offsets, offsets.flip(0), offsets.new_zeros(x.shape[0], 1)  # one list, which every query visits
         return _call("scan", x.contiguous(), vectors, bias, *lists, None, k, _WORKSPACE)
+
+
+def _fields_of(filter: Filter) -> list[Any]:
+    """numbers, mask, and the fields of both lists of ids, as the operator takes them."""
+    mask = None if filter.mask is None else filter.mask.contiguous()
+    lists = (None if part is None else [*map(Tensor.contiguous, part)] for part in (filter.allowed, filter.excluded))
+    return [filter.numbers.contiguous(), mask, *lists]
+
+
+def _tensors(coarse: Coarse) -> list[Tensor]:
+    return [coarse.centroids, coarse.bias, coarse.origin, *(coarse.codes or ())]
 
 
 def _call(name: str, *arguments: Any) -> Any:

@@ -9,6 +9,12 @@
 
 namespace torch_ivf_module {
 
+// Queries up to which centroids are read as codes: of few, reading the centroids takes most of the time. For 2,048 queries,
+// 32 lists each of 512, all searches by codes took 9% longer, for 128 queries and 8 lists 16%.
+constexpr int64_t kCodedQueries = 16;
+// Norms of vectors whose products are far from overflowing.
+constexpr float kLargestCoded = 0x1p40f;
+
 // The nearest lists of one query in float64, where no square of a float32 number overflows: exact scores and lists (P,).
 inline void nearest_in_float64(
     const Coarse& coarse, const float* x, int64_t d, int64_t probes, bool differences, float* scores, int64_t* lists) {
@@ -51,13 +57,27 @@ inline void nearest_lists(
   p.d = d;
   p.row_bytes = row_bytes<float>(d);
   p.within = within;
-  const std::unique_ptr<bool[]> again(new bool[queries]);
-  const int64_t kept = std::min(probes + 1 + probes / 4, coarse.lists + 1);
-  CertifiedSearch<float>(p, x, coarse.origin, differences, probes, kept, out, again.get()).run();
   std::vector<int64_t> unclear; // distances or products that overflow
-  for (int64_t q = 0; q < queries; ++q) {
-    if (lists[(q + 1) * probes - 1] < 0 || (!differences && again[q])) {
-      unclear.push_back(q);
+  const float* limits = queries <= kCodedQueries && coarse.codes.panels ? coarse.codes.limits : nullptr;
+  if (limits && limits[0] < kLargestCoded && limits[2] < kLargestCoded) { // false for NaN too
+    p.k = probes;
+    p.dtype = Dtype::kFloat32;
+    std::vector<int64_t> scored(queries);
+    coarse.search_codes(p, x, coarse.codes, differences, out, scored.data());
+    for (int64_t q = 0; q < queries; ++q) {
+      const float square = exact_score<false>(x + q * d, x + q * d, d);
+      if (lists[(q + 1) * probes - 1] < 0 || !(square < kLargestCoded * kLargestCoded)) {
+        unclear.push_back(q);
+      }
+    }
+  } else {
+    const std::unique_ptr<bool[]> again(new bool[queries]);
+    const int64_t kept = std::min(probes + 1 + probes / 4, coarse.lists + 1);
+    CertifiedSearch<float>(p, x, coarse.origin, differences, probes, kept, out, again.get()).run();
+    for (int64_t q = 0; q < queries; ++q) {
+      if (lists[(q + 1) * probes - 1] < 0 || (!differences && again[q])) {
+        unclear.push_back(q);
+      }
     }
   }
   const double work = 1.0 * coarse.lists * d * unclear.size();

@@ -2,20 +2,18 @@
 #pragma once
 
 #include "candidates.h"
+#include "code_tiles.h"
 #include "schedule.h"
 
 namespace torch_ivf_module {
 
-// Vectors of rows that are multiplied at a time, and queries: twelve or twenty-four sums in registers.
-constexpr int kCodeVectors = 2;
 constexpr int64_t kAheadPanels = 2; // requested before they are needed, where few queries read a list
-constexpr int64_t kTileRows = kCodeVectors * kLanes;
-static_assert(kCodedRows % kTileRows == 0);
 
 // Some queries of a list, coded relative to its centre.
 struct CodedQueries {
   QueryBounds bounds;
   const Task* tasks = nullptr;
+  RowFilter filter{}; // counts queries from the block's first and rows from the list's
   std::vector<float> values; // (kQueries, d) residuals, of whole vectors
   std::vector<int32_t> codes; // (d / 4, kQueries) of four codes each
 };
@@ -31,8 +29,9 @@ class CodeScanner {
   }
 
   void scan(const Visit& visit, int64_t query, Candidates& found) {
+    queries_.filter = p_.filter(query, p_.segments[visit.segment], visit.start);
     if (visit.segment > 0) {
-      return scan_exactly(visit, visit.tasks, visit.count, found);
+      return score_rows(p_, visit, visit.tasks, visit.count, queries_.filter, found); // which have no codes
     }
     const int64_t size = p_.segments[0].sizes[visit.list], panels = codes_.first[p_.lists];
     const int64_t begin = codes_.first[visit.list], end = codes_.first[visit.list + 1];
@@ -70,16 +69,12 @@ class CodeScanner {
       const Quantised lost = quantise(values, p_.d, bounds.scale[m], bounds.inverse[m], bytes_.data());
       bounds.lost[m] = lost.squares;
       bounds.sum[m] = lost.sum;
-      const int8_t* from = bytes_.data();
-      int32_t* to = queries_.codes.data() + m;
-      for (int64_t group = Panel::groups(p_.d); group > 0; --group, from += 4, to += kQueries) {
-        std::memcpy(to, from, 4);
-      }
+      write_query_codes(bytes_.data(), Panel::groups(p_.d), queries_.codes.data() + m);
     }
     bounds.set(codes_.limits + 3 * visit.list, p_.d, differences_);
     for (int m = 0; m < count; ++m) {
       if (!bounds.bounded[m]) {
-        scan_exactly(visit, tasks + m, 1, found);
+        score_rows(p_, visit, tasks + m, 1, queries_.filter, found);
       }
     }
   }
@@ -87,19 +82,6 @@ class CodeScanner {
   void prefetch(const float* x) const {
     for (int64_t i = 0; i < p_.d; i += 16) {
       __builtin_prefetch(x + i);
-    }
-  }
-
-  // Rows without codes, and queries of which they say nothing.
-  void scan_exactly(const Visit& visit, const Task* tasks, int64_t count, Candidates& found) {
-    const Segment& segment = p_.segments[visit.segment];
-    const int64_t before = p_.rows_before(visit.segment) + visit.start;
-    for (int64_t t = 0; t < count; ++t) {
-      for (int64_t row = visit.first; row < std::min<int64_t>(visit.last, tasks[t].limit); ++row) {
-        if (!segment.bias || segment.bias[visit.start + row] != kNever) {
-          found.score(tasks[t].query, static_cast<uint32_t>(before + row));
-        }
-      }
     }
   }
 
@@ -122,62 +104,31 @@ class CodeScanner {
       const int64_t ahead = (soon - base - i) * size;
       const int64_t run = i * kCodedRows / kRun * kRun; // its first row
       for (int64_t row = 0; row < kCodedRows; row += kTileRows) {
-        scan_tile<M>(panel, row, ahead, visit, run, found);
+        scan_rows<M>(panel, row, ahead, visit, run, found);
       }
     }
   }
 
-  // Rows [row, row + kTileRows) of a panel. Not inlined: the sums then stay in registers.
+  // Rows [row, row + kTileRows) of a panel.
   template <int M>
-  __attribute__((noinline)) void scan_tile(
+  __attribute__((noinline)) void scan_rows(
       Panel panel, int64_t row, int64_t ahead, const Visit& visit, int64_t run, Candidates& found) {
-    Ints::Lanes sum[M][kCodeVectors]; // a struct of them would not stay in registers
-    UNROLLED for (int m = 0; m < M; ++m) {
-      UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
-        sum[m][v] = Ints(queries_.bounds.start[m]).lanes;
-      }
-    }
-    const uint8_t* codes = panel.codes() + 4 * row;
-    const int32_t* query = queries_.codes.data();
-    for (int64_t group = Panel::groups(p_.d); group > 0; --group, codes += Panel::kGroup, query += kQueries) {
-      Ints rows[kCodeVectors];
-      UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
-        rows[v] = Ints::loadu(codes + 4 * kLanes * v);
-        if (M <= 3) {
-          __builtin_prefetch(codes + 4 * kLanes * v + ahead);
-        }
-      }
-      UNROLLED for (int m = 0; m < M; ++m) {
-        const Ints four(query[m]);
-        UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
-          add_dot(sum[m][v], rows[v], four);
-        }
-      }
-    }
+    const QueryBounds& query = queries_.bounds;
     Vec scales[kCodeVectors], halves[kCodeVectors];
-    UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
-      scales[v] = Vec::loadu(panel.scales() + row + v * kLanes);
-      halves[v] = Vec::loadu(panel.halves() + row + v * kLanes);
-    }
-    alignas(64) float bounds[M * kCodeVectors][kLanes];
-    alignas(64) uint16_t above[32];
-    if (M * kCodeVectors < 32) {
-      std::memset(above, 0, sizeof(above));
-    }
-    UNROLLED for (int m = 0; m < M; ++m) {
-      UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
-        const Vec half = fmadd(halves[v], Vec(queries_.bounds.slope[m]), Vec(0.0f));
-        const Vec bound = fmadd(as_floats(sum[m][v]), scales[v], half);
-        bound.store(bounds[m * kCodeVectors + v]);
-        above[m * kCodeVectors + v] = static_cast<uint16_t>(exceeding(bound, Vec(queries_.bounds.needed[m])));
-      }
-    }
-    // One branch for all of them: most exceed nothing.
-    for (uint32_t which = not_zero(above); which; which &= which - 1) {
-      const int i = __builtin_ctz(which), v = i % kCodeVectors;
-      const Vec bound = Vec::loadu(bounds[i]);
-      offer(i / kCodeVectors, bound, scales[v], halves[v], panel.rows() + row + v * kLanes, above[i], visit, run, found);
-    }
+    scan_tile<M, 1>(
+        panel.codes() + 4 * row, queries_.codes.data(), query.start, query.needed, Panel::groups(p_.d), ahead,
+        [&] {
+          UNROLLED for (int v = 0; v < kCodeVectors; ++v) {
+            scales[v] = Vec::loadu(panel.scales() + row + v * kLanes);
+            halves[v] = Vec::loadu(panel.halves() + row + v * kLanes);
+          }
+          return [&](int m, int v, Vec products, Vec) {
+            return fmadd(products, scales[v], fmadd(halves[v], Vec(query.slope[m]), Vec(0.0f)));
+          };
+        },
+        [&](int m, int v, Vec bound, unsigned which) {
+          offer(m, bound, scales[v], halves[v], panel.rows() + row + v * kLanes, which, visit, run, found);
+        });
   }
 
   __attribute__((noinline)) void offer(
@@ -191,10 +142,11 @@ class CodeScanner {
     for (int i = 0; i < kLanes; ++i) { // no row outside of the list is read, whatever the codes are
       rows[i] = first + std::min(static_cast<uint32_t>(run) + in_run[i], last);
     }
-    for (unsigned rest = which; rest && (segment.bias || p_.limits); rest &= rest - 1) {
+    for (unsigned rest = which; rest && (segment.bias || p_.limits || p_.filters); rest &= rest - 1) {
       const int i = __builtin_ctz(rest);
       const bool masked = segment.bias && segment.bias[rows[i]] == kNever;
-      if (masked || static_cast<int64_t>(rows[i]) - visit.start >= task.limit) {
+      const int64_t row = static_cast<int64_t>(rows[i]) - visit.start;
+      if (masked || row >= task.limit || !queries_.filter.passes(task.query, row)) {
         which &= ~(1u << i);
       }
     }
@@ -205,20 +157,6 @@ class CodeScanner {
       found.take(task.query, high, high - width, rows, which);
       bounds.raise(m, found.threshold(task.query));
     }
-  }
-
-  // A bit for each of 32 numbers that is not zero.
-  static uint32_t not_zero(const uint16_t* numbers) {
-#if defined(__AVX512F__)
-    const __m512i all = _mm512_load_si512(numbers);
-    return _mm512_test_epi16_mask(all, all);
-#else
-    uint32_t which = 0;
-    for (int i = 0; i < kQueries * kCodeVectors; ++i) {
-      which |= static_cast<uint32_t>(numbers[i] != 0) << i;
-    }
-    return which;
-#endif
   }
 
   const Problem& p_;

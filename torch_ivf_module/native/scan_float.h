@@ -36,6 +36,7 @@ struct RowGroup {
   int64_t number; // of the first row
   int64_t row; // the same, counted in its list
   int64_t count;
+  RowFilter filter; // counts queries from the block's first and rows from the list's
 };
 
 // Scores of kRows rows.
@@ -70,7 +71,7 @@ void offer_rows(const Problem& p, const Distances* distances, const RowGroup<T>&
     }
     for (int64_t i = 0; i < end; ++i) {
       const bool excluded = Differences && group.bias && group.bias[i] == kNever;
-      if (above[i] && !excluded) {
+      if (above[i] && !excluded && group.filter.passes(query, group.row + i)) {
         found.offer(query, scores[i], static_cast<uint32_t>(group.number + i));
       }
     }
@@ -109,6 +110,7 @@ class FloatScanner {
     float* panels = take(panels_, section * problem_.d);
     float* bias = take(bias_, section);
     const int64_t number = problem_.rows_before(visit.segment) + visit.start; // of the list's first row
+    const RowFilter filter = problem_.filter(query, segment, visit.start);
     for (int64_t row = visit.first; row < visit.last; row += section) {
       const int64_t rows = std::min(section, visit.last - row);
       const int64_t at = visit.start + row;
@@ -130,7 +132,7 @@ class FloatScanner {
         for (int64_t i = 0; i < rows && row + i < tasks->limit; i += kPanel) {
           with_count<kQueries>(group, [&](auto m) {
             panel_product<m>(queries, panels + i * problem_.d, bias + i, problem_.d, [&](int q, Vec low, Vec high) {
-              offer_panel(low, high, tasks[q], number, row + i, panels + i * problem_.d, found);
+              offer_panel(low, high, tasks[q], number, row + i, panels + i * problem_.d, filter, found);
             });
           });
         }
@@ -142,6 +144,7 @@ class FloatScanner {
   void scan_rows(const Visit& visit, int64_t query, Found& found) {
     const Segment& segment = problem_.segments[visit.segment];
     const int64_t before = problem_.rows_before(visit.segment);
+    const RowFilter filter = problem_.filter(query, segment, visit.start);
     for (int64_t row = visit.first; row < visit.last && row < visit.tasks->limit; row += kRows) {
       const int64_t at = visit.start + row, count = std::min<int64_t>(kRows, visit.last - row);
       // The hardware prefetcher stops at the end of a page; this reaches into the next one.
@@ -154,7 +157,7 @@ class FloatScanner {
       if (biases && count < kRows) {
         biases = std::copy_n(biases, count, bias) - count;
       }
-      RowGroup<T> group{visit.tasks, query, {}, biases, before + at, row, count};
+      RowGroup<T> group{visit.tasks, query, {}, biases, before + at, row, count, filter};
       for (int64_t i = 0; i < kRows; ++i) {
         group.rows[i] = {row_at<T>(segment.packed, at + std::min(i, count - 1), problem_.d), problem_.d};
       }

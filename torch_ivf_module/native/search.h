@@ -25,6 +25,11 @@ inline std::vector<uint8_t> finite_queries(const float* x, int64_t queries, int6
   return finite;
 }
 
+// Words of bits for the listed ids of a query.
+inline int64_t mark_words(const Problem& p) {
+  return (p.listed_ids + 63) / 64;
+}
+
 // Some queries of a request, as many as fit into memory.
 template <typename T>
 class SearchPart {
@@ -36,6 +41,10 @@ class SearchPart {
         first_(first),
         finite_(finite_queries(x_, queries, p_.d)) {
     p_.queries = queries;
+    p_.filters = p_.filters ? p_.filters + first : nullptr;
+    if (p_.listed_ids) {
+      mark_listed();
+    }
     if (std::count(finite_.begin(), finite_.end(), 0)) {
       replace_bad_queries();
     }
@@ -45,8 +54,15 @@ class SearchPart {
     choose_lists();
     const int64_t at = first_ * p_.k;
     const Best best{answer.best.scores + at, answer.best.rows + at};
-    if (request_.codes) {
+    if (p_.filters && few_pass(p_)) {
+      score_passing_rows<T>(p_, x_, request_.differences, best, answer.scored + first_);
+      std::fill_n(answer.again + first_, p_.queries, false);
+    } else if (request_.codes) {
       request_.search_codes(p_, x_, *request_.codes, request_.differences, best, answer.scored + first_);
+      std::fill_n(answer.again + first_, p_.queries, false);
+    } else if (request_.search_coded_rows) {
+      const float* origin = request_.differences ? request_.coarse.origin : nullptr;
+      request_.search_coded_rows(p_, x_, origin, best, answer.scored + first_);
       std::fill_n(answer.again + first_, p_.queries, false);
     } else {
       CertifiedSearch<T>(
@@ -60,6 +76,29 @@ class SearchPart {
   }
 
  private:
+  // Lists of allowed ids as bits, which are faster to ask.
+  void mark_listed() {
+    const int64_t words = mark_words(p_);
+    filters_.assign(p_.filters, p_.filters + p_.queries);
+    marks_.resize(p_.queries * words);
+    int64_t listed = 0;
+    for (const Filter& filter : filters_) {
+      listed += filter.allowed.last - filter.allowed.first;
+    }
+    const int64_t team = team_for(static_cast<double>(listed), p_.within.threads); // about a nanosecond an id
+    parallel_items(p_.queries, team, [&](int64_t q, int64_t) {
+      Filter& filter = filters_[q];
+      uint64_t* bits = marks_.data() + q * words;
+      for (const int64_t* id = filter.allowed.first; id != filter.allowed.last; ++id) {
+        bits[*id >> 6] |= uint64_t{1} << (*id & 63);
+      }
+      filter.bits = bits;
+      filter.ids = p_.listed_ids;
+      filter.listed = false;
+    });
+    p_.filters = filters_.data();
+  }
+
   void replace_bad_queries() {
     cleaned_.assign(x_, x_ + p_.queries * p_.d);
     for (int64_t q = 0; q < p_.queries; ++q) {
@@ -118,6 +157,8 @@ class SearchPart {
   std::vector<uint8_t> finite_;
   std::vector<float> cleaned_;
   std::vector<int64_t> probed_;
+  std::vector<Filter> filters_;
+  std::vector<uint64_t> marks_;
 };
 
 // The k best rows of the lists that each query reads.
@@ -125,7 +166,8 @@ template <typename T>
 void search(const Request& request, const Answer& answer) {
   const Problem& p = request.problem;
   const int64_t probes = request.nprobe ? request.nprobe : p.probes;
-  const int64_t bytes = kBytesADimension * p.d + kBytesAProbe * probes;
+  const int64_t marks = p.listed_ids ? 8 * mark_words(p) + static_cast<int64_t>(sizeof(Filter)) : 0;
+  const int64_t bytes = kBytesADimension * p.d + kBytesAProbe * probes + marks;
   const int64_t step = std::max<int64_t>(1, p.within.max_bytes / 4 / bytes);
   Request part = request;
   part.problem.within.max_bytes -= p.within.max_bytes / 4;

@@ -29,6 +29,7 @@ __attribute__((noinline)) void offer_some(
     int64_t start,
     int64_t row,
     const float* panel,
+    const RowFilter& filter,
     Found& found) {
   float scores[kPanel];
   if constexpr (Found::kExact) {
@@ -39,21 +40,23 @@ __attribute__((noinline)) void offer_some(
   }
   for (; which; which &= which - 1) {
     const int64_t i = __builtin_ctzll(which);
-    if (row + i < task.limit) {
+    if (row + i < task.limit && filter.passes(task.query, row + i)) {
       found.take(task.query, scores[i], static_cast<uint32_t>(start + row + i));
     }
   }
 }
 
-// Offer the scores of a panel (d, kPanel) whose first row is `row` of a list that begins at packed row `start`.
+// Offer the scores of a panel (d, kPanel) whose first row is `row` of a list that begins at packed row `start`; the filter
+// counts rows from there.
 template <typename Found>
 void offer_panel(
-    const Vec& low, const Vec& high, Task task, int64_t start, int64_t row, const float* panel, Found& found) {
+    const Vec& low, const Vec& high, Task task, int64_t start, int64_t row, const float* panel, const RowFilter& filter,
+    Found& found) {
   const Vec threshold(found.threshold(task.query));
   const uint64_t which = exceeding(low, threshold) | static_cast<uint64_t>(exceeding(high, threshold)) << kLanes;
   if (which) {
     const Vec scored[2] = {low, high};
-    offer_some(scored, which, task, start, row, panel, found);
+    offer_some(scored, which, task, start, row, panel, filter, found);
   }
 }
 

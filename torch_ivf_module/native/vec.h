@@ -143,11 +143,11 @@ inline float sum_of(Vec value) {
 #endif
 }
 
-// The transpose of kLanes x kLanes numbers, rows `stride` apart, into rows `step` apart.
-inline void transpose(const float* from, int64_t stride, float* to, int64_t step) {
+// The transpose of kLanes x kLanes numbers of 32 bits, rows `stride` bytes apart, into rows `step` numbers apart.
+inline void transpose(const void* from, int64_t stride, float* to, int64_t step) {
   Vec::Lanes row[kLanes];
   UNROLLED for (int i = 0; i < kLanes; ++i) {
-    row[i] = Vec::loadu(from + i * stride).lanes;
+    std::memcpy(&row[i], static_cast<const char*>(from) + i * stride, sizeof(row[i]));
   }
 #if defined(__AVX512F__)
   // Of each group of four rows, blocks of 4 x 4 turned; then the blocks.

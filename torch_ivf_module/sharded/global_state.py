@@ -43,7 +43,7 @@ def global_buffers(exchange: Exchange, step: str, index: IndexBase) -> dict[str,
     """
     buffers = {name: index.store.buffers[name] for name in ("centroids", schema.NEXT_ID)}
     if not index.is_trained:
-        return {**buffers, **_sharded(exchange, 0, index), "list_offsets": index.store.buffers["list_offsets"]}
+        return {**buffers, **row_tensors(exchange, 0, index), "list_offsets": index.store.buffers["list_offsets"]}
     rows, sizes = local_rows(exchange, step, index)
     ends = sizes.sum(0).cumsum(0)
     total = int(ends[-1])
@@ -51,7 +51,7 @@ def global_buffers(exchange: Exchange, step: str, index: IndexBase) -> dict[str,
     counts = torch.bincount(target, minlength=exchange.size)
     (packed, ids, arrived), _ = exchange.all_to_all(step, counts, rows.packed, rows.ids, rows.positions)
     order = arrived.argsort()
-    sharded = _sharded(exchange, total, index, packed[order], ids[order])
+    sharded = row_tensors(exchange, total, index, packed[order], ids[order])
     return {**buffers, **sharded, "list_offsets": torch.cat([ends.new_zeros(1), ends])}
 
 
@@ -59,10 +59,10 @@ def empty_buffers(exchange: Exchange, index: IndexBase) -> dict[str, Tensor]:
     """`global_buffers` of an empty index, which `IndexLoadPlanner` replaces by those of a checkpoint."""
     old = index.store.buffers
     full = {name: torch.empty_like(old[name][:0]) for name in ("centroids", "list_offsets")}
-    return {**full, **_sharded(exchange, 0, index), schema.NEXT_ID: torch.zeros_like(old[schema.NEXT_ID])}
+    return {**full, **row_tensors(exchange, 0, index), schema.NEXT_ID: torch.zeros_like(old[schema.NEXT_ID])}
 
 
-def _sharded(
+def row_tensors(
     exchange: Exchange, total: int, index: IndexBase, packed: Tensor | None = None, ids: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Vectors and ids as DTensors of `total` rows; `packed` and `ids` are the local rows, None for no rows."""

@@ -6,7 +6,6 @@ W processes, N vectors of all processes, n rows of one process, L lists, Q queri
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,9 +17,10 @@ from ..functional.kmeans import RowShard
 from ..functional.transforms import is_dual, wrapped
 from ..index import IndexIVF, building, grouping, schema, searching, training, validation
 from ..index.eager import without_autocast
+from ..index.filtering import check_filters
 from ..index.ids import Matches
 from ..params import SearchParams, positive
-from . import checkpoint_files, global_state, routing
+from . import checkpoint_files, filters, global_state, routing
 from .module import ShardedModule
 
 Self = TypeVar("Self", bound="ShardedIndex")
@@ -205,22 +205,24 @@ class ShardedIndex(ShardedModule):
         """The k nearest of the vectors of all processes to each query of this process.
 
         x (Q, d), D (Q, k) and I (Q, k) as for `IndexBase.search`; Q may differ between processes and may be 0, `k` and
-        `params` must be the same. A query and the numbers of its lists are sent to every process that stores some of
-        them, which returns k distances and ids. D has no gradient. Raises as `IndexBase.search`, and ValueError for
-        `params` with a budget of rows.
+        `params` must be the same, but for selector and exclude of each query. A query and the numbers of its lists are
+        sent to every process that stores some of them, which returns k distances and ids. D has no gradient. Raises as
+        `IndexBase.search`, and ValueError for `params` with a budget of rows.
         """
 
-        def prepare() -> tuple[tuple[Tensor, SearchParams], list[int]]:
+        def prepare() -> tuple[filters.Queries, list[int]]:
             positive(k, "k")
-            return self._queries(x, params, "search"), []
+            return self._queries(x, params, "search")
 
         with torch.no_grad():
-            (queries, settings), _ = self._agree("search", prepare, lambda: (int(k), self._settings(params)))
+            (queries, settings), said = self._agree("search", prepare, lambda: (int(k), self._settings(params)))
             sizes = None if self.index.search_options(k, settings).max_codes is None else self._list_sizes("search")
             probed = searching.probed_lists(self.index, queries, settings, sizes)
-            routes, theirs, lists = routing.send_queries(self._exchange, "search", queries, probed, self._list_owners())
+            routes, theirs, lists, filter = filters.send_queries(
+                self._exchange, "search", queries, probed, self._list_owners(), settings, said
+            )
             with without_autocast(theirs.device):
-                scores, _, ids, _ = searching.search_prepared(self.index, theirs, k, settings, lists)
+                scores, _, ids, _ = searching.search_prepared(self.index, theirs, k, settings, lists, filter)
             scores, ids = routing.merge_results(self._exchange, "search", routes, scores, ids)
             return metrics.to_distance(scores, self.metric), ids
 
@@ -229,21 +231,21 @@ class ShardedIndex(ShardedModule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All vectors of all processes within the radius of each query of this one: lims, D, I.
 
-        As `IndexBase.range_search`; `params` are the same on every process.
+        As `IndexBase.range_search`; `params` as for `search`.
         """
 
         def prepare() -> tuple[tuple[Tensor, Tensor, SearchParams], list[int]]:
-            queries, settings = self._queries(x, params, "range_search")
-            return (queries, validation.radii(radius, "radius", queries.shape[0], self.index.device), settings), []
+            (queries, settings), said = self._queries(x, params, "range_search")
+            return (queries, validation.radii(radius, "radius", queries.shape[0], self.index.device), settings), said
 
         with torch.no_grad():
             step = "range_search"
-            (queries, radii, settings), _ = self._agree(step, prepare, lambda: self._settings(params))
+            (queries, radii, settings), said = self._agree(step, prepare, lambda: self._settings(params))
             probed = searching.probed_lists(self.index, queries, settings)
-            routes, theirs, lists, around = routing.send_queries(
-                self._exchange, step, queries, probed, self._list_owners(), radii
+            routes, theirs, lists, filter, around = filters.send_queries(
+                self._exchange, step, queries, probed, self._list_owners(), settings, said, radii
             )
-            found = searching.range_of_prepared(self.index, theirs, around, settings, lists)
+            found = searching.range_of_prepared(self.index, theirs, around, settings, lists, filter)
             return routing.merge_range_results(self._exchange, step, routes, *found)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,18 +256,17 @@ class ShardedIndex(ShardedModule):
         found, ids = self.search(x.reshape(-1, self.d) if rows else x, k)
         return found.view(*x.shape[:-1], k), ids.view(*x.shape[:-1], k)
 
-    def _queries(self, x: Tensor, params: SearchParams | None, action: str) -> tuple[Tensor, SearchParams]:
+    def _queries(self, x: Tensor, params: SearchParams | None, action: str) -> tuple[filters.Queries, list[int]]:
         self.index.store.require_trained(action)
         given = validation.vectors(x, "x", self.d, self.index.device)
         if wrapped(given) or is_dual(given):
             raise RuntimeError(f"{action} of a ShardedIndex has no derivative and no torch.func transform: detach x")
         settings = self.index.checked_params(params)
         grouping.refuse(settings, "a ShardedIndex")
-        if settings.selector is not None:
-            validation.selector(settings.selector, "selector", self.index.device)
+        check_filters(settings, given.shape[0], self.index.device)
         if self.index.search_options(1, settings).budget is not None:
             raise ValueError("params has a budget of rows, but no process has whole lists; max_codes counts whole ones")
-        return searching.prepared(self.index, given), settings
+        return (searching.prepared(self.index, given), settings), filters.widths(settings)
 
     def _list_owners(self) -> Tensor | None:
         return None if self.shard == "rows" else self._owners
@@ -273,8 +274,7 @@ class ShardedIndex(ShardedModule):
     def _settings(self, params: SearchParams | None) -> tuple[object, ...]:
         """What must be the same on all processes: `params`, and the settings of the index that it does not give."""
         usual, given = self.index.search_options(1), params or SearchParams()
-        chosen = None if given.selector is None else global_state.digest_of(given.selector)
-        return replace(given, selector=None, groups=None), chosen, usual.nprobe, usual.max_codes
+        return *filters.settings_of(given), usual.nprobe, usual.max_codes
 
     # -- state ---------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ class ShardedModule(nn.Module):
 
     def __init__(self, index: IndexBase, process_group: dist.ProcessGroup | None = None, shard: str = "rows") -> None:
         super().__init__()
-        self._exchange = Exchange(process_group)
+        self.exchange = self._exchange = Exchange(process_group)
         full: dict[str, Tensor] = {}
 
         def prepare() -> tuple[None, list[int]]:

@@ -5,6 +5,7 @@ N rows, Q queries, K neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .formats import Array, BadData, Contents, checked, open_file
+from .kinds import Array, BadData, Contents, checked, open_file
 from .vectors import titled
 
-__all__ = ["ids_file", "read_ids", "read_truth"]
+__all__ = ["ids_file", "open_ids", "read_truth"]
 
 
 def ids_file(source: str | None, vectors: Path) -> Path | None:
@@ -23,10 +24,11 @@ def ids_file(source: str | None, vectors: Path) -> Path | None:
     return None if source is None or source in open_file(vectors).arrays else Path(source)
 
 
-def read_ids(source: str, vectors: Path, rows: int) -> Tensor:
-    """An id for each row, (N,) int64: `source` is an array of the file of vectors, or another file that holds them.
+def open_ids(source: str, vectors: Path, rows: int) -> Callable[[int, int], Tensor]:
+    """What reads the ids of the rows start:end as int64: `source` is an array of the file of vectors, or another file.
 
-    Raises FileNotFoundError for what is neither, BadData (a ValueError) for ids of a wrong number, kind or value.
+    Raises FileNotFoundError for what is neither, BadData (a ValueError) for ids of a wrong number or kind; reading
+    raises BadData for a wrong value.
     """
     contents = open_file(vectors)
     path, name = vectors, source
@@ -43,7 +45,9 @@ def read_ids(source: str, vectors: Path, rows: int) -> Tensor:
         raise BadData(f"{title} must hold integers, got {_told(array)}")
     if not _ids(array) or max(array.shape) != rows:
         raise BadData(f"{title} must hold one id for each of the {rows:,} rows, got shape {array.shape}")
-    return _checked(title, _numbers(array).reshape(-1))
+    if array.shape[0] == rows:
+        return lambda start, end: _checked(title, start, np.asarray(array.read(start, end)).reshape(-1))
+    return lambda start, end: _checked(title, start, _numbers(array).reshape(-1)[start:end])  # (1, N)
 
 
 def read_truth(path: Path, queries: int, k: int) -> tuple[Tensor, str | None]:
@@ -94,9 +98,9 @@ def _numbers(array: Array) -> Any:
     return np.asarray(array.read(0, array.shape[0]))
 
 
-def _checked(title: str, ids: Any) -> Tensor:
+def _checked(title: str, first: int, ids: Any) -> Tensor:
     wide = ids.astype(np.int64)  # in the machine's order of bytes
     refused = np.flatnonzero((wide == -1) | ((wide < 0) != (ids < 0)))
     if refused.size:
-        raise BadData(f"{title} may hold any int64 but -1, got {ids[refused[0]]} for row {refused[0]}")
+        raise BadData(f"{title} may hold any int64 but -1, got {ids[refused[0]]} for row {first + refused[0]}")
     return torch.from_numpy(wide)

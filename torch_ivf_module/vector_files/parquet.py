@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..._optional import require
+from .._optional import require
 from .arrays import Array, BadData, Contents
 
 __all__ = ["parquet"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..common import check_source
+from .._files import check_source
 from . import hdf5, npy, parquet, records, tensors
 from .arrays import Array, BadData, Contents, checked, reading
 

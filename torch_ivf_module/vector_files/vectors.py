@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .formats import Array, BadData, Contents, checked, open_file
+from .._arrays import floats
+from .kinds import Array, BadData, Contents, checked, open_file
 
-__all__ = ["Vectors", "open_vectors", "titled"]
+__all__ = ["Vectors", "open_vectors", "titled", "vectors_of"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # as an index takes them
 
@@ -37,24 +38,33 @@ class Vectors(NamedTuple):
         for start in range(0, rows, size):
             yield self.read(start, min(start + size, rows))
 
-    def sample(self, count: int, rows: int, size: int, seed: int, progress: Callable[[Any], Any] = iter) -> Tensor:
-        """`count` of the first `rows` rows as float32, chosen at random and in their order; read `size` at a time.
+    def take(self, numbers: Tensor, size: int) -> Iterator[Tensor]:
+        """The rows with ascending numbers (n,), as many at a time as there are among `size` rows of the file.
 
-        BadData names a row that is not finite by its number in the file.
+        BadData names a row that float32 does not hold as finite numbers by its number in the file.
         """
-        generator = torch.Generator(device="cpu").manual_seed(seed)
-        chosen = torch.randperm(rows, generator=generator, device="cpu")[:count].sort().values
-        found, filled = torch.empty(chosen.shape[0], self.d, dtype=torch.float32, device="cpu"), 0
-        for start in progress(range(0, rows, size)):
-            mine = chosen[(chosen >= start) & (chosen < start + size)]
+        ends = torch.searchsorted(numbers, torch.arange(size, self.rows + size, size, device="cpu")).tolist()
+        for first, last in zip([0, *ends], ends, strict=False):
+            mine = numbers[first:last]
             if mine.shape[0]:
-                part = found[filled : filled + mine.shape[0]]
-                part.copy_(self.read(start, min(start + size, rows))[mine - start])
-                bad = mine[~torch.isfinite(part).all(1)]
+                start, end = int(mine[0]), int(mine[-1]) + 1
+                part = self.read(start, end)[mine - start]
+                bad = mine[~torch.isfinite(part.float()).all(1)]
                 if bad.shape[0]:
                     raise BadData(f"{self.name} cannot be trained on: row {bad[0]} holds NaN, inf or beyond float32")
-                filled += mine.shape[0]
-        return found
+                yield part
+
+
+def vectors_of(x: object) -> Vectors:
+    """The rows of a tensor or an array (n, d), which is called `vectors` in messages.
+
+    >>> vectors_of(np.eye(3, dtype=np.float32)).read(1, 2)
+    tensor([[0., 1., 0.]])
+    """
+    held = floats(x, "vectors")
+    if held.dim() != 2 or held.shape[1] < 1:
+        raise ValueError(f"vectors must have shape (n, d), got {tuple(held.shape)}")
+    return Vectors("vectors", held.shape[0], held.shape[1], lambda start, end: held[start:end].detach().cpu().clone())
 
 
 def open_vectors(path: str | os.PathLike[str], key: str | None = None, *, role: str = "train") -> Vectors:

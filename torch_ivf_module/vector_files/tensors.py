@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._optional import require
+from .._optional import require
 from .arrays import Array, BadData, Contents
 
 __all__ = ["pt", "safetensors"]

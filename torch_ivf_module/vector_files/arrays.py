@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from .._files import readable
+
 __all__ = ["Array", "BadData", "Contents", "checked", "listed", "reading"]
 
 Found = TypeVar("Found")
@@ -64,12 +66,7 @@ def checked(name: str, array: Array) -> Array:
 
 def reading(name: str, read: Callable[[], Found]) -> Found:
     """The result of `read`, whose errors become BadData."""
-    try:
-        return read()
-    except (BadData, ImportError, MemoryError):
-        raise
-    except Exception as error:  # the readers raise a dozen kinds for damage, all of them meaning the same here
-        raise BadData(f"{name} cannot be read: {error}") from error
+    return readable(read, BadData, f"{name} cannot be read")
 
 
 def listed(names: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..._optional import require
+from .._optional import require
 from .arrays import Array, Contents
 
 __all__ = ["hdf5"]
