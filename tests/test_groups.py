@@ -106,13 +106,7 @@ def test_group_by_is_greedy_over_all_rows(kind, metric, most):
     every = index.search(x, index.ntotal)[1]
     d, i = index.search(x, k, params=SearchParams(group_by=most))
     for query in range(Q):
-        counts, expected = dict.fromkeys([*known.values(), -1], 0), []
-        for id in every[query].tolist():
-            counts[known[id]] += 1
-            if known[id] == -1 or counts[known[id]] <= most:
-                expected.append(id)
-        expected = (expected + [-1] * k)[:k]
-        assert i[query].tolist() == expected
+        assert i[query].tolist() == greedy(every[query].tolist(), known, most, k)
     assert torch.equal(d.isinf(), i == -1)
 
 
@@ -153,6 +147,88 @@ def test_groups_with_a_selector():
     allowed = [[id for id in range(0, N, 2) if known.get(id) == group] for group in groups.tolist()]
     i = index.search(x, 10, params=SearchParams(groups=groups, selector=even))[1]
     assert torch.equal(i, brute_force(index, x, 10, allowed)[1])
+
+
+def filters_of(kind: str, generator: torch.Generator) -> tuple[dict[str, object], list[set[int]]]:
+    """Settings that let each query find some ids alone, and these ids."""
+    masks = torch.rand(Q, N, generator=generator) < 0.4
+    every = [set(torch.nonzero(row)[:, 0].tolist()) for row in masks]
+    if kind == "masks":
+        return {"selector": masks}, every
+    if kind == "lists":
+        return {"selector": [torch.nonzero(row)[:, 0] for row in masks]}, every
+    excluded = torch.randint(-1, N, (Q, 200), generator=generator)
+    left = [set(range(N)) - set(row.tolist()) for row in excluded]
+    if kind == "exclude":
+        return {"exclude": excluded}, left
+    return {"exclude": excluded, "selector": masks}, [a & b for a, b in zip(every, left, strict=True)]
+
+
+@each_mode
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("filters", ["masks", "lists", "exclude", "both"])
+def test_groups_with_a_filter_of_each_query(kind, filters, mode):
+    index, x, groups = filled(kind, search_mode=mode), vectors(Q, 1), wanted_groups()
+    settings, passing = filters_of(filters, torch.Generator().manual_seed(3))
+    known = stored_groups(index)
+    of_groups = [{id for id, group in known.items() if group == wanted} for wanted in groups.tolist()]
+    allowed = [sorted(a & b) for a, b in zip(of_groups, passing, strict=True)]
+    expected = brute_force(index, x, 10, allowed)
+    d, i = index.search(x, 10, params=SearchParams(groups=groups, **settings))
+    assert torch.equal(i, expected[1])
+    torch.testing.assert_close(d, expected[0])
+    lims, _, i = index.range_search(x, 9.0, params=SearchParams(groups=groups, **settings))
+    for query, ids in enumerate(allowed):
+        own = index.range_search(x[query : query + 1], 9.0, params=SearchParams(selector=torch.tensor(ids).long()))
+        assert sorted(i[lims[query] : lims[query + 1]].tolist()) == sorted(own[2].tolist())
+
+
+@pytest.mark.parametrize("filters", ["masks", "lists", "exclude", "both"])
+def test_group_by_with_a_filter_of_each_query(filters):
+    index, x, k = filled(), vectors(Q, 1), 12
+    settings, passing = filters_of(filters, torch.Generator().manual_seed(4))
+    every, known = index.search(x, index.ntotal)[1], stored_groups(index)
+    i = index.search(x, k, params=SearchParams(group_by=2, **settings))[1]
+    for query in range(Q):
+        expected = greedy([id for id in every[query].tolist() if id in passing[query]], known, 2, k)
+        assert i[query].tolist() == expected
+
+
+def greedy(ids: list[int], known: dict[int, int], most: int, k: int) -> list[int]:
+    """The first k ids of which at most `most` have one group, -1 for those that are missing."""
+    counts, found = dict.fromkeys([*known.values(), -1], 0), []
+    for id in ids:
+        counts[known[id]] += 1
+        if known[id] == -1 or counts[known[id]] <= most:
+            found.append(id)
+    return (found + [-1] * k)[:k]
+
+
+def test_vmap_repeats_groups_for_each_entry_of_the_batch():
+    index, groups = filled(), wanted_groups()
+    x = vectors(3 * Q, 1).view(3, Q, D)
+    params = SearchParams(groups=groups, exclude=torch.arange(60, 60 + Q)[:, None])
+    expected = torch.stack([index.search(part, 5, params=params)[1] for part in x])
+    assert torch.equal(torch.func.vmap(lambda part: index.search(part, 5, params=params)[1])(x), expected)
+
+
+def test_stats_count_all_segments():
+    index = filled()
+    index.add(vectors(5, 8), groups=torch.full((5,), 5))  # pending
+    params = SearchParams(groups=torch.tensor([5]), debug_stats=True)
+    index.search(vectors(1, 1), 3, params=params)
+    groups, sizes = index.group_sizes()
+    assert index.last_search_stats["rows_read"] >= int(sizes[groups == 5])
+    assert index.last_search_stats["queries"] == 1
+
+
+def test_max_codes_counts_the_rows_of_all_groups():
+    index, x = filled(), vectors(Q, 1)
+    known, limit = stored_groups(index), 250
+    i = index.search(x, index.ntotal, params=SearchParams(max_codes=limit))[1]
+    allowed = [[id for id in row.tolist() if id >= 0 and known[id] == 5] for row in i]
+    found = index.search(x, 10, params=SearchParams(max_codes=limit, groups=torch.full((Q,), 5)))[1]
+    assert found.tolist() == [(ids + [-1] * 10)[:10] for ids in allowed]
 
 
 def test_groups_have_vectors_and_gradients():

@@ -41,7 +41,7 @@ def cells_of(offsets: Tensor, groups: Tensor) -> Cells:
     numbers = torch.arange(max(0, offsets.shape[0] - 1), device=groups.device)
     assigned = torch.repeat_interleave(numbers, lengths(offsets)) if numbers.shape[0] else groups[:0]
     keys, counts = torch.unique_consecutive(assigned * distinct.shape[0] + position, return_counts=True)
-    keys = pad(keys, (0, 1), value=torch.iinfo(torch.int64).max)
+    keys = torch.cat([keys, keys.new_full((1,), torch.iinfo(torch.int64).max)])
     return Cells(distinct, keys, pad(counts.cumsum(0), (1, 0)), pad(counts, (0, 1)))
 
 

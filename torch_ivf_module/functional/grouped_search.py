@@ -20,8 +20,7 @@ from .probe import Coarse, probe
 from .scan_above import group_by_query
 from .search import capped_lists, finite_queries, merge_segments
 from .search import search as search_lists
-from .select import select_topk
-from .stats import Stats
+from .stats import Stats, add_stats
 
 _MORE = 4  # how many times as many rows are searched for where those found have too many of one group
 
@@ -46,11 +45,8 @@ def search(
     results = []
     for segment, own in zip(segments, cells, strict=True):
         part, probed = cells_probed(own, segment, lists, groups)
-        if probed.numel():
-            results.append(search_filtered(x, coarse, [part], options, filter, probed=probed, stats=stats))
-        else:
-            results.append(select_topk(x.new_empty(x.shape[0], 0), lists.new_empty(x.shape[0], 0), options.k))
-    return merge_segments(segments, results, options.k)
+        results.append(search_filtered(x, coarse, [part], options, filter, probed=probed, stats=stats))
+    return results[0] if len(results) == 1 else merge_segments(segments, results, options.k)
 
 
 def search_filtered(
@@ -63,12 +59,15 @@ def search_filtered(
     probed: Tensor | None = None,
     stats: Stats | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Scores and rows (Q, k) of `search.search`, or of `filtered_search.search` if there is a filter."""
+    """Scores and rows (Q, k) of `search.search`, or with a filter of `filtered_search.search`. Adds to `stats`."""
+    own: Stats | None = None if stats is None else {}
     if filter is None:
-        return search_lists(x, coarse, segments, options, probed=probed, stats=stats)[:2]
-    return filtered_search.search(
-        x, coarse, segments, options, filter, orders=None, probed=probed, stats=stats
-    )[:2]
+        found = search_lists(x, coarse, segments, options, probed=probed, stats=own)
+    else:
+        found = filtered_search.search(x, coarse, segments, options, filter, orders=None, probed=probed, stats=own)
+    if stats is not None and own is not None:
+        add_stats(stats, own)
+    return found[:2]
 
 
 def range_search(

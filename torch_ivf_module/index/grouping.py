@@ -80,6 +80,8 @@ def _of_queries(index: IndexBase, params: SearchParams, queries: int) -> Tensor 
     if params.groups is None:
         return None
     groups = validation.id_list(params.groups, "groups", index.device)
+    if groups.shape[0] == queries:
+        return groups
     return groups.repeat(queries // max(1, groups.shape[0]))  # under vmap the queries of all entries of the batch
 
 
