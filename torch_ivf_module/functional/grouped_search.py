@@ -14,7 +14,7 @@ from . import filtered_search, range_scan
 from .cells import NO_GROUP, Cells, cells_probed
 from .filters import Filter
 from .kernels import kernel_for
-from .lists import InvertedLists
+from .lists import InvertedLists, ids_at
 from .options import SearchOptions
 from .probe import Coarse, probe
 from .scan_above import group_by_query
@@ -35,9 +35,9 @@ def search(
     filter: Filter | None = None,
     *,
     stats: Stats | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`search.search` of those rows alone that have the group of their query, groups (Q,), and pass its filter: scores
-    and rows (Q, k). `cells` are those of each segment.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`search.search` of those rows alone that have the group of their query, groups (Q,), and pass its filter; `cells`
+    of each segment.
 
     Reads these rows of the probed lists and no others. `max_codes` counts all rows of a list. There is no budget.
     """
@@ -46,7 +46,10 @@ def search(
     for segment, own in zip(segments, cells, strict=True):
         part, probed = cells_probed(own, segment, lists, groups)
         results.append(search_filtered(x, coarse, [part], options, filter, probed=probed, stats=stats))
-    return results[0] if len(results) == 1 else merge_segments(segments, results, options.k)
+    if len(results) == 1:
+        return results[0]
+    scores, rows = merge_segments(segments, [found[:2] for found in results], options.k)
+    return scores, rows, ids_at([part.ids for part in segments], rows)
 
 
 def search_filtered(
@@ -58,8 +61,8 @@ def search_filtered(
     *,
     probed: Tensor | None = None,
     stats: Stats | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Scores and rows (Q, k) of `search.search`, or with a filter of `filtered_search.search`. Adds to `stats`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`search.search`, or with a filter `filtered_search.search`, that adds to `stats`."""
     own: Stats | None = None if stats is None else {}
     if filter is None:
         found = search_lists(x, coarse, segments, options, probed=probed, stats=own)
@@ -67,7 +70,7 @@ def search_filtered(
         found = filtered_search.search(x, coarse, segments, options, filter, orders=None, probed=probed, stats=own)
     if stats is not None and own is not None:
         add_stats(stats, own)
-    return found[:2]
+    return found
 
 
 def range_search(
@@ -117,7 +120,7 @@ def probed_lists(
 
 
 def spread(
-    find: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    find: Callable[[Tensor, int], tuple[Tensor, ...]],
     groups_of: Callable[[Tensor], Tensor],
     queries: int,
     k: int,
@@ -126,13 +129,14 @@ def spread(
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of each query of which at most `most` have the same group: scores and rows (Q, k).
 
-    ``find(which, n)`` returns the n best scores and rows of the queries (q,), groups_of the groups of rows. Where the
-    rows found are not enough, more are searched for, until there are no others. Rows without a group are not limited.
+    ``find(which, n)`` returns the n best scores and rows of the queries (q,), and perhaps more that is not used;
+    `groups_of` the groups of rows. Where the rows found are not enough, more are searched for, until there are no
+    others. Rows without a group are not limited.
     """
     scores = rows = None
     which, wanted = torch.arange(queries, device=device), k
     while True:
-        found, at = find(which, wanted)
+        found, at, *_ = find(which, wanted)
         kept = (at >= 0) & within_group(groups_of(at), most)
         order = torch.sort((~kept).to(torch.uint8), dim=1, stable=True).indices[:, :k]
         enough = (kept.sum(1) >= k) | (at[:, -1] < 0)
