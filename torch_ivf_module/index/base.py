@@ -62,8 +62,7 @@ class IndexBase(nn.Module):
         self._format = format
         self.d = format.d
         self.metric = metrics.check_metric(metric)
-        empty = schema.empty(format, flat=self._flat, device=device)
-        for name, tensor in empty.items():
+        for name, tensor in (empty := schema.empty(format, flat=self._flat, device=device)).items():
             self.register_buffer(name, tensor)
         self.register_buffer(CHECKSUMS, torch.zeros(3, dtype=torch.int64, device=device), persistent=False)
         self._make_store()
@@ -114,10 +113,8 @@ class IndexBase(nn.Module):
 
     def search_options(self, k: int, params: SearchParams | None = None) -> SearchOptions:
         """The options of a search of k results by `params`, whose None values are the settings of the index."""
-        params = params or DEFAULTS
-        return SearchOptions(
-            k, 1, self.metric, self._search_mode, max_bytes=self._max_bytes, exact=params.profile == "exact"
-        )
+        exact = params is not None and params.profile == "exact"
+        return SearchOptions(k, 1, self.metric, self._search_mode, max_bytes=self._max_bytes, exact=exact)
 
     def checked_params(self, params: SearchParams | None) -> SearchParams:
         """`params`, or the defaults for None. TypeError for anything else."""
