@@ -64,7 +64,8 @@ def find_splits(
     at most `count` rows of a list (S, d) float32. The lists have at most `max_rows` rows in all, and at most half of
     that but for the first. Lists of equal rows are left as they are.
     """
-    mean, found, rows, wasted = sum(sizes) / max(1, len(sizes)), [], 0, 0
+    found: list[Split] = []
+    mean, rows, wasted = sum(sizes) / max(1, len(sizes)), 0, 0
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     unused = [number for number in order if 2 * sizes[number] <= mean]
     for long in reversed(order):
