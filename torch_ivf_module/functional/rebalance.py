@@ -17,11 +17,12 @@ from .kmeans import kmeans
 from .probe import Coarse, coarse_of, nearest_by_ranking, probe
 
 _SAMPLE = 256  # rows per part from which its centroid is computed
-_NITER = 10  # iterations of k-means that split a list
-_NEIGHBOURS = 16  # lists nearest to each new centroid whose rows may be nearer to it
+_NITER = 4  # iterations of k-means that split a list
+_NEIGHBOURS = 8  # lists nearest to each new centroid whose rows may be nearer to it
 # Moving the b rows of a list to others, of about the mean length m, adds 2 b m to the sum of squared lengths, which is
 # what searches read. Splitting has to save twice that.
 _MARGIN = 2
+_CHANGED = 0.05  # part of the rows of a list, from which on its centroid is out of date
 
 
 class Split(NamedTuple):
@@ -38,6 +39,7 @@ class Splits(NamedTuple):
     splits: list[Split]
     rows: int  # in the lists of the splits
     wasted: int  # rows that were sampled from lists that cannot be split
+    too_long: int  # lists that were left since they have more rows than may be read
 
 
 def imbalance_of(sizes: Tensor) -> float:
@@ -65,7 +67,8 @@ def find_splits(
     that but for the first. Lists of equal rows are left as they are.
     """
     found: list[Split] = []
-    mean, rows, wasted = sum(sizes) / max(1, len(sizes)), 0, 0
+    mean = sum(sizes) / max(1, len(sizes))
+    rows = wasted = too_long = 0
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     unused = [number for number in order if 2 * sizes[number] <= mean]
     for long in reversed(order):
@@ -74,6 +77,7 @@ def find_splits(
             break  # nor has any shorter list enough rows
         count = sizes[long] + sum(sizes[number] for number in short)
         if rows + count > (max_rows // 2 if found else max_rows) - wasted:
+            too_long += sizes[long] > max_rows
             continue
         x = sample(long, _SAMPLE * (len(short) + 1))
         centroids = kmeans(x, len(short) + 1, niter=_NITER, metric=metric, generator=generator)[0]
@@ -82,7 +86,7 @@ def find_splits(
             continue
         found.append(Split(long, short, centroids))
         unused, rows = unused[len(short) :], rows + count
-    return Splits(found, rows, wasted)
+    return Splits(found, rows, wasted, too_long)
 
 
 def _replaced(sizes: Sequence[int], long: int, unused: Sequence[int], mean: float) -> list[int]:
@@ -111,12 +115,27 @@ def neighbours(splits: Splits, sizes: Sequence[int], coarse: Coarse, metric: str
 
     As many as have `max_rows` rows together with the split lists.
     """
+    if not splits.splits:
+        return []
     centroids = torch.cat([split.centroids for split in splits.splits])
     near = probe(centroids, coarse, _NEIGHBOURS, metric)[1]  # (P, _NEIGHBOURS)
     used = {number for split in splits.splits for number in (split.long, *split.short)}
     others = [number for number in dict.fromkeys(near.t().flatten().tolist()) if number not in used]
     totals = itertools.accumulate((sizes[number] for number in others), initial=splits.rows + splits.wasted)
     return [number for number, total in zip(others, list(totals)[1:], strict=True) if total <= max_rows]
+
+
+def outdated(sizes: Tensor, fitted: Tensor, used: Sequence[int], max_rows: int) -> list[int]:
+    """The lists, without `used` ones, whose centroids are out of date: those that have changed most come first.
+
+    A list of `sizes` (L,) rows had `fitted` (L,) when its centroid was computed. As many as have `max_rows` rows.
+    """
+    changed = (sizes - fitted).abs() / sizes.clamp(min=1)
+    changed[torch.tensor(used, dtype=torch.int64, device="cpu").to(sizes.device)] = 0
+    changed[sizes == 0] = 0
+    order = changed.argsort(descending=True, stable=True)
+    order = order[: int((changed > _CHANGED).sum())]
+    return order[sizes[order].cumsum(0) <= max_rows].tolist()
 
 
 def numbered(splits: Sequence[Split]) -> Iterator[tuple[int, Tensor]]:

@@ -41,6 +41,7 @@ class IndexIVF(IndexBase):
     """
 
     _auto_rebalance: float | None = None  # also of an index that was pickled before it had the setting
+    _fitted: tuple[Tensor, Tensor] | None = None  # centroids, and the lengths that lists had when they were computed
     _rows_changed = 0  # rows added, replaced or removed since `auto_rebalance` looked at the lists
 
     # Settings of torch-ivf without effect: its "auto" compares these thresholds, here predicted costs are compared.

@@ -137,12 +137,11 @@ class Versions:
 
     def _packed(self) -> Packed:
         """The packed lists of the buffers: those of the last version if they are the same, but for the centroids."""
-        last, (centroids, *lists) = self.last, self._names
+        last, (_, *lists) = self.last, self._names
         if last is not None and last.packed.sources is self._written:
             return last.packed
         if last is not None and all(last.packed.sources[name] is self._written[name] for name in lists):
-            if self._written[centroids][0].shape == last.packed.sources[centroids][0].shape:
-                return last.packed.with_centroids(self._written)
+            return last.packed.with_centroids(self._written)
         return Packed(self._written, self._store.metric, self._store.d)
 
     def _replace(self, version: Version | None) -> None:

@@ -17,7 +17,7 @@ from ..functional.id_lookup import last_of
 from ..functional.kmeans import kmeans, sampled
 from ..functional.lists import is_selected, lengths, lists_of
 from ..functional.probe import coarse_of, nearest_lists
-from ..functional.rebalance import Splits, find_splits, imbalance_of, neighbours, numbered
+from ..functional.rebalance import Splits, find_splits, imbalance_of, neighbours, numbered, outdated
 from ..functional.row_codes import as_float
 from ..params import positive
 from .eager import eager, opaque, without_autocast
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_NITER = 3  # iterations of k-means over the split lists and their neighbours
+_NITER = 2  # iterations of k-means over the split lists and their neighbours
 _CHECKS = 64  # `auto_rebalance` looks at the lists after changes of this part of the rows
 _READ = 8  # rows that `auto_rebalance` reads at most for each row that was changed
 _LEAST_READ = 1 << 12  # or so many, in small indexes
@@ -44,6 +44,7 @@ class Rebalanced(NamedTuple):
     moved: int  # vectors that are in another list than before
     read: int  # vectors that were read
     total: int  # vectors in the index
+    too_long: int  # lists that were not split since they have more than `max_rows` vectors
     imbalance_before: float  # see IndexIVF.imbalance_factor
     imbalance: float
 
@@ -56,18 +57,19 @@ def rebalance(self: IndexIVF, *, max_rows: int = 1 << 16, seed: int = 1234) -> R
     """Split the longest lists, dissolve the shortest, and move rows between these and their neighbours only.
 
     For an index whose vectors have changed since training, where `retrain` would take too long. A call reads at most
-    `max_rows` vectors, and those that share an id with one that moves, and changes nothing if that does not lower
-    `imbalance_factor`. The number of lists stays: the parts of a list get the numbers of dissolved ones. A list of more
-    than `max_rows` vectors is not split. Until a call returns ``split == 0``, another one may do more.
+    `max_rows` vectors, and those that share an id with one that moves. The number of lists stays: the parts of a list
+    get the numbers of dissolved ones. A list of more than `max_rows` vectors is not split, and counted as `too_long`.
+    As long as calls move vectors, another one may do more.
 
-    Moved vectors are pending as added ones are: they are packed when they are many (docs/updates.md). `list_ordering` is
+    Moved vectors are pending as added ones are, and packed when they are many; see docs/drift.md. `list_ordering` is
     "none" afterwards. Searches that probe all lists return what they did before. Raises RuntimeError before training;
     ValueError for max_rows < 1.
 
-    A list is split by k-means into as many parts as it is longer than the mean; then the centroids of the parts and of
-    their neighbours are fitted together, and their rows are assigned again: SPFresh's LIRE (Xu et al., SOSP 2023,
-    arXiv 2410.14452) with the local k-means of Ada-IVF (Mohoney et al., arXiv 2411.00970) and Quake (arXiv 2506.03437),
-    which weigh what a split saves against what a merge costs as this does.
+    A list is split by k-means into as many parts as it is longer than the mean. Then the centroids of the parts, of
+    their neighbours, and of the lists that have grown or shrunk most since theirs were computed, are fitted together,
+    and their rows are assigned again. That is SPFresh's LIRE (Xu et al., SOSP 2023, arXiv 2410.14452) with the local
+    k-means of Ada-IVF (Mohoney et al., arXiv 2411.00970), which also counts the changes of each list, and of Quake
+    (Mohoney et al., arXiv 2506.03437), which also weighs what a split saves against what a merge costs.
 
     >>> from torch_ivf_module import IndexIVFFlat
     >>> x = torch.randn(800, 8, generator=torch.Generator().manual_seed(0))
@@ -78,7 +80,7 @@ def rebalance(self: IndexIVF, *, max_rows: int = 1 << 16, seed: int = 1234) -> R
     (True, True, 16)
     """
     self.store.require_trained("rebalance")
-    return _rebalance(self.store, positive(max_rows, "max_rows"), seed)
+    return _rebalance(self, positive(max_rows, "max_rows"), seed)
 
 
 def _get(self: IndexIVF) -> float | None:
@@ -123,8 +125,9 @@ def _after_changes(index: IndexIVF, rows: int) -> None:
         if index._auto_rebalance is None or _CHECKS * index._rows_changed < max(store.ntotal, store.nlist):
             return
         most, index._rows_changed = max(_READ * index._rows_changed, _LEAST_READ), 0
-        if imbalance_of(Contents(store).sizes()) > index._auto_rebalance:
-            rebalance(index, max_rows=most)
+        sizes = Contents(store).sizes()
+        if imbalance_of(sizes) > index._auto_rebalance:
+            rebalance(index, max_rows=max(most, 2 * int(sizes.max())))
 
 
 # -- functions ---------------------------------------------------------------------------------------------
@@ -194,29 +197,43 @@ class Contents:
         return as_float(self.rows(at[sampled(at.shape[0], count, generator).to(at.device)]), self.d)
 
 
-def _rebalance(store: ListStore, max_rows: int, seed: int) -> Rebalanced:
+def _rebalance(index: IndexIVF, max_rows: int, seed: int) -> Rebalanced:
+    store = index.store
     with store.lock, torch.no_grad(), without_autocast(store.device):
         contents = Contents(store)
         sizes, generator = contents.sizes(), torch.Generator(device="cpu").manual_seed(seed)
         total, before, lengths_now = int(sizes.sum()), imbalance_of(sizes), sizes.tolist()
         sample = functools.partial(contents.sample, generator=generator)
         splits = find_splits(lengths_now, sample, store.metric, max_rows, generator)
-        if not splits.splits:
-            return Rebalanced(0, 0, 0, splits.wasted, total, before, before)
         coarse = store.coarse()
-        near = neighbours(splits, lengths_now, coarse, store.metric, max_rows)
-        numbers = [*(number for number, _ in numbered(splits.splits)), *near]
+        numbers = [number for number, _ in numbered(splits.splits)]
+        numbers += neighbours(splits, lengths_now, coarse, store.metric, max_rows // 2)
+        left = max_rows - splits.wasted - sum(lengths_now[number] for number in numbers)
+        fitted = _fitted_sizes(index, sizes)
+        numbers += outdated(sizes, fitted, numbers, left)
+        if not numbers:
+            return Rebalanced(0, 0, 0, splits.wasted, total, splits.too_long, before, before)
         at, old = contents.of_lists(numbers)
         rows = contents.rows(at)
         centroids = _fitted(as_float(rows, store.d), numbers, splits, coarse.centroids, store.metric, generator)
         new = nearest_lists(rows, coarse_of(centroids, store.metric), store.metric)
         after = sizes + torch.bincount(new, minlength=store.nlist) - torch.bincount(old, minlength=store.nlist)
         read, moved = splits.wasted + at.shape[0], torch.nonzero(new != old)[:, 0]
-        if imbalance_of(after) >= before:
-            return Rebalanced(0, 0, 0, read, total, before, before)
         read += _move(store, contents, at[moved], new[moved], centroids)
+        fitted[numbers] = after[numbers]
+        index._fitted = centroids, fitted
         merged = sum(len(split.short) for split in splits.splits)
-        return Rebalanced(len(splits.splits), merged, moved.shape[0], read, total, before, imbalance_of(after))
+        counts = len(splits.splits), merged, moved.shape[0], read, total, splits.too_long
+        return Rebalanced(*counts, before, imbalance_of(after))
+
+
+def _fitted_sizes(index: IndexIVF, sizes: Tensor) -> Tensor:
+    """The length that each list had when its centroid was computed (L,); 0, so that all are out of date, if the
+    centroids are not those of the last call."""
+    known = index._fitted
+    if known is None or known[0] is not index.store.buffers["centroids"]:
+        return torch.zeros_like(sizes)
+    return known[1].clone()
 
 
 def _fitted(
