@@ -310,8 +310,8 @@ def test_what_is_refused():
             index.rebalance(max_rows=wrong)
     with pytest.raises(TypeError, match="max_rows"):
         index.rebalance(max_rows=2.5)
-    for wrong in (1, 0.5, True, "1.5", float("nan"), -2):
-        with pytest.raises(ValueError, match="auto_rebalance must be None or an imbalance factor above 1"):
+    for wrong in (0.99, 0, True, "1.5", float("nan"), -2):
+        with pytest.raises(ValueError, match="auto_rebalance must be None or an imbalance factor from 1 on"):
             index.auto_rebalance = wrong
     with pytest.raises(ValueError, match="auto_rebalance"):
         IndexIVFFlat(D, auto_rebalance=0.9)

@@ -84,7 +84,7 @@ def rebalance(self: IndexIVF, *, max_rows: int = 1 << 16, seed: int = 1234) -> R
 
 
 def _get(self: IndexIVF) -> float | None:
-    """The `imbalance_factor` above which changes call `rebalance`, None for never.
+    """The `imbalance_factor` above which changes call `rebalance`: None for never, 1 for whatever it is.
 
     The lists are looked at after 64th parts of the rows were added, updated or removed. Such a call then reads at most
     8 vectors for each vector changed since (4,096 in a small index), so that it takes a bounded part of the time.
@@ -93,8 +93,8 @@ def _get(self: IndexIVF) -> float | None:
 
 
 def _set(self: IndexIVF, value: float | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 1):
-        raise ValueError(f"auto_rebalance must be None or an imbalance factor above 1, as 1.5, got {value!r}")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1):
+        raise ValueError(f"auto_rebalance must be None or an imbalance factor from 1 on, as 1.5, got {value!r}")
     self._auto_rebalance = None if value is None else float(value)
 
 
