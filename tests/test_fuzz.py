@@ -128,7 +128,9 @@ def test_a_row_in_a_wrong_list_is_detected(state):
 def test_a_short_run_finds_nothing(capsys):
     """The CI has a longer run."""
     assert main(["--cases", "10"]) == 0
-    assert re.search(r"^10 cases, \d+ operations and \d+ comparisons in \d+ s: no mismatch$", capsys.readouterr().out)
+    found = re.search(r"^(\d+) cases, \d+ operations and \d+ comparisons in \d+ s: no mismatch$", capsys.readouterr().out)
+    assert found
+    assert int(found[1]) >= 10  # one that Hypothesis gave up for another counts too
 
 
 def test_a_report_can_be_replayed(monkeypatch, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.graphs import GRAPHS, D, K, Model, index_of, queries, same
-from tests.problems import each_flat_metric, each_metric
+from tests.problems import each_flat_metric, each_metric, few_training_rows
 from torch_ivf_module import IndexFlat, IndexFlatL2, IndexIVFFlat, export
 from torch_ivf_module.graph import LAYOUTS
 
@@ -156,3 +156,14 @@ def test_autocast_and_inference_mode_do_not_change_answers():
     with torch.inference_mode():
         same(graph(queries()), expected)
         same(index_of().graph()(queries()), expected)
+
+
+def test_of_many_centroids_whose_codes_only_kernels_read():
+    x = torch.randn(3000, 1024, generator=torch.Generator().manual_seed(0))
+    index = IndexIVFFlat(1024, nlist=40, nprobe=3)
+    with few_training_rows():
+        index.train(x)
+    index.add(x)
+    for layout in ("rows", "tiles"):
+        assert torch.equal(index.graph(k=2, layout=layout)(x[:5])[1][:, 0], torch.arange(5))
+    assert torch.equal(torch.compile(index, backend="eager")(x[:5])[1][:, 0], torch.arange(5))

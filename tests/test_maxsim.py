@@ -355,3 +355,17 @@ def test_model_files(format, kind, tmp_path):
     for count in (1, 5):
         queries = normal(count, TOKENS, D, seed=count)
         same(run(queries), graph(queries))
+
+
+@pytest.mark.parametrize("nprobe", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("exclude", [[0], [1]]), ("selector", torch.ones(2, 3, dtype=torch.bool)), ("selector", [[0], [1]])],
+)
+def test_filters_of_each_query_are_refused(nprobe: int, name: str, value: object) -> None:
+    """An exclusion must not be ignored where all documents are scored."""
+    x = torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
+    index = IndexIVFFlat(4, nlist=4, metric="ip").train(x)
+    index.add_with_ids(x, torch.arange(160) % 3)
+    with pytest.raises(ValueError, match=f"^{name} of each query"):
+        MaxSim(index).search(x[:8].view(2, 4, 4), 1, params=SearchParams(nprobe=nprobe, **{name: value}))

@@ -97,7 +97,7 @@ class SearchGraph(nn.Module):
             self._register_tensors("tile", tiles)
         elif storage is not None:
             lists = lists._replace(packed=vectors_of(lists.packed, self.d).to(storage))
-        self._register_tensors("coarse", coarse)
+        self._register_tensors("coarse", coarse._replace(codes=None))  # which are for kernels
         self._coded = lists.packed.dtype == torch.uint8
         self._register_tensors("list", lists)
         if self._coded:

@@ -79,7 +79,8 @@ class MaxSim(nn.Module):
         queries : (nq, T, d) tokens, of any float dtype.
         k : documents per query, >= 1.
         mask : (nq, T) bool, false for tokens that are padding; None if none are.
-        params : settings of this call, as for `search` of the index.
+        params : settings of this call, as for `search` of the index, but without `exclude` and with one `selector`
+            for all queries.
 
         Returns
         -------
@@ -97,6 +98,9 @@ class MaxSim(nn.Module):
         index.store.require_trained("MaxSim.search")
         queries, mask = _checked(queries, mask, index)
         k, params = positive(k, "k"), index.checked_params(params)
+        if params.per_query:
+            name = "selector" if params.exclude is None else "exclude"
+            raise ValueError(f"{name} of each query is not for MaxSim: give one selector of documents for all queries")
         with without_autocast(index.device):
             packed, documents = self._stored()
             tokens, weights, usable = maxsim_input(queries.float(), mask, index.metric)

@@ -141,7 +141,7 @@ class RowPanels {
       fmadd(scale, Vec(centre), offset).store(column(kMiddle));
       fmadd(size, Vec(centre * root), zero).store(column(kSpread));
       reach.store(column(kReach));
-      fmadd(bias, Vec(-bias_share(d_)), bias).store(column(kBias));
+      fmadd(bias, Vec(1 - bias_share(d_)), zero).store(column(kBias));
     }
     return (known & ((1u << kLanes) - 1)) == (1u << kLanes) - 1;
   }
