@@ -7,6 +7,7 @@ N packed rows, T pending rows, H hits.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -108,6 +109,12 @@ class PendingUpdates:
         """Memory of the pending rows, of the mask of deleted ones, and of the lists made for searching."""
         stored = sum(tensor.nbytes for tensor in (*self._x, *self._ids, *self._assigned))
         return stored + sum(part.bytes for part in (self._now, self.deleted) if part is not None)
+
+    def copied(self) -> PendingUpdates:
+        """The same updates, for changes that are to be seen all at once or not at all; tensors are not copied."""
+        other = copy.copy(self)
+        other._x, other._ids, other._assigned = list(self._x), list(self._ids), list(self._assigned)
+        return other
 
     # -- pending rows --------------------------------------------------------------------------------------
 

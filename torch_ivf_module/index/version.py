@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ..functional.lists import InvertedLists
 from ..functional.probe import Coarse
 from .coding import CodesCache
-from .derived import Derived, derive
+from .derived import Derived, derive, with_centroids
 from .integrity import Sources
 from .lazy import Latest
 from .pending import DeletedRows, PendingRows, few
@@ -42,6 +42,15 @@ class Packed:
             return derive(buffers, tuple(buffers), self.metric)
 
         return self._derived.get(self.sources, made)
+
+    def with_centroids(self, sources: Sources) -> Packed:
+        """The same lists with the centroids of `sources`; biases and codes are not computed again."""
+        other, derived = Packed(sources, self.metric, 0), self._derived.value
+        other.read, other.codes = self.read, self.codes
+        if derived is not None:
+            centroids = next(iter(sources.values()))[0]
+            other._derived.get(sources, lambda _: with_centroids(derived, centroids, self.metric))
+        return other
 
     @property
     def bytes(self) -> int:

@@ -287,6 +287,8 @@ def _check_shard(index: object, shard: str) -> None:
         raise ValueError(f"shard must be one of {', '.join(map(repr, SHARDS))}, got {shard!r}")
     if shard == "lists" and not isinstance(index, IndexIVF):
         raise ValueError(f"shard='lists' needs an inverted file, got {type(index).__name__}; use shard='rows'")
+    if isinstance(index, IndexIVF) and index.auto_rebalance is not None:
+        raise ValueError("index must have auto_rebalance = None to be sharded: processes must keep the same centroids")
 
 
 def _fingerprint(given: Mapping[str, Tensor]) -> object:
