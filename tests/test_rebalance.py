@@ -31,7 +31,10 @@ from torch_ivf_module import (
     ShardedIndex,
     load,
 )
+from torch_ivf_module.functional import rebalance as planning
+from torch_ivf_module.index import contents as stored
 from torch_ivf_module.index import rebalancing
+from torch_ivf_module.index.contents import Contents
 from torch_ivf_module.index.rebalancing import Rebalanced
 
 D, NLIST, N = 12, 24, 1200
@@ -136,15 +139,15 @@ def test_searches_of_few_lists_find_more_in_fewer_rows(metric):
 @pytest.mark.parametrize("max_rows", [60, 200, 500, 10_000])
 def test_a_call_reads_no_more_rows_than_it_may(max_rows):
     index, read = drifted(), 0
-    rows, touched = rebalancing.Contents.rows, []
+    rows, touched = Contents.rows, []
 
-    def counted(self: rebalancing.Contents, at: Tensor) -> Tensor:
+    def counted(self: Contents, at: Tensor) -> Tensor:
         touched.append(set(at.tolist()))
         return rows(self, at)
 
     for _ in range(8):
         touched.clear()
-        with patch.object(rebalancing.Contents, "rows", counted):
+        with patch.object(Contents, "rows", counted):
             report = index.rebalance(max_rows=max_rows)
         assert len(set().union(*touched)) <= report.read <= max_rows
         assert report.moved <= report.read
@@ -288,14 +291,19 @@ def test_searches_in_other_threads_see_one_version():
     assert not wrong
 
 
-@pytest.mark.parametrize("fails", ["nearest_lists", "kmeans", "is_selected", "Contents.rows", "last_of"])
-def test_a_failure_changes_nothing(fails):
+FAILING = [(planning, "kmeans"), (planning, "probe"), (stored, "is_selected"), (Contents, "rows"), (Contents, "with_ids")]
+
+
+@pytest.mark.parametrize("where, fails", [*FAILING, (rebalancing, "nearest_lists"), (rebalancing, "last_of")])
+def test_a_failure_changes_nothing(where, fails):
     index = drifted()
     index.remove_ids(torch.arange(20))
     index.add_with_ids(normal(400, D, seed=9), torch.arange(100, 500))
     before, whole = index.search(QUERIES, 9), contents(copy.deepcopy(index))
-    with patch(f"{rebalancing.__name__}.{fails}", side_effect=MemoryError), pytest.raises(MemoryError):
+    version = index.store.version
+    with patch.object(where, fails, side_effect=MemoryError), pytest.raises(MemoryError):
         index.rebalance()
+    assert index.store.version is version
     agree(index.search(QUERIES, 9), before)
     assert contents(copy.deepcopy(index)) == whole
     assert index.rebalance().moved
@@ -401,18 +409,13 @@ class TestAuto:
     def calls(self, index: Any) -> list[Rebalanced]:
         """The reports of the calls that changes of the index make from now on."""
         reports: list[Rebalanced] = []
-        original = rebalancing.rebalance
 
-        def noted(*arguments: Any, **settings: Any) -> Rebalanced:
-            reports.append(original(*arguments, **settings))
+        def noted(**settings: Any) -> Rebalanced:
+            reports.append(type(index).rebalance(index, **settings))
             return reports[-1]
 
-        self.patch = patch.object(rebalancing, "rebalance", noted)
-        self.patch.start()
+        index.rebalance = noted
         return reports
-
-    def teardown_method(self) -> None:
-        patch.stopall()
 
     def test_never_is_the_default(self):
         index = drifted()
@@ -451,6 +454,27 @@ class TestAuto:
         for count in range(1, 90):
             index.add(normal(1, D, seed=count))
             assert len(reports) == (count >= 24) + (count >= 49) + (count >= 74)
+
+    def test_a_failure_leaves_the_change(self):
+        index, x = drifted(), normal(400, D, seed=8)
+        index.auto_rebalance = 1.01
+        before, lists = index.ntotal, lists_of(copy.deepcopy(index))
+        with patch.object(rebalancing, "nearest_lists", side_effect=MemoryError("no memory")):
+            with pytest.warns(RuntimeWarning, match="auto_rebalance failed, lists stay as they are: no memory"):
+                index.add(x)
+        assert index.ntotal == before + 400
+        assert lists.items() <= lists_of(copy.deepcopy(index)).items()
+        exact(index)
+
+    def test_a_change_that_is_refused_does_not_count(self):
+        index = drifted()
+        index.auto_rebalance = 1.01
+        reports = self.calls(index)
+        with pytest.raises(KeyError):
+            index.update(torch.tensor([10**6]), normal(1, D))
+        with pytest.raises(ValueError, match="finite"):
+            index.add(torch.full((900, D), torch.nan))
+        assert not reports
 
     def test_even_lists_are_left(self):
         with few_training_rows():

@@ -1,6 +1,6 @@
-"""Which inverted lists to split, and where the centroids of the parts are.
+"""Which inverted lists to split, which to merge, and which centroids to compute again.
 
-L lists, d dim, P parts of a list, S sampled rows.
+L lists, d dim, P parts of a list, S sampled rows, R rows of some lists.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .probe import Coarse, coarse_of, nearest_by_ranking, probe
 
 _SAMPLE = 256  # rows per part from which its centroid is computed
 _NITER = 4  # iterations of k-means that split a list
+_FIT = 2  # iterations of k-means over all lists of a plan
 _NEIGHBOURS = 8  # lists nearest to each new centroid whose rows may be nearer to it
 # Moving the b rows of a list to others, of about the mean length m, adds 2 b m to the sum of squared lengths, which is
 # what searches read. Splitting has to save twice that.
@@ -26,10 +27,10 @@ _CHANGED = 0.05  # part of the rows of a list, from which on its centroid is out
 
 
 class Split(NamedTuple):
-    """A list that becomes several: its rows and its number are shared with lists that are dissolved."""
+    """A list that becomes several parts, which get its number and those of lists that are merged with others."""
 
     long: int  # the list that is split
-    short: list[int]  # P - 1 lists whose numbers the other parts get
+    short: list[int]  # P - 1 lists that are merged with others
     centroids: Tensor  # (P, d) float32
 
 
@@ -42,6 +43,14 @@ class Splits(NamedTuple):
     too_long: int  # lists that were left since they have more rows than may be read
 
 
+class Plan(NamedTuple):
+    """What one call changes."""
+
+    splits: Splits
+    numbers: list[int]  # lists whose rows are read, and whose centroids are fitted together
+    centroids: Tensor  # (L, d) float32, before they are fitted
+
+
 def imbalance_of(sizes: Tensor) -> float:
     """``L * sum(sizes ** 2) / sum(sizes) ** 2`` of list lengths (L,); 1 without rows.
 
@@ -51,6 +60,39 @@ def imbalance_of(sizes: Tensor) -> float:
     sizes = sizes.double()
     total = sizes.sum().square()
     return float(sizes.shape[0] * sizes.square().sum() / total) if float(total) else 1.0
+
+
+def plan(
+    sizes: Tensor,
+    fitted: Tensor,
+    sample: Callable[[int, int], Tensor],
+    coarse: Coarse,
+    metric: str,
+    max_rows: int,
+    generator: torch.Generator,
+) -> Plan:
+    """Which lists of `sizes` (L,) rows to read, at most `max_rows` of them, and the centroids to start from.
+
+    A list had `fitted` (L,) rows when its centroid was computed. `sample` is that of `find_splits`.
+    """
+    counts = sizes.tolist()
+    splits = find_splits(counts, sample, metric, max_rows, generator)
+    merges = find_merges(splits, coarse, metric)
+    numbers = [number for number, _ in numbered(splits.splits)]
+    numbers += neighbours(splits, merges, counts, coarse, metric, max_rows // 2)
+    left = max_rows - splits.wasted - sum(counts[number] for number in numbers)
+    numbers += outdated(sizes, fitted, numbers, left)
+    return Plan(splits, numbers, _start(splits, merges, counts, coarse.centroids, metric))
+
+
+def fit(x: Tensor, plan: Plan, metric: str, generator: torch.Generator) -> Tensor:
+    """The centroids (L, d) after k-means of the lists of a plan on their rows x (R, d)."""
+    centroids, numbers = plan.centroids, plan.numbers
+    if x.shape[0] < len(numbers):
+        return centroids
+    at = torch.tensor(numbers, device="cpu").to(x.device)
+    own = kmeans(x, len(numbers), niter=_FIT, metric=metric, generator=generator, start=centroids[at])[0]
+    return centroids.index_copy(0, at, own)
 
 
 def find_splits(
@@ -110,8 +152,21 @@ def _saved(size: int, x: Tensor, centroids: Tensor, metric: str) -> float:
     return float(size**2 * (1 - shares.square().sum()))
 
 
-def neighbours(splits: Splits, sizes: Sequence[int], coarse: Coarse, metric: str, max_rows: int) -> list[int]:
-    """The lists, of those near the parts of split ones, whose rows may be nearer to a part: nearest first.
+def find_merges(splits: Splits, coarse: Coarse, metric: str) -> dict[int, int]:
+    """The list that each short one is merged with: of the nearest to it the first that stays, if there is one."""
+    short = [number for split in splits.splits for number in split.short]
+    changed = {*short, *(split.long for split in splits.splits)}
+    if not short:
+        return {}
+    near = probe(coarse.centroids[short], coarse, _NEIGHBOURS, metric)[1].tolist()
+    staying = ((number, [other for other in row if other not in changed]) for number, row in zip(short, near, strict=True))
+    return {number: others[0] for number, others in staying if others}
+
+
+def neighbours(
+    splits: Splits, merges: dict[int, int], sizes: Sequence[int], coarse: Coarse, metric: str, max_rows: int
+) -> list[int]:
+    """The lists that get short ones, then those near the parts of split ones, whose rows may be nearer to a part.
 
     As many as have `max_rows` rows together with the split lists.
     """
@@ -120,7 +175,8 @@ def neighbours(splits: Splits, sizes: Sequence[int], coarse: Coarse, metric: str
     centroids = torch.cat([split.centroids for split in splits.splits])
     near = probe(centroids, coarse, _NEIGHBOURS, metric)[1]  # (P, _NEIGHBOURS)
     used = {number for split in splits.splits for number in (split.long, *split.short)}
-    others = [number for number in dict.fromkeys(near.t().flatten().tolist()) if number not in used]
+    order = dict.fromkeys([*merges.values(), *near.t().flatten().tolist()])
+    others = [number for number in order if number not in used]
     totals = itertools.accumulate((sizes[number] for number in others), initial=splits.rows + splits.wasted)
     return [number for number, total in zip(others, list(totals)[1:], strict=True) if total <= max_rows]
 
@@ -142,3 +198,18 @@ def numbered(splits: Sequence[Split]) -> Iterator[tuple[int, Tensor]]:
     """The numbers of the lists that get other centroids, and the centroids (d,)."""
     for split in splits:
         yield from zip((split.long, *split.short), split.centroids, strict=True)
+
+
+def _start(splits: Splits, merges: dict[int, int], sizes: Sequence[int], centroids: Tensor, metric: str) -> Tensor:
+    """The centroids (L, d) of merged lists, each the mean of all their rows, and of the parts of split lists.
+
+    Without these means the rows of a short list would be divided among all lists around it.
+    """
+    centroids, rows, merged = centroids.clone(), list(sizes), list(merges.values())
+    for number, other in merges.items():
+        rows[other] += rows[number]
+        centroids[other].lerp_(centroids[number], rows[number] / max(1, rows[other]))
+    centroids[merged] = metrics.on_sphere(centroids[merged], metric)
+    for number, centroid in numbered(splits.splits):
+        centroids[number] = centroid
+    return centroids

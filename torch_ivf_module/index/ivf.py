@@ -18,6 +18,7 @@ from ..functional.ordering import order_within_lists
 from ..functional.transforms import run_outside
 from ..params import DEFAULTS, SearchParams, positive
 from . import building, extensions, rebalancing, training
+from .auto_rebalance import auto_rebalance_property, balanced
 from .base import IndexBase
 from .eager import eager
 from .row_format import RowFormat
@@ -203,13 +204,13 @@ class IndexIVF(IndexBase):
         moved = training.move_to(self.store, centroids)
         return Retrained(moved, self.ntotal, before, self.imbalance_factor())
 
-    auto_rebalance = rebalancing.auto_rebalance
+    auto_rebalance = auto_rebalance_property
     rebalance = rebalancing.rebalance
-    add = rebalancing.balanced(building.add)
-    add_with_ids = rebalancing.balanced(building.add_with_ids)
-    remove_ids = rebalancing.balanced(building.remove_ids)
-    update = rebalancing.balanced(building.update)
-    merge_from = rebalancing.balanced(building.merge_from)
+    add = balanced(building.add)
+    add_with_ids = balanced(building.add_with_ids)
+    remove_ids = balanced(building.remove_ids)
+    update = balanced(building.update)
+    merge_from = balanced(building.merge_from)
 
     plot = extensions.plot
 
