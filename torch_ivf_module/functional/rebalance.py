@@ -159,8 +159,8 @@ def find_merges(splits: Splits, coarse: Coarse, metric: str) -> dict[int, int]:
     if not short:
         return {}
     near = probe(coarse.centroids[short], coarse, _NEIGHBOURS, metric)[1].tolist()
-    staying = ((number, [other for other in row if other not in changed]) for number, row in zip(short, near, strict=True))
-    return {number: others[0] for number, others in staying if others}
+    staying = [[other for other in row if other not in changed] for row in near]
+    return {number: others[0] for number, others in zip(short, staying, strict=True) if others}
 
 
 def neighbours(

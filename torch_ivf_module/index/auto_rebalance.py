@@ -6,7 +6,6 @@ import functools
 import math
 import warnings
 from collections.abc import Callable
-from numbers import Real
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from ..functional.rebalance import imbalance_of
@@ -37,7 +36,7 @@ def _get(self: IndexIVF) -> float | None:
 
 
 def _set(self: IndexIVF, value: float | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not value >= 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1):
         raise ValueError(f"auto_rebalance must be None or an imbalance factor from 1 on, as 1.5, got {value!r}")
     self._auto_rebalance = None if value is None else float(value)
 

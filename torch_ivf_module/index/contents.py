@@ -1,7 +1,7 @@
 """All rows of a store by position, packed and pending ones, for code that moves some of them.
 
-N packed rows, T pending rows, L lists, R rows that are read, d dim. Positions 0 to N - 1 are packed rows, N to N + T - 1
-pending ones.
+N packed rows, T pending rows, L lists, R rows that are read, d dim. Positions 0 to N - 1 are those of packed rows,
+N to N + T - 1 those of pending ones.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ class Contents:
 
     def __init__(self, store: ListStore) -> None:
         store.check()
-        self.format, self.d, self.nlist = store.format, store.d, store.nlist
         self.packed, self.offsets, self.ids = store.packed, store.buffers["list_offsets"], store.buffers["list_ids"]
-        self.n, self.updates = self.ids.shape[0], store._updates
-        empty = self.ids[:0]
-        joined = self.updates.joined() if self.updates.rows else (self.packed[:0], empty, empty)
+        self.d, self.nlist, self.n, updates = store.d, store.nlist, self.ids.shape[0], store._updates
+        joined = updates.joined() if updates.rows else (self.packed[:0], self.ids[:0], self.ids[:0])
         self.pending, self.pending_ids, self.pending_lists = joined
-        self.deleted = None if self.updates.deleted is None else self.updates.deleted.mask
+        self.deleted = None if updates.deleted is None else updates.deleted.mask
 
     def sizes(self) -> Tensor:
         """The length of each list (L,), without deleted rows."""
