@@ -1,4 +1,4 @@
-"""Filters of each query, in the forms that SearchParams takes, and the rows that they let through.
+"""Filters and groups of each query, in the forms that SearchParams takes, and the rows that they let through.
 
 Q queries, N rows, n ids of a mask, m excluded ids.
 """
@@ -12,6 +12,8 @@ from torch import Tensor
 
 SELECTORS = ("masks", "short masks", "lists", "few ids", "empty lists")
 EXCLUSIONS = ("some", "few", "everything", "nothing")
+GROUPS = ("few", "own", "one")
+FEW_GROUPS = torch.tensor([5, 5, 5, 5, 7, 7, -3, 2**62, -1])
 UNKNOWN = torch.tensor([10**9 + 7, -9, -1, 2**62 + 1])
 
 
@@ -46,3 +48,13 @@ def passing(ids: Tensor, queries: int, selector: Any = None, exclude: Tensor | N
         if exclude is not None:
             found[q] &= ~torch.isin(ids, exclude[q])
     return found
+
+
+def groups_of(style: str | None, rows: int, seed: int) -> Tensor | None:
+    """Groups (rows,) int64: a few that are large and -1, one for each row, or one of any size."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    return {
+        "few": lambda: FEW_GROUPS[torch.randint(0, len(FEW_GROUPS), (rows,), generator=generator)],
+        "own": lambda: torch.arange(rows) - 3,
+        "one": lambda: torch.randint(0, 9, (1,), generator=generator).repeat(rows),
+    }.get(style or "", lambda: None)()

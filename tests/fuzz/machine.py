@@ -162,6 +162,7 @@ class Fuzz(Moves):
         form=st.sampled_from([None, "shared", *SELECTORS]),
         exclude=st.sampled_from([None, *EXCLUSIONS]),
         factor=st.sampled_from([None, None, 0.5, 1.001]),
+        grouped=st.sampled_from([None, "groups", "group_by", "both"]),
     )
     def search_filtered(
         self,
@@ -177,8 +178,9 @@ class Fuzz(Moves):
         form: str | None,
         exclude: str | None,
         factor: float | None,
+        grouped: str | None = None,
     ) -> None:
-        """A filter for each query: a search, or with `factor` a range search."""
+        """A filter and a group for each query: a search, or with `factor` a range search."""
         self.index.search_mode = mode
         x, ids = self.queries(data, count, seed, own=True, spoilt=spoilt), self.model.ids
         cap = None if self.model.centroids is None or factor is not None else max_codes
@@ -186,7 +188,13 @@ class Fuzz(Moves):
         chosen = selector_of(form, ids, count, seed) if form in SELECTORS else shared
         excluded = exclusions_of(exclude, ids, count, seed) if exclude else None
         query = Query(x, k, nprobe, cap, profile, chosen, excluded)
-        if factor is None:
+        if grouped in ("groups", "both"):
+            known = torch.cat([self.model.groups, torch.tensor([-1, 123])])
+            picks = torch.randint(0, len(known), (count,), generator=torch.Generator().manual_seed(seed))
+            query = query._replace(groups=known[picks])
+        if grouped in ("group_by", "both") and factor is None and len(ids.unique()) == len(ids):
+            answers.check_group_by(self.index, self.model, query._replace(group_by=1 + seed % 3))
+        elif factor is None:
             answers.check_search(self.index, self.model, query)
         else:
             answers.check_range_search(self.index, self.model, query, seed, factor)

@@ -29,6 +29,8 @@ class Model:
         self.ids = torch.empty(0, dtype=torch.int64)
         self.stored = torch.empty(0, d, dtype=dtype)
         self.placed = torch.empty(0, d, dtype=torch.float64)
+        self.lists = torch.empty(0, dtype=torch.int64)  # where that is not the nearest list, the list; else -1
+        self.groups = torch.empty(0, dtype=torch.int64)  # -1 without one
         self.next_id = 0
         self.unordered: set[int] = set()  # ids of which any row may be the last one
 
@@ -45,7 +47,7 @@ class Model:
 
     # -- changes -------------------------------------------------------------------------------------------
 
-    def add(self, x: Tensor, ids: Tensor) -> None:
+    def add(self, x: Tensor, ids: Tensor, groups: Tensor | None = None) -> None:
         """Add rows x (n, d) in the storage dtype, or encoded and decoded; at unit length for cosine."""
         prepared = metrics.prepare(x, self.metric)
         if self.metric == "cosine":
@@ -55,11 +57,14 @@ class Model:
         self.stored = torch.cat([self.stored, stored])
         self.placed = torch.cat([self.placed, placed.double()])
         self.ids = torch.cat([self.ids, ids])
+        self.lists = torch.cat([self.lists, torch.full_like(ids, -1)])
+        self.groups = torch.cat([self.groups, torch.full_like(ids, -1) if groups is None else groups])
         self.unordered -= set(ids.tolist())
 
     def keep(self, kept: Tensor) -> int:
         """Keep the rows where `kept` (N,) is true; return how many were removed."""
-        self.ids, self.stored, self.placed = self.ids[kept], self.stored[kept], self.placed[kept]
+        for name in ("ids", "stored", "placed", "lists", "groups"):
+            setattr(self, name, getattr(self, name)[kept])
         return int((~kept).sum())
 
     def number_after(self, ids: Tensor) -> int:
@@ -71,7 +76,7 @@ class Model:
 
     def place_again(self) -> None:
         """Assign every row to its nearest list."""
-        self.placed = self.stored.double()
+        self.placed, self.lists = self.stored.double(), torch.full_like(self.ids, -1)
 
     def forget_order(self) -> None:
         """A file does not store which row of a duplicate id was added last if they are in different lists."""
@@ -116,7 +121,9 @@ class Model:
     def in_lists(self) -> Tensor:
         """The lists that a row may be in, bool (N, L): one, unless two are equally near."""
         assert self.centroids is not None
-        return nearest_lists(self.placed, self.centroids, 1, self.metric).allowed
+        nearest = nearest_lists(self.placed, self.centroids, 1, self.metric).allowed
+        known = torch.arange(len(self.centroids)) == self.lists[:, None]
+        return torch.where(self.lists[:, None] < 0, nearest, known)
 
     def _capped(self, queries: Tensor, nprobe: int, max_codes: int, lists: Tensor, may: Tensor) -> ListReach:
         """The nearest lists that have at most `max_codes` rows together, and always the nearest one.
