@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -41,7 +42,9 @@ from torch_ivf_module.cli import main as command
 D, ROWS = 16, (4000, 5000)  # dimension, and rows of either version
 LIBRARY = str(Path(torch_ivf_module.__file__).parent)
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.[a-z0-9_]{8}\.part")
-OUTCOMES = OLD, NEW, NONE, FAILED = ("old files", "new files", "without a file, as before", "failures")
+OUTCOMES = OLD, NEW, NONE, DONE, FAILED = (
+    "left the old file", "left the new file", "left no file, as before", "more had finished", "failures"
+)  # fmt: skip
 
 
 class Writer(NamedTuple):
@@ -55,26 +58,29 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     text = (__doc__ or "").split("\n\n")[0]
     parser = argparse.ArgumentParser(prog="python -m tests.killed_writers", description=text)
-    parser.add_argument("--count", type=int, default=100, help="writers that are killed (default 100)")
+    parser.add_argument("--count", type=int, default=100, help="writers that are killed in time (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # a process that has started threads does not fork well
     tally: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         trials = [Trial(Path(folder, name), writer) for name, writer in writers(Path(folder)).items()]
-        for number in tqdm(range(options.count), unit=" writers"):
-            trial, chance = trials[number % len(trials)], random.Random(f"{options.seed} {number}")
-            try:
-                outcome = trial.kill_one(chance)
-            except Exception:
-                outcome = FAILED
-                tqdm.write(f"writer {number}, {trial.folder.name}: {traceback.format_exc()}", file=sys.stdout)
-                trial.write_whole(0)
-            tally[outcome] += 1
-    late = sum(trial.finished for trial in trials)
+        with tqdm(total=options.count, unit=" writers") as bar:
+            for number in itertools.count():
+                trial, chance = trials[number % len(trials)], random.Random(f"{options.seed} {number}")
+                try:
+                    outcome = trial.kill_one(chance)
+                except Exception:
+                    outcome = FAILED
+                    bar.write(f"writer {number}, {trial.folder.name}: {traceback.format_exc()}", file=sys.stdout)
+                    trial.write_whole(0)
+                tally[outcome] += 1
+                bar.update(outcome != DONE)
+                if bar.n >= options.count:
+                    break
     counts = ", ".join(f"{tally[name]:,} {name}" for name in OUTCOMES)
     kinds = ", ".join(trial.folder.name for trial in trials)
-    print(f"{tally.total():,} writers ({kinds}), {late:,} of which had finished: {counts}")
+    print(f"{tally.total() - tally[DONE]:,} killed writers ({kinds}): {counts}")
     return int(tally[FAILED] > 0)
 
 
@@ -84,7 +90,6 @@ class Trial:
     def __init__(self, folder: Path, writer: Writer) -> None:
         self.folder, self.writer, self.path = folder, writer, folder / writer.files[0]
         folder.mkdir()
-        self.finished = 0  # writers that were not killed in time
         self.contents: list[dict[str, bytes]] = []
         self.states: list[dict[str, Any]] = []
         self.write_whole(0)
@@ -119,13 +124,14 @@ class Trial:
         new = 0 if self.version is None else 1 - self.version
         line = chance.randint(1, self.lines) if chance.random() < 0.5 else None
         seconds = chance.uniform(0, 1.1 * self.seconds)
-        self.finished += killed(lambda: self.writer.write(self.folder, new), seconds, line)
+        finished = killed(lambda: self.writer.write(self.folder, new), seconds, line)
         outcome = self.outcome(new)
+        assert outcome == NEW or not finished
         if chance.random() < 0.3:
             new = chance.randrange(2)
             self.write_whole(new)
             self.version = new
-        return outcome
+        return DONE if finished else outcome
 
     def outcome(self, new: int) -> str:
         """Look at what is there, and note which version it is."""
