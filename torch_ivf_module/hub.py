@@ -45,9 +45,12 @@ def from_pretrained(name: str | os.PathLike[str], *, device: Any = None, mmap: b
 
     `settings` are those of huggingface_hub's `from_pretrained`: revision, token, cache_dir and the like. What
     config.json says of nprobe, k and the other settings of a search holds; what it says of the buffers must agree with
-    them. Raises BadFile (a ValueError) if it does not, or if the file is damaged, FileNotFoundError if it is missing.
+    them. Raises BadFile (a ValueError) if it does not, or if a file is damaged, FileNotFoundError if it is missing.
     """
-    return _shelf().from_pretrained(name, device=device, mmap=mmap, **settings).index
+    try:
+        return _shelf().from_pretrained(name, device=device, mmap=mmap, **settings).index
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:  # the last one for JSON of another kind
+        raise BadFile(f"{CONFIG} of {name} cannot be read: {error}") from error
 
 
 @functools.cache
