@@ -86,8 +86,8 @@ class Model:
 
     def forget_groups(self) -> None:
         """faiss has none; the rows of a list remain in the order of their groups."""
-        several = [id for id in self.ids.unique().tolist() if len(self.groups[self.ids == id].unique()) > 1]
-        self.unordered |= set(several)
+        ids, counts = torch.stack([self.ids, self.groups]).unique(dim=1)[0].unique(return_counts=True)
+        self.unordered |= set(ids[counts > 1].tolist())
         self.groups = torch.full_like(self.groups, -1)
 
     # -- searches ------------------------------------------------------------------------------------------
