@@ -19,12 +19,13 @@ import torch
 
 from benchmarks import answers, engines, machine, results
 from benchmarks.__main__ import COMMANDS, main
+from benchmarks.aims import missed
+from benchmarks.blocks import BLOCKS, MARKED, fill
 from benchmarks.cases import CASES, PLAN
-from benchmarks.commands.report import READMES, texts
 from benchmarks.commands.report import stored as figures
+from benchmarks.commands.report import texts
 from benchmarks.commands.score_auto import Cell, score
 from benchmarks.measure import Effort
-from benchmarks.page import aims, which_index
 from benchmarks.results import latest
 from benchmarks.tables import TABLES, TO_FAISS, Figure, Table, pivot
 from benchmarks.tasks import TASKS
@@ -36,7 +37,8 @@ TRIED = ("lists", "search", "add", "pairs", "quantizers", "auto", "budgets", "co
 TRIED += ("maintenance", "serving")
 _NONE = dict.fromkeys(("turn_seconds", "serve_seconds", "pause_seconds"), 0)
 SWIFT = Effort(rounds=2, fewest_rounds=1, most_calls=1, call_seconds=float("inf"), **_NONE)
-README = "before\n<!-- benchmark:begin -->\nold figures\n<!-- benchmark:end -->\nafter\n"
+README = "before\n<!-- fast:begin -->\nold figures\n<!-- fast:end -->\nafter\n"
+READMES = ("README.md", "README.ja.md")
 
 
 class Said(NamedTuple):
@@ -171,19 +173,61 @@ def test_the_page_of_quantizers_shows_the_nprobe_of_the_case() -> None:
         for nprobe in (8, 32)
     ]
     facts = {"cpu": "", "threads": 1, "date": "", "commit": "", "changed": False, "command": "", "run": ""}
-    text = which_index({("headline", "quantizers"): results.TaskRun("headline", "quantizers", facts, rows)})
+    page = "<!-- quantizers:begin -->\n<!-- quantizers:end -->\n"
+    text = fill(page, {("headline", "quantizers"): results.TaskRun("headline", "quantizers", facts, rows)})
     assert text.count("| ours | 10 | 0.5000 | 500 | 0.977 |") == 1
-    assert which_index({}) == ""
+    assert fill(text, {}) == text, "without figures it stays as it is"
 
 
-def test_aims_stand_beside_what_was_reached_with_codes() -> None:
+def test_aims_that_are_missed_are_listed() -> None:
     rows = [{"engine": "ours", "nq": 1, "qps": 30, "rows_scored": 33}, {"engine": "faiss", "nq": 1, "qps": 10}]
+    rows += [{"engine": "ours", "nq": 8, "qps": 90, "rows_scored": 33}, {"engine": "faiss", "nq": 8, "qps": 10}]
     task = results.TaskRun("headline", "search", {"simd": ["avx2", "avx512_vnni"]}, rows)
-    lines = aims(task).splitlines()
-    assert lines[2].startswith("| ours | 3.00× |")
-    assert lines[3].startswith("| aim, avx512_vnni | 3.8× | 3.2× |")
-    assert aims(results.TaskRun("headline", "search", {"simd": []}, rows)) == ""
-    assert aims(results.TaskRun("headline", "search", task.facts, rows[1:])) == "", "measured without codes"
+    said, table = missed({("headline", "search"): task}).split("\n\n")
+    assert said.startswith("1 of 2 aims are reached")
+    assert table.splitlines()[2:] == ["| headline, ours, nq 1: queries/s / faiss's | ≥ 3.8× | 3.00× |"]
+    assert missed({("headline", "search"): results.TaskRun("headline", "search", {"simd": []}, rows)}) == ""
+    without_codes = [{name: value for name, value in row.items() if name != "rows_scored"} for row in rows]
+    assert missed({("headline", "search"): results.TaskRun("headline", "search", task.facts, without_codes)}) == ""
+
+
+def test_aims_of_compiled_models_and_of_threads() -> None:
+    rows = [{"engine": "eager", "nq": 1, "seconds": 1e-3}, {"engine": "compiled", "nq": 1, "seconds": 1.2e-3}]
+    compiled = results.TaskRun("headline", "compiled", {}, rows)
+    assert "| headline, compiled model, nq 1: queries/s | 926 | 833 |" in missed({("headline", "compiled"): compiled})
+    rows = [
+        {"engine": "ours", "busy": 0, "nq": 512, "threads": threads, "qps": qps} for threads, qps in ((1, 10), (2, 9))
+    ]
+    contention = results.TaskRun("headline", "contention", {"threads": 2}, rows)
+    assert missed({("headline", "contention"): contention}) == "1 of 1 aims are reached."
+
+
+def test_figures_of_other_machines_stay_out_of_the_pages(stored: Path, tmp_path: Path) -> None:
+    text = stored.read_text().replace('"case": "tiny"', '"case": "headline"')
+    lines = [json.loads(line) for line in text.splitlines()]
+    other = [{**line, "run": "other"} for line in lines if line.get("task") in (None, "add")]
+    other[0] |= {"cpu": "another", "date": "2999-01-01"}
+    both = tmp_path / "both.jsonl"
+    both.write_text("\n".join(map(json.dumps, [*(line for line in lines if line.get("task") != "add"), *other])))
+    found = figures([both])
+    assert ("headline", "search") in found
+    assert ("headline", "add") not in found
+
+
+def test_a_page_may_have_the_table_of_any_task(stored: Path) -> None:
+    text = fill("<!-- tiny/add:begin -->\n<!-- tiny/add:end -->\n<!-- none/add:begin -->\n", latest([stored]))
+    assert "| ours |" in text
+    assert MARKED.search(text)[2] == "tiny/add"
+
+
+def test_japanese_pages_have_the_same_figures() -> None:
+    tasks = figures([results.DEFAULT])
+    for name in ("choice", "fast"):
+        page = f"<!-- {name}:begin -->\n<!-- {name}:end -->\n"
+        english, japanese = fill(page, tasks), fill(page, tasks, japanese=True)
+        assert english != page
+        assert english.count("|") == japanese.count("|")
+    assert {"choice", "fast", "quantizers"} == BLOCKS.keys()
 
 
 def test_every_number_of_request_threads_is_served(stored: Path) -> None:
@@ -278,13 +322,14 @@ def test_the_report_draws_the_tables_and_fills_both_readmes(stored: Path, tmp_pa
     written = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "| ours |" in written
     assert {path.name for path in (tmp_path / "docs" / "img").iterdir()} == {"headline.svg", "search-headline.svg"}
+    assert written.index("## Many queries at a time") < written.index("## Details: headline") < written.index("## Runs")
     assert (tmp_path / "docs" / "img" / "search-headline.svg").read_text().startswith("<?xml")
     for name in READMES:
         text = (tmp_path / name).read_text()
-        assert text.startswith("before\n<!-- benchmark:begin -->")
-        assert text.endswith("<!-- benchmark:end -->\nafter\n")
+        assert text.startswith("before\n<!-- fast:begin -->")
+        assert text.endswith("<!-- fast:end -->\nafter\n")
         assert "old figures" not in text
-        assert "| ours |" in text
+        assert "| nq 1 |" in text
 
 
 def test_pages_agree_with_the_stored_figures() -> None:

@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ENGLISH = {page.relative_to(ROOT).as_posix(): page for page in PAGES if not page.name.endswith(".ja.md")}
 JAPANESE = sorted([*ROOT.glob("*.ja.md"), *(ROOT / "docs").glob("*.ja.md")])
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-FIGURES = re.compile(r"<!-- benchmark:begin -->.*<!-- benchmark:end -->", re.DOTALL)
+FIGURES = re.compile(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", re.DOTALL)
 WITH_PYTHON = [name for name, page in ENGLISH.items() if "```python" in page.read_text(encoding="utf-8")]
 
 

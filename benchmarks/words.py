@@ -1,0 +1,50 @@
+"""The texts of the generated parts of Japanese pages."""
+
+JAPANESE = {
+    "Gaussian": "ガウス乱数",
+    "photographs": "写真",
+    "Gaussian, 262,144 × 128, nlist 512 trained on the first 20,480 rows, nprobe 32, L2": (
+        "ガウス乱数 262,144 × 128、nlist 512(先頭 20,480 行で学習)、nprobe 32、L2"
+    ),
+    "8×8×3 patches of two photographs, 262,144 × 192, nlist 512, nprobe 8, L2": (
+        "写真 2 枚の 8×8×3 パッチ 262,144 × 192、nlist 512、nprobe 8、L2"
+    ),
+    "with 8-bit codes": "8 ビット符号あり",
+    "without codes": "符号なし",
+    "no kernel": "カーネルなし",
+    "faiss": "faiss",
+    "faiss SQ8": "faiss の SQ8",
+    "eager model": "eager のモデル",
+    "queries/s (× faiss)": "クエリ/秒 (faiss 比)",
+    "queries/s, or seconds": "クエリ/秒、または秒",
+    "compared with": "比較対象",
+    "server: 1 thread searches single queries": "サーバー: 1 スレッドが 1 クエリずつ",
+    "server: 4 threads search single queries": "サーバー: 4 スレッドが 1 クエリずつ",
+    "server: 8 threads search single queries": "サーバー: 8 スレッドが 1 クエリずつ",
+    "1 query, beside 1 busy process": "1 クエリ、他に 1 プロセスが計算中",
+    "512 queries, beside 2 busy processes": "512 クエリ、他に 2 プロセスが計算中",
+    "compiled model, 1 query": "コンパイルしたモデル、1 クエリ",
+    "compiled model, 512 queries": "コンパイルしたモデル、512 クエリ",
+    "8-bit codes only, 1 query": "8 ビット符号のみ、1 クエリ",
+    "8-bit codes only, 2,048 queries": "8 ビット符号のみ、2,048 クエリ",
+    "exhaustive search, 1 query": "全探索、1 クエリ",
+    "exhaustive search, 512 queries": "全探索、512 クエリ",
+    "training": "学習",
+    "adding": "追加",
+    "Slower than what it is compared with: {}.": "比較対象より遅いもの: {}。",
+    "*{data}. {cpu}, {threads} threads, {versions}; {when}, commit {commits}.*": (
+        "*{data}。{cpu}、{threads} スレッド、{versions}。{when}、コミット {commits}。*"
+    ),
+    "index": "インデックス",
+    "take it if": "使う場面",
+    "bytes of a vector": "ベクトルのバイト数",
+    "queries/s": "クエリ/秒",
+    "recall": "再現率",
+    "the same with `dtype=torch.float16`": "同じものに `dtype=torch.float16`",
+    "the same with `bits=4`": "同じものに `bits=4`",
+    "there are up to some 10,000 vectors, or results must be exact": "1 万個程度まで、または厳密な結果が必要なとき",
+    "there are more: a query reads `nprobe` of the lists": "それより多いとき。クエリは `nprobe` 個のリストを読む",
+    "memory is short by half": "メモリが半分しかないとき",
+    "memory is short by more: codes of 8 bits": "さらに足りないとき。8 ビットの符号",
+    "approximate neighbours are enough: codes of 4 bits": "近似の近傍で足りるとき。4 ビットの符号",
+}
