@@ -49,14 +49,14 @@ def _serving(tasks: Tasks) -> Iterator[Aim]:
         for clients in task.values("clients") if name == "serving" else ():
             ratio = TO_FAISS.at(task.rows, {"engine": "ours", "clients": clients})
             if ratio is not None:
-                yield _least(f"{case}, {clients} request threads: requests/s / faiss's", 1, ratio)
+                yield _least(f"{case}, request threads {clients}: requests/s / faiss's", 1, ratio)
 
 
 def _contention(tasks: Tasks) -> Iterator[Aim]:
     """All threads beside one thread."""
     for (case, name), task in tasks.items():
         for busy in task.values("busy") if name == "contention" and task.facts["threads"] > 1 else ():
-            beside, over = f"{case}, {busy} busy processes", {"threads": 1}
+            beside, over = f"{case}, busy processes {busy}", {"threads": 1}
             cell = {"engine": "ours", "busy": busy, "threads": task.facts["threads"]}
             fast = Figure("", "qps", over=over).at(task.rows, {**cell, "nq": 512})
             if fast is not None:

@@ -6,7 +6,7 @@ from typing import Any
 from .aims import missed
 from .cases import CASES, DATA, PLAN
 from .device import images, kind
-from .questions import questions
+from .questions import charts, questions
 from .results import TaskRun, Tasks
 from .tables import GROWTH, TABLES, pivot, tabulate
 
@@ -14,16 +14,20 @@ Say = Callable[[str], str]  # a text in the language of the page
 
 _HEAD = """# Benchmarks
 
-The first tables answer one question each; the details of each data set follow. `python -m benchmarks report` writes
-this page from `benchmarks/benchmarks.jsonl`: change the program, not the page. How each figure is measured is described
-in [benchmarks/README.md](../benchmarks/README.md). In short: engines take turns on the same rows with the same number
-of threads, and figures are medians of many calls. A ratio in brackets is to faiss-cpu in the same run, on the same
-lists.
+The speed of this package beside other libraries: first charts and a few questions with a table each, then the details
+of each data set."""
 
+_NAMES = """How to read the tables:
+
+- Engines take turns on the same rows with the same number of threads; figures are medians of many calls. A ratio in
+  brackets is to faiss-cpu in the same run. [benchmarks/README.md](../benchmarks/README.md) describes how each figure is
+  measured.
 - `ours` is the default: the native kernel, with 8-bit codes where the index makes them. `ours-float` has no codes
   (`codes=None`). `ours-csr` and `ours-matrix` are PyTorch operations.
 - “recall” is recall@20, unless another number is given; “same ids” is the lowest share of ids, over all batch sizes,
-  that agree with faiss's, ties aside."""
+  that agree with faiss's, ties aside.
+- `python -m benchmarks report` writes this page from `benchmarks/benchmarks.jsonl`: change the program, not the
+  page."""
 
 _FLOOR = """“of the floor” is the best speed as a share of what the matrix products alone, in plain calls, would allow;
 “growth” is the largest rise of the process's memory in a first call."""
@@ -43,7 +47,8 @@ def _head(tasks: Tasks, where: str) -> str:
 def page(tasks: Tasks, where: str = "cpu") -> str:
     names = list(dict.fromkeys([*PLAN, *CASES]))
     shown = [name for name in names if any((name, task) in tasks for task in TABLES) and not name.startswith("growth-")]
-    parts = [_head(tasks, where), "The data sets:", "\n".join(map(_data, shown)), *questions(tasks, where)]
+    parts = [_head(tasks, where), _where([*tasks.values()], str), *charts(tasks, where)]
+    parts += [*([_NAMES] if where == "cpu" else []), "The data sets:", "\n".join(map(_data, shown)), *questions(tasks)]
     for name in shown:
         parts += [f"## Details: {name}", f"{CASES[name].description}."]
         for task in (tasks[name, task] for task in TABLES if (name, task) in tasks):
@@ -80,10 +85,15 @@ def _section(task: TaskRun) -> list[str]:
 def measured(tasks: Iterable[TaskRun], say: Say = str) -> str:
     """On what data, with what and when these tasks were measured."""
     tasks = list(tasks)
-    facts, versions = tasks[0].facts, tasks[0].facts.get("versions", {})
+    data = "; ".join(dict.fromkeys(say(CASES[task.case].description) for task in tasks))
+    return f"*{data}{say('. ')}{_where(tasks, say)}*"
+
+
+def _where(tasks: list[TaskRun], say: Say) -> str:
+    facts = tasks[0].facts
     dates = sorted({task.facts["date"][:10] for task in tasks})
-    return say("*{data}. {cpu}, {threads} threads, {versions}; {when}, commit {commits}.*").format(
-        data="; ".join(dict.fromkeys(say(CASES[task.case].description) for task in tasks)),
+    versions = {name: version for task in tasks for name, version in task.facts["versions"].items()}
+    return say("{cpu}, {threads} threads, {versions}; {when}, commit {commits}.").format(
         cpu=facts["cpu"],
         threads=facts["threads"],
         versions=", ".join(f"{name} {versions[name]}" for name in ("torch", "faiss-cpu") if name in versions),
@@ -97,7 +107,7 @@ def caption(task: TaskRun) -> str:
     commit = facts["commit"][:7] + (" with uncommitted changes" if facts["changed"] else "")
     on = f"{facts['device_name']}; host " if kind(facts) != "cpu" else ""
     where = f"{on}{facts['cpu']}, {facts['threads']} threads{kernel}; {facts['date'][:10]}, commit {commit}"
-    return f"*{where}; `{facts['command']}`; run {facts['run']}*"
+    return f"*{where}; run {facts['run']}*"
 
 
 def _left_out(task: TaskRun) -> list[str]:

@@ -1,4 +1,4 @@
-"""The beginning of the benchmarks page: a chart, and a table for each question that a user has."""
+"""The beginning of the benchmarks page: charts, and tables for each question that a user has."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -87,13 +87,16 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-def questions(tasks: Tasks, where: str) -> Iterator[str]:
-    """The Markdown of all of it. A question without figures is left out."""
+def charts(tasks: Tasks, where: str) -> Iterator[str]:
     if ("headline", "search") in tasks:
         yield f"![Queries/s against the number of queries in a batch]({images(where)}/headline.svg)"
     if ("photographs", "quantizers") in tasks:
-        yield "Of the same lists, with vectors stored as they are and in fewer bits:"
+        yield "Recall and queries/s on the same lists, with vectors stored as they are and in fewer bits:"
         yield f"![Recall against queries/s, photographs]({images(where)}/quantizers-photographs.svg)"
+
+
+def questions(tasks: Tasks) -> Iterator[str]:
+    """The Markdown of all questions that there are figures for."""
     for question in QUESTIONS:
         found = [part for part in (_table(tasks, answer) for answer in question.answers) if part]
         if found:

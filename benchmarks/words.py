@@ -32,9 +32,10 @@ JAPANESE = {
     "training": "学習",
     "adding": "追加",
     "Slower than what it is compared with: {}.": "比較対象より遅いもの: {}。",
-    "*{data}. {cpu}, {threads} threads, {versions}; {when}, commit {commits}.*": (
-        "*{data}。{cpu}、{threads} スレッド、{versions}。{when}、コミット {commits}。*"
+    "{cpu}, {threads} threads, {versions}; {when}, commit {commits}.": (
+        "{cpu}、{threads} スレッド、{versions}。{when}、コミット {commits}。"
     ),
+    ". ": "。",
     "index": "インデックス",
     "take it if": "使う場面",
     "bytes of a vector": "ベクトルのバイト数",
