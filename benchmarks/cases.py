@@ -77,7 +77,10 @@ _CASES = (
 CASES: dict[str, Case] = {case.name: case for case in _CASES}
 DATA = {"headline": "Gaussian", "photographs": "photographs"}  # in the READMEs, and what they are called there
 # Times faiss that searches with codes are to reach over BATCHES, by what the processor multiplies with, and case.
-_VNNI: dict[str, tuple[float, ...]] = {"headline": (3.8, 3.2, 6, 12, 15, 22, 30), "photographs": (3.3, 3, 3.3, 5, 7.5, 9.5, 16)}
+_VNNI: dict[str, tuple[float, ...]] = {
+    "headline": (3.8, 3.2, 6, 12, 15, 22, 30),
+    "photographs": (3.3, 3, 3.3, 5, 7.5, 9.5, 16),
+}
 AIMS: dict[str, dict[str, tuple[float, ...]]] = {
     "amx_int8": {**_VNNI, "headline": (*_VNNI["headline"][:-1], 40)},
     "avx512_vnni": _VNNI,
