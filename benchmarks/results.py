@@ -1,6 +1,8 @@
 """The stored lines: `run` with the facts of a run, then `row`, `skip`, `failed` and `done`, which name it."""
 
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,11 @@ class TaskRun:
 
 
 Tasks = Mapping[tuple[str, str], TaskRun]  # by case and task
+
+
+def name(facts: Row) -> str:
+    """The name of a run that starts now."""
+    return f"{re.sub('[^0-9]', '', facts['date'])[:14]}-{facts['commit'][:7]}-{os.getpid()}"
 
 
 def append(path: Path, line: Row) -> None:

@@ -252,6 +252,13 @@ TABLES: dict[str, Table] = {
             _MADE, _SAME_IDS,
         ),
     ),
+    "maxsim": Table("Documents of several vectors, by `MaxSim`", "", ("engine",), figures=(
+        Figure("ms, one query", _MS, "{:.1f}".format),
+        Figure("× loop", lambda row: row["loop"] / row["seconds"]),
+        Figure("ms per query of 16", scaled("batch_seconds", 1e3), "{:.1f}".format),
+        Figure("× loop", lambda row: row["loop"] / row["batch_seconds"] if "batch_seconds" in row else None),
+        Figure("recall@10", "recall", "{:.4f}".format),
+    )),
     "profile": Table(
         "Time in each phase, by `torch.profiler`", "ms", ("engine", "phase"), ("nq",), Figure("", _MS, note=_PART),
     ),

@@ -47,7 +47,7 @@ class Said(NamedTuple):
     stderr: str
 
 
-def _benchmarks(*arguments: str | Path) -> Said:
+def _benchmarks(*arguments: str | Path | int) -> Said:
     """One command, in this process, where it must not set thread counts for good; its figures are worth nothing."""
     out, err = io.StringIO(), io.StringIO()
     with ExitStack() as stack:
@@ -218,6 +218,16 @@ def test_a_page_may_have_the_table_of_any_task(stored: Path) -> None:
     text = fill("<!-- tiny/add:begin -->\n<!-- tiny/add:end -->\n<!-- none/add:begin -->\n", latest([stored]))
     assert "| ours |" in text
     assert MARKED.search(text)[2] == "tiny/add"
+
+
+def test_documents_of_several_vectors_are_stored(tmp_path: Path) -> None:
+    small = ("--documents", 30, "--document-tokens", 4, "--query-tokens", 2, "--d", 8, "--nlist", 8)
+    done = _benchmarks("multi-vector", *small, "--threads", 1, "--out", tmp_path / "out.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "| all lists |" in done.stdout
+    (task,) = results.history([tmp_path / "out.jsonl"])
+    assert task.pick(engine="all lists")[0]["recall"] == 1
+    assert latest([tmp_path / "out.jsonl"]) == {}, "not the corpus of the page"
 
 
 def test_japanese_pages_have_the_same_figures() -> None:
