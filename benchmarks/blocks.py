@@ -11,7 +11,7 @@ from typing import Any
 from .cases import CASES, DATA
 from .page import Say, caption, measured, plot_file
 from .results import Row, TaskRun, Tasks
-from .tables import EAGER, NONE, QPS, SQ8, TABLES, TO_FAISS, Figure, grid, last, pivot, tabulate, times
+from .tables import EAGER, MAXSIM, NONE, QPS, SQ8, TABLES, TO_FAISS, Figure, grid, last, pivot, tabulate, times
 from .words import JAPANESE
 
 MARKED = re.compile(r"(<!-- ([\w/-]+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
@@ -44,6 +44,13 @@ def which_index(tasks: Tasks, _: Say = str) -> Iterator[str]:
         yield pivot(table, rows)
         yield f"![Recall against queries/s, {task.case}](img/{plot_file(task)})"
         yield caption(task)
+
+
+def maxsim(tasks: Tasks, _: Say) -> Iterator[str]:
+    """The figures of the command `multi-vector`."""
+    if ("documents", "maxsim") in tasks:
+        task = tasks["documents", "maxsim"]
+        yield from (pivot(MAXSIM, task.rows), caption(task))
 
 
 # Of each index to choose: the engine of the task, the name, and when to take it.
@@ -155,4 +162,9 @@ def _slower(searches: Iterable[TaskRun], others: Iterable[tuple[Line, TaskRun]],
     return say("Slower than what it is compared with: {}.").format("; ".join(parts)) if parts else ""
 
 
-BLOCKS: dict[str, Callable[[Tasks, Say], Iterator[str]]] = {"quantizers": which_index, "choice": choice, "fast": fast}
+BLOCKS: dict[str, Callable[[Tasks, Say], Iterator[str]]] = {
+    "quantizers": which_index,
+    "choice": choice,
+    "fast": fast,
+    "maxsim": maxsim,
+}

@@ -182,6 +182,13 @@ _SHAPE = {"lists": len, "empty": lambda sizes: sizes.count(0), "shortest": min, 
 EAGER = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "eager"}))
 _PER_QUERY = Figure("", lambda row: 1e6 * row["seconds"] / row["nq"])
 GROWTH = Table("How cost grows", "µs per query", ("nb", "nlist"), ("engine",), _PER_QUERY, block="nq")
+MAXSIM = Table("Documents of several vectors", "", ("engine",), figures=(
+    Figure("ms, one query", _MS, "{:.1f}".format),
+    Figure("× loop", lambda row: row["loop"] / row["seconds"]),
+    Figure("ms per query of 16", scaled("batch_seconds", 1e3), "{:.1f}".format),
+    Figure("× loop", lambda row: row["loop"] / row["batch_seconds"] if "batch_seconds" in row else None),
+    Figure("recall@10", "recall", "{:.4f}".format),
+))  # fmt: skip
 TABLES: dict[str, Table] = {
     "lists": Table("List sizes", "sizes", ("engine",), figures=(
         *(Figure(name, lambda row, of=of: of(row["sizes"]), count) for name, of in _SHAPE.items()),
@@ -252,13 +259,6 @@ TABLES: dict[str, Table] = {
             _MADE, _SAME_IDS,
         ),
     ),
-    "maxsim": Table("Documents of several vectors, by `MaxSim`", "", ("engine",), figures=(
-        Figure("ms, one query", _MS, "{:.1f}".format),
-        Figure("× loop", lambda row: row["loop"] / row["seconds"]),
-        Figure("ms per query of 16", scaled("batch_seconds", 1e3), "{:.1f}".format),
-        Figure("× loop", lambda row: row["loop"] / row["batch_seconds"] if "batch_seconds" in row else None),
-        Figure("recall@10", "recall", "{:.4f}".format),
-    )),
     "profile": Table(
         "Time in each phase, by `torch.profiler`", "ms", ("engine", "phase"), ("nq",), Figure("", _MS, note=_PART),
     ),

@@ -237,7 +237,7 @@ def test_japanese_pages_have_the_same_figures() -> None:
         english, japanese = fill(page, tasks), fill(page, tasks, japanese=True)
         assert english != page
         assert english.count("|") == japanese.count("|")
-    assert {"choice", "fast", "quantizers"} == BLOCKS.keys()
+    assert {"choice", "fast", "quantizers", "maxsim"} == BLOCKS.keys()
 
 
 def test_every_number_of_request_threads_is_served(stored: Path) -> None:

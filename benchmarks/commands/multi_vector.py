@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from torch_ivf_module import IndexIVFFlat, MaxSim, SearchParams, native
 
 from .. import machine, results
-from ..tables import tabulate
+from ..tables import MAXSIM, pivot
 
 K, TOPICS, PER_DOCUMENT, NOISE, QUERIES = 10, 2000, 12, 0.6, 16
 SHAPE = {  # what can be set; figures of other values than these are stored, but not reported
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     done = {"kind": "done", **JOB, "seconds": time.perf_counter() - begin, "run": run}
     for line in ({"kind": "run", "schema": 1, "run": run, **facts}, *rows, done):
         results.append(options.out, line)
-    print(tabulate(results.TaskRun(**JOB, facts=facts, rows=rows)))
+    print(pivot(MAXSIM, rows))
     return 0
 
 
