@@ -55,11 +55,11 @@ def maxsim(tasks: Tasks, _: Say) -> Iterator[str]:
 
 # Of each index to choose: the engine of the task, the name, and when to take it.
 _CHOICES = (
-    ("flat", "`IndexFlatL2(d)`, `IndexFlatIP(d)`", "there are up to some 10,000 vectors, or results must be exact"),
-    ("ours", "`IndexIVFFlat(d, nlist=…)`", "there are more: a query reads `nprobe` of the lists"),
-    ("ours-float16", "the same with `dtype=torch.float16`", "memory is short by half"),
-    ("ours-sq8", "`IndexIVFScalarQuantizer(d, nlist=…)`", "memory is short by more: codes of 8 bits"),
-    ("ours-sq4", "the same with `bits=4`", "approximate neighbours are enough: codes of 4 bits"),
+    ("flat", "`IndexFlatL2(d)`, `IndexFlatIP(d)`", "up to some 10,000 vectors, or exact results"),
+    ("ours", "`IndexIVFFlat(d, nlist=…)`", "more vectors: a query reads `nprobe` of the lists"),
+    ("ours-float16", "the same with `dtype=torch.float16`", "half of the memory"),
+    ("ours-sq8", "`IndexIVFScalarQuantizer(d, nlist=…)`", "a quarter of the memory: codes of 8 bits"),
+    ("ours-sq4", "the same with `bits=4`", "the least memory, approximate: codes of 4 bits"),
 )
 
 
@@ -80,7 +80,7 @@ def choice(tasks: Tasks, say: Say) -> Iterator[str]:
         + [figure.text(rows, {"engine": engine, **cell}) for _, figure, cell in columns]
         for engine, name, use in _CHOICES
     ]
-    yield grid([say("index"), say("take it if"), *(head for head, _, _ in columns)], lines, texts=2)
+    yield grid([say("index"), say("for"), *(head for head, _, _ in columns)], lines, texts=2)
     yield measured([task, *([flat] if flat else [])], say)
 
 
@@ -111,8 +111,8 @@ LINES = (
     Line("server: 1 thread searches single queries", "serving", {"clients": 1}),
     Line("server: 4 threads search single queries", "serving", {"clients": 4}),
     Line("server: 8 threads search single queries", "serving", {"clients": 8}),
-    Line("1 query, beside 1 busy process", "contention", {"nq": 1, "busy": 1}),
-    Line("512 queries, beside 2 busy processes", "contention", {"nq": 512, "busy": 2}),
+    Line("1 query, 1 other process busy", "contention", {"nq": 1, "busy": 1}),
+    Line("512 queries, 2 other processes busy", "contention", {"nq": 512, "busy": 2}),
     Line("compiled model, 1 query", "compiled", {"engine": "compiled", "nq": 1}, EAGER, "eager model"),
     Line("compiled model, 512 queries", "compiled", {"engine": "compiled", "nq": 512}, EAGER, "eager model"),
     Line("8-bit codes only, 1 query", "quantizers", {"engine": "ours-sq8", "nq": 1}, SQ8, "faiss SQ8"),
