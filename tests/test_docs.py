@@ -89,6 +89,11 @@ def test_japanese_pages_have_the_structure_of_the_english_ones(page):
     assert _structure(page) == _structure(english)
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
+def test_the_readme_is_short(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 250
+
+
 def _structure(page: Path) -> list[str]:
     text = FIGURES.sub("", page.read_text(encoding="utf-8"))
     found = []
