@@ -29,10 +29,14 @@ def fill(text: str, tasks: Tasks, japanese: bool = False) -> str:
         if name in BLOCKS:
             parts = [part for part in BLOCKS[name](tasks, JAPANESE.__getitem__ if japanese else str) if part]
         else:
-            parts = [tabulate(tasks[case, task]), caption(tasks[case, task])] if (case, task) in tasks else []
+            parts = [*_table(tasks[case, task])] if (case, task) in tasks else []
         return "\n\n".join([match[1], *parts, match[3]]).replace("\n\n\n", "\n\n") if parts else match[0]
 
     return MARKED.sub(block, text)
+
+
+def _table(task: TaskRun) -> Iterator[str]:
+    yield from (f"{CASES[task.case].description}:", tabulate(task), caption(task))
 
 
 def which_index(tasks: Tasks, _: Say = str) -> Iterator[str]:

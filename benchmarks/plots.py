@@ -56,7 +56,7 @@ def _style(engine: str) -> dict[str, Any]:
     return {**dict(zip(("color", "ls", "marker"), _STYLES[engine], strict=True)), "label": engine, "ms": 4, **front}
 
 
-def _svg(figure: Any, named: Any = None) -> str:
+def svg(figure: Any, named: Any = None) -> str:
     """The file; to the right of all panels the names of one panel's lines, in the order in which they end there."""
     figure.tight_layout()
     if named is not None:
@@ -79,7 +79,7 @@ def speed(task: TaskRun, title: str) -> str:
     """Queries/s against nq."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
     _speed(axes, task, task.engines(), title)
-    return _svg(figure, axes)
+    return svg(figure, axes)
 
 
 def headline(tasks: list[TaskRun]) -> str:
@@ -91,7 +91,7 @@ def headline(tasks: list[TaskRun]) -> str:
         _speed(axes, task, engines, f"{DATA[task.case]}: {rows}", _LIBRARIES)
     facts = tasks[0].facts
     figure.suptitle(f"{facts['cpu']}, {facts['threads']} threads, {facts['date'][:10]}", fontsize=9)
-    return _svg(figure, panels[0, 0])
+    return svg(figure, panels[0, 0])
 
 
 def _speed(axes: Any, task: TaskRun, engines: Iterable[str], title: str, words: Mapping[str, str] = {}) -> None:
@@ -125,7 +125,7 @@ def recall(task: TaskRun, title: str) -> str:
             _ticks(axes.xaxis, FixedLocator(shown), lambda value: f"{1 - value:g}")
         axes.set(xlabel=f"recall@{task.rows[0]['k']}", ylabel="queries/s", title=f"{title}, nq {nq:,}", yscale="log")
         _ticks(axes.yaxis, LogLocator(10, (1, 2, 5)))
-    return _svg(figure, panels[0, 0])
+    return svg(figure, panels[0, 0])
 
 
 def plots(tasks: Tasks) -> dict[str, Callable[[], str]]:

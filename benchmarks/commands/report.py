@@ -8,8 +8,10 @@ from .. import device, results, scale
 from ..blocks import MARKED, fill
 from ..page import page
 from ..results import Tasks
+from ..tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
+OWN = {"scale.md": scale}  # pages of figures that are stored elsewhere: a module with `page` and `lines`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +34,9 @@ def run(options: argparse.Namespace) -> int:
     from ..plots import plots  # imports matplotlib
 
     drawn = plots(tasks)
-    for old in {path.name for path in images.glob("*.svg")} - drawn.keys():
-        (images / old).unlink()
+    for path in images.glob("*-*.svg"):
+        if path.name not in drawn and path.stem.partition("-")[0] in TABLES:
+            path.unlink()
     for name, draw in drawn.items():
         (images / name).write_text(draw(), encoding="utf-8")
     print(f"drew {len(drawn)} plots in docs/{device.images(kind)}")
@@ -59,7 +62,7 @@ def texts(tasks: Tasks, root: Path, kind: str = "cpu") -> Iterator[tuple[Path, s
         return
     for path in sorted([*root.glob("README*.md"), *(root / "docs").glob("*.md")]):
         text = path.read_text(encoding="utf-8")
-        if path.name == "scale.md":
-            yield path, scale.page(text, scale.lines())
+        if path.name in OWN:
+            yield path, OWN[path.name].page(text, OWN[path.name].lines())
         elif MARKED.search(text):
             yield path, fill(text, tasks, japanese=path.name.endswith(".ja.md"))
