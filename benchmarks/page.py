@@ -47,7 +47,8 @@ def _head(tasks: Tasks, where: str) -> str:
 def page(tasks: Tasks, where: str = "cpu") -> str:
     names = list(dict.fromkeys([*PLAN, *CASES]))
     shown = [name for name in names if any((name, task) in tasks for task in TABLES) and not name.startswith("growth-")]
-    parts = [_head(tasks, where), _where([task for (case, _), task in tasks.items() if case in CASES], str), *charts(tasks, where)]
+    own = [task for (case, _), task in tasks.items() if case in CASES]
+    parts = [_head(tasks, where), _where(own, str), *charts(tasks, where)]
     parts += [*([_NAMES] if where == "cpu" else []), "The data sets:", "\n".join(map(_data, shown)), *questions(tasks)]
     for name in shown:
         parts += [f"## Details: {name}", f"{CASES[name].description}."]
