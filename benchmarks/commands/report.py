@@ -1,17 +1,18 @@
 """Write what is made of stored figures: docs/benchmarks.md, its plots, and the generated parts of other pages."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from .. import device, results, scale
+from .. import device, drift, results, scale
 from ..blocks import MARKED, fill
 from ..page import page
 from ..results import Tasks
 from ..tables import TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = {"scale.md": scale}  # pages of figures that are stored elsewhere: a module with `page` and `lines`
+# Pages of figures that are stored elsewhere: a module with `lines`, `page` and perhaps `plot`.
+OWN = {"scale.md": scale, "drift.md": drift}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"wrote {path.relative_to(options.root)}")
     from ..plots import plots  # imports matplotlib
 
-    drawn = plots(tasks)
+    drawn = plots(tasks) | (_own_plots(options.root) if kind == "cpu" else {})
     for path in images.glob("*-*.svg"):
         if path.name not in drawn and path.stem.partition("-")[0] in TABLES:
             path.unlink()
@@ -41,6 +42,12 @@ def run(options: argparse.Namespace) -> int:
         (images / name).write_text(draw(), encoding="utf-8")
     print(f"drew {len(drawn)} plots in docs/{device.images(kind)}")
     return 0
+
+
+def _own_plots(root: Path) -> dict[str, Callable[[], str]]:
+    """The pictures of the pages in OWN that are there, and what draws each."""
+    found = ((name, own) for name, own in OWN.items() if hasattr(own, "plot") and (root / "docs" / name).exists())
+    return {f"{Path(name).stem}.svg": lambda own=own: own.plot(own.lines()) for name, own in found}
 
 
 def stored(files: Iterable[Path], kind: str = "cpu") -> Tasks:
