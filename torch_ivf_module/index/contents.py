@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..functional.cells import filled_groups
 from ..functional.kmeans import sampled
 from ..functional.lists import is_selected, lengths, lists_of
 from ..functional.row_codes import as_float
+from .groups import groups_in
 from .store import ListStore
 
 
@@ -24,8 +26,9 @@ class Contents:
         store.check()
         self.packed, self.offsets, self.ids = store.packed, store.buffers["list_offsets"], store.buffers["list_ids"]
         self.d, self.nlist, self.n, updates = store.d, store.nlist, self.ids.shape[0], store._updates
-        joined = updates.joined() if updates.rows else (self.packed[:0], self.ids[:0], self.ids[:0])
-        self.pending, self.pending_ids, self.pending_lists = joined
+        joined = updates.joined() if updates.rows else (self.packed[:0], self.ids[:0], self.ids[:0], None)
+        self.pending, self.pending_ids, self.pending_lists, groups = joined
+        self.groups = (groups_in(store.buffers), filled_groups(groups, self.pending_ids)) if store.grouped else None
         self.deleted = None if updates.deleted is None else updates.deleted.mask
 
     def sizes(self) -> Tensor:
@@ -64,6 +67,10 @@ class Contents:
     def ids_at(self, at: Tensor) -> Tensor:
         """Their ids (R,)."""
         return self._both(self.ids, self.pending_ids, at)
+
+    def groups_at(self, at: Tensor) -> Tensor | None:
+        """Their groups (R,), None if no row has one."""
+        return None if self.groups is None else self._both(*self.groups, at)
 
     def lists(self, at: Tensor) -> Tensor:
         """Their lists (R,)."""

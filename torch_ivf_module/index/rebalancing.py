@@ -127,11 +127,11 @@ def _move(store: ListStore, contents: Contents, at: Tensor, lists: Tensor, centr
         order = _last_at_the_end(store, contents, every, wanted)
     else:
         order = torch.arange(every.shape[0], device=every.device)
-    rows, ids = contents.rows(every)[order], contents.ids_at(every)[order]
+    rows, ids, groups = contents.rows(every)[order], contents.ids_at(every)[order], contents.groups_at(every)
     updates = store._updates.copied()
     updates.remove(every[every >= contents.n] - contents.n)
     updates.delete(every[every < contents.n], contents.n)
-    updates.push(rows, ids, targets[order], custom_ids=repeated)
+    updates.push(rows, ids, targets[order], None if groups is None else groups[order], custom_ids=repeated)
     store.put(centroids=centroids)
     store._updates, store.ordering = updates, "none"
     store.unordered += rows.shape[0]
