@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from torch_ivf_module import IndexFlat, IndexIVFFlat, SearchParams, from_faiss
-from torch_ivf_module.index import rebalancing
+from torch_ivf_module.index.rebalancing import Rebalanced
 from torch_ivf_module.photographs import photograph_patches
 
 from . import machine
@@ -35,7 +35,6 @@ BATCH, UPDATES, UPDATED = 500, 200, 100  # rows of an add; updates, and rows of 
 NAMES = {
     "never": "no change of lists",
     "faiss": "faiss, no change of lists",
-    "auto 2": "`auto_rebalance=2`",
     "auto 1.5": "`auto_rebalance=1.5`",
     "auto 1": "`auto_rebalance=1`",
     "retrain": "`retrain()` at each point",
@@ -66,7 +65,7 @@ def photographs(n: int) -> Tensor:
 DATA: dict[str, Callable[[int], Tensor]] = {"clusters": clusters, "photographs": photographs}
 
 
-def recall_at(index: Any, queries: Tensor, truth: Tensor) -> list[float | None]:
+def recall_at(index: Any, truth: Tensor, queries: Tensor) -> list[float | None]:
     """recall@10 if a query reads READ of the rows on average: interpolated between numbers of probed lists,
     None where one list has more rows.
 
@@ -85,15 +84,17 @@ def recall_at(index: Any, queries: Tensor, truth: Tensor) -> list[float | None]:
     return [None if np.isnan(value) else value for value in values]
 
 
-class Ours:
-    """An index of this library; `auto` as auto_rebalance."""
+class Ours(IndexIVFFlat):
+    """An index of this library, and the reports of its calls of `rebalance`."""
 
     def __init__(self, x: Tensor, nlist: int, auto: float | None = None) -> None:
-        self.index = IndexIVFFlat(x.shape[1], nlist=nlist, nprobe=8, auto_rebalance=auto).train(x)
-        self.add, self.update = self.index.add, self.index.update
+        super().__init__(x.shape[1], nlist=nlist, nprobe=8, auto_rebalance=auto)
+        self.reports: list[Rebalanced] = []
+        self.train(x)
 
-    def copy(self) -> IndexIVFFlat:
-        return self.index
+    def rebalance(self, **settings: int) -> Rebalanced:
+        self.reports.append(super().rebalance(**settings))
+        return self.reports[-1]
 
 
 class Faiss:
@@ -104,6 +105,7 @@ class Faiss:
 
         self.index = faiss.IndexIVFFlat(faiss.IndexFlatL2(x.shape[1]), x.shape[1], nlist)
         self.index.train(x.numpy())
+        self.reports: list[Rebalanced] = []
 
     def add(self, x: Tensor) -> None:
         self.index.add(x.numpy())
@@ -111,9 +113,6 @@ class Faiss:
     def update(self, ids: Tensor, x: Tensor) -> None:
         self.index.remove_ids(ids.numpy())
         self.index.add_with_ids(x.numpy(), ids.numpy())
-
-    def copy(self) -> IndexIVFFlat:
-        return from_faiss(self.index)
 
 
 def timed(call: Callable[..., object], *arguments: object) -> float:
@@ -127,11 +126,8 @@ def latencies(seconds: list[float]) -> dict[str, float]:
     return dict(zip(("p50", "p99", "max"), (1e3 * np.percentile(seconds, (50, 99, 100))).tolist(), strict=True))
 
 
-def grown(way: str, x: Tensor, nlist: int) -> Iterator[Line]:
+def grown(way: str, x: Tensor, nlist: int, truths: dict[int, tuple[Tensor, Tensor]]) -> Iterator[Line]:
     """The index at each of STEPS, and how long `add` and then `update` took."""
-    reports: list[rebalancing.Rebalanced] = []
-    original = rebalancing.rebalance
-    rebalancing.rebalance = lambda *given, **more: reports.append(original(*given, **more))  # type: ignore[assignment]
     n, first = x.shape[0], x.shape[0] // 10
     auto = float(way.split()[1]) if way.startswith("auto") else None
     engine: Any = (Faiss if way == "faiss" else Ours)(x[:first], nlist, auto)
@@ -141,13 +137,14 @@ def grown(way: str, x: Tensor, nlist: int) -> Iterator[Line]:
             adds.append(timed(engine.add, part))
         begun, seconds = step * first, time.perf_counter()
         if way == "retrain" and step > 1:
-            moved += engine.index.retrain().moved
+            moved += engine.retrain().moved
         elif way == "new" and step > 1:
             engine = Ours(x[:begun], nlist)
             engine.add(x[:begun])
         extra += time.perf_counter() - seconds
-        index, (truth, queries) = engine.copy(), truth_of(x[:begun])
-        yield {"tenths": step, "recall": recall_at(index, queries, truth), "imbalance": index.imbalance_factor()}
+        index = from_faiss(engine.index) if way == "faiss" else engine
+        yield {"tenths": step, "recall": recall_at(index, *truths[step]), "imbalance": index.imbalance_factor()}
+    reports = list(engine.reports)
     moved += sum(report.moved for report in reports)
     line: Line = {"add": latencies(adds), "seconds": sum(adds) + extra, "moved": moved / n}
     line |= {"calls": len(reports), "read": sum(report.read for report in reports) / n}
@@ -156,7 +153,6 @@ def grown(way: str, x: Tensor, nlist: int) -> Iterator[Line]:
         chosen = torch.randperm(n, generator=generator)[: UPDATES * UPDATED].split(UPDATED)
         rows = x[-n // 10 :][torch.randint(n // 10, (UPDATES * UPDATED,), generator=generator)].split(UPDATED)
         line["update"] = latencies([timed(engine.update, *both) for both in zip(chosen, rows, strict=False)])
-    rebalancing.rebalance = original
     yield line
 
 
@@ -175,9 +171,10 @@ def measure(options: argparse.Namespace) -> None:
     facts = machine.describe(options.threads, "drift measure")
     for data in options.data.split(","):
         x = DATA[data](options.rows)
+        truths = {step: truth_of(x[: step * (options.rows // 10)]) for step in STEPS}
         for way in options.ways.split(","):
             line: Line = {"data": data, "way": way, "n": x.shape[0], "d": x.shape[1], "nlist": options.nlist}
-            *steps, total = grown(way, x, options.nlist)
+            *steps, total = grown(way, x, options.nlist, truths)
             line |= {"steps": steps, **total, **{name: facts[name] for name in ("cpu", "threads", "date", "commit")}}
             print(json.dumps(line), flush=True)
             with options.results.open("a", encoding="utf-8") as file:
