@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_ivf_module import IndexFlat, IndexIVFFlat, SearchParams, from_faiss
+from torch_ivf_module import IndexIVFFlat, SearchParams, from_faiss
 from torch_ivf_module.index.rebalancing import Rebalanced
-from torch_ivf_module.photographs import photograph_patches
 
 from . import machine
+from .drift_data import DATA, K, truth_of
 from .tables import NONE, grid
 
 STORED = Path(__file__).with_name("drift.jsonl")
 PAGE = Path(__file__).parents[1] / "docs" / "drift.md"
 PLOT = PAGE.parent / "img" / "drift.svg"
 _MARKED = re.compile(r"(<!-- (\w+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
-K, QUERIES, STEPS = 10, 2000, (1, 2, 4, 6, 8, 10)  # sizes at which recall is measured, in tenths of N
+STEPS = (1, 2, 4, 6, 8, 10)  # sizes at which recall is measured, in tenths of N
 READ = (0.01, 0.02, 0.04, 0.08)  # parts of the rows that a query reads
 BATCH, UPDATES, UPDATED = 500, 200, 100  # rows of an add; updates, and rows of each
 NAMES = {
@@ -41,28 +41,6 @@ NAMES = {
     "new": "trained anew at each point",
 }
 Line = dict[str, Any]
-
-
-def clusters(n: int) -> Tensor:
-    """Rows (N, 64) around 2,000 centres, of which a quarter is in use at a time: others as time passes."""
-    generator, centres = torch.Generator().manual_seed(0), 2000
-    places = torch.randn(centres, 64, generator=generator)
-    at = torch.linspace(0, 0.75, n) + 0.25 * torch.rand(n, generator=generator)
-    chosen = (at * centres).long().clamp(max=centres - 1)
-    return places[chosen] + 0.5 * torch.randn(n, 64, generator=generator)
-
-
-def photographs(n: int) -> Tensor:
-    """Patches (N, 192) of two photographs, roughly in the order of their second principal component."""
-    x = torch.from_numpy(np.asarray(photograph_patches(n, 1)[0])).float()
-    x = x - x.mean(0)
-    component = torch.linalg.eigh(x.T @ x).eigenvectors[:, -2]
-    component *= component[component.abs().argmax()].sign()
-    place = (x @ component).argsort().argsort() / n
-    return x[(place + 0.15 * torch.randn(n, generator=torch.Generator().manual_seed(0))).argsort()]
-
-
-DATA: dict[str, Callable[[int], Tensor]] = {"clusters": clusters, "photographs": photographs}
 
 
 def recall_at(index: Any, truth: Tensor, queries: Tensor) -> list[float | None]:
@@ -156,16 +134,6 @@ def grown(way: str, x: Tensor, nlist: int, truths: dict[int, tuple[Tensor, Tenso
     yield line
 
 
-def truth_of(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The true results (Q, k) of queries (Q, d), which are rows with noise."""
-    generator = torch.Generator().manual_seed(5)
-    queries = x[torch.randperm(x.shape[0], generator=generator)[:QUERIES]]
-    queries = queries + 0.05 * x.std() * torch.randn(queries.shape, generator=generator)
-    flat = IndexFlat(x.shape[1])
-    flat.add(x)
-    return flat.search(queries, K)[1], queries
-
-
 def measure(options: argparse.Namespace) -> None:
     machine.set_threads(options.threads)
     facts = machine.describe(options.threads, "drift measure")
@@ -191,15 +159,12 @@ def lines(path: Path = STORED) -> list[Line]:
 def recalls(measured: list[Line]) -> str:
     """A table of recall after the growth."""
     head = ["vectors", "", *(f"{part:.0%} of the rows" for part in READ), "imbalance"]
-    ends = [(line, line["steps"][-1]) for line in measured]
-    return grid(head, (
-        [line["data"], NAMES[line["way"]], *map(share, end["recall"]), f"{end['imbalance']:.2f}"]
-        for line, end in ends
-    ))  # fmt: skip
-
-
-def share(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
+    rows = []
+    for line in measured:
+        end = line["steps"][-1]
+        found = [NONE if value is None else f"{value:.4f}" for value in end["recall"]]
+        rows.append([_vectors(line), NAMES[line["way"]], *found, f"{end['imbalance']:.2f}"])
+    return grid(head, rows)
 
 
 def costs(measured: list[Line]) -> str:
@@ -210,11 +175,17 @@ def costs(measured: list[Line]) -> str:
     def ms(values: dict[str, float] | None) -> str:
         return NONE if values is None else ", ".join(f"{value:.3g}" for value in values.values())
 
-    return grid(head, (
-        [line["data"], NAMES[line["way"]], ms(line["add"]), ms(line.get("update")), f"{line['seconds']:.2f}",
-         str(line["calls"]), f"{line['moved']:.2f}", f"{line['read']:.2f}" if line["calls"] else NONE]
-        for line in measured if line["way"] != "new"
-    ))  # fmt: skip
+    def row(line: Line) -> list[str]:
+        calls, read = (str(line["calls"]), f"{line['read']:.2f}") if line["calls"] else (NONE, NONE)
+        times = [ms(line["add"]), ms(line.get("update")), f"{line['seconds']:.1f}"]
+        return [_vectors(line), NAMES[line["way"]], *times, calls, f"{line['moved']:.2f}", read]
+
+    where = f"{measured[0]['cpu']}, {measured[0]['threads']} threads; {measured[0]['nlist']} lists."
+    return f"{grid(head, (row(line) for line in measured if line['way'] != 'new'))}\n\n{where}"
+
+
+def _vectors(line: Line) -> str:
+    return f"{line['data']}, {line['n']:,} × {line['d']}"
 
 
 def plot(measured: list[Line]) -> str:
