@@ -177,7 +177,7 @@ def costs(measured: list[Line]) -> str:
 
     def row(line: Line) -> list[str]:
         calls, read = (str(line["calls"]), f"{line['read']:.2f}") if line["calls"] else (NONE, NONE)
-        times = [ms(line["add"]), ms(line.get("update")), f"{line['seconds']:.1f}"]
+        times = [ms(line.get("add")), ms(line.get("update")), f"{line['seconds']:.1f}" if "seconds" in line else NONE]
         return [_vectors(line), NAMES[line["way"]], *times, calls, f"{line['moved']:.2f}", read]
 
     where = f"{measured[0]['cpu']}, {measured[0]['threads']} threads; {measured[0]['nlist']} lists."
