@@ -94,8 +94,8 @@ FLOAT_AIMS: dict[str, tuple[float, ...]] = {  # without codes
 PLAN: dict[str, tuple[str, ...]] = {
     "headline": (
         *("lists", "search", "flat", "train", "add", "recall", "quantizers", "pairs", "auto", "budgets", "codes"),
-        *("filters", "query_filters", "maintenance", "serving", "contention", "compiled", "memory", "formats"),
-        "profile",
+        *("filters", "query_filters", "maintenance", "updates", "serving", "contention", "compiled", "memory"),
+        *("formats", "profile"),
     ),
     "photographs": (
         *("lists", "search", "flat", "train", "add", "recall", "quantizers", "pairs", "auto"),

@@ -144,10 +144,16 @@ def scaled(name: str, factor: float) -> Callable[[Row], float | None]:
     return lambda row: None if row.get(name) is None else row[name] * factor
 
 
+def _of(head: str, what: str, part: str) -> Figure:
+    """Milliseconds of a kind of call."""
+    return Figure(head, lambda row: 1e3 * row[what][part] if row.get(what) else None)
+
+
 def _step(head: str, step: str, form: Callable[[Any], str] = number, factor: float = 1, **over: str) -> Figure:
     return Figure(head, scaled("seconds", factor), form, where={"what": step}, over=over)
 
 
+_TIMES = {"p50": "p50", "p99": "p99", "at most": "longest"}
 _FAISS = {"engine": "faiss"}
 TO_FAISS = Figure("", "qps", times, over=_FAISS)
 QPS = Figure("", "qps", speed, note=TO_FAISS)
@@ -233,6 +239,10 @@ TABLES: dict[str, Table] = {
         _step("pair / faiss's", "turns", times, engine="faiss"),
         _step("ms per small removal", "removes", factor=1e3),
         _step("removal / faiss's", "removes", times, engine="faiss"),
+    )),
+    "updates": Table("Single queries while another thread changes rows", "changes", ("changes", "engine"), figures=(
+        Figure("queries/s", "qps", speed, note=TO_FAISS),
+        *(_of(f"{what} {head}, ms", what, part) for what in ("search", "change") for head, part in _TIMES.items()),
     )),
     "serving": Table("Request threads", "threads", ("clients", "engine"), figures=(
         Figure("requests/s", "qps", speed, note=TO_FAISS),
