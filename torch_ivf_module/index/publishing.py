@@ -124,7 +124,8 @@ class Versions:
         if last is not None:
             last.packed.read |= last.read
         try:
-            if last is not None and last.packed.read and not few(self._store._updates.rows, last.packed.rows):
+            updates = self._store._updates
+            if last is not None and last.packed.read and not few(updates.rows, updates.changes, last.packed.rows):
                 self._store.pack()
             version = self._next()
             if last is not None and version is not None and _expected(last, version):

@@ -159,7 +159,7 @@ class ListStore:
         KeyError for an unknown id.
         """
         with self.lock:
-            if not few(self._updates.rows, self._packed_rows):
+            if not few(self._updates.rows, self._updates.changes, self._packed_rows):
                 self.pack()
             pending = self._updates.joined()[3 if groups else 0] if self._updates.rows else None
             stored = groups_in(self.buffers) if groups else self.packed

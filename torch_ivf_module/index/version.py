@@ -76,7 +76,8 @@ class Version:
         self.packed, self.pending, self.deleted = packed, pending, deleted
         self.read = False  # whether a search has read it
         self.ntotal = packed.rows + (pending.rows if pending else 0) - (deleted.rows if deleted else 0)
-        self.crowded = pending is not None and not few(pending.rows, packed.rows)  # packing would make it faster
+        # Whether packing would make it faster.
+        self.crowded = pending is not None and not few(pending.rows, pending.changes, packed.rows)
         self._lists: tuple[Coarse, list[InvertedLists]] | None = None
 
     def lists(self, *, counted: bool = False) -> tuple[Coarse, list[InvertedLists]]:
