@@ -31,15 +31,17 @@ _STYLES: dict[str, tuple[str, str, str]] = {
     "torch-ivf": ("#009E73", "-", "o"),
     "ours-triton": ("#CC79A7", "-", "o"),
     "matmul": ("#000000", ":", "x"),
-    "hnswlib": ("#E69F00", "-", "P"),
-    "ours-float16": ("#CC79A7", "-", "v"),
+    "hnswlib": ("#777777", "-", "^"),
+    "ours-float16": ("#D55E00", "--", "v"),
     "ours-sq8": ("#E69F00", "-", "D"),
     "ours-sq8-codes": ("#E69F00", "--", "d"),
     "ours-sq4": ("#E69F00", ":", "<"),
     "faiss-sq8": ("#56B4E9", "-", "D"),
     "faiss-sq4": ("#56B4E9", ":", "<"),
     "faiss-pq": ("#000000", "-", "X"),
-    "scann": ("#009E73", "-", "P"),
+    "faiss-pq-50": ("#000000", ":", "x"),
+    "scann": ("#CC79A7", "-", "P"),
+    "scann-50": ("#CC79A7", ":", "p"),
 }
 _MISSED = (0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)  # ticks of recall: 1 minus these
 
