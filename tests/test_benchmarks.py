@@ -22,6 +22,7 @@ from benchmarks.__main__ import COMMANDS, main
 from benchmarks.aims import missed
 from benchmarks.blocks import BLOCKS, MARKED, fill
 from benchmarks.cases import CASES, PLAN
+from benchmarks.commands import peers
 from benchmarks.commands.report import stored as figures
 from benchmarks.commands.report import texts
 from benchmarks.commands.score_auto import Cell, score
@@ -300,6 +301,18 @@ def test_contention_and_compiled_models_are_tasks(tmp_path: Path) -> None:
     models = found["tiny", "compiled"]
     assert models.pick(engine="eager", nq=1)
     assert all(row["agreement"] == 1 for row in models.rows if row["engine"] != "eager")
+
+
+def test_the_page_on_other_libraries_says_what_they_can_do() -> None:
+    """But for AOTInductor, which takes long, and of two libraries, as others are rarely installed."""
+    tried = {feature: how for feature, how in peers.FEATURES.items() if feature != "AOTInductor"}
+    with (
+        patch.object(peers, "FEATURES", tried),
+        patch.object(peers, "PEERS", {name: peers.PEERS[name] for name in ("here", "faiss")}),
+    ):
+        done = _benchmarks("peers", "--why")
+    assert done.returncode == 0, done.stdout
+    assert f"| a `torch.nn.Module` | yes |{' no |' if 'left out: faiss' not in done.stdout else ''}" in done.stdout
 
 
 def test_auto_is_scored_on_what_was_measured(stored: Path) -> None:
