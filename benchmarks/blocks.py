@@ -111,6 +111,7 @@ class Line:
         return {"engine": "ours", **threads, **nprobe, **self.cell}
 
 
+_CODES = {"engine": "ours-sq8"}
 LINES = (
     Line("server: 1 thread searches single queries", "serving", {"clients": 1}),
     Line("server: 4 threads search single queries", "serving", {"clients": 4}),
@@ -119,8 +120,8 @@ LINES = (
     Line("512 queries, 2 other processes busy", "contention", {"nq": 512, "busy": 2}),
     Line("compiled model, 1 query", "compiled", {"engine": "compiled", "nq": 1}, EAGER, "eager model"),
     Line("compiled model, 512 queries", "compiled", {"engine": "compiled", "nq": 512}, EAGER, "eager model"),
-    Line("`IndexIVFScalarQuantizer`, 1 query", "quantizers", {"engine": "ours-sq8", "nq": 1}, SQ8, "faiss SQ8"),
-    Line("`IndexIVFScalarQuantizer`, 2,048 queries", "quantizers", {"engine": "ours-sq8", "nq": 2_048}, SQ8, "faiss SQ8"),
+    Line("`IndexIVFScalarQuantizer`, 1 query", "quantizers", {**_CODES, "nq": 1}, SQ8, "faiss SQ8"),
+    Line("`IndexIVFScalarQuantizer`, 2,048 queries", "quantizers", {**_CODES, "nq": 2_048}, SQ8, "faiss SQ8"),
     Line("exhaustive search, 1 query", "flat", {"nq": 1}),
     Line("exhaustive search, 512 queries", "flat", {"nq": 512}),
     Line("training", "train", {}, _SECONDS),
