@@ -59,7 +59,7 @@ QUESTIONS = (
             Answer(("serving",), Table("", "requests/s (× faiss)", _CASE, ("clients",), QPS, tuple(
                 Figure(f"p99, clients {n}, ms", scaled("p99", 1e3), where={"clients": n}) for n in (1, 8)
             ))),
-            Answer(("contention",), replace(TABLES["contention"], index=("case", "engine", "threads"))),
+            Answer(("contention",), Table("", "queries/s (× faiss)", (*_CASE, "threads"), ("nq", "busy"), QPS)),
         ),
     ),
     Question(
