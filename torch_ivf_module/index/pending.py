@@ -142,8 +142,8 @@ class PendingUpdates:
     def copied(self) -> PendingUpdates:
         """The same updates, for changes that are to be seen all at once or not at all; tensors are not copied."""
         other = copy.copy(self)
-        other._x, other._ids = list(self._x), list(self._ids)
-        other._assigned, other._groups = list(self._assigned), list(self._groups)
+        other._x, other._ids, other._assigned = list(self._x), list(self._ids), list(self._assigned)
+        other._groups = list(self._groups)
         return other
 
     # -- pending rows --------------------------------------------------------------------------------------

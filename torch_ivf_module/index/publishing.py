@@ -142,13 +142,11 @@ class Versions:
 
     def _packed(self) -> Packed:
         """The packed lists of the buffers: those of the last version if they are the same, but for the centroids."""
-        last, now = self.last, self._written
-        if last is not None and last.packed.sources is now:
+        last, (_, *lists) = self.last, self._present()
+        if last is not None and last.packed.sources is self._written:
             return last.packed
-        before = {} if last is None else last.packed.sources
-        lists = {*before, *now} - {"centroids"}
-        if last is not None and all(name in before and before[name] is now.get(name) for name in lists):
-            return last.packed.with_centroids(now)
+        if last is not None and all(last.packed.sources.get(name) is self._written[name] for name in lists):
+            return last.packed.with_centroids(self._written)
         return Packed(self._written, self._store.metric, self._store.d)
 
     def _replace(self, version: Version | None) -> None:

@@ -52,14 +52,14 @@ class Packed:
         return self._cells.get(self.sources, lambda _: cells_of(lists.offsets, filled_groups(self.groups, lists.ids)))
 
     def with_centroids(self, sources: Sources) -> Packed:
-        """The same lists with the centroids of `sources`; biases, codes and cells are not computed again."""
-        other, derived, cells = Packed(sources, self.metric, 0), self._derived.value, self._cells.value
+        """The same lists with the centroids of `sources`; biases and codes are not computed again."""
+        other, derived = Packed(sources, self.metric, 0), self._derived.value
         other.read, other.codes = self.read, self.codes
-        if derived is not None:
-            centroids = sources["centroids"][0]
-            other._derived.get(sources, lambda _: with_centroids(derived, centroids, self.metric))
-        if cells is not None:
+        if (cells := self._cells.value) is not None:
             other._cells.get(sources, lambda _: cells)
+        if derived is not None:
+            centroids = next(iter(sources.values()))[0]
+            other._derived.get(sources, lambda _: with_centroids(derived, centroids, self.metric))
         return other
 
     @property

@@ -20,12 +20,12 @@ from ..index.base import IndexBase
 from ..index.eager import refuse_recording, refuse_scripting
 from ..index.module import load_buffers, misfit, own_loading
 from . import global_state, placement
-from .checks import check_shardable
 from .collectives import Exchange, Refused
 from .global_state import LocalRows
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="ShardedModule")
+SHARDS = ("rows", "lists")
 _SETTINGS = ("k", "nprobe", "max_codes", "search_mode", "max_bytes", "codes")  # of the index, forwarded
 
 
@@ -47,7 +47,7 @@ class ShardedModule(nn.Module):
         full: dict[str, Tensor] = {}
 
         def prepare() -> tuple[None, list[int]]:
-            check_shardable(index, shard)
+            _check_shard(index, shard)
             full.update({name: getattr(index, name) for name in index.store.names})
             return None, []
 
@@ -280,9 +280,21 @@ class ShardedModule(nn.Module):
             super().__setattr__(name, value)
 
 
+def _check_shard(index: object, shard: str) -> None:
+    if not isinstance(index, IndexBase):
+        raise TypeError(f"index must be a flat or inverted-file index, got {type(index).__name__}")
+    if shard not in SHARDS:
+        raise ValueError(f"shard must be one of {', '.join(map(repr, SHARDS))}, got {shard!r}")
+    if index.store.grouped:
+        raise ValueError("index has rows with groups, which a ShardedIndex does not support: use a plain index")
+    if shard == "lists" and not isinstance(index, IndexIVF):
+        raise ValueError(f"shard='lists' needs an inverted file, got {type(index).__name__}; use shard='rows'")
+    if isinstance(index, IndexIVF) and index.auto_rebalance is not None:
+        raise ValueError("index must have auto_rebalance = None to be sharded: processes must keep the same centroids")
+
+
 def _fingerprint(given: Mapping[str, Tensor]) -> object:
     """Shape and digests of a global state, to compare it between processes. Vectors are too many to be read."""
-    packed = global_state.packed_of(given)
-    sharded = hasattr(packed, "to_local")  # DTensors, whose local ids differ between processes
+    sharded = hasattr(packed := global_state.packed_of(given), "to_local")  # DTensors: processes have other local ids
     names = ("centroids", "list_offsets") if sharded else ("centroids", "list_offsets", "list_ids")
     return sharded, tuple(packed.shape), [global_state.digest_of(given[name]) for name in names]
