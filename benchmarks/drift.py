@@ -180,7 +180,7 @@ def costs(measured: list[Line]) -> str:
         times = [ms(line.get("add")), ms(line.get("update")), f"{line['seconds']:.1f}" if "seconds" in line else NONE]
         return [_vectors(line), NAMES[line["way"]], *times, calls, f"{line['moved']:.2f}", read]
 
-    where = f"{measured[0]['cpu']}, {measured[0]['threads']} threads; {measured[0]['nlist']} lists."
+    where = f"{measured[0]['cpu']}, threads: {measured[0]['threads']}; {measured[0]['nlist']} lists."
     return f"{grid(head, (row(line) for line in measured if line['way'] != 'new'))}\n\n{where}"
 
 
@@ -195,8 +195,9 @@ def plot(measured: list[Line]) -> str:
     figure, panels = plt.subplots(1, len(DATA), figsize=(9.6, 3.8), squeeze=False)
     for axes, data in zip(panels[0], DATA, strict=True):
         for line in (line for line in measured if line["data"] == data):
-            at, values = zip(*((step["tenths"], step["recall"][2]) for step in line["steps"]), strict=True)
-            axes.plot(at, values, label=line["way"], marker="o", ms=4, ls="--" if line["way"] == "faiss" else "-")
+            at, values = zip(*((step["tenths"], step["recall"][2] or np.nan) for step in line["steps"]), strict=True)
+            label, style = NAMES[line["way"]].replace("`", ""), "--" if line["way"] == "faiss" else "-"
+            axes.plot(at, values, label=label, marker="o", ms=4, ls=style)
         axes.set(xlabel="vectors, relative to those of the training", ylabel="recall@10", title=data)
     return svg(figure, panels[0, 0])
 

@@ -20,12 +20,12 @@ from ..index.base import IndexBase
 from ..index.eager import refuse_recording, refuse_scripting
 from ..index.module import load_buffers, misfit, own_loading
 from . import global_state, placement
-from .checks import check_shardable
 from .collectives import Exchange, Refused
 from .global_state import LocalRows
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="ShardedModule")
+SHARDS = ("rows", "lists")
 _SETTINGS = ("k", "nprobe", "max_codes", "search_mode", "max_bytes", "codes")  # of the index, forwarded
 
 
@@ -47,7 +47,7 @@ class ShardedModule(nn.Module):
         full: dict[str, Tensor] = {}
 
         def prepare() -> tuple[None, list[int]]:
-            check_shardable(index, shard)
+            _check_shard(index, shard)
             full.update({name: getattr(index, name) for name in index.store.names})
             return None, []
 
@@ -278,6 +278,19 @@ class ShardedModule(nn.Module):
             setattr(self.index, name, value)
         else:
             super().__setattr__(name, value)
+
+
+def _check_shard(index: object, shard: str) -> None:
+    if not isinstance(index, IndexBase):
+        raise TypeError(f"index must be a flat or inverted-file index, got {type(index).__name__}")
+    if shard not in SHARDS:
+        raise ValueError(f"shard must be one of {', '.join(map(repr, SHARDS))}, got {shard!r}")
+    if index.store.grouped:
+        raise ValueError("index has rows with groups, which a ShardedIndex does not support: use a plain index")
+    if shard == "lists" and not isinstance(index, IndexIVF):
+        raise ValueError(f"shard='lists' needs an inverted file, got {type(index).__name__}; use shard='rows'")
+    if isinstance(index, IndexIVF) and index.auto_rebalance is not None:
+        raise ValueError("index must have auto_rebalance = None to be sharded: processes must keep the same centroids")
 
 
 def _fingerprint(given: Mapping[str, Tensor]) -> object:
