@@ -64,4 +64,6 @@ def _labels(ids: Tensor, groups: Tensor | None, *, grouped: bool) -> Tensor:
 def _unlabelled(rows: Tensor, offsets: Tensor, labels: Tensor, *, grouped: bool) -> Packed:
     if not grouped:
         return rows, offsets, labels, None
-    return rows, offsets, labels[:, 0].contiguous(), labels[:, 1].contiguous()
+    # A column of a single row counts as contiguous, and would keep the stride of the pair.
+    ids, groups = (column.clone(memory_format=torch.contiguous_format) for column in labels.unbind(1))
+    return rows, offsets, ids, groups
