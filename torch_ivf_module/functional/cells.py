@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .kernels import Kernel
 from .lists import InvertedLists, lengths, narrow, offsets_of
 
 NO_GROUP = -1  # of rows that were added without one
-
-
-# Up to so many pairs of a query and a list, finding those of the same cell takes longer than it saves.
-_FEW = 4096
 
 
 class Cells(NamedTuple):
@@ -45,10 +42,15 @@ def cells_of(offsets: Tensor, groups: Tensor) -> Cells:
     return Cells(distinct, keys, pad(counts.cumsum(0), (1, 0)), pad(counts, (0, 1)))
 
 
-def cells_probed(cells: Cells, lists: InvertedLists, probed: Tensor, groups: Tensor) -> tuple[InvertedLists, Tensor]:
+def cells_probed(
+    cells: Cells, lists: InvertedLists, probed: Tensor, groups: Tensor, kernel: Kernel | None = None
+) -> tuple[InvertedLists, Tensor]:
     """The cells of the groups (Q,) in the lists probed (Q, P), as lists of their own, and which of them each query
     reads (Q, P): an empty one for each list that has no row of the group.
     """
+    if kernel is not None:
+        offsets, sizes, moved = kernel.cells(probed, groups, cells)
+        return lists._replace(offsets=offsets, sizes=sizes), moved
     none = cells.keys.shape[0] - 1
     if not none:
         return lists._replace(offsets=cells.offsets, sizes=cells.sizes), torch.zeros_like(probed)
@@ -57,10 +59,7 @@ def cells_probed(cells: Cells, lists: InvertedLists, probed: Tensor, groups: Ten
     key = key.masked_fill_((cells.groups.take(at) != groups)[:, None], -1)
     cell = torch.searchsorted(cells.keys, key)
     used = pad(cell.masked_fill_(cells.keys.take(cell) != key, none).flatten(), (0, 1), value=none)
-    if used.shape[0] > _FEW:
-        used, moved = used.unique(return_inverse=True)
-    else:
-        moved = torch.arange(used.shape[0], device=used.device)
+    used, moved = used.unique(return_inverse=True)
     new = lists._replace(offsets=cells.offsets.take(used), sizes=cells.sizes.take(used))
     return new, moved[: probed.numel()].view(probed.shape)
 

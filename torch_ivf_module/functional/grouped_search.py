@@ -13,7 +13,7 @@ from torch import Tensor
 from . import filtered_search, range_scan
 from .cells import NO_GROUP, Cells, cells_probed
 from .filters import Filter
-from .kernels import kernel_for
+from .kernels import Kernel, kernel_for
 from .lists import InvertedLists, ids_at
 from .options import SearchOptions
 from .probe import Coarse, probe
@@ -41,10 +41,10 @@ def search(
 
     Reads these rows of the probed lists and no others. `max_codes` counts all rows of a list. There is no budget.
     """
-    lists = probed_lists(x, coarse, segments, options)
-    results = []
+    kernel, results = kernel_for(x), []
+    lists = probed_lists(x, coarse, segments, options, kernel)
     for segment, own in zip(segments, cells, strict=True):
-        part, probed = cells_probed(own, segment, lists, groups)
+        part, probed = cells_probed(own, segment, lists, groups, kernel)
         results.append(search_filtered(x, coarse, [part], options, filter, probed=probed, stats=stats))
     if len(results) == 1:
         return results[0]
@@ -86,10 +86,11 @@ def range_search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`range_scan.range_search` of those rows alone that have the group of their query, groups (Q,), and pass its
     filter."""
-    lists = probed_lists(x, coarse, segments, options._replace(max_codes=None))
+    kernel = kernel_for(x)
+    lists = probed_lists(x, coarse, segments, options._replace(max_codes=None), kernel)
     queries, scores, rows, before = [lists.new_empty(0)], [x.new_empty(0)], [lists.new_empty(0)], 0
     for segment, own in zip(segments, cells, strict=True):
-        part, probed = cells_probed(own, segment, lists, groups)
+        part, probed = cells_probed(own, segment, lists, groups, kernel)
         if probed.numel():
             lims, found, at = range_scan.range_search(
                 x,
@@ -111,11 +112,11 @@ def range_search(
 
 
 def probed_lists(
-    x: Tensor, coarse: Coarse, segments: Sequence[InvertedLists], options: SearchOptions
+    x: Tensor, coarse: Coarse, segments: Sequence[InvertedLists], options: SearchOptions, kernel: Kernel | None
 ) -> Tensor:
     """The lists (Q, P) that queries read, nearest first, L for none."""
     x, finite = finite_queries(x)
-    nearest = probe(x, coarse, options.nprobe, options.metric, kernel_for(x))
+    nearest = probe(x, coarse, options.nprobe, options.metric, kernel)
     return capped_lists(nearest, finite, coarse, segments, options.max_codes)[0]
 
 
