@@ -143,3 +143,26 @@ def test_every_failing_change_keeps_groups():
     with pytest.raises(ValueError, match="finite|NaN"):
         plain.add(broken, groups=groups)
     assert "list_groups" not in plain.state_dict()
+
+
+def test_an_index_whose_grouped_rows_are_removed_has_no_groups():
+    index = filled()
+    index.remove_ids(torch.arange(850))
+    index.list_sizes()
+    assert index.ntotal == 50
+    assert "list_groups" not in index.state_dict()
+    assert (index.groups_of(torch.arange(850, 900)) == -1).all()
+    index.update(torch.tensor([860]), vectors(1, 2), groups=torch.tensor([3]))
+    assert index.groups_of(torch.tensor([860, 861])).tolist() == [3, -1]
+    assert (index.copy_subset(torch.tensor([861, 862])).groups_of(torch.tensor([861])) == -1).all()
+
+
+def test_group_by_reads_many_rows_of_one_group_within_the_memory_of_a_search():
+    """Each query has to find the last row, behind all rows of one group."""
+    index, x = IndexFlat(D, max_bytes=1 << 16), torch.zeros(5, D)
+    index.add(vectors(2000, 0), groups=torch.zeros(2000, dtype=torch.int64))
+    index.add(torch.full((1, D), 50.0), groups=torch.tensor([1]))
+    i = index.search(x, 3, params=SearchParams(group_by=1))[1]
+    assert (i[:, 0] == index.search(x, 1)[1][:, 0]).all()
+    assert i[:, 1:].tolist() == [[2000, -1]] * 5
+    assert index.search(x[:0], 3, params=SearchParams(group_by=1))[1].shape == (0, 3)

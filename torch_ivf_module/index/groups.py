@@ -51,7 +51,9 @@ def repacked(buffers: Mapping[str, Tensor], rows: Tensor, updates: PendingUpdate
             lookup.note(labels[:, 0] if grouped else labels, ids, assigned, groups)
         join = append_by_group if grouped else append
         rows, offsets, labels = join(rows, offsets, labels, new, _labels(ids, groups, grouped=grouped), assigned)
-    return _unlabelled(rows, offsets, labels, grouped=grouped)
+    rows, offsets, ids, groups = _unlabelled(rows, offsets, labels, grouped=grouped)
+    left = groups is not None and bool((groups != NO_GROUP).any())
+    return rows, offsets, ids, groups if left else None
 
 
 def _labels(ids: Tensor, groups: Tensor | None, *, grouped: bool) -> Tensor:
