@@ -130,9 +130,9 @@ def spread(
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of each query of which at most `most` have the same group: scores and rows (Q, k).
 
-    ``find(which, n)`` returns the n best scores and rows of the queries (q,), and perhaps more that is not used; `cells`
-    are those of each segment. Where the rows found are not enough, more are searched for, until there are no others.
-    Rows without a group are not limited.
+    ``find(which, n)`` returns the n best scores and rows of the queries (q,), and perhaps more that is not used;
+    `cells` are those of each segment. Where the rows found are not enough, more are searched for, until there are no
+    others. Rows without a group are not limited.
     """
     k, wanted, device = options.k, options.k, cells[0].offsets.device
     scores = torch.empty(queries, k, device=device)

@@ -35,8 +35,8 @@ def add(self: IndexBase, x: Tensor, *, groups: Tensor | None = None) -> None:
     for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and RuntimeError before
     training or when the ids would pass 2^63 - 2; the index is unchanged then.
 
-    `groups` (n,) int64 are the groups of the rows, by which `SearchParams(groups=...)` finds them: any numbers, of which
-    -1, the default, is no group.
+    `groups` (n,) int64 are the groups of the rows, by which `SearchParams(groups=...)` finds them: any numbers, of
+    which -1, the default, is no group.
     """
     x = validation.vectors(x, "x", self.d, self.device)
     _add(self.store, x, None, validation.groups(groups, x.shape[0], self.device))

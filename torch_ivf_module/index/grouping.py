@@ -31,7 +31,7 @@ def refuse(params: SearchParams, what: str) -> None:
     """ValueError if a search depends on groups, where `what` does not have them."""
     if by_group(params):
         name = "group_by" if params.groups is None else "groups"
-        raise ValueError(f"params has {name}, which {what} does not support: search a plain index")
+        raise ValueError(f"params has {name}, which {what} does not support: search a flat or inverted-file index")
 
 
 def search_by_group(

@@ -81,7 +81,8 @@ class IdLookup:
         if not self.last_places:
             return last
         noted = [self.last_places.get(id, (-1, NO_GROUP)) for id in wanted.tolist()]
-        lists, groups = torch.tensor(noted, dtype=torch.int64, device="cpu").to(wanted.device).view(-1, 2)[which].unbind(1)
+        noted_of = torch.tensor(noted, dtype=torch.int64, device="cpu").view(-1, 2).to(wanted.device)[which]
+        lists, groups = noted_of.unbind(1)
         there = torch.searchsorted(buffers["list_offsets"], rows, right=True) - 1 == lists
         if GROUPS in buffers:
             there &= buffers[GROUPS][rows] == groups
