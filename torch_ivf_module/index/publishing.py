@@ -130,6 +130,8 @@ class Versions:
             version = self._next()
             if last is not None and version is not None and _expected(last, version):
                 version.lists()
+                if last.packed.has_cells:
+                    version.cells()
         finally:
             self.changing = False
             self._replace(version or self._next())

@@ -63,6 +63,11 @@ class Packed:
         return other
 
     @property
+    def has_cells(self) -> bool:
+        """Whether a search by group has read the lists."""
+        return self._cells.value is not None
+
+    @property
     def bytes(self) -> int:
         """Memory of biases, codes and cells."""
         derived, cells = self._derived.value, self._cells.value
