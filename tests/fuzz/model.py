@@ -97,10 +97,9 @@ class Model:
         return StoredRows(self.ids, self.stored.double(), torch.zeros_like(self.ids))
 
     def rows_of(self, id: int) -> Tensor:
-        """The vectors that `reconstruct` may return for an id: the last one, or all if that is unknown, as it is of
-        rows of several groups, by which the rows of a list are sorted."""
-        rows, groups = self.stored[self.ids == id], self.groups[self.ids == id]
-        return rows if id in self.unordered or len(groups.unique()) > 1 else rows[-1:]
+        """The vectors that `reconstruct` may return for an id: the last one, or all if that is unknown."""
+        rows = self.stored[self.ids == id]
+        return rows if id in self.unordered else rows[-1:]
 
     def reach(
         self, queries: Tensor, nprobe: int, max_codes: int | None = None, selected: Tensor | None = None
