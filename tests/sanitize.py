@@ -1,6 +1,6 @@
 """`python -m tests.sanitize`: the tests of the native kernel, compiled with the compiler's sanitizers.
 
-AddressSanitizer and UndefinedBehaviorSanitizer look at every access and operation of the kernel for this CPU; with `--thread`
+AddressSanitizer and UndefinedBehaviorSanitizer look at every access and operation of the kernel; with `--thread`
 ThreadSanitizer looks for races instead. Needs gcc or clang on Linux, and some minutes. What they find ends the run with
 a report and an exit code that is not 0. The tests that run are those of the kernel; other arguments are for pytest.
 """
