@@ -53,9 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         wrapper.chmod(0o755)
         # Into files, for pytest captures what is printed.
         settings = {name: f"{value}:log_path={folder / 'report'}" for name, value in SETTINGS.items()}
-        variables = {**os.environ, **settings, "CXX": str(wrapper), "TORCH_EXTENSIONS_DIR": str(folder)}
+        variables = {**os.environ, **settings, "TORCH_EXTENSIONS_DIR": str(folder)}
         build = [sys.executable, "-c", "from torch_ivf_module import native; native.build()"]
-        subprocess.run(build, env={**variables, "TORCH_IVF_NATIVE": "0"}, check=True)
+        subprocess.run(build, env={**variables, "CXX": str(wrapper), "TORCH_IVF_NATIVE": "0"}, check=True)
         # Python is not compiled with the sanitizer, and its own library looks for that of C++ when it begins.
         libraries = (f"lib{names[0][0]}san.so", "libstdc++.so")
         variables["LD_PRELOAD"] = " ".join(found(compiler, name) for name in libraries)
