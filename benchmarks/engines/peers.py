@@ -46,7 +46,7 @@ def _hnswlib(module: Any, rows: Tensor) -> Any:
 
 
 def _usearch(module: Any, rows: Tensor) -> Any:
-    index = module.Index(ndim=D, metric="l2sq", expansion_search=200)
+    index = module.Index(ndim=D, metric="l2sq", dtype="f32", expansion_search=200)
     index.add(np.arange(len(rows)), rows.numpy())
     return index
 
