@@ -103,11 +103,12 @@ dist-twice: $(VENV)/.ready-dev $(VENV)/.ready-dist
 wheels: export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || date -r pyproject.toml +%s))
 # From nothing: setuptools takes over what an earlier build has noted. One wheel holds the native kernel, by the torch of
 # this environment and for systems with a libc as new as this one's; libtorch is the user's. One serves all others.
+# Each is built from an sdist, whose files have the same modes everywhere.
 wheels: $(VENV)/.ready-dev $(VENV)/.ready-dist
 	rm -rf dist build *.egg-info
 	umask 022; TORCH_IVF_NATIVE=0 $(RUN) -m build --no-isolation --outdir dist
 	rm -rf build
-	umask 022; $(RUN) -m build --no-isolation --wheel --outdir build/linux
+	umask 022; $(RUN) -m build --no-isolation --outdir build/linux
 	umask 022; PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/linux/*.whl
 	rm -rf build
 
