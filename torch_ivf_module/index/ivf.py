@@ -114,6 +114,8 @@ class IndexIVF(IndexBase):
         store = self.store
         with store.lock, torch.no_grad():
             packed, offsets, ids = store.packed_lists()
+            if store.grouped:
+                raise RuntimeError("rebuild_lists needs an index without groups, by which rows of a list are sorted")
             if packed.shape[0]:
                 order = order_within_lists(packed, offsets, ids, store.buffers["centroids"], self.metric)
                 store.replace_lists(packed.index_select(0, order), offsets, ids.index_select(0, order))

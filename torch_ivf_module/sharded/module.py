@@ -285,6 +285,8 @@ def _check_shard(index: object, shard: str) -> None:
         raise TypeError(f"index must be a flat or inverted-file index, got {type(index).__name__}")
     if shard not in SHARDS:
         raise ValueError(f"shard must be one of {', '.join(map(repr, SHARDS))}, got {shard!r}")
+    if index.store.grouped:
+        raise ValueError("index has rows with groups, which a ShardedIndex does not support: use a plain index")
     if shard == "lists" and not isinstance(index, IndexIVF):
         raise ValueError(f"shard='lists' needs an inverted file, got {type(index).__name__}; use shard='rows'")
 
