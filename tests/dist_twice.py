@@ -23,12 +23,13 @@ SURROUNDINGS = {
 }
 
 
-def packages(clone: Path, venv: Path, variables: dict[str, str]) -> dict[str, str]:
+def packages(commit: str, clone: Path, venv: Path, variables: dict[str, str]) -> dict[str, str]:
     """The names of the files that `make wheels` of a new clone writes, and their SHA-256."""
     umask = f"umask {variables['UMASK']}"
     ready = [f"{venv}/.ready-{extras}" for extras in ("dev", "dist")]
     make = f'make -s wheels VENV="{venv}" ' + " ".join(f'-o "{stamp}"' for stamp in ready)  # the packages are there
-    commands = f'{umask} && git clone -q --no-hardlinks "{ROOT}" "{clone}" && {make} -C "{clone}"'
+    checkout = f'git clone -q --no-hardlinks "{ROOT}" "{clone}" && git -C "{clone}" checkout -q --detach {commit}'
+    commands = f'{umask} && {checkout} && {make} -C "{clone}"'
     left_out = ("MAKEFLAGS", "MAKELEVEL", "SOURCE_DATE_EPOCH", "PYTHONPATH")
     surroundings = {name: value for name, value in os.environ.items() if name not in left_out}
     subprocess.run(["sh", "-c", commands], check=True, stdout=subprocess.DEVNULL, env=surroundings | variables)
@@ -39,8 +40,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=Path(sys.prefix), help="with the packages of `make wheels`")
     venv = parser.parse_args().venv.absolute()
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    commit = head.stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
-        one, other = (packages(Path(folder, name), venv, setting) for name, setting in SURROUNDINGS.items())
+        one, other = (packages(commit, Path(folder, name), venv, setting) for name, setting in SURROUNDINGS.items())
     for name in sorted({*one, *other}):
         same = one.get(name) == other.get(name)
         print(f"{name}: {one.get(name)}" if same else f"{name} DIFFERS: {one.get(name)} and {other.get(name)}")
