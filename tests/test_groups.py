@@ -322,6 +322,25 @@ def test_changes_keep_groups(kind):
     empty.check_buffers()
 
 
+@pytest.mark.parametrize("kind", ["ivf", "ivfsq"])
+def test_rebalancing_keeps_groups(kind):
+    index, x, groups = filled(kind), vectors(Q, 1), wanted_groups()
+    index.add_with_ids(0.1 * vectors(300, 6) + 2, torch.arange(2000, 2300), groups=torch.arange(300) % 3)
+    index.add_with_ids(0.1 * vectors(50, 7) + 2, torch.arange(50))  # ids that others have, without groups
+    params = SearchParams(groups=groups)
+    before, known = index.search(x, 10, params=params), torch.cat([torch.arange(20), torch.arange(60, N)])
+    expected = index.groups_of(known)
+    assert index.rebalance().moved > 0
+    after = index.search(x, 10, params=params)
+    assert torch.equal(after[1], before[1])
+    torch.testing.assert_close(after[0], before[0])
+    assert torch.equal(index.groups_of(known), expected)
+    assert torch.equal(index.groups_of(torch.arange(2000, 2300)), torch.arange(300) % 3)
+    index.list_sizes()  # packs
+    assert torch.equal(index.search(x, 10, params=params)[1], before[1])
+    index.check_buffers()
+
+
 def test_update_keeps_the_group_unless_one_is_given():
     index, ids = filled(), torch.tensor([3, 710, 13])
     before = index.groups_of(ids)

@@ -136,8 +136,8 @@ class IndexBase(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, for repr."""
-        hidden = ("max_bytes", "dtype", *(["codes"] if self.codes == "auto" else []))
-        shown = {key: value for key, value in self.config().items() if key not in hidden}
+        hidden = [("codes", "auto"), ("auto_rebalance", None), ("max_bytes", self.max_bytes)]
+        shown = {key: value for key, value in self.config().items() if key != "dtype" and (key, value) not in hidden}
         words = [f"{key}={value!r}" if key != "d" else str(value) for key, value in shown.items()]
         return ", ".join([*words, f"ntotal={self.ntotal}", f"dtype={self.dtype}", f"device={self.device}"])
 

@@ -7,6 +7,7 @@ N packed rows, T pending rows, H hits.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -137,6 +138,13 @@ class PendingUpdates:
         stored = [*self._x, *self._ids, *self._assigned, *(part for part in self._groups if part is not None)]
         made = sum(part.bytes for part in (self._now, self.deleted) if part is not None)
         return sum(tensor.nbytes for tensor in stored) + made
+
+    def copied(self) -> PendingUpdates:
+        """The same updates, for changes that are to be seen all at once or not at all; tensors are not copied."""
+        other = copy.copy(self)
+        other._x, other._ids, other._assigned = list(self._x), list(self._ids), list(self._assigned)
+        other._groups = list(self._groups)
+        return other
 
     # -- pending rows --------------------------------------------------------------------------------------
 

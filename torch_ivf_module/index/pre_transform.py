@@ -74,7 +74,7 @@ class IndexPreTransform(nn.Module):
     last_search_stats = _of_index("last_search_stats")
     list_sizes, list_stats, imbalance_factor = map(_of_index, ("list_sizes", "list_stats", "imbalance_factor"))
     list_ordering, rebuild_lists, plot = map(_of_index, ("list_ordering", "rebuild_lists", "plot"))
-    check_buffers = _of_index("check_buffers")
+    check_buffers, rebalance, auto_rebalance = map(_of_index, ("check_buffers", "rebalance", "auto_rebalance"))
 
     def apply_transform(self, x: Tensor, name: str = "x") -> Tensor:
         """Transformed vectors (n, index.d), float32, of x (n, d)."""

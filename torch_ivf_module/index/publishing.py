@@ -137,14 +137,21 @@ class Versions:
         """The version of the buffers and the pending updates; None if other code has written the buffers."""
         if not self._known():
             return None
-        last, store = self.last, self._store
-        same = last is not None and last.packed.sources is self._written
-        packed = last.packed if last is not None and same else Packed(self._written, store.metric, store.d)
-        return Version(packed, store._updates.pending(), store._updates.deleted)
+        store = self._store
+        return Version(self._packed(), store._updates.pending(), store._updates.deleted)
+
+    def _packed(self) -> Packed:
+        """The packed lists of the buffers: those of the last version if they are the same, but for the centroids."""
+        last, (_, *lists) = self.last, self._present()
+        if last is not None and last.packed.sources is self._written:
+            return last.packed
+        if last is not None and all(last.packed.sources.get(name) is self._written[name] for name in lists):
+            return last.packed.with_centroids(self._written)
+        return Packed(self._written, self._store.metric, self._store.d)
 
     def _replace(self, version: Version | None) -> None:
         last, self.last = self.last, version
-        if last is not None and (version is None or version.packed is not last.packed):
+        if last is not None and (version is None or version.packed.codes is not last.packed.codes):
             last.packed.codes.close()
 
     # -- codes ---------------------------------------------------------------------------------------------

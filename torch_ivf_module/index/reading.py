@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..functional.lists import lengths
+from ..functional.rebalance import imbalance_of
 from ..functional.row_codes import vectors_of
 from . import validation
 from .eager import eager, opaque
@@ -65,8 +66,7 @@ def imbalance_factor(self: IndexBase) -> float:
 
     As in faiss: ``L * sum(sizes ** 2) / sum(sizes) ** 2``, at best 1; 1 for an empty index.
     """
-    sizes = self.list_sizes().double()
-    return float(sizes.shape[0] * sizes.square().sum() / sizes.sum().square()) if self.ntotal else 1.0
+    return imbalance_of(self.list_sizes())
 
 
 @eager

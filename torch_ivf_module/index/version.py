@@ -14,7 +14,7 @@ from ..functional.lists import InvertedLists
 from ..functional.probe import Coarse
 from . import schema
 from .coding import CodesCache
-from .derived import Derived, derive
+from .derived import Derived, derive, with_centroids
 from .integrity import Sources
 from .lazy import Latest
 from .pending import DeletedRows, PendingRows, few
@@ -50,6 +50,17 @@ class Packed:
         """The cells of the lists, which the first search by group computes."""
         lists = self.derived().lists
         return self._cells.get(self.sources, lambda _: cells_of(lists.offsets, filled_groups(self.groups, lists.ids)))
+
+    def with_centroids(self, sources: Sources) -> Packed:
+        """The same lists with the centroids of `sources`; biases and codes are not computed again."""
+        other, derived = Packed(sources, self.metric, 0), self._derived.value
+        other.read, other.codes = self.read, self.codes
+        if (cells := self._cells.value) is not None:
+            other._cells.get(sources, lambda _: cells)
+        if derived is not None:
+            centroids = next(iter(sources.values()))[0]
+            other._derived.get(sources, lambda _: with_centroids(derived, centroids, self.metric))
+        return other
 
     @property
     def bytes(self) -> int:

@@ -194,7 +194,7 @@ class ShardedIndex(ShardedModule):
         self._forget()
 
     def rebalance(self) -> None:
-        """Assign all rows to processes again, for example after removals or after lists have grown unevenly."""
+        """Assign all rows to processes again, for example after removals or uneven growth; no list changes."""
         self._agree("rebalance", lambda: (None, []))
         if self.index.is_trained:
             self._redistribute("rebalance")
