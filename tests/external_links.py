@@ -1,7 +1,7 @@
 """The links to other sites in the pages of this repository: `python -m tests.external_links [--check]`.
 
-Prints each address and the pages that have it. With `--check` it asks for every one of them, which needs the internet, and
-exits with code 1 if one cannot be had.
+Prints each address and the pages that have it. With `--check` it asks for every one of them, which needs the internet,
+and exits with code 1 if one cannot be had.
 """
 
 from __future__ import annotations
