@@ -87,9 +87,9 @@ def test_states_that_do_not_fit_leave_the_index_as_it_was(index, name, value, sa
 
 def test_rows_without_centroids_are_refused():
     index = IndexIVFFlat(D, nlist=2)
-    state = {**index.state_dict(), "packed_embeddings": torch.zeros(1, D), "list_ids": torch.zeros(1, dtype=torch.int64)}
+    row = {"packed_embeddings": torch.zeros(1, D), "list_ids": torch.zeros(1, dtype=torch.int64)}
     with refuses(RuntimeError, "has 1 rows, but there are no centroids"):
-        index.load_state_dict(state)
+        index.load_state_dict({**index.state_dict(), **row})
 
 
 def test_rocm_needs_a_torch_for_it():
