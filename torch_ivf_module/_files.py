@@ -180,7 +180,7 @@ def _last_write(folder: Path) -> float:
 def _machine() -> str:
     """Whose locks can be seen from here: the running kernel, which all its containers share, or the machine's name."""
     try:
-        name = Path("/proc/sys/kernel/random/boot_id").read_text()
+        name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
         name = platform.node()
     return hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -163,7 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def announce(device: torch.device) -> Any:
     """Print what the demo runs with; faiss, or None where it is not installed."""
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     processor = cpuinfo.partition("model name")[2].partition("\n")[0].strip("\t :") or platform.machine()
     try:
         faiss = require("faiss", "faiss")
