@@ -38,6 +38,7 @@ PLAIN: dict[str, type[IndexBase]] = {
     kind.__name__: kind
     for kind in (IndexFlat, IndexFlatL2, IndexFlatIP, IndexIVFFlat, IndexScalarQuantizer, IndexIVFScalarQuantizer)
 }
+_NOT_OURS = "the file is empty, truncated, or was not written by index.save"
 _TRIES = 20  # of reading a file that is being replaced meanwhile
 CLASSES = (*PLAIN, IndexPreTransform.__name__)
 
@@ -181,13 +182,13 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
 
 def _read_torch(path: Path, mmap: bool) -> Mapping[str, Any]:
     if mmap and not zipfile.is_zipfile(path):  # torch's own text would advise saving it by an option of torch.save
-        raise ValueError("it is cut, or was not written by index.save; `build` makes an index of a file of vectors")
+        raise ValueError(f"{_NOT_OURS}; `build` makes an index from a file of vectors")
     try:
         about = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:  # torch's own text ends in advice to run what is in the file
-        raise ValueError("it is cut, no file of torch, or holds code, which is never run") from error
+    except (pickle.UnpicklingError, EOFError, LookupError) as error:  # with texts of the pickle module, or advice of
+        raise ValueError(f"{_NOT_OURS}, or it contains code, which is never executed") from error  # torch to run code
     if not isinstance(about, dict):
-        raise ValueError("it holds no index")
+        raise ValueError(f"it contains a {type(about).__name__}, not an index")
     return about
 
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._files import beside, replace, short_name
+from ._files import beside, check_source, replace, short_name
 from ._optional import require
 from .graph import SearchGraph
 from .params import positive
@@ -54,7 +54,7 @@ def to_torchscript(model: nn.Module, path: str | os.PathLike[str], *, search_mod
         if not isinstance(model, SearchGraph):
             raise ValueError(f"search_mode='csr' is for a SearchGraph, got {type(model).__name__}")
         model = ScriptedLists(model)
-    with quietly(), _evaluating(model):
+    with quietly(), _evaluating(_module(model)):
         _swapped(model, lambda module: replace(Path(path), torch.jit.script(module).save))
     return Path(path)
 
@@ -208,15 +208,23 @@ def _exported(
         return torch.export.export(model, args, named, dynamic_shapes=shapes)
 
 
+def _module(model: nn.Module) -> nn.Module:
+    """`model`, which is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; the path is the second argument")
+    return model
+
+
 def _inputs(
     model: nn.Module, example: Tensor | None, mask: int | None, per_query: bool, exclude: int | None
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor], tuple[dict[int, Any], ...]]:
     """Inputs to record `model` with, by position and by name, and which of their dimensions may change."""
-    if "graph" in model._modules:
+    if "graph" in _module(model)._modules:
         raise ValueError("model has a submodule called 'graph', a name that torch.export uses itself: call it another")
     if example is None:
         if not isinstance(model, SearchGraph):
-            raise ValueError(f"example is needed to export a {type(model).__name__}: an input of at least two rows")
+            what = f"example is needed to export {type(model).__name__}"
+            raise ValueError(f"{what}: pass example=x, an input of at least two rows; only a SearchGraph needs none")
         example = torch.zeros(2, model.d, dtype=torch.float32, device=model.list_ids.device)
     if example.dim() == 0 or example.shape[0] < 2:
         raise ValueError(f"example must have at least two rows, got shape {tuple(example.shape)}")
@@ -240,6 +248,9 @@ def runner(path: str | os.PathLike[str], format: str) -> Callable[..., tuple[Ten
 
     An ONNX file is run by onnxruntime on the CPU (extra `export`).
     """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+    check_source(Path(path))
     if format == "torchscript":
         with quietly():
             module = torch.jit.load(str(path))
@@ -251,17 +262,15 @@ def runner(path: str | os.PathLike[str], format: str) -> Callable[..., tuple[Ten
     if format == "aoti":
         package = torch._inductor.aoti_load_package(str(path))
         return lambda *inputs, **named: tuple(package(*inputs, **named))
-    if format == "onnx":
-        session = require("onnxruntime", "export").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        names = [value.name for value in session.get_inputs()]
+    session = require("onnxruntime", "export").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
 
-        def run(*inputs: Tensor, **named: Tensor) -> tuple[Tensor, ...]:
-            given = {**dict(zip(names, inputs, strict=not named)), **named}
-            feeds = {name: given[name].detach().cpu().numpy() for name in names}
-            return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
+    def run(*inputs: Tensor, **named: Tensor) -> tuple[Tensor, ...]:
+        given = {**dict(zip(names, inputs, strict=not named)), **named}
+        feeds = {name: given[name].detach().cpu().numpy() for name in names}
+        return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
 
-        return run
-    raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+    return run
 
 
 class Agreement(NamedTuple):

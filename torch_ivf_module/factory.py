@@ -43,6 +43,8 @@ def index_factory(
     IndexIVFScalarQuantizer(64, metric='l2', k=10, search_mode='auto', bits=8, nlist=16, nprobe=4, max_codes=None, \
 list_ordering='none', ntotal=0, dtype=torch.float32, device=cpu)
     """
+    if not isinstance(description, str):
+        raise TypeError(f"description must be a string such as 'IVF512,Flat', got {type(description).__name__}")
     *before, rows = description.split(",")
     lists = re.fullmatch(r"IVF(\d+)", before[-1]) if before else None
     before = before[:-1] if lists else before

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .._files import beside
+from .._files import beside, check_target
 from ..advice import nlist_for
 from ..checkpoint import load
 from ..functional.metric import METRICS
@@ -31,7 +31,6 @@ from .common import (
     VECTOR_FILES,
     Reporter,
     add_json,
-    check_target,
     index_writer,
     positive,
     read_bytes,

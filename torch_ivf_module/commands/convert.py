@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from .._files import check_target
 from ..checkpoint import load
 from ..index import IndexPreTransform
-from .common import INDEX_FILES, Reporter, add_json, check_target, index_writer, shown_bytes
+from .common import INDEX_FILES, Reporter, add_json, index_writer, shown_bytes
 
 __all__ = ["add_arguments", "run"]
 

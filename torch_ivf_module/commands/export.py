@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from .. import export
+from .._files import check_target
 from ..functional.row_codes import as_float, rows_at
 from ..graph import LAYOUTS, SearchGraph
 from ..index import IndexPreTransform, SearchParams
-from .common import Reporter, add_json, check_target, load_trained, positive, shown_bytes
+from .common import Reporter, add_json, load_trained, positive, shown_bytes
 
 __all__ = ["add_arguments", "run"]
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("index", type=Path, help="a saved index")
     option("--format", choices=tuple(export.FORMATS), required=True)
-    option("--k", type=positive, help="results a query (default: the index's own)")
+    option("-k", "--k", type=positive, help="results a query (default: the index's own)")
     option("--nprobe", type=positive, help="lists a query visits (default: the index's own)")
     option("--max-codes", type=positive, help="the most rows a query reads (default: the index's own)")
     option("--storage", choices=("float32", "float16", "bfloat16"), help="dtype of the scanned vectors")

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._files import replace
+from .._files import check_target, replace
 from ..checkpoint import AnyIndex
 from ..index import IndexPreTransform
 from ..params import SearchParams
 from ..vector_files import Vectors, open_vectors, read_truth
-from .common import VECTOR_FILES, Reporter, add_json, check_target, load_trained, positive, usable_device
+from .common import VECTOR_FILES, Reporter, add_json, load_trained, positive, usable_device
 
 __all__ = ["add_arguments", "run"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .._files import replace
+from .._files import check_target, replace
 from ..checkpoint import AnyIndex, header
 from ..index import training
 from ..sharded import ShardedIndex
@@ -88,6 +88,7 @@ def build_file(
         return build_sharded(
             vectors, path, index, key=key, ids=ids, rows=rows, max_memory=max_memory, verbose=verbose, **settings
         )
+    check_target(path, *(Path(file) for file in (vectors, ids) if isinstance(file, (str, os.PathLike))))
     source = opened(vectors, key, ids, rows)
     made = template(index, source)
     planned = planned_for(made, len(source.rows), train_rows, batch, max_memory)
