@@ -37,7 +37,7 @@ class AveragedModel(swa_utils.AveragedModel):
 
     def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
         if isinstance(model, IndexBase) and next(model.parameters(), None) is None:
-            raise TypeError("model must hold an index, not be one: an index has no weights to average")
+            raise TypeError("model must be a module that contains an index: an index itself has no weights")
         super().__init__(model, *args, **settings)
         self._followed: dict[str, Sources] = {}
 
@@ -48,7 +48,7 @@ class AveragedModel(swa_utils.AveragedModel):
         """Average the weights of `model` in, and follow its indexes."""
         mine, theirs = _indexes(self.module), _indexes(model)
         if mine.keys() != theirs.keys():
-            raise ValueError(f"model must hold its indexes at {sorted(mine)}, as at first, got {sorted(theirs)}")
+            raise ValueError(f"model must have indexes at {sorted(mine)}, as when wrapped, got {sorted(theirs)}")
         with _without_own_buffers(self.module), _without_own_buffers(model):
             super().update_parameters(model)
         for name, index in theirs.items():

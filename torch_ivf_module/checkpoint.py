@@ -124,7 +124,7 @@ def load(
     path = Path(path)
     codes = codes if codes == "saved" else checked_codes(codes)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; load opens files, from_pretrained folders")
+        raise IsADirectoryError(f"{path} is a folder, but load opens files; for a folder use from_pretrained")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     index = _unreplaced(path, lambda: _open(path, mmap))
@@ -217,7 +217,7 @@ def _checked(path: Path, about: Mapping[str, Any], tensors: object, unread: tupl
         raise BadFile(f"{path} is damaged: its description does not match its checksum")
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise BadFile(f"{path} is damaged: {name} is no plain tensor")
+            raise BadFile(f"{path} is damaged: {name} is not a contiguous tensor")
         if name.rpartition(".")[2] not in unread and digests[name] != _digest(tensor):
             raise BadFile(f"{path} is damaged: {name} does not match its checksum")
     index = rebuilt(about)
@@ -257,7 +257,7 @@ def rebuilt(about: Mapping[str, Any]) -> AnyIndex:
         steps = [Normalize() if step == "l2norm" else _linear(*step) for step in config["steps"]]
         return IndexPreTransform(config["d"], nn.Sequential(*steps).requires_grad_(False), inner)
     if name not in PLAIN:
-        raise ValueError(f"it holds a {name!r}, this release knows {', '.join(CLASSES)}")
+        raise ValueError(f"it contains a {name!r}, this release knows {', '.join(CLASSES)}")
     if "dtype" in config:
         config["dtype"] = getattr(torch, config["dtype"])
     if name in (IndexFlatL2.__name__, IndexFlatIP.__name__):

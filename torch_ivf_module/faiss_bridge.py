@@ -84,13 +84,13 @@ def _converted(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> Index
         return _ivf(faiss, index, ids, codes)
     if _is_flat(faiss, index) or type(index) is faiss.IndexScalarQuantizer:
         return _flat(faiss, index, ids, codes)
-    raise Unsupported(f"faiss's {type(index).__name__} has no counterpart here; these do: {WORKS}")
+    raise Unsupported(f"faiss's {type(index).__name__} is not supported; supported are {WORKS}")
 
 
 def _metric(faiss: Any, index: Any) -> str:
     names = {faiss.METRIC_L2: "l2", faiss.METRIC_INNER_PRODUCT: "ip"}
     if index.metric_type not in names:
-        raise Unsupported(f"index has faiss's metric number {index.metric_type}; l2 and inner product work")
+        raise Unsupported(f"index has faiss's metric {index.metric_type}; supported are L2 and inner product")
     return names[index.metric_type]
 
 
@@ -112,7 +112,7 @@ def _flat(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> IndexBase:
 def _ivf(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> IndexBase:
     metric = _metric(faiss, index)
     if index.quantizer.metric_type != index.metric_type:
-        raise Unsupported("index chooses lists by another metric than it ranks by; here the two are the same")
+        raise Unsupported("the quantizer of index has another metric than the index, which is not supported")
     quantizer, settings = storage(faiss, index, codes)
     settings |= dict(nlist=index.nlist, nprobe=index.nprobe, max_codes=index.max_codes)
     kind = IndexIVFScalarQuantizer if "bits" in settings else IndexIVFFlat
@@ -124,7 +124,7 @@ def _ivf(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> IndexBase:
     rows, offsets, labels = _lists(faiss, index, quantizer, ours, centroids)
     if ids is not None:
         if labels.shape[0] and not 0 <= int(labels.min()) <= int(labels.max()) < ids.shape[0]:
-            raise ValueError("index maps fewer ids than it holds, as IndexIDMap does over an IVF after remove_ids")
+            raise ValueError("index has fewer ids than vectors, as IndexIDMap over IVF has after remove_ids")
         labels = ids[labels]
     if not _is_flat(faiss, coarse):
         nearest = nearest_lists(rows, coarse_of(centroids, metric), metric)
@@ -143,7 +143,7 @@ def _load(ours: IndexBase, centroids: Tensor, rows: Tensor, offsets: Tensor, ids
     try:
         ours.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"index cannot be taken over: {error}") from error
+        raise ValueError(f"index cannot be converted: {error}") from error
 
 
 def _lists(
@@ -201,7 +201,7 @@ def _step(faiss: Any, transform: Any) -> nn.Linear | Normalize:
         matrix = np.ascontiguousarray(_plain(transform.apply(np.eye(d, dtype=np.float32))).T)
     else:
         raise Unsupported(
-            f"faiss's {type(transform).__name__} has no counterpart here; these do: linear transforms, "
+            f"faiss's {type(transform).__name__} is not supported; supported are linear transforms, "
             "CenteringTransform, RemapDimensionsTransform and NormalizationTransform by the L2 norm"
         )
     layer = nn.Linear(d, out, device=CPU, dtype=torch.float32)

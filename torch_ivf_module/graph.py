@@ -173,7 +173,7 @@ class SearchGraph(nn.Module):
             mask = validation.layer_mask(mask, "mask", x.shape[:-1], device)
             mask = mask if mask.dim() == 1 else mask.flatten(0, -2)
         if (exclude is not None) != bool(self.exclude):
-            raise ValueError("exclude is for graphs that index.graph(exclude=m) made, and these need it")
+            raise ValueError("exclude must be passed if the graph was made by index.graph(exclude=m), and only then")
         if exclude is not None:
             exclude = validation.layer_ids(exclude, "exclude", x.shape[:-1], self.exclude, device)
             exclude = exclude.reshape(-1, self.exclude)

@@ -88,10 +88,10 @@ def _agree(index: AnyIndex, config: Any, path: Path) -> None:
     """Hold config.json against the index beside it, and take from it what may be set freely."""
     found = description(index)
     if not isinstance(config, dict) or config.get("class") != found["class"]:
-        raise BadFile(f"{CONFIG} beside {path} must describe an {found['class']}, which is what the file holds")
+        raise BadFile(f"{CONFIG} next to {path} must describe an {found['class']}, which is what the file contains")
     own, told = found["config"], config.get("config")
     if not isinstance(told, dict):
-        raise BadFile(f"{CONFIG} beside {path} must have its settings as an object named config, got {told!r}")
+        raise BadFile(f"{CONFIG} next to {path} must have an object named config with the settings, got {told!r}")
     for name in {*own, *told}:
         if name == "index" and isinstance(index, IndexPreTransform):
             _agree(index.index, told.get(name), path)
@@ -99,11 +99,11 @@ def _agree(index: AnyIndex, config: Any, path: Path) -> None:
             if name in told:  # else it was written by a release without this setting
                 _set(index, name, told[name], path)
         elif own.get(name) != told.get(name):
-            raise BadFile(f"{CONFIG} says {name} = {told.get(name)!r}, but {path} holds {own.get(name)!r}")
+            raise BadFile(f"{CONFIG} says {name} = {told.get(name)!r}, but {path} has {own.get(name)!r}")
 
 
 def _set(index: AnyIndex, name: str, value: Any, path: Path) -> None:
     try:
         setattr(index, name, value)
     except (TypeError, ValueError) as error:
-        raise BadFile(f"{CONFIG} beside {path}: {error}") from error
+        raise BadFile(f"{CONFIG} next to {path}: {error}") from error

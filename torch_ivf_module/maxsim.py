@@ -100,7 +100,7 @@ class MaxSim(nn.Module):
         k, params = positive(k, "k"), index.checked_params(params)
         if params.per_query:
             name = "selector" if params.exclude is None else "exclude"
-            raise ValueError(f"{name} of each query is not for MaxSim: give one selector of documents for all queries")
+            raise ValueError(f"MaxSim has no {name} for each query: pass one selector of documents for all")
         with without_autocast(index.device):
             packed, documents = self._stored()
             tokens, weights, usable = maxsim_input(queries.float(), mask, index.metric)

@@ -75,7 +75,7 @@ def plot_recall(found: Tuned | Sequence[Point], ax: Any = None) -> Any:
     """
     curve = found.curve if isinstance(found, Tuned) else list(found)
     if not curve:
-        raise ValueError("found has no points to plot: give what `tune` returned, or some of its curve")
+        raise ValueError("found has no points to plot: pass the result of `tune`, or its curve")
     axes = _axes(ax)
     whole = sorted((p for p in curve if p.budget is None), key=lambda point: point.nprobe)
     limited = [p for p in curve if p.budget is not None]

@@ -70,14 +70,14 @@ def say(what: str, text: str, seconds: float | None = None) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Declare --json."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def load_trained(path: Path, *, device: torch.device | None = None, mmap: bool = False) -> AnyIndex:
     """`load`, but for an index that cannot be searched yet: ValueError."""
     index = load(path, device=device, mmap=mmap)
     if not index.is_trained:
-        raise ValueError(f"{path} holds an index that is not trained, and so nothing to search")
+        raise ValueError(f"{path} contains an index that is not trained, so there is nothing to search")
     return index
 
 

@@ -19,9 +19,9 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `convert`."""
     option = parser.add_argument
-    option("source", type=Path, help="an index of this library, of torch-ivf, or of faiss (extra faiss)")
-    option("target", type=Path, help=INDEX_FILES)
-    option("--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored vectors (default: as they are)")
+    option("source", type=Path, help="a file of this package, of torch-ivf, or of faiss (extra faiss)")
+    option("target", type=Path, help=f"the file to write: {INDEX_FILES}")
+    option("--dtype", choices=("float32", "float16", "bfloat16"), help="dtype of the vectors (default: unchanged)")
     add_json(parser)
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype is not None:
         inner = index.index if isinstance(index, IndexPreTransform) else index
         if not inner.store.packed.is_floating_point():
-            raise ValueError(f"{args.source} holds {inner.store.format.kind}, not floats of a --dtype: leave it out")
+            raise ValueError(f"{args.source} contains {inner.store.format.kind}, not floats: leave out --dtype")
         inner.to(getattr(torch, args.dtype))
     write(index)
     size = args.target.stat().st_size

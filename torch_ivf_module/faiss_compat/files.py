@@ -97,7 +97,7 @@ def write_index(index: Index, target: Any, io_flags: int = 0, *, format: str = _
         if format == _FAISS:
             ivf = try_extract_index_ivf(index)
             if ivf is not None and ivf.quantizer.metric_type != ivf.metric_type:
-                raise Unsupported("to faiss's format go only inverted files whose quantizer has their metric")
+                raise Unsupported("format='faiss' needs an inverted file whose quantizer has the same metric")
             _real_faiss().write_index(to_faiss(module), path)
         elif format == _OURS:
             checkpoint.save(module, path, {"faiss_compat": class_names(index)})
@@ -150,5 +150,5 @@ def clone_index(index: Index) -> Index:
 def _real_faiss() -> Any:
     """faiss itself. RuntimeError while this package has its name."""
     if installed():
-        raise RuntimeError("faiss's own files need faiss, whose name this package has now: call uninstall() before")
+        raise RuntimeError("files of faiss need faiss, which install() has replaced: call uninstall() first")
     return require("faiss", "faiss")

@@ -30,7 +30,7 @@ class MemoryBank(nn.Module):
     def __init__(self, index: IndexBase) -> None:
         super().__init__()
         if index.metric != "l2":
-            raise ValueError(f"index must be of metric 'l2', by which PatchCore compares, got {index.metric!r}")
+            raise ValueError(f"index must have metric 'l2', the metric of PatchCore, got {index.metric!r}")
         self.index = index
 
     @property

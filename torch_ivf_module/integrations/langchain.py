@@ -51,7 +51,7 @@ class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
 
     def __init__(self, embedding: Any, index: IndexBase | None = None) -> None:
         if index is not None and index.ntotal:
-            raise ValueError(f"index must be empty, got one of {index.ntotal} vectors, whose texts are not known")
+            raise ValueError(f"index must be empty, got one with {index.ntotal} vectors: their texts are not known")
         self.embedding = embedding
         self.index = index
         self._documents: dict[int, Any] = {}  # by their ids in the index

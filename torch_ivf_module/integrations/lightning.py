@@ -84,7 +84,7 @@ class KNNAccuracy(_lightning.Callback):  # type: ignore[misc]
         if self.index is None or self.index.d != vectors.shape[1]:
             self.index = self._make_index(vectors.shape[1])
         if self.index.metric != "cosine":
-            raise ValueError(f"index must make one of metric 'cosine', got metric {self.index.metric!r}")
+            raise ValueError(f"index must return an index with metric 'cosine', got metric {self.index.metric!r}")
         self.index.to(vectors.device).reset()
         self.index.train(vectors)
         self.index.add(vectors)

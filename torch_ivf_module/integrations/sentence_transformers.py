@@ -51,7 +51,7 @@ def semantic_search(
     elif score_function is None:
         index = corpus_embeddings
     else:
-        raise ValueError("score_function is for corpus_embeddings that are no index; an index has its metric")
+        raise ValueError("corpus_embeddings is an index, which has its own metric: leave score_function out")
     if index.metric == "l2":
         raise ValueError("corpus_embeddings must be an index of metric 'cosine' or 'ip', got one of metric 'l2'")
     queries = queries[None] if queries.dim() == 1 else queries
