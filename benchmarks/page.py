@@ -74,6 +74,12 @@ def which_index(tasks: Tasks) -> str:
     return "\n\n".join(parts)
 
 
+def query_filters(tasks: Tasks) -> str:
+    """The task `query_filters` of the headline, for the page about filters; empty if it was not done."""
+    task = tasks.get(("headline", "query_filters"))
+    return "" if task is None else f"{CASES[task.case].description}:\n\n{tabulate(task)}\n\n{caption(task)}"
+
+
 def plot_file(task: TaskRun) -> str:
     return f"{task.task}-{task.case}.svg"
 

@@ -49,7 +49,7 @@ def _style(engine: str) -> dict[str, Any]:
     return {**dict(zip(("color", "ls", "marker"), _STYLES[engine], strict=True)), "label": engine, "ms": 4, **front}
 
 
-def _svg(figure: Any, named: Any = None) -> str:
+def svg(figure: Any, named: Any = None) -> str:
     """The file; to the right of all panels the names of one panel's lines, in the order in which they end there."""
     figure.tight_layout()
     if named is not None:
@@ -80,7 +80,7 @@ def speed(task: TaskRun, title: str, engines: Iterable[str] | None = None) -> st
     _ticks(axes.xaxis, FixedLocator(task.values("nq")))
     _ticks(axes.yaxis, LogLocator(10, (1, 2, 5)))
     axes.set(xlabel="queries in a batch", ylabel="queries/s (median; quartiles shaded)", title=title)
-    return _svg(figure, axes)
+    return svg(figure, axes)
 
 
 def recall(task: TaskRun, title: str) -> str:
@@ -102,7 +102,7 @@ def recall(task: TaskRun, title: str) -> str:
             _ticks(axes.xaxis, FixedLocator(shown), lambda value: f"{1 - value:g}")
         axes.set(xlabel=f"recall@{task.rows[0]['k']}", ylabel="queries/s", title=f"{title}, nq {nq:,}", yscale="log")
         _ticks(axes.yaxis, LogLocator(10, (1, 2, 5)))
-    return _svg(figure, panels[0, 0])
+    return svg(figure, panels[0, 0])
 
 
 def plots(tasks: Tasks) -> dict[str, Callable[[], str]]:

@@ -17,6 +17,9 @@ from tests.datasets import normal, problem
 from tests.oracle import agree
 from tests.problems import DTYPES, flat, shared
 from torch_ivf_module import IndexFlatIP, IndexFlatL2, SearchParams, native
+from torch_ivf_module.functional.cells import Cells, cells_of, cells_probed
+from torch_ivf_module.functional.lists import InvertedLists
+from torch_ivf_module.native.ops import NativeKernel
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no kernel: python -m torch_ivf_module build-native")
 
@@ -189,6 +192,44 @@ def test_torch_finds_nothing_wrong_with_the_operators(dtype, limits):
     for given in ((None, None), (probes, most)):
         torch.library.opcheck(ops.search_index.default, (queries, coarse, segments, None, *given, *settings))
     torch.library.opcheck(ops.scan_above.default, (*arguments[:6], torch.zeros(len(queries))))
+    torch.library.opcheck(ops.group_cells.default, (probes, torch.zeros(len(queries)).long(), list(_cells())))
+
+
+def _cells(lists: int = 40, rows: int = 900) -> Cells:
+    generator = torch.Generator().manual_seed(5)
+    sizes = torch.bincount(torch.randint(lists, (rows,), generator=generator), minlength=lists)
+    groups = torch.randint(-4, 5, (rows,), generator=generator)
+    parts = [part.sort().values for part in groups.split(sizes.tolist())]
+    return cells_of(torch.nn.functional.pad(sizes.cumsum(0), (1, 0)), torch.cat(parts))
+
+
+@pytest.mark.parametrize(("queries", "probes"), [(0, 3), (1, 0), (1, 2), (3, 5), (200, 41)])
+def test_cells_of_groups(queries, probes):
+    cells, generator = _cells(), torch.Generator().manual_seed(queries)
+    lists = InvertedLists(torch.zeros(900, 1), *[torch.zeros(1).long()] * 3, torch.zeros(0))
+    probed = torch.rand(queries, 41, generator=generator).argsort(1)[:, :probes].contiguous()  # 40 is no list
+    groups = torch.randint(-6, 7, (queries,), generator=generator)
+    expected, at = cells_probed(cells, lists, probed, groups)
+    found, moved = cells_probed(cells, lists, probed, groups, NativeKernel())
+    assert torch.equal(found.sizes[moved], expected.sizes[at])
+    filled = expected.sizes[at] > 0
+    assert torch.equal(found.offsets[moved][filled], expected.offsets[at][filled])
+    assert found.sizes[-1] == expected.sizes[-1] == 0
+    assert found.sizes.shape[0] <= moved.unique().shape[0] + 1
+
+
+def test_wrong_cells_are_named():
+    cells, probed, groups = list(_cells()), torch.zeros(2, 3).long(), torch.zeros(2).long()
+    for arguments, said in (
+        ((probed[0], groups, cells), "probed must have 2"),
+        ((probed, groups[1:], cells), "groups must have an entry"),
+        ((probed, groups.int(), cells), "groups must be"),
+        ((probed, groups, cells[1:]), "cells must be 4"),
+        ((probed, groups, [*cells[:3], cells[3][1:]]), "equal length"),
+        ((probed, groups, [cells[0].float(), *cells[1:]]), "cells must be"),
+    ):
+        with pytest.raises(RuntimeError, match=said):
+            torch.ops.torch_ivf_module.group_cells(*arguments)
 
 
 def test_wrong_arguments_are_named_and_so_is_what_lies_out_of_bounds():

@@ -112,7 +112,7 @@ def stopped_at(pool: Any, monkeypatch: Any, owner: Any, name: str, call: Callabl
 
 @pytest.mark.parametrize("counted", [False, True])
 @pytest.mark.parametrize("read", [False, True], ids=["", "after reading the buffers"])
-@pytest.mark.parametrize("at", [(store_module, "append"), (version_module, "derive")], ids=["packing", "deriving"])
+@pytest.mark.parametrize("at", [(store_module, "repacked"), (version_module, "derive")], ids=["packing", "deriving"])
 @each_kind
 def test_a_search_does_not_wait_for_packing(kind, at, read, counted, pool, monkeypatch):
     index, base, queries = KINDS[kind](PLAIN)
@@ -146,7 +146,7 @@ def test_a_search_that_packs_does_not_keep_others_waiting(pool, monkeypatch):
         index.add(normal(rows, PLAIN.d, seed=rows))
         expected.add(normal(rows, PLAIN.d, seed=rows))
     assert index.store._updates.rows == 700
-    stopped, first = stopped_at(pool, monkeypatch, store_module, "append", lambda: index.search(queries, 5))
+    stopped, first = stopped_at(pool, monkeypatch, store_module, "repacked", lambda: index.search(queries, 5))
     second = pool.submit(index.search, queries, 5).result(SECONDS)
     assert not first.done()
     stopped.go.set()

@@ -30,6 +30,7 @@ _CHOICES = {
 }
 _FLAGS = ("use_per_list_sizes", "safe_pruning", "dynamic_nprobe", "strict_budget", "debug_stats", "approximate")
 _COUNTS = ("max_codes", "candidate_budget", "rebuild_threshold_adds", "min_codes_per_list", "max_codes_cap_per_list")
+_TENSORS = ("selector", "exclude", "groups")
 _SHARE = ("use_per_list_sizes", "dynamic_nprobe", "min_codes_per_list", "strict_budget")  # a budget, so need one
 
 
@@ -62,6 +63,10 @@ class SearchParams:
         tensor, array or list. Of each query by itself: a bool mask (nq, n), or a list of nq lists of ids. See
         docs/filters.md.
     exclude : int64 (nq, m), ids that each query must not find; -1 excludes nothing.
+    groups : the group of each query, int64 (nq,): it finds rows that were added with this group, no others, and reads
+        no others. -1 is the group of rows that were added without one.
+    group_by : results that may have the same group, >= 1: the best k rows of which no more do. Rows without a group
+        are not limited.
     debug_stats : whether to put a dict of what the search did into ``index.last_search_stats``.
     approximate : True is another way to say profile="approx".
 
@@ -91,6 +96,8 @@ class SearchParams:
     selector: Tensor | tuple[Tensor, ...] | None = None
     exclude: Tensor | None = None
     approximate: bool = False
+    groups: Tensor | None = None
+    group_by: int | None = None
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -104,10 +111,13 @@ class SearchParams:
             whole(getattr(self, name) or 0, name, 0)
         if self.nprobe is not None:
             positive(self.nprobe, "nprobe")
+        if self.group_by is not None:
+            positive(self.group_by, "group_by")
         if self.selector is not None:
             object.__setattr__(self, "selector", _selector(self.selector))
-        if self.exclude is not None:
-            object.__setattr__(self, "exclude", as_tensor(self.exclude, "exclude"))
+        for name in ("exclude", "groups"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_tensor(getattr(self, name), name))
         lost = [name for name in _SHARE if getattr(self, name)]
         if lost and not self.of("candidate_budget"):
             raise ValueError(f"{lost[0]} shares out a candidate_budget: give one, or a profile that has one")
@@ -121,14 +131,14 @@ class SearchParams:
         if not isinstance(other, SearchParams):
             return NotImplemented
         # Comparing tensors gives tensors: the same selector is the same object.
-        same = self.selector is other.selector and self.exclude is other.exclude
+        same = all(getattr(self, name) is getattr(other, name) for name in _TENSORS)
         return same and self._values() == other._values()
 
     def __hash__(self) -> int:
-        return hash((id(self.selector), id(self.exclude), self._values()))
+        return hash((*(id(getattr(self, name)) for name in _TENSORS), self._values()))
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, field.name) for field in fields(self) if field.name not in ("selector", "exclude"))
+        return tuple(getattr(self, field.name) for field in fields(self) if field.name not in _TENSORS)
 
     @property
     def per_query(self) -> bool:
@@ -142,14 +152,19 @@ class SearchParams:
 
 def repeated(params: SearchParams, times: int) -> SearchParams:
     """`params` for all queries again and again, so many times."""
-    if not params.per_query:
+    if not params.per_query and params.groups is None:
         return params
-    selector, exclude = params.selector, params.exclude
+    selector, exclude, groups = params.selector, params.exclude, params.groups
     if isinstance(selector, tuple):
         selector = selector * times
     elif selector is not None and not shared(selector):
         selector = selector.repeat(times, 1)
-    return replace(params, selector=selector, exclude=None if exclude is None else exclude.repeat(times, 1))
+    return replace(
+        params,
+        selector=selector,
+        exclude=None if exclude is None else exclude.repeat(times, 1),
+        groups=None if groups is None else groups.repeat(times),
+    )
 
 
 def shared(selector: Tensor | tuple[Tensor, ...]) -> bool:

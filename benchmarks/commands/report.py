@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import device, results
 from ..cases import CASES
-from ..page import SHOWN, Tasks, aims, caption, page, which_index
+from ..page import SHOWN, Tasks, aims, caption, page, query_filters, which_index
 from ..tables import CODES, TABLES, pivot
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def texts(tasks: Tasks, root: Path, kind: str = "cpu") -> Iterator[tuple[Path, s
     yield device.variant(root / "docs" / "benchmarks.md", kind), page(tasks, kind)
     if kind != "cpu":
         return
-    blocks = {"docs/scalar-quantizers.md": [which_index(tasks)]}
+    blocks = {"docs/scalar-quantizers.md": [which_index(tasks)], "docs/filters.md": [query_filters(tasks)]}
     if ("headline", "search") in tasks:
         blocks |= {name: [part for part in _block(tasks, *readme) if part] for name, readme in READMES.items()}
     for path, parts in ((root / name, parts) for name, parts in blocks.items()):

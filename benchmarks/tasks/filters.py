@@ -1,5 +1,7 @@
 """Searches in which each query may find other ids: filters of this library, and selectors of faiss."""
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,35 +20,55 @@ Answer = tuple[Any, Any]
 
 
 def query_filters(ctx: Context) -> None:
-    """Speed of a search with a filter for each query, given as masks and as lists of ids; in faiss a call a query."""
+    """Speed of a search with a filter for each query: masks, lists of ids or groups; in faiss a call for each query."""
     engines = ctx.build_paired("ours", "faiss")
-    generator = torch.Generator().manual_seed(ctx.case.seed)
+    generator, base = torch.Generator().manual_seed(ctx.case.seed), ctx.data.base
+    for share in SHARES:
+        groups = torch.randint(round(1 / share), (len(base),), generator=generator)
+        grouped = _grouped(engines["ours"], base, groups) if "ours" in engines else None
+        for nq in ctx.case.filter_nqs:
+            wanted = torch.randint(round(1 / share), (nq,), generator=generator)
+            masks = groups == wanted[:, None]
+            settings = {
+                "masks": SearchParams(selector=masks),
+                "lists of ids": SearchParams(selector=[torch.nonzero(mask)[:, 0] for mask in masks]),
+                "groups": SearchParams(groups=wanted),
+            }
+            _time(ctx, engines, nq, share, settings, lambda faiss, q, m=masks: _bitmap(faiss, m[q]), grouped)
     for nq in ctx.case.filter_nqs:
-        rows = ctx.data.queries[:nq]
-        for share in SHARES:
-            masks = torch.rand(nq, len(ctx.data.base), generator=generator) < share
-            lists = [torch.nonzero(mask)[:, 0] for mask in masks]
-            settings = {"masks": SearchParams(selector=masks), "lists of ids": SearchParams(selector=lists)}
-            _time(ctx, engines, rows, share, settings, lambda faiss, q, m=masks: _bitmap(faiss, m[q]))
-        excluded = torch.randint(len(ctx.data.base), (nq, EXCLUDED), generator=generator)
+        excluded = torch.randint(len(base), (nq, EXCLUDED), generator=generator)
         settings = {"no filter": SearchParams(), "exclude": SearchParams(exclude=excluded)}
-        _time(ctx, engines, rows, 1.0, settings, lambda faiss, q, e=excluded: _without(faiss, e[q]))
+        _time(ctx, engines, nq, 1.0, settings, lambda faiss, q, e=excluded: _without(faiss, e[q]))
+
+
+def _grouped(engine: Variant, base: np.ndarray, groups: torch.Tensor) -> Any:
+    """A copy of the index whose rows have groups."""
+    index = copy.deepcopy(engine.index)
+    index.reset()
+    index.add(engine.convert(base), groups=groups)
+    return index
 
 
 def _time(
     ctx: Context,
     engines: dict[str, Variant],
-    rows: np.ndarray,
+    nq: int,
     share: float,
     settings: dict[str, SearchParams],
     selector: Callable[[Any, int], Any],
+    grouped: Any = None,
 ) -> None:
-    """Time this library with each of the settings, and faiss with the selector of each query."""
-    ctx.note(f"nq {len(rows):,}, share {share:g}")
-    calls: dict[str, Callable[[int], Answer]] = {}
+    """Time this library with each of the settings, and faiss with the selector of each query.
+
+    `grouped` is the index that settings with groups search.
+    """
+    ctx.note(f"nq {nq:,}, share {share:g}")
+    rows, calls = ctx.data.queries[:nq], {}
     if "ours" in engines:
-        x, search = engines["ours"].convert(rows), engines["ours"].index.search
-        calls = {f"ours, {name}": lambda i, p=p: search(x, ctx.case.k, params=p) for name, p in settings.items()}
+        x = engines["ours"].convert(rows)
+        for name, own in settings.items():
+            index = engines["ours"].index if own.groups is None else grouped
+            calls[f"ours, {name}"] = functools.partial(_search, index, x, ctx.case.k, own)
     if "faiss" in engines:
         calls["faiss"] = _faiss(ctx, engines["faiss"], rows, selector)
     found = {name: np.asarray(call(0)[1]).astype(np.int64) for name, call in calls.items()}
@@ -56,6 +78,11 @@ def _time(
             same = answers.agreement(ctx.data.base, rows, ids, found["faiss"], ctx.case.metric)
             facts[name] = {"agreement": same}
     ctx.time(calls, len(rows), facts, share=share, nprobe=ctx.case.nprobe)
+
+
+def _search(index: Any, x: torch.Tensor, k: int, params: SearchParams, i: int) -> Answer:
+    found: Answer = index.search(x, k, params=params)
+    return found
 
 
 def _faiss(ctx: Context, engine: Variant, rows: np.ndarray, selector: Callable[[Any, int], Any]) -> Any:

@@ -73,6 +73,9 @@ class Kernel(Protocol):
         that were encoded, its rows are excluded by their codes. Rows that a filter excludes are as if they
         were not there; there is one only if `filters` says so."""
 
+    def cells(self, probed: Tensor, groups: Tensor, cells: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What `cells.cells_probed` returns of the fields of `Cells`: offsets, sizes, and the lists (Q, P) to read."""
+
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,).
 

@@ -192,7 +192,7 @@ def _search_chunk(
         count_certified(stats, [second_pass for _, _, second_pass in results])
     if len(results) == 1:
         return results[0][:2]
-    return _merge(segments, [(scores, rows) for scores, rows, _ in results], options.k)
+    return merge_segments(segments, [(scores, rows) for scores, rows, _ in results], options.k)
 
 
 def _search_segment(
@@ -272,7 +272,7 @@ def _padding(probes: Probes, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return scores, rows, torch.zeros(queries, dtype=torch.bool, device=rows.device)
 
 
-def _merge(
+def merge_segments(
     segments: Sequence[InvertedLists], results: Sequence[tuple[Tensor, Tensor]], k: int
 ) -> tuple[Tensor, Tensor]:
     """The k best of the results of all segments, with rows numbered over all segments."""

@@ -12,12 +12,25 @@ from .lists import InvertedLists
 from .options import Probes
 
 Stats = dict[str, Any]
+_COUNTERS = ("lists_read", "rows_read", "rows_left_out", "rows_scored", "certified", "searched_again")
 
 
 def start_stats(stats: Stats, queries: int, nprobe: int) -> None:
     """Set every counter to zero."""
     stats.update(queries=queries, nprobe=nprobe, mode=None, why="nothing to read")
-    stats.update(lists_read=0, rows_read=0, rows_left_out=0, rows_scored=0, certified=0, searched_again=0)
+    stats.update(dict.fromkeys(_COUNTERS, 0))
+
+
+def add_stats(stats: Stats, more: Stats) -> None:
+    """Add the counters of a further search for the same queries; the rest stays as the first search has recorded it."""
+    if not stats:
+        stats.update(more)
+        return
+    if stats["mode"] is None:
+        stats.update(mode=more["mode"], why=more["why"])
+    for name in _COUNTERS:
+        known = None not in (stats[name], more[name])
+        stats[name] = stats[name] + more[name] if known else None
 
 
 def record_mode(stats: Stats | None, mode: str, why: str) -> None:

@@ -62,11 +62,11 @@ class IndexBase(nn.Module):
         self._format = format
         self.d = format.d
         self.metric = metrics.check_metric(metric)
-        for name, tensor in schema.empty(format, flat=self._flat, device=device).items():
+        for name, tensor in (empty := schema.empty(format, flat=self._flat, device=device)).items():
             self.register_buffer(name, tensor)
         self.register_buffer(CHECKSUMS, torch.zeros(3, dtype=torch.int64, device=device), persistent=False)
         self._make_store()
-        self.store.put(**{name: self.store.buffers[name] for name in self.store.saved})
+        self.store.put(**empty)
         self.k = k
         self.search_mode = search_mode
         self.max_bytes = max_bytes
@@ -113,10 +113,8 @@ class IndexBase(nn.Module):
 
     def search_options(self, k: int, params: SearchParams | None = None) -> SearchOptions:
         """The options of a search of k results by `params`, whose None values are the settings of the index."""
-        params = params or DEFAULTS
-        return SearchOptions(
-            k, 1, self.metric, self._search_mode, max_bytes=self._max_bytes, exact=params.profile == "exact"
-        )
+        exact = params is not None and params.profile == "exact"
+        return SearchOptions(k, 1, self.metric, self._search_mode, max_bytes=self._max_bytes, exact=exact)
 
     def checked_params(self, params: SearchParams | None) -> SearchParams:
         """`params`, or the defaults for None. TypeError for anything else."""
@@ -138,8 +136,8 @@ class IndexBase(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, for repr."""
-        hidden = ("max_bytes", "dtype", *(["codes"] if self.codes == "auto" else []))
-        shown = {key: value for key, value in self.config().items() if key not in hidden}
+        hidden = [("codes", "auto"), ("auto_rebalance", None), ("max_bytes", self.max_bytes)]
+        shown = {key: value for key, value in self.config().items() if key != "dtype" and (key, value) not in hidden}
         words = [f"{key}={value!r}" if key != "d" else str(value) for key, value in shown.items()]
         return ", ".join([*words, f"ntotal={self.ntotal}", f"dtype={self.dtype}", f"device={self.device}"])
 
@@ -213,6 +211,8 @@ class IndexBase(nn.Module):
     list_stats = reading.list_stats
     imbalance_factor = reading.imbalance_factor
     memory_bytes = reading.memory_bytes
+    groups_of = reading.groups_of
+    group_sizes = reading.group_sizes
     check_buffers = reading.check_buffers
 
     # -- files ---------------------------------------------------------------------------------------------
@@ -229,8 +229,7 @@ class IndexBase(nn.Module):
         self.__dict__["store"] = ListStore(self.__dict__["_buffers"], self._format, self.metric, flat=self._flat)
         self._handle = operator.new_handle(self)
 
-    # All code that reads the buffers, such as state_dict() and buffers() of a parent module, calls `_buffers` or
-    # `__getattr__`, which pack pending rows first.
+    # Code that reads the buffers, as state_dict(), calls `_buffers` or `__getattr__`, which pack pending rows first.
 
     @property
     def _buffers(self) -> dict[str, Tensor | None]:

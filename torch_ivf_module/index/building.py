@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
-from ..functional.lists import keep_rows, lengths
+from ..functional.lists import lengths
 from ..functional.probe import Coarse, nearest_lists
 from . import schema, validation
 from .eager import eager
+from .groups import kept_rows
 from .store import ListStore
 
 if TYPE_CHECKING:
@@ -27,21 +28,26 @@ Self = TypeVar("Self", bound="IndexBase")
 
 
 @eager
-def add(self: IndexBase, x: Tensor) -> None:
+def add(self: IndexBase, x: Tensor, *, groups: Tensor | None = None) -> None:
     """Add vectors x (n, d) under the ids from ``next_id`` on.
+
+    `groups` (n,) int64 are the groups of the rows, by which `SearchParams(groups=...)` finds them; -1, the default, is
+    no group. They may be any other numbers.
 
     They are converted to the storage dtype and detached; for cosine they are stored at unit length. Raises ValueError
     for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and RuntimeError before
     training or when the ids would pass 2^63 - 2; the index is unchanged then.
     """
-    _add(self.store, validation.vectors(x, "x", self.d, self.device), None)
+    x = validation.vectors(x, "x", self.d, self.device)
+    _add(self.store, x, None, validation.groups(groups, x.shape[0], self.device))
 
 
 @eager
-def add_with_ids(self: IndexBase, x: Tensor, ids: Tensor) -> None:
-    """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. Raises as `add`."""
+def add_with_ids(self: IndexBase, x: Tensor, ids: Tensor, *, groups: Tensor | None = None) -> None:
+    """Add vectors x (n, d) under ids (n,) int64: any value but -1, duplicates allowed. `groups` and errors as `add`."""
     x = validation.vectors(x, "x", self.d, self.device)
-    _add(self.store, x, validation.ids(ids, "ids", x.shape[0], self.device).clone())
+    ids = validation.ids(ids, "ids", x.shape[0], self.device).clone()
+    _add(self.store, x, ids, validation.groups(groups, x.shape[0], self.device))
 
 
 @eager
@@ -60,14 +66,17 @@ def remove_ids(self: IndexBase, ids: Tensor) -> int:
 
 
 @eager
-def update(self: IndexBase, ids: Tensor, x: Tensor) -> None:
-    """Replace the vectors of ids (n,) by x (n, d). Raises KeyError for an unknown id, ValueError for one given twice;
-    the index is unchanged then."""
+def update(self: IndexBase, ids: Tensor, x: Tensor, *, groups: Tensor | None = None) -> None:
+    """Replace the vectors of ids (n,) by x (n, d), and their groups by `groups` (n,) if given.
+
+    Raises KeyError for an unknown id, ValueError for one given twice; the index is unchanged then.
+    """
     store = self.store
     x = validation.vectors(x, "x", self.d, self.device)
     ids = validation.ids(ids, "ids", x.shape[0], self.device).clone()
+    labels = validation.groups(groups, x.shape[0], self.device)
     store.require_trained("update")
-    wanted = ids.unique()
+    wanted, back = ids.unique(return_inverse=True)
     if wanted.shape[0] != ids.shape[0]:
         raise ValueError("ids must be distinct in update, got one twice")
     with store.lock:
@@ -77,8 +86,10 @@ def update(self: IndexBase, ids: Tensor, x: Tensor) -> None:
         if not bool(known.all()):
             raise KeyError(f"ids holds {int(wanted[~known][0])}, which is not in the index")
         (rows, assigned), next_id = assign(store, x), store.next_id
-        store.delete(old)
-        store.add(rows, ids, assigned, next_id, custom_ids=False)
+        if groups is None and store.grouped:
+            labels = store.last_added(wanted, groups=True)[back]
+        store.delete(store.matches(wanted))
+        store.add(rows, ids, assigned, next_id, labels, custom_ids=False)
 
 
 @eager
@@ -105,12 +116,12 @@ def merge_from(self: IndexBase, other: IndexBase, add_id: int = 0) -> None:
     first, second = sorted((store, other.store), key=id)
     with first.lock, second.lock, torch.no_grad():
         _check_mergeable(self, other)
-        x, ids, assigned, _ = stored_rows(other.store)
+        x, ids, assigned, groups, _ = stored_rows(other.store)
         ids = _shifted(ids, validation.int64(add_id, "add_id"))
         rows = store.format.copied(x, "other", store.packed.dtype)
         after = min(other.store.next_id + add_id, schema.LAST_ID)
         number = max(store.next_id, schema.next_id_after(ids), after)
-        store.add(rows, ids, assigned, number, custom_ids=True)
+        store.add(rows, ids, assigned, number, groups, custom_ids=True)
         other.reset()
 
 
@@ -131,11 +142,12 @@ def copy_subset(self: Self, ids: Tensor) -> Self:
     with store.lock, torch.no_grad():
         packed, offsets, packed_ids = store.packed_lists()
         kept = torch.zeros_like(packed_ids, dtype=torch.bool).index_fill_(0, store.matches(wanted).packed, True)
-        part = keep_rows(packed, offsets, packed_ids, kept)
+        part, groups = kept_rows(store.buffers, packed, kept), store.buffers.get(schema.GROUPS)
         # deepcopy takes the entries of its memo for copies that exist already, so it does not copy the lists.
-        copied = {id(old): new for old, new in zip((packed, offsets, packed_ids), part, strict=True)}
+        copied = {id(old): new for old, new in zip((packed, offsets, packed_ids, groups), part, strict=True)}
         subset = copy.deepcopy(self, copied)
-        subset.store.put(list_offsets=part[1], list_ids=part[2], next_id=subset.store.buffers[schema.NEXT_ID])
+        number = subset.store.buffers[schema.NEXT_ID]
+        subset.store.put(list_offsets=part[1], list_ids=part[2], list_groups=part[3], next_id=number)
         return subset
 
 
@@ -189,12 +201,13 @@ def selected_ids(ids: Tensor, device: torch.device) -> Tensor:
     return torch.nonzero(chosen)[:, 0] if chosen.dtype == torch.bool else chosen.unique()
 
 
-def stored_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, int]:
-    """All rows (N, ...), their ids (N,) and their lists (N,), ordered by list, and a count.
+def stored_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int]:
+    """All rows (N, ...), their ids, lists and, if there are any, groups (N,), ordered by list, and a count.
 
     Of each id that several rows have, the row added last is at the end; the count is the number of these rows.
     """
     packed, offsets, ids = store.packed_lists()
+    groups = store.buffers.get(schema.GROUPS)
     numbers = torch.arange(store.nlist, device=ids.device)
     assigned = torch.repeat_interleave(numbers, lengths(offsets)) if store.nlist else ids[:0]
     repeated = torch.tensor(list(store.ids.last_lists), dtype=torch.int64, device="cpu").to(ids.device)
@@ -204,11 +217,13 @@ def stored_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, int]:
         earlier = torch.ones_like(ids, dtype=torch.bool).index_fill_(0, last, False)
         order = torch.cat([torch.nonzero(earlier)[:, 0], last])
         packed, ids, assigned = packed[order], ids[order], assigned[order]
-    return packed, ids, assigned, last.shape[0]
+        groups = None if groups is None else groups[order]
+    return packed, ids, assigned, groups, last.shape[0]
 
 
-def _add(store: ListStore, x: Tensor, ids: Tensor | None) -> None:
-    """Add vectors x (n, d) under ids (n,), or from next_id on; numbered under the lock, so no two calls share an id."""
+def _add(store: ListStore, x: Tensor, ids: Tensor | None, groups: Tensor | None) -> None:
+    """Add vectors x (n, d) of groups (n,) under ids (n,), or from next_id on; numbered under the lock, so no two calls
+    share an id."""
     store.require_trained("add")
     coarse = None if store.flat else store.coarse()
     rows, assigned = assign(store, x, coarse)
@@ -221,7 +236,7 @@ def _add(store: ListStore, x: Tensor, ids: Tensor | None) -> None:
             ids = torch.arange(first, next_id, device=rows.device)
         else:
             next_id = max(next_id, schema.next_id_after(ids))
-        store.add(rows, ids, assigned, next_id, custom_ids=custom)
+        store.add(rows, ids, assigned, next_id, groups, custom_ids=custom)
 
 
 def empty_buffers(store: ListStore, *, keep_centroids: bool) -> dict[str, Tensor]:

@@ -42,6 +42,12 @@ def derive(buffers: Mapping[str, Tensor], names: tuple[str, ...], metric: str) -
         return Derived(coarse, inverted_lists(packed, offsets, ids, bias))
 
 
+def with_centroids(derived: Derived, centroids: Tensor, metric: str) -> Derived:
+    """`Derived` of the same lists with other centroids (L, d). The origin stays, and so what is relative to it."""
+    with torch.no_grad(), without_autocast(centroids.device):
+        return derived._replace(coarse=_with_codes(coarse_of(centroids, metric, derived.coarse.origin)))
+
+
 def coarse_quantizer(centroids: Tensor, packed: Tensor, offsets: Tensor, metric: str) -> Coarse:
     """The coarse quantizer of centroids (L, d); of a flat index, which has none, that of one list.
 

@@ -20,6 +20,7 @@ from ..functional.transforms import scored
 from ..params import SearchParams
 from .derived import derive
 from .eager import refuse_recording
+from .grouping import by_group
 
 if TYPE_CHECKING:
     from .base import IndexBase
@@ -31,14 +32,14 @@ def exported_search(
     """What torch.export records of a search of x (Q, d): D and I (Q, k), and the vectors (Q, k, d) `with_vectors`.
 
     RuntimeError for an untrained index, and for what the operator does not do: rows that the kernel does not serve,
-    other devices than the CPU, budgets, selectors, exclusions, profile="exact".
+    other devices than the CPU, budgets, selectors, exclusions, groups, profile="exact".
     """
     options, store = index.search_options(k, params), index.store
     store.require_trained("search")
     served = native.available() and any(kernel.serves(store.packed) for kernel in KERNELS)
     served &= store.device.type == "cpu" and not torch.onnx.is_in_onnx_export()
     plain = options.mode == "auto" and options.budget is None and not options.exact
-    filtered = params is not None and (params.selector is not None or params.exclude is not None)
+    filtered = params is not None and (params.selector is not None or params.exclude is not None or by_group(params))
     if not served or not plain or filtered:
         refuse_recording("search")
     if x.dim() != 2 or x.shape[1] != index.d:

@@ -22,11 +22,14 @@ from . import validation
 if TYPE_CHECKING:
     from .store import ListStore
 
+
 def query_filter(params: SearchParams, queries: int, device: torch.device) -> Filter | None:
     """The filter of so many queries; None if `params` has the same for all, or none.
 
     Raises ValueError or TypeError, naming the argument, for a wrong shape, dtype or device.
     """
+    if params.groups is not None:
+        validation.groups_of_queries(params.groups, queries, device)
     if not params.per_query:
         return None
     mask = allowed = excluded = None

@@ -84,6 +84,24 @@ class IdLookup:
         in_list = last_of(rows[in_noted], which[in_noted], wanted.shape[0])
         return torch.where(in_list < 0, last, in_list)
 
+    def latest(
+        self, offsets: Tensor, wanted: Tensor, found: Matches, packed: Tensor, pending: Tensor | None
+    ) -> Tensor:
+        """Of each wanted id (n,) the entry of the row added last: of `packed` (N, ...), or of the pending rows.
+
+        `found` are the rows of the ids; `pending` (T, ...) are the entries of the pending rows, -1 without them.
+        KeyError for an id without a row.
+        """
+        rows = self.last(offsets, wanted, found.packed, found.of_packed)
+        at = last_of(found.pending, found.of_pending, wanted.shape[0])
+        unknown = wanted[(rows < 0) & (at < 0)]
+        if unknown.shape[0]:
+            raise KeyError(f"id {int(unknown[0])} is not in the index")
+        out = packed.new_empty(wanted.shape[0], *packed.shape[1:])
+        out[at < 0] = packed[rows[at < 0]]  # pending rows were added later than packed ones
+        out[at >= 0] = -1 if pending is None else pending[at[at >= 0]]
+        return out
+
     def note(self, packed_ids: Tensor, ids: Tensor, assigned: Tensor) -> None:
         """Before rows with ids (n,) are added to the lists `assigned` (n,): update `last_lists` for repeated ids."""
         values, counts = torch.unique(torch.cat([packed_ids, ids]), return_counts=True)

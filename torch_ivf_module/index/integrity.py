@@ -49,7 +49,7 @@ def sources_of(buffers: Mapping[str, Tensor], names: Iterable[str]) -> Sources:
 def unchanged(sources: Sources, buffers: Mapping[str, Tensor]) -> bool:
     """Whether the buffers are the tensors of `sources`, and not written to since. False if there are no sources."""
     for name, (tensor, version) in sources.items():
-        now = buffers[name]
+        now = buffers.get(name)
         if now is not tensor or (version >= 0 and now._version != version):
             return False
     return bool(sources)
@@ -62,7 +62,7 @@ def untouched(sources: Sources) -> bool:
 
 def refuse_without_values(buffers: Mapping[str, Tensor]) -> None:
     """RuntimeError if the integer buffers have no values: on the meta device, or made under FakeTensorMode."""
-    for name in schema.INTEGERS:
+    for name in schema.integers(buffers):
         if _has_no_values(buffers[name]):
             where = "on the meta device" if buffers[name].is_meta else "a FakeTensor"
             raise RuntimeError(
@@ -76,8 +76,8 @@ def _has_no_values(tensor: Tensor) -> bool:
 
 
 def checksums(buffers: Mapping[str, Tensor]) -> Tensor:
-    """Checksums (3,) int64 of the integer buffers, which depend on the order of their entries."""
-    return torch.stack([_checksum(buffers[name].flatten()) for name in schema.INTEGERS])
+    """Checksums (3,) int64 of the integer buffers, (4,) with groups, which depend on the order of their entries."""
+    return torch.stack([_checksum(buffers[name].flatten()) for name in schema.integers(buffers)])
 
 
 def _checksum(values: Tensor) -> Tensor:
@@ -123,8 +123,8 @@ class Integrity:
 
     def _know(self, buffers: Mapping[str, Tensor], *, handed_out: bool) -> None:
         # Tensors without values have no checksums to compare the tensors that replace them with.
-        known = not any(_has_no_values(buffers[name]) for name in schema.INTEGERS)
-        self._sources = sources_of(buffers, schema.INTEGERS) if known else {}
+        known = not any(_has_no_values(buffers[name]) for name in schema.integers(buffers))
+        self._sources = sources_of(buffers, schema.integers(buffers)) if known else {}
         self.handed_out, self._sums = handed_out, None
 
     def hand_out(self, buffers: dict[str, Tensor]) -> None:
@@ -143,7 +143,7 @@ class Integrity:
         """
         if not self.handed_out and unchanged(self._sources, buffers):
             return False
-        now, changed = sources_of(buffers, schema.INTEGERS), False
+        now, changed = sources_of(buffers, schema.integers(buffers)), False
         if all(type(tensor) is Tensor and not tensor.is_meta for tensor, _ in now.values()):
             _refuse(schema.misfit_shapes(buffers, rows, flat))
             changed = self._compare(buffers, rows, flat)

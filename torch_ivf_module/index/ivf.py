@@ -17,7 +17,8 @@ from ..functional.options import SearchOptions
 from ..functional.ordering import order_within_lists
 from ..functional.transforms import run_outside
 from ..params import DEFAULTS, SearchParams, positive
-from . import extensions, training
+from . import building, extensions, rebalancing, training
+from .auto_rebalance import auto_rebalance_property, balanced
 from .base import IndexBase
 from .eager import eager
 from .row_format import RowFormat
@@ -40,6 +41,10 @@ class IndexIVF(IndexBase):
     The base class of `IndexIVFFlat` and `IndexIVFScalarQuantizer`, which say how vectors are stored.
     """
 
+    _auto_rebalance: float | None = None  # also of an index that was pickled before it had the setting
+    _fitted: tuple[Tensor, Tensor] | None = None  # centroids, and the lengths that lists had when they were computed
+    _rows_changed = 0  # rows added, replaced or removed since `auto_rebalance` looked at the lists
+
     # Settings of torch-ivf without effect: its "auto" compares these thresholds, here predicted costs are compared.
     approximate_mode: bool = False
     auto_search_avg_group_threshold: float = 8.0
@@ -54,12 +59,14 @@ class IndexIVF(IndexBase):
         *,
         max_codes: int | None = None,
         list_ordering: str = "none",
+        auto_rebalance: float | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(format, metric=metric, **settings)
         self._wanted_nlist = positive(nlist, "nlist")
         self.nprobe = min(8, nlist) if nprobe is None else nprobe
         self.max_codes = max_codes
+        self.auto_rebalance = auto_rebalance
         self.store.ordering = self._checked_ordering(list_ordering) or "none"
 
     @property
@@ -114,6 +121,8 @@ class IndexIVF(IndexBase):
         store = self.store
         with store.lock, torch.no_grad():
             packed, offsets, ids = store.packed_lists()
+            if store.grouped:
+                raise RuntimeError("rebuild_lists needs an index without groups, by which rows of a list are sorted")
             if packed.shape[0]:
                 order = order_within_lists(packed, offsets, ids, store.buffers["centroids"], self.metric)
                 store.replace_lists(packed.index_select(0, order), offsets, ids.index_select(0, order))
@@ -197,6 +206,14 @@ class IndexIVF(IndexBase):
         moved = training.move_to(self.store, centroids)
         return Retrained(moved, self.ntotal, before, self.imbalance_factor())
 
+    auto_rebalance = auto_rebalance_property
+    rebalance = rebalancing.rebalance
+    add = balanced(building.add)
+    add_with_ids = balanced(building.add_with_ids)
+    remove_ids = balanced(building.remove_ids)
+    update = balanced(building.update)
+    merge_from = balanced(building.merge_from)
+
     plot = extensions.plot
 
     def search_options(self, k: int, params: SearchParams | None = None) -> SearchOptions:
@@ -215,7 +232,7 @@ class IndexIVF(IndexBase):
 
     def config(self) -> dict[str, Any]:
         """The constructor arguments that rebuild this index, its buffers left out."""
-        own = ("nlist", "nprobe", "max_codes", "list_ordering")
+        own = ("nlist", "nprobe", "max_codes", "list_ordering", "auto_rebalance")
         return {**super().config(), **{name: getattr(self, name) for name in own}}
 
 

@@ -21,6 +21,7 @@ class IndexIVFFlat(IndexIVF):
     metric : "l2" (squared), "ip" or "cosine".
     max_codes : the maximum of rows that a query reads, None for no limit; see `SearchParams`.
     list_ordering : the order of the rows that will be loaded into the index; see `rebuild_lists`.
+    auto_rebalance : the imbalance factor above which changes call `rebalance`, None for never; see the property.
     k : results that `forward` returns.
     search_mode, max_bytes, codes : see the properties.
     device, dtype : where and in which dtype (float32, float16, bfloat16) vectors are stored.

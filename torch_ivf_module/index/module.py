@@ -64,7 +64,7 @@ def without_own_buffers(store: ListStore) -> Iterator[None]:
     """A context in which the module has only buffers that are not the index's; the index must not be used in it."""
     with store.lock:
         buffers = store.hand_out()
-        own = {name: buffers.pop(name) for name in store.own}
+        own = {name: buffers.pop(name) for name in store.own if name in buffers}
         try:
             yield
         finally:
@@ -166,7 +166,7 @@ def _take(store: ListStore, given: Mapping[str, Tensor], *, assign: bool) -> Non
     with store.lock, torch.no_grad():
         loaded = {}
         for name, tensor in {**given, schema.NEXT_ID: number}.items():
-            old = store.buffers[name]
+            old = store.buffers.get(name, store.buffers["list_ids"])
             loaded[name] = tensor if assign else tensor.detach().to(old.device, old.dtype, copy=True)
         rows = store.format.name
         if not assign:

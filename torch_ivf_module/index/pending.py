@@ -7,12 +7,14 @@ N packed rows, T pending rows, H hits.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor
 
 from ..functional import metric as metrics
+from ..functional.cells import Cells, cells_of, filled_groups, pack_by_group
 from ..functional.id_lookup import matches
 from ..functional.lists import InvertedLists, inverted_lists, kept_lists, mask_rows, pack
 from .lazy import Latest
@@ -24,36 +26,62 @@ _REMOVED = -1  # the id of a pending row that was removed; no stored row has it
 class PendingRows:
     """The rows that were pending at one time, in the order in which they were added.
 
-    `columns` are vectors, ids and lists, each in tensors that follow each other. Only tensors that the lists hold now
-    count: others may be appended later. There are `stored` rows with removed ones, `rows` without, at least one.
+    `columns` are vectors, ids and lists, each in tensors that follow each other, and `groups` those of the same rows,
+    None where they have none. Only tensors that the lists hold now count: others may be appended later. There are
+    `stored` rows with removed ones, `rows` without, at least one.
     """
 
-    def __init__(self, columns: tuple[list[Tensor], ...], rows: int, stored: int) -> None:
+    def __init__(
+        self, columns: tuple[list[Tensor], ...], groups: list[Tensor | None], rows: int, stored: int
+    ) -> None:
         self._columns = [(column, len(column)) for column in columns]
+        self._groups = groups, len(groups)
         self.rows, self._stored = rows, stored
-        self._lists: Latest[Tensor, InvertedLists] = Latest()
+        self._sorted: Latest[Tensor, tuple[InvertedLists, Tensor | None]] = Latest()
+        self._cells: Latest[InvertedLists, Cells] = Latest()
 
-    def joined(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows: x (T, d), ids (T,), lists (T,)."""
+    def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The rows: x (T, d), ids (T,), lists (T,), groups (T,) or None."""
         x, ids, assigned = (parts[0] if count == 1 else torch.cat(parts[:count]) for parts, count in self._columns)
+        groups = self._joined_groups()
         if self._stored > self.rows:
             kept = torch.nonzero(ids != _REMOVED)[:, 0]
             x, ids, assigned = (column.index_select(0, kept) for column in (x, ids, assigned))
-        return x, ids, assigned
+            groups = None if groups is None else groups[kept]
+        return x, ids, assigned, groups
+
+    def _joined_groups(self) -> Tensor | None:
+        """The groups of all stored rows, removed ones too."""
+        parts, count = self._groups
+        if all(part is None for part in parts[:count]):
+            return None
+        assigned = self._columns[-1][0][:count]  # in tensors of the same rows
+        return torch.cat([filled_groups(*pair) for pair in zip(parts[:count], assigned, strict=True)])
 
     def lists(self, nlist: int, origin: Tensor, metric: str) -> InvertedLists:
-        """The rows as inverted lists."""
+        """The rows as inverted lists, those of each list sorted by group if they have groups."""
 
-        def made(origin: Tensor) -> InvertedLists:
-            packed, offsets, ids = pack(*self.joined(), nlist)
-            return inverted_lists(packed, offsets, ids, metrics.row_bias(packed, origin, metric))
+        def made(origin: Tensor) -> tuple[InvertedLists, Tensor | None]:
+            x, ids, assigned, groups = self.joined()
+            if groups is None:
+                packed, offsets, ids = pack(x, ids, assigned, nlist)
+            else:
+                packed, offsets, ids, groups = pack_by_group(x, ids, groups, assigned, nlist)
+            return inverted_lists(packed, offsets, ids, metrics.row_bias(packed, origin, metric)), groups
 
-        return self._lists.get(origin, made)
+        return self._sorted.get(origin, made)[0]
+
+    def cells(self, nlist: int, origin: Tensor, metric: str) -> Cells:
+        """The cells of what `lists` returns."""
+        lists = self.lists(nlist, origin, metric)
+        groups = self._sorted.value[1] if self._sorted.value else None
+        return self._cells.get(lists, lambda lists: cells_of(lists.offsets, filled_groups(groups, lists.ids)))
 
     @property
     def bytes(self) -> int:
-        """Memory of the lists made for searching."""
-        return sum(tensor.nbytes for tensor in self._lists.value or ())
+        """Memory of the lists and cells made for searching."""
+        lists = self._sorted.value[0] if self._sorted.value else ()
+        return sum(tensor.nbytes for tensor in (*lists, *(self._cells.value or ())))
 
 
 class DeletedRows:
@@ -88,6 +116,7 @@ class PendingUpdates:
         self._x: list[Tensor] = []
         self._ids: list[Tensor] = []
         self._assigned: list[Tensor] = []
+        self._groups: list[Tensor | None] = []  # None for rows without groups
         self.rows = 0  # pending rows, without removed ones
         self._stored_rows = 0  # rows of `_x`, with removed ones
         self.custom_ids = False  # whether callers chose some of the ids, so that packed rows may have them too
@@ -106,36 +135,54 @@ class PendingUpdates:
     @property
     def bytes(self) -> int:
         """Memory of the pending rows, of the mask of deleted ones, and of the lists made for searching."""
-        stored = sum(tensor.nbytes for tensor in (*self._x, *self._ids, *self._assigned))
-        return stored + sum(part.bytes for part in (self._now, self.deleted) if part is not None)
+        stored = [*self._x, *self._ids, *self._assigned, *(part for part in self._groups if part is not None)]
+        made = sum(part.bytes for part in (self._now, self.deleted) if part is not None)
+        return sum(tensor.nbytes for tensor in stored) + made
+
+    def copied(self) -> PendingUpdates:
+        """The same updates, for changes that are to be seen all at once or not at all; tensors are not copied."""
+        other = copy.copy(self)
+        other._x, other._ids, other._assigned = list(self._x), list(self._ids), list(self._assigned)
+        other._groups = list(self._groups)
+        return other
 
     # -- pending rows --------------------------------------------------------------------------------------
+
+    @property
+    def grouped(self) -> bool:
+        """Whether pending rows have groups."""
+        return any(part is not None for part in self._groups)
 
     def pending(self) -> PendingRows | None:
         """The pending rows as they are now, None if there are none."""
         if self._now is None and self.rows:
-            self._now = PendingRows((self._x, self._ids, self._assigned), self.rows, self._stored_rows)
+            columns = self._x, self._ids, self._assigned
+            self._now = PendingRows(columns, self._groups, self.rows, self._stored_rows)
         return self._now
 
-    def push(self, x: Tensor, ids: Tensor, assigned: Tensor, *, custom_ids: bool) -> None:
-        """Append rows x (n, d), ids (n,) and lists (n,); the tensors are kept, not copied."""
+    def push(
+        self, x: Tensor, ids: Tensor, assigned: Tensor, groups: Tensor | None = None, *, custom_ids: bool
+    ) -> None:
+        """Append rows x (n, d), ids (n,), lists (n,) and groups (n,); the tensors are kept, not copied."""
         if not x.shape[0]:  # a tensor without rows may have another dtype or device than later ones
             return
         self.custom_ids |= custom_ids
         self._x.append(x)
         self._ids.append(ids)
         self._assigned.append(assigned)
+        self._groups.append(groups)
         self.rows += x.shape[0]
         self._stored_rows += x.shape[0]
         self._now = None
 
-    def joined(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All pending rows: x (T, d), ids (T,), lists (T,). There must be at least one."""
+    def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """All pending rows: x (T, d), ids (T,), lists (T,), groups (T,) or None. There must be at least one."""
         if len(self._x) > 1 or self._stored_rows > self.rows:
-            x, ids, assigned = PendingRows((self._x, self._ids, self._assigned), self.rows, self._stored_rows).joined()
-            self._x, self._ids, self._assigned = [x], [ids], [assigned]
+            columns = self._x, self._ids, self._assigned
+            x, ids, assigned, groups = PendingRows(columns, self._groups, self.rows, self._stored_rows).joined()
+            self._x, self._ids, self._assigned, self._groups = [x], [ids], [assigned], [groups]
             self._stored_rows = self.rows
-        return self._x[0], self._ids[0], self._assigned[0]
+        return self._x[0], self._ids[0], self._assigned[0], self._groups[0]
 
     def find(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """The pending rows (H,) with one of the ascending ids `wanted`, and the position of its id in `wanted` (H,)."""
@@ -154,7 +201,8 @@ class PendingUpdates:
             self.rows -= at.shape[0]
             self._now = None
             if not self.rows:
-                self._x, self._ids, self._assigned, self._stored_rows, self.custom_ids = [], [], [], 0, False
+                self._x, self._ids, self._assigned, self._groups = [], [], [], []
+                self._stored_rows, self.custom_ids = 0, False
             elif self._stored_rows > 2 * self.rows + _FEW:
                 self.joined()
 

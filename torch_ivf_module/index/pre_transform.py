@@ -74,7 +74,7 @@ class IndexPreTransform(nn.Module):
     last_search_stats = _of_index("last_search_stats")
     list_sizes, list_stats, imbalance_factor = map(_of_index, ("list_sizes", "list_stats", "imbalance_factor"))
     list_ordering, rebuild_lists, plot = map(_of_index, ("list_ordering", "rebuild_lists", "plot"))
-    check_buffers = _of_index("check_buffers")
+    check_buffers, rebalance, auto_rebalance = map(_of_index, ("check_buffers", "rebalance", "auto_rebalance"))
 
     def apply_transform(self, x: Tensor, name: str = "x") -> Tensor:
         """Transformed vectors (n, index.d), float32, of x (n, d)."""
@@ -101,21 +101,29 @@ class IndexPreTransform(nn.Module):
         retrain = self.index.retrain  # AttributeError of a flat index
         return retrain(None if x is None else self.apply_transform(x), **settings)
 
-    def add(self, x: Tensor) -> None:
-        """Add vectors x (n, d); see `IndexBase.add`."""
-        self.index.add(self.apply_transform(x))
+    def add(self, x: Tensor, *, groups: Tensor | None = None) -> None:
+        """Add vectors x (n, d) of groups (n,); see `IndexBase.add`."""
+        self.index.add(self.apply_transform(x), groups=groups)
 
-    def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
-        """Add vectors x (n, d) under ids (n,); see `IndexBase.add_with_ids`."""
-        self.index.add_with_ids(self.apply_transform(x), ids)
+    def add_with_ids(self, x: Tensor, ids: Tensor, *, groups: Tensor | None = None) -> None:
+        """Add vectors x (n, d) of groups (n,) under ids (n,); see `IndexBase.add_with_ids`."""
+        self.index.add_with_ids(self.apply_transform(x), ids, groups=groups)
+
+    def groups_of(self, ids: Tensor) -> Tensor:
+        """The groups (n,) of ids (n,); see `IndexBase.groups_of`."""
+        return self.index.groups_of(ids)
+
+    def group_sizes(self) -> tuple[Tensor, Tensor]:
+        """The groups of the rows and the number of rows of each; see `IndexBase.group_sizes`."""
+        return self.index.group_sizes()
 
     def remove_ids(self, ids: Tensor) -> int:
         """Remove vectors by id; see `IndexBase.remove_ids`."""
         return self.index.remove_ids(ids)
 
-    def update(self, ids: Tensor, x: Tensor) -> None:
+    def update(self, ids: Tensor, x: Tensor, *, groups: Tensor | None = None) -> None:
         """Replace the vectors of ids (n,) by x (n, d); see `IndexBase.update`."""
-        self.index.update(ids, self.apply_transform(x))
+        self.index.update(ids, self.apply_transform(x), groups=groups)
 
     def merge_from(self, other: IndexPreTransform, add_id: int = 0) -> None:
         """Move all vectors of `other`, whose transform must be the same; see `IndexBase.merge_from`.

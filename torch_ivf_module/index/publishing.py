@@ -6,11 +6,11 @@ A thread that changes an index holds the lock, writes into the buffers, and publ
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from ..functional.transforms import run_outside
+from . import schema
 from .coding import CodesCache
 from .integrity import Integrity, Sources, sources_of, unchanged, untouched
 from .pending import few
@@ -27,7 +27,7 @@ class Versions:
 
     def __init__(self, store: ListStore, integrity: Integrity) -> None:
         self._weak_store = weakref.ref(store)  # it owns this object: a cycle of references would keep the buffers alive
-        self._buffers, self._names, self._integrity = store.buffers, store.names, integrity
+        self._buffers, self._names, self._integrity = store.buffers, (*store.names, schema.GROUPS), integrity
         self.lock = WriteLock(self.publish)
         self.last: Version | None = None  # None if the buffers have to be checked
         self._written: Sources = {}  # the buffers that the index has written, or has checked
@@ -79,7 +79,7 @@ class Versions:
                 try:
                     self._store.check(values=False)
                     if self.last is None or not self._is_current(self.last):
-                        self._written, self.changing = sources_of(self._buffers, self._names), True
+                        self._written, self.changing = sources_of(self._buffers, self._present()), True
                     self.publish()
                     if self.last is not None:
                         return self.last
@@ -93,15 +93,20 @@ class Versions:
 
     def _known(self) -> bool:
         """Whether the buffers are those that the index has written."""
-        return len(self._written) == len(self._names) and unchanged(self._written, self._buffers)
+        return list(self._written) == self._present() and unchanged(self._written, self._buffers)
+
+    def _present(self) -> list[str]:
+        """The names of the buffers that there are."""
+        return [name for name in self._names if name in self._buffers]
 
     # -- changing, under the lock --------------------------------------------------------------------------
 
-    def wrote(self, tensors: dict[str, Tensor]) -> None:
-        """After the index has written buffers."""
-        if written := sources_of(tensors, [name for name in self._names if name in tensors]):
-            written = {**self._written, **written}
-            self._written = {name: written[name] for name in self._names if name in written}
+    def wrote(self, names: Collection[str]) -> None:
+        """After the index has written buffers of these names."""
+        if any(name in names for name in self._names):
+            present = self._present()
+            known = {**self._written, **sources_of(self._buffers, [name for name in present if name in names])}
+            self._written = {name: known[name] for name in present if name in known}
 
     def forget(self) -> None:
         """Discard the last version, for the next search to check the buffers."""
@@ -132,14 +137,21 @@ class Versions:
         """The version of the buffers and the pending updates; None if other code has written the buffers."""
         if not self._known():
             return None
-        last, store = self.last, self._store
-        same = last is not None and last.packed.sources is self._written
-        packed = last.packed if last is not None and same else Packed(self._written, store.metric, store.d)
-        return Version(packed, store._updates.pending(), store._updates.deleted)
+        store = self._store
+        return Version(self._packed(), store._updates.pending(), store._updates.deleted)
+
+    def _packed(self) -> Packed:
+        """The packed lists of the buffers: those of the last version if they are the same, but for the centroids."""
+        last, (_, *lists) = self.last, self._present()
+        if last is not None and last.packed.sources is self._written:
+            return last.packed
+        if last is not None and all(last.packed.sources.get(name) is self._written[name] for name in lists):
+            return last.packed.with_centroids(self._written)
+        return Packed(self._written, self._store.metric, self._store.d)
 
     def _replace(self, version: Version | None) -> None:
         last, self.last = self.last, version
-        if last is not None and (version is None or version.packed is not last.packed):
+        if last is not None and (version is None or version.packed.codes is not last.packed.codes):
             last.packed.codes.close()
 
     # -- codes ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Reading vectors by id, sizes of lists and memory: methods of `IndexBase`.
+"""Reading vectors and groups by id, sizes of lists and memory: methods of `IndexBase`.
 
 L lists, d dim, n ids.
 """
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from ..functional.lists import lengths
+from ..functional.rebalance import imbalance_of
+from ..functional.row_codes import vectors_of
 from . import validation
 from .eager import eager, opaque
+from .groups import groups_in
 
 if TYPE_CHECKING:
     from .base import IndexBase
@@ -47,7 +50,7 @@ def reconstruct_n(self: IndexBase, start: int, n: int) -> Tensor:
 def reconstruct_batch(self: IndexBase, ids: Tensor) -> Tensor:
     """The stored vectors (n, d) of ids (n,) int64, each as `reconstruct`. KeyError if one is unknown."""
     wanted, back = validation.id_list(ids, "ids", self.device).unique(return_inverse=True)
-    return self.store.vectors(wanted)[back]
+    return vectors_of(self.store.last_added(wanted), self.d)[back]
 
 
 @eager
@@ -63,8 +66,7 @@ def imbalance_factor(self: IndexBase) -> float:
 
     As in faiss: ``L * sum(sizes ** 2) / sum(sizes) ** 2``, at best 1; 1 for an empty index.
     """
-    sizes = self.list_sizes().double()
-    return float(sizes.shape[0] * sizes.square().sum() / sizes.sum().square()) if self.ntotal else 1.0
+    return imbalance_of(self.list_sizes())
 
 
 @eager
@@ -81,6 +83,34 @@ def list_stats(self: IndexBase) -> ListStats:
         max=int(sizes.max()),
         imbalance=self.imbalance_factor(),
     )
+
+
+@eager
+def groups_of(self: IndexBase, ids: Tensor) -> Tensor:
+    """The groups (n,) int64 of ids (n,) int64; of a duplicate id that of the row whose vector `reconstruct` returns.
+
+    -1 for a row that was added without a group. KeyError if an id is unknown.
+
+    >>> from torch_ivf_module import IndexFlatL2
+    >>> index = IndexFlatL2(2)
+    >>> index.add(torch.eye(2), groups=torch.tensor([7, 3]))
+    >>> index.groups_of(torch.tensor([1, 0]))
+    tensor([3, 7])
+    """
+    wanted, back = validation.id_list(ids, "ids", self.device).unique(return_inverse=True)
+    return self.store.last_added(wanted, groups=True)[back]
+
+
+@eager
+def group_sizes(self: IndexBase) -> tuple[Tensor, Tensor]:
+    """The groups (G,) int64 that rows have, ascending, and the number of rows of each (G,) int64.
+
+    -1 is among them if rows were added without a group.
+    """
+    with self.store.lock:
+        self.store.packed_lists()
+        groups, sizes = groups_in(self.store.buffers).unique(return_counts=True)
+        return groups, sizes
 
 
 @opaque

@@ -54,7 +54,7 @@ class IndexIVFScalarQuantizer(IndexIVF):
     Parameters
     ----------
     d : dimension of the vectors.
-    nlist, nprobe, metric, max_codes, list_ordering : see `IndexIVFFlat`.
+    nlist, nprobe, metric, max_codes, list_ordering, auto_rebalance : see `IndexIVFFlat`.
     bits, k, search_mode, max_bytes, codes, device : see `IndexScalarQuantizer`.
 
     >>> import torch

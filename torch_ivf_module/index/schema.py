@@ -14,6 +14,7 @@ from .row_format import RowFormat
 
 NEXT_ID = "next_id"
 INTEGERS = ("list_offsets", "list_ids", NEXT_ID)
+GROUPS = "list_groups"  # (N,) int64, only in an index with rows that have groups
 LAST_ID = 2**63 - 1
 
 
@@ -23,8 +24,13 @@ def names(rows: str) -> tuple[str, str, str, str]:
 
 
 def saved(rows: str) -> tuple[str, ...]:
-    """The entries of a state_dict."""
-    return (*names(rows), NEXT_ID)
+    """The entries of a state_dict; GROUPS is in that of an index with groups alone."""
+    return (*names(rows), NEXT_ID, GROUPS)
+
+
+def integers(buffers: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names of the integer buffers that there are."""
+    return (*INTEGERS, GROUPS) if GROUPS in buffers else INTEGERS
 
 
 def empty(
@@ -62,6 +68,9 @@ def misfit_shapes(state: Mapping[str, Tensor], rows: RowFormat, flat: bool) -> s
     for name, tensor in (("list_offsets", offsets), ("list_ids", ids)):
         if tensor.dtype != torch.int64 or tensor.dim() != 1:
             return f"{name} must be int64 of shape (n,), got {tensor.dtype} {tuple(tensor.shape)}"
+    groups = state.get(GROUPS)
+    if groups is not None and (groups.dtype != torch.int64 or groups.shape != ids.shape):
+        return f"{GROUPS} must be int64 of shape {tuple(ids.shape)}, got {groups.dtype} {tuple(groups.shape)}"
     if ids.shape[0] != packed.shape[0]:
         return f"list_ids has {ids.shape[0]} entries for {packed.shape[0]} rows of {rows.name}"
     if NEXT_ID in state and (state[NEXT_ID].dtype != torch.int64 or state[NEXT_ID].dim() != 0):
@@ -85,8 +94,19 @@ def _misfit_values(state: Mapping[str, Tensor], rows: RowFormat) -> str | None:
         return "list_ids holds -1, which marks missing results"
     if not bool(torch.isfinite(state["centroids"].sum())) and not bool(torch.isfinite(state["centroids"]).all()):
         return "centroids hold NaN or inf"
+    if GROUPS in state and (unsorted := _misfit_groups(state["list_offsets"], state[GROUPS])):
+        return unsorted
     if NEXT_ID in state and int(state[NEXT_ID]) < 0:
         return f"next_id must be >= 0, got {int(state[NEXT_ID])}"
+    return None
+
+
+def _misfit_groups(offsets: Tensor, groups: Tensor) -> str | None:
+    """Why groups (N,) are not those of lists with valid offsets (L + 1,), or None if they are."""
+    falls = torch.nonzero(groups[1:] < groups[:-1])[:, 0] + 1
+    within = falls[~torch.isin(falls, offsets)]
+    if within.shape[0]:
+        return f"{GROUPS} must not fall within a list, but does at entry {int(within[0])}"
     return None
 
 

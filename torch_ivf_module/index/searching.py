@@ -23,7 +23,7 @@ from ..functional.search import capped_lists, finite_queries
 from ..functional.search import search as search_lists
 from ..functional.transforms import differentiable, is_dual, outside, scored, tracked, transforming, wrapped
 from ..params import DEFAULTS, SearchParams, positive, shared
-from . import validation
+from . import grouping, validation
 from .eager import autocasts, eager, recorded_by_fx, refuse_recording, refuse_tracing, without_autocast
 from .filtering import id_orders, query_filter
 from .integrity import refuse_without_values
@@ -87,8 +87,8 @@ def range_search(
 
     `radius` is a number, or a tensor (nq,) of one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
     I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params`, `nprobe`, `selector`
-    and `exclude` are used: all rows of the probed lists are read, `max_codes` and budgets are ignored, as in faiss. D
-    has no derivative and never requires grad. Raises as `search`, and RuntimeError for a dual tensor x.
+    `exclude` and `groups` are used: all rows of the probed lists are read, `max_codes` and budgets are ignored, as in
+    faiss. D has no derivative and never requires grad. Raises as `search`, and RuntimeError for a dual tensor x.
     """
     x = validation.vectors(x, "x", self.d, self.device)
     if is_dual(x):
@@ -154,6 +154,8 @@ def search_prepared(
     `probed` (Q, P), if given, are the lists to read; `filter` is that of the queries, see `filtering.query_filter`.
     Call it without autocast and under `torch.no_grad`.
     """
+    if grouping.by_group(params):
+        return grouping.search_by_group(index, queries, k, params, filter)
     options = index.search_options(k, params)
     counted = options.max_codes is not None or options.budget is not None
     coded = options.mode == "auto" and not options.exact
@@ -183,6 +185,10 @@ def range_of_prepared(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`range_search` of prepared queries and radii (Q,); `probed` and `filter` as for `search_prepared`."""
     with without_autocast(queries.device), torch.no_grad():
+        score = metrics.to_score(radii, index.metric)
+        if grouping.by_group(params):
+            lims, scores, ids = grouping.range_by_group(index, queries, score, params, filter)
+            return lims, metrics.to_distance(scores, index.metric), ids
         options = index.search_options(1, params)
         coarse, segments, _ = _read_lists(index, params, queries.shape[0] * options.nprobe, counted=False)
         orders = None if filter is None else id_orders(filter, index.store, segments, options)
@@ -190,7 +196,7 @@ def range_of_prepared(
             queries,
             coarse,
             segments,
-            score=metrics.to_score(radii, index.metric),
+            score=score,
             nprobe=options.nprobe,
             metric=index.metric,
             max_bytes=index.max_bytes,

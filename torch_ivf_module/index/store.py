@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional.id_lookup import last_of
-from ..functional.lists import InvertedLists, append, keep_rows
+from ..functional.lists import InvertedLists
 from ..functional.probe import Coarse
-from ..functional.row_codes import vectors_of
 from ..functional.transforms import run_outside
 from . import schema
 from .coding import CodesCache
+from .groups import groups_in, repacked
 from .ids import IdLookup, Matches
 from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values
 from .pending import PendingUpdates, few, many_deleted
@@ -82,6 +81,11 @@ class ListStore:
         return self.flat or self.buffers["centroids"].shape[0] > 0
 
     @property
+    def grouped(self) -> bool:
+        """Whether rows have groups."""
+        return schema.GROUPS in self.buffers or self._updates.grouped
+
+    @property
     def device(self) -> torch.device:
         """Where the rows are."""
         return self.buffers[self.format.name].device
@@ -101,6 +105,10 @@ class ListStore:
         """Raise RuntimeError before training."""
         if not self.is_trained:
             raise RuntimeError(f"{action} needs a trained index: call train(x) first")
+
+    def own_buffers(self) -> dict[str, Tensor]:
+        """The buffers of the index that there are, by name."""
+        return {name: self.buffers[name] for name in self.own if name in self.buffers}
 
     def memory_bytes(self) -> int:
         """Bytes of all buffers, of pending rows, and of what was derived from them so far."""
@@ -145,29 +153,33 @@ class ListStore:
                 rows, which = rows[kept], which[kept]
             return Matches(rows, which, *self._updates.find(wanted))
 
-    def vectors(self, wanted: Tensor) -> Tensor:
-        """The last added vectors (n, d) of the distinct ascending ids `wanted` (n,). KeyError for an unknown id."""
+    def last_added(self, wanted: Tensor, *, groups: bool = False) -> Tensor:
+        """The rows (n, ...) that were added last under the distinct ascending ids `wanted` (n,), or their groups (n,).
+
+        KeyError for an unknown id.
+        """
         with self.lock:
             if not few(self._updates.rows, self._packed_rows):
                 self.pack()
-            pending = self._updates.joined()[0] if self._updates.rows else None
-            found = self.matches(wanted)
-            offsets, packed = self.buffers["list_offsets"], self.packed
-            rows = self.ids.last(offsets, wanted, found.packed, found.of_packed)
-            at = last_of(found.pending, found.of_pending, wanted.shape[0])
-            unknown = wanted[(rows < 0) & (at < 0)]
-            if unknown.shape[0]:
-                raise KeyError(f"id {int(unknown[0])} is not in the index")
-            out = packed.new_empty(wanted.shape[0], packed.shape[1])
-            out[at < 0] = packed[rows[at < 0]]  # pending rows were added later than packed ones
-            if pending is not None:
-                out[at >= 0] = pending[at[at >= 0]]
-            return vectors_of(out, self.d)
+            pending = self._updates.joined()[3 if groups else 0] if self._updates.rows else None
+            stored = groups_in(self.buffers) if groups else self.packed
+            return self.ids.latest(self.buffers["list_offsets"], wanted, self.matches(wanted), stored, pending)
 
     # -- changing ------------------------------------------------------------------------------------------
 
-    def add(self, rows: Tensor, ids: Tensor, assigned: Tensor, next_id: int, *, custom_ids: bool) -> None:
-        """Add rows (n, ...) of this format, with ids (n,), to the lists `assigned` (n,); tensors are not copied.
+    def add(
+        self,
+        rows: Tensor,
+        ids: Tensor,
+        assigned: Tensor,
+        next_id: int,
+        groups: Tensor | None = None,
+        *,
+        custom_ids: bool,
+    ) -> None:
+        """Add rows (n, ...) of this format, with ids (n,) and groups (n,), to the lists `assigned` (n,).
+
+        Tensors are not copied.
 
         `custom_ids` says that other rows may have some of the ids.
         """
@@ -175,7 +187,7 @@ class ListStore:
             if not rows.shape[0] and next_id == int(self.buffers[schema.NEXT_ID]):
                 return
             self.put(next_id=torch.full_like(self.buffers[schema.NEXT_ID], next_id))
-            self._updates.push(rows, ids, assigned, custom_ids=custom_ids)
+            self._updates.push(rows, ids, assigned, groups, custom_ids=custom_ids)
             self.unordered += rows.shape[0]
             if self._updates.rows >= max(self._packed_rows, 1):  # then adding copies O(n) rows in all
                 self.pack()
@@ -201,35 +213,30 @@ class ListStore:
             if not updates:  # another thread has packed
                 return
             self.check()
-            packed, offsets, ids = (self.buffers[name] for name in self.names[1:])
-            if updates.deleted is not None:
-                packed, offsets, ids = keep_rows(packed, offsets, ids, ~updates.deleted.mask)
-            if updates.rows:
-                rows, new_ids, assigned = updates.joined()
-                if updates.custom_ids:
-                    self.ids.note(ids, new_ids, assigned)
-                packed, offsets, ids = append(packed, offsets, ids, rows, new_ids, assigned)
-            self.replace_lists(packed, offsets, ids)
+            self.replace_lists(*repacked(self.buffers, self.packed, updates, self.ids))
             self._updates = PendingUpdates()
 
-    def replace_lists(self, packed: Tensor, offsets: Tensor, ids: Tensor) -> None:
-        """Replace the packed lists: rows (N, ...), offsets (L + 1,), ids (N,)."""
+    def replace_lists(self, packed: Tensor, offsets: Tensor, ids: Tensor, groups: Tensor | None = None) -> None:
+        """Replace the packed lists: rows (N, ...), offsets (L + 1,), ids (N,), groups (N,) sorted within each list."""
         self.ids.forget_order()
-        self.put(**{self.format.name: packed}, list_offsets=offsets, list_ids=ids)
+        self.put(**{self.format.name: packed}, list_offsets=offsets, list_ids=ids, list_groups=groups)
+        self.ordering = self.ordering if groups is None else "none"
 
     def exchange(self, buffers: dict[str, Tensor]) -> None:
         """Replace all buffers, and discard pending updates."""
         with self.lock:
             self._updates, self.ids, self.unordered = PendingUpdates(), IdLookup(), 0
-            self.put(**buffers)
+            self.put(**{schema.GROUPS: None, **buffers})
 
-    def put(self, **tensors: Tensor) -> None:
-        """Replace buffers by name."""
+    def put(self, **tensors: Tensor | None) -> None:
+        """Replace buffers by name; None removes one."""
         written = [name for name in schema.INTEGERS if name in tensors]
         with self.lock:
             if 0 < len(written) < len(schema.INTEGERS):
                 self.check()  # the integer buffers that stay
-            self.buffers.update(tensors)
+            self.buffers.update({name: tensor for name, tensor in tensors.items() if tensor is not None})
+            for name in [name for name, tensor in tensors.items() if tensor is None]:
+                self.buffers.pop(name, None)
             self.versions.wrote(tensors)
             if written:
                 self._integrity.put(self.buffers)
@@ -269,7 +276,7 @@ class ListStore:
         self.hand_out()
         self.graph = None
         self._forget_derived()
-        return {name: self.buffers[name] for name in self.own}
+        return self.own_buffers()
 
     def moved(self) -> None:
         """After all buffers were moved or cast by a function that may have changed the integer ones."""
@@ -281,7 +288,7 @@ class ListStore:
         """The state for `restore`: references to tensors, no copies."""
         self.pack()
         with self.lock:
-            return {name: self.buffers[name] for name in self.own}, copy.copy(self._integrity), self.ids.last_lists
+            return self.own_buffers(), copy.copy(self._integrity), self.ids.last_lists
 
     def restore(self, snapshot: Snapshot) -> None:
         """Undo everything since `snapshot`."""

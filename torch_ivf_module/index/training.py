@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from .._arrays import finite
 from .._optional import require
 from ..functional.kmeans import RowShard, kmeans
-from ..functional.lists import pack
 from ..functional.probe import coarse_of, nearest_lists
 from ..functional.row_codes import vectors_of
 from ..params import positive
 from . import validation
 from .building import stored_rows
+from .groups import packed_by_list
 from .searching import prepared
 from .store import ListStore
 
@@ -114,9 +114,9 @@ def clustered(
 def move_to(store: ListStore, centroids: Tensor) -> int:
     """Replace the centroids by others (L, d) and move every vector to its nearest list; how many vectors that moves."""
     with store.lock, torch.no_grad(), torch.autocast(store.device.type, enabled=False):
-        packed, ids, before, repeated = stored_rows(store)
+        packed, ids, before, groups, repeated = stored_rows(store)
         assigned = nearest_lists(packed, coarse_of(centroids, store.metric), store.metric)
-        lists = pack(packed, ids, assigned, centroids.shape[0])
+        lists = packed_by_list(packed, ids, groups, assigned, centroids.shape[0])
         store.put(centroids=centroids)
         store.replace_lists(*lists)
         store.ordering = "none"

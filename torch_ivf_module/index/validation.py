@@ -67,6 +67,24 @@ def ids(value: object, name: str, rows: int, device: torch.device) -> Tensor:
     return found
 
 
+def groups(value: object, rows: int, device: torch.device) -> Tensor | None:
+    """`value` as int64 groups (rows,) on `device`, a copy; None for None."""
+    if value is None:
+        return None
+    found = id_list(value, "groups", device)
+    if found.shape[0] != rows:
+        raise ValueError(f"groups must have one group for each of the {rows} rows of x, got {found.shape[0]}")
+    return found.clone()
+
+
+def groups_of_queries(value: object, queries: int, device: torch.device) -> Tensor:
+    """`value` as int64 groups (queries,) on `device`."""
+    found = id_list(value, "groups", device)
+    if found.shape[0] != queries:
+        raise ValueError(f"groups must have one group for each of the {queries} queries, got {found.shape[0]}")
+    return found
+
+
 def numbering(first: int, rows: int) -> int:
     """next_id after `rows` rows with the ids from `first` on; RuntimeError if an id would exceed 2^63 - 2."""
     if first + rows > LAST_ID:

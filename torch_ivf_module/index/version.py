@@ -9,10 +9,12 @@ import threading
 import weakref
 from collections.abc import Callable
 
+from ..functional.cells import Cells, cells_of, filled_groups
 from ..functional.lists import InvertedLists
 from ..functional.probe import Coarse
+from . import schema
 from .coding import CodesCache
-from .derived import Derived, derive
+from .derived import Derived, derive, with_centroids
 from .integrity import Sources
 from .lazy import Latest
 from .pending import DeletedRows, PendingRows, few
@@ -21,16 +23,17 @@ from .pending import DeletedRows, PendingRows, few
 class Packed:
     """The packed lists of one or several versions, and what searches derive from them: biases, codes.
 
-    `sources` are centroids, rows, offsets and ids.
+    `sources` are centroids, rows, offsets, ids and, if rows have groups, these.
     """
 
     def __init__(self, sources: Sources, metric: str, d: int) -> None:
         self.sources, self.metric = sources, metric
-        *_, (offsets, _), (ids, _) = sources.values()
-        self.rows, self.trained = ids.shape[0], offsets.shape[0] > 1
+        self.groups = sources[schema.GROUPS][0] if schema.GROUPS in sources else None  # (N,) int64
+        self.rows, self.trained = sources["list_ids"][0].shape[0], sources["list_offsets"][0].shape[0] > 1
         self.read = False  # whether a search has read a version before the last one that has these lists
         self.codes = CodesCache(d)
         self._derived: Latest[Sources, Derived] = Latest()
+        self._cells: Latest[Sources, Cells] = Latest()
 
     def derived(self) -> Derived:
         """The coarse quantizer and the lists; RuntimeError before training."""
@@ -39,14 +42,31 @@ class Packed:
 
         def made(sources: Sources) -> Derived:
             buffers = {name: tensor for name, (tensor, _) in sources.items()}
-            return derive(buffers, tuple(buffers), self.metric)
+            return derive(buffers, tuple(name for name in buffers if name != schema.GROUPS), self.metric)
 
         return self._derived.get(self.sources, made)
 
+    def cells(self) -> Cells:
+        """The cells of the lists, which the first search by group computes."""
+        lists = self.derived().lists
+        return self._cells.get(self.sources, lambda _: cells_of(lists.offsets, filled_groups(self.groups, lists.ids)))
+
+    def with_centroids(self, sources: Sources) -> Packed:
+        """The same lists with the centroids of `sources`; biases and codes are not computed again."""
+        other, derived = Packed(sources, self.metric, 0), self._derived.value
+        other.read, other.codes = self.read, self.codes
+        if (cells := self._cells.value) is not None:
+            other._cells.get(sources, lambda _: cells)
+        if derived is not None:
+            centroids = next(iter(sources.values()))[0]
+            other._derived.get(sources, lambda _: with_centroids(derived, centroids, self.metric))
+        return other
+
     @property
     def bytes(self) -> int:
-        """Memory of biases and codes."""
-        return (self._derived.value.bytes if self._derived.value else 0) + self.codes.bytes
+        """Memory of biases, codes and cells."""
+        derived, cells = self._derived.value, self._cells.value
+        return (derived.bytes if derived else 0) + self.codes.bytes + sum(tensor.nbytes for tensor in cells or ())
 
 
 class Version:
@@ -76,6 +96,18 @@ class Version:
             coarse, segments = self._lists
             return coarse, [self.deleted.left_out(self.packed.derived().lists), *segments[1:]]
         return self._lists
+
+    def cells(self, *, counted: bool = False) -> list[Cells]:
+        """The cells of each of the lists that `lists` returns."""
+        (coarse, segments), lists = self.lists(counted=counted), self.packed.derived().lists
+        if counted and self.deleted is not None:
+            kept = filled_groups(self.packed.groups, lists.ids)[~self.deleted.mask]
+            cells = [cells_of(segments[0].offsets, kept)]
+        else:
+            cells = [self.packed.cells()]
+        if self.pending is not None:
+            cells.append(self.pending.cells(lists.offsets.shape[0] - 1, coarse.origin, self.packed.metric))
+        return cells
 
 
 class WriteLock:

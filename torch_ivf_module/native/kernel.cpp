@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "arguments.h"
+#include "cells.h"
 #include "isa.h"
 
 namespace torch_ivf_module {
@@ -182,6 +183,33 @@ std::tuple<Tensor, Tensor> scan_above(
   return {lims, *rows};
 }
 
+// The cells of the groups (Q,) in the lists probed (Q, P), as lists of their own: offsets, sizes, and which of them each
+// query reads (Q, P). `cells` are groups, keys, offsets and sizes, see functional/cells.py.
+std::tuple<Tensor, Tensor, Tensor> group_cells(
+    const Tensor& probed, const Tensor& groups, const std::vector<Tensor>& cells) {
+  check(probed, "probed", 2, ScalarType::Long);
+  check(groups, "groups", 1, ScalarType::Long);
+  check_that(cells.size() == 4, "cells must be 4 tensors, got ", cells.size());
+  for (const Tensor& field : cells) {
+    check(field, "cells", 1, ScalarType::Long);
+  }
+  const int64_t queries = probed.size(0), probes = probed.size(1), count = cells[1].size(0) - 1;
+  check_that(groups.size(0) == queries, "groups must have an entry for each query");
+  check_that(count >= 0 && cells[2].size(0) == count + 1 && cells[3].size(0) == count + 1, "cells must be of equal length");
+  const Cells known{data<int64_t>(cells[0]), data<int64_t>(cells[1]), cells[0].size(0), count};
+  std::vector<int64_t> found = cells_of_pairs(known, data<int64_t>(probed), data<int64_t>(groups), queries, probes);
+  const std::vector<int64_t> used = distinct_cells(found, count);
+  const auto lists = static_cast<int64_t>(used.size());
+  const Tensor offsets = empty({lists}, aoti_torch_dtype_int64()), sizes = empty({lists}, aoti_torch_dtype_int64());
+  for (int64_t i = 0; i < lists; ++i) {
+    results<int64_t>(offsets)[i] = data<int64_t>(cells[2])[used[i]];
+    results<int64_t>(sizes)[i] = data<int64_t>(cells[3])[used[i]];
+  }
+  const Tensor moved = empty({queries, probes}, aoti_torch_dtype_int64());
+  std::copy(found.begin(), found.end(), results<int64_t>(moved));
+  return {offsets, sizes, moved};
+}
+
 std::string isa_name() {
   return isa();
 }
@@ -201,6 +229,7 @@ STABLE_TORCH_LIBRARY(torch_ivf_module, library) {
       "int kept, int nprobe, int max_codes, bool differences, int max_bytes, Tensor? filter=None, Tensor? mask=None, "
       "Tensor[]? allowed=None, Tensor[]? excluded=None) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  library.def("group_cells(Tensor probed, Tensor groups, Tensor[] cells) -> (Tensor, Tensor, Tensor)");
   library.def("encode_lists(Tensor packed, Tensor offsets, Tensor sizes, int d) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
@@ -213,6 +242,7 @@ STABLE_TORCH_LIBRARY_IMPL(torch_ivf_module, CPU, library) {
   library.impl("search_index", TORCH_BOX(&search_index));
   library.impl("scan", TORCH_BOX(&scan));
   library.impl("encode_lists", TORCH_BOX(&encode_lists));
+  library.impl("group_cells", TORCH_BOX(&group_cells));
   library.impl("scan_above", TORCH_BOX(&scan_above));
 }
 

@@ -35,6 +35,11 @@ def register_meta_kernels() -> None:
         codes = packed.new_empty(panels * panel_bytes(d), dtype=torch.uint8)
         return centres, codes, torch.empty_like(offsets), norms, limits
 
+    @torch.library.register_fake("torch_ivf_module::group_cells")
+    def _group_cells(probed, groups, cells):  # type: ignore[no-untyped-def]
+        lists = torch.library.get_ctx().new_dynamic_size()
+        return probed.new_empty(lists), probed.new_empty(lists), torch.empty_like(probed)
+
     @torch.library.register_fake("torch_ivf_module::scan_above")
     def _scan_above(x, packed, bias, offsets, sizes, probed, threshold):  # type: ignore[no-untyped-def]
         hits = torch.library.get_ctx().new_dynamic_size()

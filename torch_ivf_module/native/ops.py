@@ -97,6 +97,10 @@ class NativeKernel:
         )
         return results
 
+    def cells(self, probed: Tensor, groups: Tensor, cells: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The cells of the groups (Q,) in the lists probed (Q, P): offsets, sizes, and those of each query (Q, P)."""
+        return _call("group_cells", probed.contiguous(), groups.contiguous(), [*map(Tensor.contiguous, cells)])
+
     def above(self, x: Tensor, lists: InvertedLists, probed: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of the probed lists with a ranking score above threshold (Q,): lims (Q + 1,) and rows (H,)."""
         stored = lists.packed, lists.bias, lists.offsets, lists.sizes

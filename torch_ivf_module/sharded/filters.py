@@ -27,7 +27,7 @@ def settings_of(params: SearchParams) -> tuple[object, ...]:
     if selector is not None:
         per_query = isinstance(selector, tuple) or not shared(selector)
         kind = type(selector).__name__ if per_query else digest_of(as_tensor(selector, "selector"))
-    return replace(params, selector=None, exclude=None), kind, params.exclude is not None
+    return replace(params, selector=None, exclude=None, groups=None), kind, params.exclude is not None
 
 
 def widths(params: SearchParams) -> list[int]:

@@ -89,6 +89,8 @@ def packed_of(given: Mapping[str, Tensor]) -> Tensor:
 
 def rows_of(exchange: Exchange, given: Mapping[str, Tensor]) -> tuple[LocalRows, bool]:
     """The local rows of a global state, and whether they are all of its rows: of full tensors, not of DTensors."""
+    if schema.GROUPS in given:
+        raise ValueError("a ShardedIndex has no groups, but the state has list_groups: load it into a plain index")
     packed, ids, offsets = packed_of(given), given["list_ids"], given["list_offsets"]
     full, first = not hasattr(packed, "to_local"), 0
     if not full:

@@ -15,7 +15,7 @@ from .._optional import require
 from ..functional import metric as metrics
 from ..functional.kmeans import RowShard
 from ..functional.transforms import is_dual, wrapped
-from ..index import IndexIVF, building, schema, searching, training, validation
+from ..index import IndexIVF, building, grouping, schema, searching, training, validation
 from ..index.eager import without_autocast
 from ..index.filtering import check_filters
 from ..index.ids import Matches
@@ -194,7 +194,7 @@ class ShardedIndex(ShardedModule):
         self._forget()
 
     def rebalance(self) -> None:
-        """Assign all rows to processes again, for example after removals or after lists have grown unevenly."""
+        """Assign all rows to processes again, for example after removals or uneven growth; no list changes."""
         self._agree("rebalance", lambda: (None, []))
         if self.index.is_trained:
             self._redistribute("rebalance")
@@ -262,6 +262,7 @@ class ShardedIndex(ShardedModule):
         if wrapped(given) or is_dual(given):
             raise RuntimeError(f"{action} of a ShardedIndex has no derivative and no torch.func transform: detach x")
         settings = self.index.checked_params(params)
+        grouping.refuse(settings, "a ShardedIndex")
         check_filters(settings, given.shape[0], self.index.device)
         if self.index.search_options(1, settings).budget is not None:
             raise ValueError("params has a budget of rows, but no process has whole lists; max_codes counts whole ones")

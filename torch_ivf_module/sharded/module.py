@@ -285,13 +285,16 @@ def _check_shard(index: object, shard: str) -> None:
         raise TypeError(f"index must be a flat or inverted-file index, got {type(index).__name__}")
     if shard not in SHARDS:
         raise ValueError(f"shard must be one of {', '.join(map(repr, SHARDS))}, got {shard!r}")
+    if index.store.grouped:
+        raise ValueError("index has rows with groups, which a ShardedIndex does not support: use a plain index")
     if shard == "lists" and not isinstance(index, IndexIVF):
         raise ValueError(f"shard='lists' needs an inverted file, got {type(index).__name__}; use shard='rows'")
+    if isinstance(index, IndexIVF) and index.auto_rebalance is not None:
+        raise ValueError("index must have auto_rebalance = None to be sharded: processes must keep the same centroids")
 
 
 def _fingerprint(given: Mapping[str, Tensor]) -> object:
     """Shape and digests of a global state, to compare it between processes. Vectors are too many to be read."""
-    packed = global_state.packed_of(given)
-    sharded = hasattr(packed, "to_local")  # DTensors, whose local ids differ between processes
+    sharded = hasattr(packed := global_state.packed_of(given), "to_local")  # DTensors: processes have other local ids
     names = ("centroids", "list_offsets") if sharded else ("centroids", "list_offsets", "list_ids")
     return sharded, tuple(packed.shape), [global_state.digest_of(given[name]) for name in names]
