@@ -46,7 +46,7 @@ AnyIndex = IndexBase | IndexPreTransform
 
 
 class BadFile(ValueError):
-    """The file is no index, or is damaged; the text says why."""
+    """The file is not an index, or is damaged; the text says why."""
 
 
 def save(index: AnyIndex, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
@@ -103,17 +103,21 @@ def load(
     mmap: bool = False,
     codes: Setting = "saved",
 ) -> AnyIndex:
-    """Open an index, of the class that the file names.
+    """Open the index in a file; the file determines its class.
 
-    Files are those of `save`, those that torch-ivf 0.1.1 saved, and those of `faiss.write_index` (extra `faiss`).
+    Supported are files of `save`, of torch-ivf 0.1.1, and of `faiss.write_index` (extra `faiss`).
 
-    Checksums tell an altered file, of `save`'s own. `mmap=True` maps the vectors instead of reading them, so theirs is
-    not looked at; a faiss file is always read. `codes` replaces the saved setting of that name: with ``mmap=True,
-    codes=8`` codes and lists are in memory, and a search reads from the file only the rows that they do not exclude.
+    Parameters
+    ----------
+    path : the file.
+    device : where to put the index; the CPU by default.
+    mmap : map the vectors instead of reading them. Their checksum is then not checked. No effect for files of faiss.
+    codes : replaces the saved setting `codes`. With ``mmap=True, codes=8`` the 8-bit codes are in memory, and a search
+        reads from the file only the rows that the codes do not exclude.
 
-    Nothing in the file is executed; but faiss's files are parsed by faiss, so open only those you trust. Raises
-    `BadFile` (a ValueError) for a file that is damaged, foreign or from a newer release, FileNotFoundError if there is
-    none, ImportError naming the extra that a file needs.
+    Nothing in the file is executed. Files of faiss are parsed by faiss, so open only those you trust. Raises
+    `BadFile` (a ValueError) for a file that is damaged, not an index, or from a newer release; FileNotFoundError if
+    there is no such file; ImportError, which names the extra, if a package is missing.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

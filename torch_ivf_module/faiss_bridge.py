@@ -40,24 +40,23 @@ WORKS = (
 
 
 def from_faiss(index: Any, *, codes: bool = True) -> IndexBase | IndexPreTransform:
-    """The index that answers as a faiss index does, with the same ids.
+    """Convert a faiss index, with its vectors, lists and ids. Nothing is trained again.
 
     Parameters
     ----------
-    index : one of WORKS. Vectors that faiss holds as float16 or bfloat16 stay as they are. Linear transforms (PCA, OPQ,
+    index : a faiss index. float16 and bfloat16 vectors keep their dtype. Linear transforms (PCA, OPQ,
         rotations, centring, remapped dimensions) become `nn.Linear`; L2 normalisation before an inner product becomes
         metric "cosine".
-    codes : whether vectors behind a scalar quantizer of 8, 6 or 4 bits become codes of 8, 8 or 4 bits again. Those of
-        QT_8bit_uniform, QT_4bit_uniform and QT_8bit_direct are kept, up to float32 rounding, if they are not of
-        residuals. In others each dimension has a range, but in `IndexScalarQuantizer` each vector has: they are decoded
-        and encoded again, which changes an entry by up to half of a 255th (8 bits) or a 15th of the range of its
-        vector. False decodes them to float32: the same answers as faiss, in four times the memory.
+    codes : whether codes of 8, 6 or 4 bits become codes of 8, 8 or 4 bits here. False decodes them to float32: the same
+        results as faiss, in four times the memory. Codes of QT_8bit_uniform, QT_4bit_uniform and QT_8bit_direct are
+        kept, up to float32 rounding, unless they are codes of residuals. Other codes have a range for each dimension,
+        but `IndexScalarQuantizer` has one for each vector. So they are decoded and encoded again, which changes an
+        entry by at most 1/510 (8 bits) or 1/30 (4 bits) of the range of its vector.
 
-    Vectors are copied, to the CPU. What only speeds faiss up (a direct map, a graph over the centroids) is left behind.
-    Lists are taken over as they are where the coarse quantizer is an IndexFlat. Any other is approximate and may have
-    put vectors into lists that are not the nearest: each vector is moved to its nearest list.
-    `add` numbers on from the largest id. Raises TypeError for an index that has no counterpart, ValueError for one
-    whose vectors are not finite, ImportError without faiss (extra `faiss`).
+    Vectors are copied to the CPU. A direct map, or a graph over the centroids, is ignored. If the coarse quantizer is
+    an IndexFlat, the lists are kept. Other quantizers are approximate, so each vector is moved to its nearest list.
+    `add` continues from the largest id. Raises TypeError for an unsupported index, ValueError if a vector is not
+    finite, ImportError without faiss (extra `faiss`).
 
     >>> import faiss
     >>> theirs = faiss.IndexFlatL2(2)

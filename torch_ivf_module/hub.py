@@ -21,9 +21,9 @@ FREE = ("nprobe", "max_codes", "k", "search_mode", "max_bytes", "codes")  # wher
 
 
 def save_pretrained(index: AnyIndex, folder: str | os.PathLike[str], **settings: Any) -> Any:
-    """Write `index` to a folder: config.json, model.safetensors (which `load` opens too) and a model card.
+    """Write `index` to a folder: config.json, model.safetensors (which `load` can open) and a model card.
 
-    `settings` are those of huggingface_hub's `save_pretrained`: push_to_hub, repo_id and the like.
+    `settings` are arguments of huggingface_hub's `save_pretrained`, such as push_to_hub and repo_id.
 
     >>> import tempfile
     >>> from torch_ivf_module import IndexFlatL2
@@ -36,16 +36,16 @@ def save_pretrained(index: AnyIndex, folder: str | os.PathLike[str], **settings:
 
 
 def push_to_hub(index: AnyIndex, repo_id: str, **settings: Any) -> Any:
-    """Upload `index` to a repository of the Hub; `settings` are those of huggingface_hub's `push_to_hub`."""
+    """Upload `index` to a repository of the Hub; `settings` are arguments of huggingface_hub's `push_to_hub`."""
     return _shelf()(index).push_to_hub(repo_id, **settings)
 
 
 def from_pretrained(name: str | os.PathLike[str], *, device: Any = None, mmap: bool = False, **settings: Any) -> Any:
     """Open the index in a local folder or in a repository of the Hub.
 
-    `settings` are those of huggingface_hub's `from_pretrained`: revision, token, cache_dir and the like. What
-    config.json says of nprobe, k and the other settings of a search holds; what it says of the buffers must agree with
-    them. Raises BadFile (a ValueError) if it does not, or if the file is damaged, FileNotFoundError if it is missing.
+    `settings` are arguments of huggingface_hub's `from_pretrained`, such as revision, token and cache_dir. Settings of
+    a search, such as nprobe and k, are those in config.json. Settings in config.json that contradict the buffers are
+    refused. Raises BadFile (a ValueError) for these and for a damaged file, FileNotFoundError if a file is missing.
     """
     return _shelf().from_pretrained(name, device=device, mmap=mmap, **settings).index
 
