@@ -288,11 +288,8 @@ class ShardedIndex(ShardedModule):
         checkpoint_files.save(self._exchange, self._global_buffers("save"), path)
 
     def restore(self: Self, path: str | os.PathLike[str]) -> Self:
-        """Load the newest checkpoint in a folder. Returns self.
-
-        It is one of `save`, with any number of processes, or one that
-        ``torch.distributed.checkpoint.save({"index": index}, ...)`` wrote for a plain or sharded index.
-        """
+        """Load the newest checkpoint of `save` in a folder, or a checkpoint of a plain or sharded index that
+        ``torch.distributed.checkpoint.save({"index": index}, ...)`` wrote. Returns self."""
         empty = global_state.empty_buffers(self._exchange, self.index)
         self.load_state_dict(checkpoint_files.restore(self._exchange, empty, path))
         return self
