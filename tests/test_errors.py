@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import numpy
 import pytest
 import torch
 
 from tests.datasets import PLAIN, normal
 from tests.problems import few_training_rows, flat, shared
 from tests.states import settings_of, unchanged
-from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, SearchParams
+from torch_ivf_module import (
+    IndexFlatIP,
+    IndexFlatL2,
+    IndexIVFFlat,
+    SearchParams,
+    build_file,
+    export,
+    index_factory,
+    load,
+    tune,
+)
 from torch_ivf_module.functional import kmeans
 
 D = PLAIN.d
@@ -107,8 +118,6 @@ def test_number_of_results(kind, k, error):
 
 
 def test_number_of_results_may_be_any_kind_of_integer():
-    import numpy
-
     index = KINDS["ivf"]()
     assert index.search(normal(2, D), numpy.int64(3))[0].shape == (2, 3)
 
@@ -371,3 +380,70 @@ def test_a_refused_setting_changes_nothing():
         with pytest.raises(ValueError, match=name):
             setattr(index, name, 0)
     assert settings_of(index) == before
+
+
+# --- files, and functions that take an index ----------------------------------------------------------------
+
+
+@each_kind
+def test_one_id_that_is_not_in_a_list(kind):
+    index = KINDS[kind]()
+    with unchanged(index), refuses(ValueError, "ids", "()", "pass [7]"):
+        index.remove_ids(7)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ("empty", "index.save")),
+        (b"hello", ("not written by index.save",)),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".index", ""])
+def test_a_file_that_is_no_index(content, words, suffix, tmp_path):
+    path = tmp_path / f"found{suffix}"
+    path.write_bytes(content)
+    with refuses(ValueError, str(path), "cannot be read as an index", *words):
+        load(path)
+
+
+def test_a_file_with_another_object(tmp_path):
+    path = tmp_path / "tensor.pt"
+    torch.save(torch.ones(3), path)
+    with refuses(ValueError, str(path), "Tensor", "not an index"):
+        load(path)
+
+
+def test_building_over_the_file_of_vectors(tmp_path):
+    path = tmp_path / "x.npy"
+    numpy.save(path, normal(50, D).numpy())
+    before = path.read_bytes()
+    for other in (path, tmp_path / "." / "x.npy"):
+        with refuses(ValueError, "overwrite", "x.npy"):
+            build_file(path, other, IndexFlatL2(D))
+    with refuses(FileNotFoundError, "no such folder", "nowhere"):
+        build_file(path, tmp_path / "nowhere" / "index.pt", IndexFlatL2(D))
+    assert path.read_bytes() == before
+
+
+def test_the_order_of_arguments():
+    with refuses(TypeError, "description", "IVF512,Flat", "int"):
+        index_factory("IVF16,Flat", 64)
+    for write in (export.to_torchscript, export.to_exported, export.to_onnx):
+        with refuses(TypeError, "model must be a torch.nn.Module", "str"):
+            write("model.onnx", torch.nn.Linear(2, 2))
+
+
+def test_opening_an_exported_file_that_is_not_there(tmp_path):
+    for format in export.FORMATS:
+        with refuses(FileNotFoundError, "no such file", "model.pt2"):
+            export.runner(tmp_path / "model.pt2", format)
+    with refuses(ValueError, "format", "'onx'", "'onnx'"):
+        export.runner(tmp_path / "model.pt2", "onx")
+
+
+@pytest.mark.parametrize(("recall", "error"), [("0.9", TypeError), (95, ValueError), (0, ValueError)])
+def test_the_recall_to_tune_for(recall, error):
+    index = shared(PLAIN).index
+    with unchanged(index), refuses(error, "target_recall", "str" if error is TypeError else str(recall)):
+        tune(index, normal(3, D), target_recall=recall)

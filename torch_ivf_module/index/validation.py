@@ -120,7 +120,8 @@ def _int64s(value: object, name: str, device: torch.device, dim: int, shape: str
         what = "" if tensor.is_complex() else f"; cast it with {cast}"
         raise TypeError(f"{name} must be int64 or int32, got {word(tensor.dtype)}{what}")
     if tensor.dim() != dim:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        what = f"; pass [{int(tensor)}] for one" if tensor.dim() == 0 and dim == 1 else ""
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}{what}")
     found = _plain(_placed(tensor, value, name, device), name).detach().long()
     if tensor.dtype == torch.uint64 and bool((found < 0).any()):
         raise ValueError(f"{name} must be below 2^63, got {int(found[found < 0][0]) + 2**64}")
