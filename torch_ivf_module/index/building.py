@@ -31,12 +31,12 @@ Self = TypeVar("Self", bound="IndexBase")
 def add(self: IndexBase, x: Tensor, *, groups: Tensor | None = None) -> None:
     """Add vectors x (n, d) under the ids from ``next_id`` on.
 
-    `groups` (n,) int64 are the groups of the rows, by which `SearchParams(groups=...)` finds them; -1, the default, is
-    no group. They may be any other numbers.
-
     They are converted to the storage dtype and detached; for cosine they are stored at unit length. Raises ValueError
     for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and RuntimeError before
     training or when the ids would pass 2^63 - 2; the index is unchanged then.
+
+    `groups` (n,) int64 are the groups of the rows, by which `SearchParams(groups=...)` finds them: any numbers, of
+    which -1, the default, is no group.
     """
     x = validation.vectors(x, "x", self.d, self.device)
     _add(self.store, x, None, validation.groups(groups, x.shape[0], self.device))
@@ -119,6 +119,7 @@ def merge_from(self: IndexBase, other: IndexBase, add_id: int = 0) -> None:
         x, ids, assigned, groups, _ = stored_rows(other.store)
         ids = _shifted(ids, validation.int64(add_id, "add_id"))
         rows = store.format.copied(x, "other", store.packed.dtype)
+        groups = None if groups is None else groups.clone()
         after = min(other.store.next_id + add_id, schema.LAST_ID)
         number = max(store.next_id, schema.next_id_after(ids), after)
         store.add(rows, ids, assigned, number, groups, custom_ids=True)
@@ -210,8 +211,8 @@ def stored_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, Tensor | None
     groups = store.buffers.get(schema.GROUPS)
     numbers = torch.arange(store.nlist, device=ids.device)
     assigned = torch.repeat_interleave(numbers, lengths(offsets)) if store.nlist else ids[:0]
-    repeated = torch.tensor(list(store.ids.last_lists), dtype=torch.int64, device="cpu").to(ids.device)
-    last = store.ids.last(offsets, repeated, *store.ids.rows(store.buffers, repeated))
+    repeated = torch.tensor(list(store.ids.last_places), dtype=torch.int64, device="cpu").to(ids.device)
+    last = store.ids.last(store.buffers, repeated, *store.ids.rows(store.buffers, repeated))
     last = last[last >= 0]
     if last.shape[0]:
         earlier = torch.ones_like(ids, dtype=torch.bool).index_fill_(0, last, False)

@@ -86,7 +86,7 @@ def range_search(
     """All vectors of the probed lists strictly inside the radius: D < radius (l2), D > radius (ip, cosine).
 
     `radius` is a number, or a tensor (nq,) of one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
-    I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params`, `nprobe`, `selector`
+    I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params`, `nprobe`, `selector`,
     `exclude` and `groups` are used: all rows of the probed lists are read, `max_codes` and budgets are ignored, as in
     faiss. D has no derivative and never requires grad. Raises as `search`, and RuntimeError for a dual tensor x.
     """
