@@ -65,6 +65,12 @@ def test_links_point_to_files_and_headings(page):
         assert not anchor or anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
 
 
+def test_changelog_and_citation_are_of_this_version():
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [versions[0]] == cited == [torch_ivf_module.__version__]
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of the headings of a page, as Markdown renderers name them."""
     headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)

@@ -1,4 +1,5 @@
-"""Errors that few callers meet: files of other things, states that do not fit, and what faiss's interface refuses."""
+"""What no other test reaches, most of it errors that few callers meet: files of other things, states that do not fit,
+and what faiss's interface refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +12,16 @@ from torch import nn
 
 from tests.datasets import normal
 from tests.test_errors import refuses
-from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexPreTransform, cli, from_faiss, load, native
+from torch_ivf_module import (
+    IndexFlatL2,
+    IndexIVFFlat,
+    IndexPreTransform,
+    SearchParams,
+    cli,
+    from_faiss,
+    load,
+    native,
+)
 from torch_ivf_module.checkpoint import BadFile
 from torch_ivf_module.faiss_compat import IndexFlat, Kmeans, index_cpu_to_gpus_list, index_factory
 from torch_ivf_module.faiss_compat.arrays import Unsupported
@@ -194,3 +204,19 @@ def test_build_native_says_what_it_did_or_why_not(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(native, "build", refused)
     assert cli.main(["build-native"]) == 1
     assert "there is no C++ compiler" in capsys.readouterr().err
+
+
+# --- choices ------------------------------------------------------------------------------------------------
+
+
+def test_without_a_kernel_many_queries_of_a_few_lists_are_searched_list_by_list():
+    index = IndexIVFFlat(64, nlist=8, nprobe=8)
+    index.train(normal(4_000, 64)).add(normal(4_000, 64))
+    queries = normal(400, 64, seed=1)
+    with native.disabled():
+        D_auto, I_auto = index.search(queries, 3, params=SearchParams(debug_stats=True))
+        assert index.last_search_stats["mode"] == "csr"
+        index.search_mode = "matrix"
+        D_matrix, I_matrix = index.search(queries, 3)
+    torch.testing.assert_close(D_auto, D_matrix)
+    assert torch.equal(I_auto, I_matrix)
