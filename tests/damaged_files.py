@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -42,6 +43,7 @@ from tests.limits import limit_allocations
 from tests.problems import few_training_rows
 from tests.states import same_state, settings_of, snapshot
 from torch_ivf_module import IndexFlatL2, IndexIVFFlat, IndexIVFScalarQuantizer, IndexPreTransform, load, to_faiss
+from torch_ivf_module.hub import from_pretrained
 from torch_ivf_module.vector_files import open_vectors
 
 OUTCOMES = REFUSED, EQUAL, SOUND, OUTSIDE, FAILED = (
@@ -72,6 +74,7 @@ KINDS = {
        for file in ("ivf.pt", "ivf.safetensors", "codes.pt", "flat.safetensors")
        for how, mmap, codes in (("", False, "saved"), (" mapped", True, "saved"))},
     "transform.pt": Kind("transform.pt"),
+    "config.json": Kind("config.json", checksums=False),  # of a folder of save_pretrained
     **{file: Kind(file, checksums=False) for file in ("ivf.faiss", "codes.faiss", "flat.faiss")},
     **{f"vectors {file}": Kind(file, checksums=False) for file in vector_files.WRITERS},
 }  # fmt: skip
@@ -195,7 +198,7 @@ def tried(name: str, expected: Any, folder: Path, chance: random.Random) -> tupl
         check_sound(found)
         return SOUND, how
     except (ValueError, MemoryError) as error:
-        if path.name not in str(error):
+        if kind.file not in str(error):
             return FAILED, f"{how}: {error!r} does not name the file\n{traceback.format_exc()}"
         return REFUSED, how
     except Exception as error:
@@ -203,7 +206,11 @@ def tried(name: str, expected: Any, folder: Path, chance: random.Random) -> tupl
 
 
 def opened(path: Path, kind: Kind) -> Any:
-    """The index in a file, or the vectors (n, d) of a file of vectors."""
+    """The index in a file or folder, or the vectors (n, d) of a file of vectors."""
+    if kind.file == "config.json":
+        place = path.with_name("pretrained")
+        shutil.copyfile(path, place / "config.json")
+        return from_pretrained(place)
     if kind.file in vector_files.WRITERS:
         vectors = open_vectors(path, "train" if kind.file == "x.hdf5" else None)
         return torch.cat([torch.empty(0, vectors.d), *itertools.islice(vectors.batches(250), 100)])
@@ -261,6 +268,9 @@ def originals(folder: Path) -> None:
                 vector_files.WRITERS[file](folder / file, normal(100, vector_files.D, seed=2))
             elif suffix == "faiss":
                 faiss.write_index(to_faiss(made[name]), str(folder / file))
+            elif file == "config.json":
+                made["ivf"].save_pretrained(folder / "pretrained")
+                shutil.copyfile(folder / "pretrained" / file, folder / file)
             else:
                 made[name].save(folder / file)
 

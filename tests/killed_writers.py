@@ -17,6 +17,7 @@ import itertools
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
                 except Exception:
                     outcome = FAILED
                     bar.write(f"writer {number}, {trial.folder.name}: {traceback.format_exc()}", file=sys.stdout)
-                    trial.write_whole(0)
+                    trial.begin_anew()
                 tally[outcome] += 1
                 bar.update(outcome != DONE)
                 if bar.n >= options.count:
@@ -89,10 +90,9 @@ class Trial:
 
     def __init__(self, folder: Path, writer: Writer) -> None:
         self.folder, self.writer, self.path = folder, writer, folder / writer.files[0]
-        folder.mkdir()
         self.contents: list[dict[str, bytes]] = []
         self.states: list[dict[str, Any]] = []
-        self.write_whole(0)
+        self.begin_anew()
         for version in (0, 1):
             began = time.perf_counter()
             self.write_whole(version)
@@ -103,7 +103,14 @@ class Trial:
         with lines_counted(-1) as counted:
             self.write_whole(1)
         self.lines = counted[0]
-        self.version: int | None = 1
+        self.version = 1
+
+    def begin_anew(self) -> None:
+        """One version in an empty folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        self.write_whole(0)
+        self.version: int | None = 0
 
     def write_whole(self, version: int) -> None:
         """One complete write, after which no temporary folder is left."""

@@ -162,9 +162,12 @@ def test_without_locks_no_temporary_file_is_removed(tmp_path, monkeypatch):
 
 
 def test_a_temporary_folder_without_a_lock_file_is_removed_too(tmp_path):
+    """Of a writer that was killed before it made the file, and of one that was killed while it removed the folder."""
     path = tmp_path / "index.pt"
-    early = tmp_path / f".index.pt.{_files._machine()}.abcd_123.part"
+    early, late = (tmp_path / f".index.pt.{_files._machine()}.abcd_{number}.part" for number in (123, 456))
     early.mkdir()
+    late.mkdir()
+    (late / "_.pt").write_text("half of it")
     beside = tmp_path / ".index.pt.notes"  # not a temporary folder
     beside.mkdir()
     trained().save(path)

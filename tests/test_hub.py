@@ -94,7 +94,16 @@ def test_settings_of_an_index_behind_a_transform(tmp_path):
             IndexPreTransform.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["no config", "no weights", "config of another", "cut weights", "foreign weights"])
+CONFIGS = {
+    "config of another": b'{"class": "IndexFlatL2"}',
+    "cut config": b'{"class": "IndexIVF',
+    "config that is a list": b"[1, 2]",
+    "config that is no text": b"\xff\xfe",
+    "empty config": b"",
+}
+
+
+@pytest.mark.parametrize("damage", [*CONFIGS, "no config", "no weights", "cut weights", "foreign weights"])
 def test_missing_and_damaged_files_are_refused(damage, tmp_path):
     """The mixin of huggingface_hub alone would load them with strict=False."""
     ivf().save_pretrained(tmp_path)
@@ -103,8 +112,8 @@ def test_missing_and_damaged_files_are_refused(damage, tmp_path):
         os.remove(tmp_path / "config.json")
     elif damage == "no weights":
         os.remove(weights)
-    elif damage == "config of another":
-        (tmp_path / "config.json").write_text('{"class": "IndexFlatL2"}')
+    elif damage in CONFIGS:
+        (tmp_path / "config.json").write_bytes(CONFIGS[damage])
     elif damage == "cut weights":
         weights.write_bytes(weights.read_bytes()[:-5])
     else:

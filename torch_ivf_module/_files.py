@@ -152,7 +152,11 @@ def _remove_dead(folder: Path, machine: str) -> None:
     try:
         handle = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
-        os.rmdir(folder)  # which works if it is empty; who was about to lock it makes another
+        left = os.listdir(folder)
+        if not left:
+            os.rmdir(folder)  # which works while it is empty; who was about to lock it makes another
+        elif _LOCK not in left:  # who removed it was killed: before all else a writer puts the lock there
+            shutil.rmtree(folder, ignore_errors=True)
         return
     gone = folder.with_name(f"{folder.name[:-13]}{secrets.token_hex(4)}.part")
     try:

@@ -47,7 +47,10 @@ def from_pretrained(name: str | os.PathLike[str], *, device: Any = None, mmap: b
     a search, such as nprobe and k, are those in config.json. Settings in config.json that contradict the buffers are
     refused. Raises BadFile (a ValueError) for these and for a damaged file, FileNotFoundError if a file is missing.
     """
-    return _shelf().from_pretrained(name, device=device, mmap=mmap, **settings).index
+    try:
+        return _shelf().from_pretrained(name, device=device, mmap=mmap, **settings).index
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:  # the last one for JSON of another kind
+        raise BadFile(f"{CONFIG} of {name} cannot be read: {error}") from error
 
 
 @functools.cache

@@ -79,16 +79,12 @@ class Model:
         self.placed, self.lists = self.stored.double(), torch.full_like(self.ids, -1)
 
     def forget_order(self) -> None:
-        """A file does not store which row of a duplicate id was added last if they are in different lists."""
-        if self.centroids is not None:
-            ids, counts = self.ids.unique(return_counts=True)
-            self.unordered = set(ids[counts > 1].tolist())
-
-    def forget_groups(self) -> None:
-        """faiss has none; the rows of a list remain in the order of their groups."""
-        several = [id for id in self.ids.unique().tolist() if len(self.groups[self.ids == id].unique()) > 1]
-        self.unordered |= set(several)
-        self.groups = torch.full_like(self.groups, -1)
+        """A file does not store which row of a duplicate id was added last if they are in different lists or groups."""
+        ids = self.ids
+        if self.centroids is None:
+            ids = torch.stack([ids, self.groups]).unique(dim=1)[0]
+        ids, counts = ids.unique(return_counts=True)
+        self.unordered |= set(ids[counts > 1].tolist())
 
     # -- searches ------------------------------------------------------------------------------------------
 

@@ -81,8 +81,8 @@ class Moves(Changes):
     @rule()
     def to_faiss_and_back(self) -> None:
         self.index = from_faiss(to_faiss(self.index))
-        self.model.forget_groups()
         ids = self.model.ids
         self.model.next_id = 0
         self.model.next_id = self.model.number_after(ids)
         self.model.forget_order()
+        self.model.groups = torch.full_like(self.model.groups, -1)  # which faiss does not have
