@@ -5,9 +5,12 @@
 #   make test-integrations  other libraries on faiss_compat and our adaptors, each in its environment; integrations/README.md
 #   make fuzz         random sequences of calls against faiss and a float64 model, for a minute; ARGS='--seconds 600'
 #   make fuzz-codes   a million queries made to break the bound of 8-bit codes; ARGS='--queries 100000'
+#   make damaged-files  files of every kind are damaged and opened;  ARGS='--count 100000'
+#   make killed-writers  processes that write indexes are killed at any moment;  ARGS='--count 1000'
 #   make larger-than-memory  an index in a file, searched by a process that may use less memory than it
 #   make build-larger-than-memory  an index in a file, built from a larger file than the memory of the process
 #   make stress-updates  searches and changes in several threads for ten minutes, every answer checked
+#   make sanitize     the tests of the native kernel under AddressSanitizer and UBSan;  ARGS=--thread under ThreadSanitizer
 #   make native       the native kernel of this checkout, which make test has built too if there is a C++ compiler
 #   make lint types   ruff and mypy
 #   make dist         the wheels and the sdist, checked, and installed in environments of their own;  make wheels  unchecked
@@ -41,7 +44,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-integrations fuzz fuzz-codes larger-than-memory build-larger-than-memory stress-updates native lint types docs notebooks dist wheels bench-quick bench clean
+.PHONY: help demo test test-long test-integrations fuzz fuzz-codes damaged-files killed-writers larger-than-memory build-larger-than-memory stress-updates sanitize native lint types docs notebooks dist wheels bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -73,6 +76,12 @@ fuzz: $(VENV)/.ready-dev
 fuzz-codes: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(RUN) -m tests.fuzz.codes $(ARGS)
 
+damaged-files: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(RUN) -m tests.damaged_files $(ARGS)
+
+killed-writers: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(RUN) -m tests.killed_writers $(ARGS)
+
 larger-than-memory: $(VENV)/.ready-dev
 	$(RUN) -m tests.larger_than_memory $(ARGS)
 
@@ -81,6 +90,9 @@ build-larger-than-memory: $(VENV)/.ready-dev
 
 stress-updates: $(VENV)/.ready-dev
 	$(RUN) -m tests.stress_updates $(ARGS)
+
+sanitize: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(RUN) -m tests.sanitize $(ARGS)
 
 native: $(VENV)/.ready-dev
 	$(RUN) -m torch_ivf_module build-native $(ARGS)

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep-budgets": ("commands.run", "recall and queries/s over candidate budgets"),
     "profile": ("commands.run", "searches of some batch sizes under torch.profiler, as a table of their operators"),
     "multi-vector": ("commands.multi_vector", "MaxSim beside a loop over documents, on a synthetic corpus, as a table"),
+    "peers": ("commands.peers", "try what other libraries can do, and compare it with docs/peers.md"),
     "score-auto": ("commands.score_auto", "score the choices of search_mode='auto' and the constants behind them"),
 }
 

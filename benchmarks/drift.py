@@ -18,24 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_ivf_module import IndexFlat, IndexIVFFlat, SearchParams, from_faiss
-from torch_ivf_module.index import rebalancing
-from torch_ivf_module.photographs import photograph_patches
+from torch_ivf_module import IndexIVFFlat, SearchParams, from_faiss
+from torch_ivf_module.index.rebalancing import Rebalanced
 
 from . import machine
+from .drift_data import DATA, K, truth_of
 from .tables import NONE, grid
 
 STORED = Path(__file__).with_name("drift.jsonl")
 PAGE = Path(__file__).parents[1] / "docs" / "drift.md"
 PLOT = PAGE.parent / "img" / "drift.svg"
 _MARKED = re.compile(r"(<!-- (\w+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
-K, QUERIES, STEPS = 10, 2000, (1, 2, 4, 6, 8, 10)  # sizes at which recall is measured, in tenths of N
+STEPS = (1, 2, 4, 6, 8, 10)  # sizes at which recall is measured, in tenths of N
 READ = (0.01, 0.02, 0.04, 0.08)  # parts of the rows that a query reads
 BATCH, UPDATES, UPDATED = 500, 200, 100  # rows of an add; updates, and rows of each
 NAMES = {
     "never": "no change of lists",
     "faiss": "faiss, no change of lists",
-    "auto 2": "`auto_rebalance=2`",
     "auto 1.5": "`auto_rebalance=1.5`",
     "auto 1": "`auto_rebalance=1`",
     "retrain": "`retrain()` at each point",
@@ -44,29 +43,7 @@ NAMES = {
 Line = dict[str, Any]
 
 
-def clusters(n: int) -> Tensor:
-    """Rows (N, 64) around 2,000 centres, of which a quarter is in use at a time: others as time passes."""
-    generator, centres = torch.Generator().manual_seed(0), 2000
-    places = torch.randn(centres, 64, generator=generator)
-    at = torch.linspace(0, 0.75, n) + 0.25 * torch.rand(n, generator=generator)
-    chosen = (at * centres).long().clamp(max=centres - 1)
-    return places[chosen] + 0.5 * torch.randn(n, 64, generator=generator)
-
-
-def photographs(n: int) -> Tensor:
-    """Patches (N, 192) of two photographs, roughly in the order of their second principal component."""
-    x = torch.from_numpy(np.asarray(photograph_patches(n, 1)[0])).float()
-    x = x - x.mean(0)
-    component = torch.linalg.eigh(x.T @ x).eigenvectors[:, -2]
-    component *= component[component.abs().argmax()].sign()
-    place = (x @ component).argsort().argsort() / n
-    return x[(place + 0.15 * torch.randn(n, generator=torch.Generator().manual_seed(0))).argsort()]
-
-
-DATA: dict[str, Callable[[int], Tensor]] = {"clusters": clusters, "photographs": photographs}
-
-
-def recall_at(index: Any, queries: Tensor, truth: Tensor) -> list[float | None]:
+def recall_at(index: Any, truth: Tensor, queries: Tensor) -> list[float | None]:
     """recall@10 if a query reads READ of the rows on average: interpolated between numbers of probed lists,
     None where one list has more rows.
 
@@ -85,15 +62,17 @@ def recall_at(index: Any, queries: Tensor, truth: Tensor) -> list[float | None]:
     return [None if np.isnan(value) else value for value in values]
 
 
-class Ours:
-    """An index of this library; `auto` as auto_rebalance."""
+class Ours(IndexIVFFlat):
+    """An index of this library, and the reports of its calls of `rebalance`."""
 
     def __init__(self, x: Tensor, nlist: int, auto: float | None = None) -> None:
-        self.index = IndexIVFFlat(x.shape[1], nlist=nlist, nprobe=8, auto_rebalance=auto).train(x)
-        self.add, self.update = self.index.add, self.index.update
+        super().__init__(x.shape[1], nlist=nlist, nprobe=8, auto_rebalance=auto)
+        self.reports: list[Rebalanced] = []
+        self.train(x)
 
-    def copy(self) -> IndexIVFFlat:
-        return self.index
+    def rebalance(self, **settings: int) -> Rebalanced:
+        self.reports.append(super().rebalance(**settings))
+        return self.reports[-1]
 
 
 class Faiss:
@@ -104,6 +83,7 @@ class Faiss:
 
         self.index = faiss.IndexIVFFlat(faiss.IndexFlatL2(x.shape[1]), x.shape[1], nlist)
         self.index.train(x.numpy())
+        self.reports: list[Rebalanced] = []
 
     def add(self, x: Tensor) -> None:
         self.index.add(x.numpy())
@@ -111,9 +91,6 @@ class Faiss:
     def update(self, ids: Tensor, x: Tensor) -> None:
         self.index.remove_ids(ids.numpy())
         self.index.add_with_ids(x.numpy(), ids.numpy())
-
-    def copy(self) -> IndexIVFFlat:
-        return from_faiss(self.index)
 
 
 def timed(call: Callable[..., object], *arguments: object) -> float:
@@ -127,11 +104,8 @@ def latencies(seconds: list[float]) -> dict[str, float]:
     return dict(zip(("p50", "p99", "max"), (1e3 * np.percentile(seconds, (50, 99, 100))).tolist(), strict=True))
 
 
-def grown(way: str, x: Tensor, nlist: int) -> Iterator[Line]:
+def grown(way: str, x: Tensor, nlist: int, truths: dict[int, tuple[Tensor, Tensor]]) -> Iterator[Line]:
     """The index at each of STEPS, and how long `add` and then `update` took."""
-    reports: list[rebalancing.Rebalanced] = []
-    original = rebalancing.rebalance
-    rebalancing.rebalance = lambda *given, **more: reports.append(original(*given, **more))  # type: ignore[assignment]
     n, first = x.shape[0], x.shape[0] // 10
     auto = float(way.split()[1]) if way.startswith("auto") else None
     engine: Any = (Faiss if way == "faiss" else Ours)(x[:first], nlist, auto)
@@ -141,13 +115,14 @@ def grown(way: str, x: Tensor, nlist: int) -> Iterator[Line]:
             adds.append(timed(engine.add, part))
         begun, seconds = step * first, time.perf_counter()
         if way == "retrain" and step > 1:
-            moved += engine.index.retrain().moved
+            moved += engine.retrain().moved
         elif way == "new" and step > 1:
             engine = Ours(x[:begun], nlist)
             engine.add(x[:begun])
         extra += time.perf_counter() - seconds
-        index, (truth, queries) = engine.copy(), truth_of(x[:begun])
-        yield {"tenths": step, "recall": recall_at(index, queries, truth), "imbalance": index.imbalance_factor()}
+        index = from_faiss(engine.index) if way == "faiss" else engine
+        yield {"tenths": step, "recall": recall_at(index, *truths[step]), "imbalance": index.imbalance_factor()}
+    reports = list(engine.reports)
     moved += sum(report.moved for report in reports)
     line: Line = {"add": latencies(adds), "seconds": sum(adds) + extra, "moved": moved / n}
     line |= {"calls": len(reports), "read": sum(report.read for report in reports) / n}
@@ -156,18 +131,7 @@ def grown(way: str, x: Tensor, nlist: int) -> Iterator[Line]:
         chosen = torch.randperm(n, generator=generator)[: UPDATES * UPDATED].split(UPDATED)
         rows = x[-n // 10 :][torch.randint(n // 10, (UPDATES * UPDATED,), generator=generator)].split(UPDATED)
         line["update"] = latencies([timed(engine.update, *both) for both in zip(chosen, rows, strict=False)])
-    rebalancing.rebalance = original
     yield line
-
-
-def truth_of(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The true results (Q, k) of queries (Q, d), which are rows with noise."""
-    generator = torch.Generator().manual_seed(5)
-    queries = x[torch.randperm(x.shape[0], generator=generator)[:QUERIES]]
-    queries = queries + 0.05 * x.std() * torch.randn(queries.shape, generator=generator)
-    flat = IndexFlat(x.shape[1])
-    flat.add(x)
-    return flat.search(queries, K)[1], queries
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -175,9 +139,10 @@ def measure(options: argparse.Namespace) -> None:
     facts = machine.describe(options.threads, "drift measure")
     for data in options.data.split(","):
         x = DATA[data](options.rows)
+        truths = {step: truth_of(x[: step * (options.rows // 10)]) for step in STEPS}
         for way in options.ways.split(","):
             line: Line = {"data": data, "way": way, "n": x.shape[0], "d": x.shape[1], "nlist": options.nlist}
-            *steps, total = grown(way, x, options.nlist)
+            *steps, total = grown(way, x, options.nlist, truths)
             line |= {"steps": steps, **total, **{name: facts[name] for name in ("cpu", "threads", "date", "commit")}}
             print(json.dumps(line), flush=True)
             with options.results.open("a", encoding="utf-8") as file:
@@ -194,15 +159,12 @@ def lines(path: Path = STORED) -> list[Line]:
 def recalls(measured: list[Line]) -> str:
     """A table of recall after the growth."""
     head = ["vectors", "", *(f"{part:.0%} of the rows" for part in READ), "imbalance"]
-    ends = [(line, line["steps"][-1]) for line in measured]
-    return grid(head, (
-        [line["data"], NAMES[line["way"]], *map(share, end["recall"]), f"{end['imbalance']:.2f}"]
-        for line, end in ends
-    ))  # fmt: skip
-
-
-def share(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
+    rows = []
+    for line in measured:
+        end = line["steps"][-1]
+        found = [NONE if value is None else f"{value:.4f}" for value in end["recall"]]
+        rows.append([_vectors(line), NAMES[line["way"]], *found, f"{end['imbalance']:.2f}"])
+    return grid(head, rows)
 
 
 def costs(measured: list[Line]) -> str:
@@ -213,11 +175,17 @@ def costs(measured: list[Line]) -> str:
     def ms(values: dict[str, float] | None) -> str:
         return NONE if values is None else ", ".join(f"{value:.3g}" for value in values.values())
 
-    return grid(head, (
-        [line["data"], NAMES[line["way"]], ms(line["add"]), ms(line.get("update")), f"{line['seconds']:.2f}",
-         str(line["calls"]), f"{line['moved']:.2f}", f"{line['read']:.2f}" if line["calls"] else NONE]
-        for line in measured if line["way"] != "new"
-    ))  # fmt: skip
+    def row(line: Line) -> list[str]:
+        calls, read = (str(line["calls"]), f"{line['read']:.2f}") if line["calls"] else (NONE, NONE)
+        times = [ms(line.get("add")), ms(line.get("update")), f"{line['seconds']:.1f}" if "seconds" in line else NONE]
+        return [_vectors(line), NAMES[line["way"]], *times, calls, f"{line['moved']:.2f}", read]
+
+    where = f"{measured[0]['cpu']}, threads: {measured[0]['threads']}; {measured[0]['nlist']} lists."
+    return f"{grid(head, (row(line) for line in measured if line['way'] != 'new'))}\n\n{where}"
+
+
+def _vectors(line: Line) -> str:
+    return f"{line['data']}, {line['n']:,} × {line['d']}"
 
 
 def plot(measured: list[Line]) -> str:
@@ -227,8 +195,9 @@ def plot(measured: list[Line]) -> str:
     figure, panels = plt.subplots(1, len(DATA), figsize=(9.6, 3.8), squeeze=False)
     for axes, data in zip(panels[0], DATA, strict=True):
         for line in (line for line in measured if line["data"] == data):
-            at, values = zip(*((step["tenths"], step["recall"][2]) for step in line["steps"]), strict=True)
-            axes.plot(at, values, label=line["way"], marker="o", ms=4, ls="--" if line["way"] == "faiss" else "-")
+            at, values = zip(*((step["tenths"], step["recall"][2] or np.nan) for step in line["steps"]), strict=True)
+            label, style = NAMES[line["way"]].replace("`", ""), "--" if line["way"] == "faiss" else "-"
+            axes.plot(at, values, label=label, marker="o", ms=4, ls=style)
         axes.set(xlabel="vectors, relative to those of the training", ylabel="recall@10", title=data)
     return svg(figure, panels[0, 0])
 

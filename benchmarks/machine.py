@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 def set_threads(threads: int) -> None:
     """The same number of threads for every library; called before they are first imported."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "SCANN_NUM_THREADS"):
         os.environ[name] = str(threads)
     import torch
 

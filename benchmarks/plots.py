@@ -1,7 +1,7 @@
 """The plots: each function draws stored rows and returns the SVG. The same rows give the same bytes."""
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,9 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from .page import SHOWN, Tasks, plot_file
-from .results import TaskRun
+from .cases import DATA
+from .page import plot_file
+from .results import TaskRun, Tasks
 from .tables import TABLES
 
 # Reproducible element ids, text as text, a white background also on a dark page.
@@ -31,15 +32,23 @@ _STYLES: dict[str, tuple[str, str, str]] = {
     "torch-ivf": ("#009E73", "-", "o"),
     "ours-triton": ("#CC79A7", "-", "o"),
     "matmul": ("#000000", ":", "x"),
-    "hnswlib": ("#E69F00", "-", "P"),
-    "ours-float16": ("#CC79A7", "-", "v"),
+    "hnswlib": ("#777777", "-", "^"),
+    "ours-float16": ("#D55E00", "--", "v"),
     "ours-sq8": ("#E69F00", "-", "D"),
     "ours-sq8-codes": ("#E69F00", "--", "d"),
     "ours-sq4": ("#E69F00", ":", "<"),
     "faiss-sq8": ("#56B4E9", "-", "D"),
     "faiss-sq4": ("#56B4E9", ":", "<"),
     "faiss-pq": ("#000000", "-", "X"),
-    "scann": ("#009E73", "-", "P"),
+    "faiss-pq-50": ("#000000", ":", "x"),
+    "scann": ("#CC79A7", "-", "P"),
+    "scann-50": ("#CC79A7", ":", "p"),
+}
+_LIBRARIES = {  # the names of engines in the chart of the READMEs
+    "ours": "torch_ivf_module",
+    "ours-float": "torch_ivf_module, codes=None",
+    "ours-csr": "torch_ivf_module, no kernel",
+    "faiss": "faiss-cpu",
 }
 _MISSED = (0.5, 0.2, 0.1, 0.05, 0.01, 1e-3, 1e-4)  # ticks of recall: 1 minus these
 
@@ -68,19 +77,35 @@ def _ticks(axis: Any, at: Any, text: Any = lambda value: f"{value:,.0f}" if valu
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 
-def speed(task: TaskRun, title: str, engines: Iterable[str] | None = None) -> str:
-    """Queries/s against nq, of the engines named or of all."""
+def speed(task: TaskRun, title: str) -> str:
+    """Queries/s against nq."""
     figure, axes = plt.subplots(figsize=(6.4, 4.2))
-    for engine in (engine for engine in task.engines() if engines is None or engine in engines):
+    _speed(axes, task, task.engines(), title)
+    return svg(figure, axes)
+
+
+def headline(tasks: list[TaskRun]) -> str:
+    """Queries/s against nq, a panel for each data set, for the READMEs."""
+    figure, panels = plt.subplots(1, len(tasks), figsize=(4.4 * len(tasks), 3.8), squeeze=False)
+    for axes, task in zip(panels[0], tasks, strict=True):
+        rows = "{nb:,} vectors, {nlist} lists, nprobe {nprobe}".format(**task.rows[0])
+        engines = [name for name in task.engines() if name in _LIBRARIES]
+        _speed(axes, task, engines, f"{DATA[task.case]}: {rows}", _LIBRARIES)
+    facts = tasks[0].facts
+    figure.suptitle(f"{facts['cpu']}, {facts['threads']} threads, {facts['date'][:10]}", fontsize=9)
+    return svg(figure, panels[0, 0])
+
+
+def _speed(axes: Any, task: TaskRun, engines: Iterable[str], title: str, words: Mapping[str, str] = {}) -> None:
+    for engine in engines:
         rows = sorted(task.pick(engine=engine), key=lambda row: row["nq"])
         nqs = [row["nq"] for row in rows]
-        axes.loglog(nqs, [row["qps"] for row in rows], **_style(engine))
+        axes.loglog(nqs, [row["qps"] for row in rows], **_style(engine) | {"label": words.get(engine, engine)})
         slow, fast = ([row["nq"] / row[name] for row in rows] for name in ("seconds_high", "seconds_low"))
         axes.fill_between(nqs, slow, fast, color=_STYLES[engine][0], alpha=0.15, lw=0)
     _ticks(axes.xaxis, FixedLocator(task.values("nq")))
     _ticks(axes.yaxis, LogLocator(10, (1, 2, 5)))
     axes.set(xlabel="queries in a batch", ylabel="queries/s (median; quartiles shaded)", title=title)
-    return svg(figure, axes)
 
 
 def recall(task: TaskRun, title: str) -> str:
@@ -112,8 +137,6 @@ def plots(tasks: Tasks) -> dict[str, Callable[[], str]]:
         if name in TABLES and TABLES[name].plot is not None and not case.startswith("growth-"):
             drawn[plot_file(task)] = partial(kinds[TABLES[name].plot], task, f"{case}, {name}")
     if ("headline", "search") in tasks:
-        task = tasks["headline", "search"]
-        sizes = "{nb:,} vectors, {nlist} lists, nprobe {nprobe}".format(**task.rows[0])
-        title = f"{sizes}, {task.facts['threads']} threads"
-        drawn["headline.svg"] = partial(speed, task, title, SHOWN)
+        shown = [tasks[case, "search"] for case in DATA if (case, "search") in tasks]
+        drawn["headline.svg"] = partial(headline, shown)
     return drawn

@@ -1,7 +1,9 @@
 """The stored lines: `run` with the facts of a run, then `row`, `skip`, `failed` and `done`, which name it."""
 
 import json
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,14 @@ class TaskRun:
 
     def pick(self, **wanted: Any) -> list[Row]:
         return [row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+Tasks = Mapping[tuple[str, str], TaskRun]  # by case and task
+
+
+def name(facts: Row) -> str:
+    """The name of a run that starts now."""
+    return f"{re.sub('[^0-9]', '', facts['date'])[:14]}-{facts['commit'][:7]}-{os.getpid()}"
 
 
 def append(path: Path, line: Row) -> None:

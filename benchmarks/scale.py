@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scale`: write the tables of docs/scale.md from scale.jsonl, which
+"""The tables of docs/scale.md, from scale.jsonl, which
 ``python -m tests.build_larger_than_memory --results benchmarks/scale.jsonl`` appends to.
 
 N vectors, L lists, d dim, S rows to train on.
@@ -131,7 +131,3 @@ def page(text: str, measured: list[Line]) -> str:
     """The text of the page with the tables of what was measured."""
     tables = {"built": built, "searched": searched, "planned": planned}
     return _MARKED.sub(lambda match: f"{match[1]}\n{tables[match[2]](measured)}\n\n{match[3]}", text)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), lines()), encoding="utf-8")

@@ -16,9 +16,9 @@ LEVELS = (0.8, 0.9, 0.95, 0.99)  # of recall
 _MIB = 2**20
 
 
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; every column but the first is aligned to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """A Markdown table; every column after the first `texts` is aligned to the right."""
+    lines = [head, ["---"] * texts + ["---:"] * (len(head) - texts), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -78,6 +78,7 @@ class Table:
     block: str | None = None  # one table for each value of this field
     rows: Callable[[TaskRun], list[Row]] = lambda task: task.rows  # what is tabulated
     plot: str | None = None  # a function of plots.py
+    words: Mapping[str, str] = field(default_factory=dict)  # what stands for a name in the page
 
 
 def pivot(table: Table, rows: Sequence[Row]) -> str:
@@ -90,12 +91,13 @@ def _one(table: Table, rows: Sequence[Row], block: Mapping[str, Any]) -> str:
     columns: list[tuple[str, Figure, Mapping[str, Any]]] = [(figure.head, figure, {}) for figure in table.figures]
     if table.value is not None:
         across = _cells(rows, table.across, sort=True)
-        columns = [*((_label(cell), table.value, cell) for cell in across), *columns]
+        columns = [*((_label(cell, table.words), table.value, cell) for cell in across), *columns]
     lines = _cells(rows, table.index)
     texts = [[figure.text(rows, {**line, **cell}) for line in lines] for _, figure, cell in columns]
     kept = [(head, text) for (head, _, _), text in zip(columns, texts, strict=True) if set(text) != {NONE}]
-    body = zip([_label(line) for line in lines], *(text for _, text in kept), strict=True)
-    return grid([", ".join(filter(None, (table.corner, _label(block)))), *(head for head, _ in kept)], body)
+    body = zip([_label(line, table.words) for line in lines], *(text for _, text in kept), strict=True)
+    corner = ", ".join(filter(None, (table.corner, _label(block, table.words))))
+    return grid([corner, *(head for head, _ in kept)], body)
 
 
 def _cells(rows: Sequence[Row], names: tuple[str, ...], sort: bool = False) -> list[dict[str, Any]]:
@@ -106,8 +108,9 @@ def _cells(rows: Sequence[Row], names: tuple[str, ...], sort: bool = False) -> l
     return [dict(zip(names, key, strict=True)) for key in keys]
 
 
-def _label(cell: Mapping[str, Any]) -> str:
-    return ", ".join(value if isinstance(value, str) else f"{name} {value:,}" for name, value in cell.items())
+def _label(cell: Mapping[str, Any], words: Mapping[str, str]) -> str:
+    named = (words.get(value, value) if isinstance(value, str) else f"{name} {value:,}" for name, value in cell.items())
+    return ", ".join(named)
 
 
 def tabulate(task: TaskRun) -> str:
@@ -141,10 +144,16 @@ def scaled(name: str, factor: float) -> Callable[[Row], float | None]:
     return lambda row: None if row.get(name) is None else row[name] * factor
 
 
+def _of(head: str, what: str, part: str) -> Figure:
+    """Milliseconds of a kind of call."""
+    return Figure(head, lambda row: 1e3 * row[what][part] if row.get(what) else None)
+
+
 def _step(head: str, step: str, form: Callable[[Any], str] = number, factor: float = 1, **over: str) -> Figure:
     return Figure(head, scaled("seconds", factor), form, where={"what": step}, over=over)
 
 
+_TIMES = {"p50": "p50", "p99": "p99", "at most": "longest"}
 _FAISS = {"engine": "faiss"}
 TO_FAISS = Figure("", "qps", times, over=_FAISS)
 QPS = Figure("", "qps", speed, note=TO_FAISS)
@@ -165,7 +174,7 @@ CODES = (
     Figure("codes / float rows", lambda row: row["codes_bytes"] / row["raw_bytes"] if "codes_bytes" in row else None),
 )
 _BATCHES = ("queries/s", ("engine",), ("nq",), QPS, (_FLOOR, *CODES, _RECALL, _SAME_IDS, _GROWTH))
-_SQ8 = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "faiss-sq8"}))
+SQ8 = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "faiss-sq8"}))
 _LIMITS = (
     Figure("recall against unlimited", "recall", "{:.4f}".format),
     Figure("rows read per query", "rows_read", count),
@@ -176,9 +185,16 @@ _SELECTED = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine
 _SETTING = Figure("", lambda row: f"{row['knob']} {row['value']}" if row.get("knob") else None, str, last)
 _PART = Figure("", "seconds", "{:.0%}".format, over={"phase": "search"})
 _SHAPE = {"lists": len, "empty": lambda sizes: sizes.count(0), "shortest": min, "median": median, "longest": max}
-_EAGER = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "eager"}))
+EAGER = Figure("", "qps", speed, note=Figure("", "qps", times, over={"engine": "eager"}))
 _PER_QUERY = Figure("", lambda row: 1e6 * row["seconds"] / row["nq"])
 GROWTH = Table("How cost grows", "µs per query", ("nb", "nlist"), ("engine",), _PER_QUERY, block="nq")
+MAXSIM = Table("Documents of several vectors", "", ("engine",), figures=(
+    Figure("ms, one query", _MS, "{:.1f}".format),
+    Figure("× loop", lambda row: row["loop"] / row["seconds"]),
+    Figure("ms per query of 16", scaled("batch_seconds", 1e3), "{:.1f}".format),
+    Figure("× loop", lambda row: row["loop"] / row["batch_seconds"] if "batch_seconds" in row else None),
+    Figure("recall@10", "recall", "{:.4f}".format),
+))  # fmt: skip
 TABLES: dict[str, Table] = {
     "lists": Table("List sizes", "sizes", ("engine",), figures=(
         *(Figure(name, lambda row, of=of: of(row["sizes"]), count) for name, of in _SHAPE.items()),
@@ -193,7 +209,7 @@ TABLES: dict[str, Table] = {
         Figure("", "qps", speed, note=_SETTING), (Figure("build, s", "build_seconds"),), "nq", _levels, "recall",
     ),
     "quantizers": Table(
-        "Which index to take, on the same lists", "queries/s (× faiss-sq8)", ("engine",), ("nq",), _SQ8, (
+        "Which index to take, on the same lists", "queries/s (× faiss-sq8)", ("engine",), ("nq",), SQ8, (
             Figure("stored as", "stored", str, last), Figure("recall@10", "recall", "{:.4f}".format, last),
             Figure("bytes per vector", "bytes", count), Figure("as codes", lambda row: row["codes"] or None, count),
             Figure("/ float rows", lambda row: row["bytes"] / row["raw"], "{:.3f}".format),
@@ -224,6 +240,10 @@ TABLES: dict[str, Table] = {
         _step("ms per small removal", "removes", factor=1e3),
         _step("removal / faiss's", "removes", times, engine="faiss"),
     )),
+    "updates": Table("Single queries while another thread changes rows", "changes", ("changes", "engine"), figures=(
+        Figure("queries/s", "qps", speed, note=TO_FAISS),
+        *(_of(f"{what} {head}, ms", what, part) for what in ("search", "change") for head, part in _TIMES.items()),
+    )),
     "serving": Table("Request threads", "threads", ("clients", "engine"), figures=(
         Figure("requests/s", "qps", speed, note=TO_FAISS),
         Figure("p50, ms", scaled("p50", 1e3)),
@@ -234,7 +254,7 @@ TABLES: dict[str, Table] = {
         tuple(Figure(f"p95 of nq 1, busy {n}, ms", _P95, where={"nq": 1, "busy": n}) for n in (0, 1, 2)),
     ),
     "compiled": Table(
-        "Models that hold an index", "queries/s (× eager)", ("engine",), ("nq",), _EAGER, (_MADE, _SAME_IDS)
+        "Models that hold an index", "queries/s (× eager)", ("engine",), ("nq",), EAGER, (_MADE, _SAME_IDS)
     ),
     "memory": Table("Memory", "memory", ("engine", "nq", "nprobe"), figures=(
         Figure("growth, MiB", scaled("scratch_bytes", 1 / _MIB), count),

@@ -19,12 +19,12 @@ import torch
 
 from benchmarks import answers, engines, machine, results
 from benchmarks.__main__ import COMMANDS, main
+from benchmarks.blocks import MARKED, fill
 from benchmarks.cases import CASES, PLAN
-from benchmarks.commands.report import READMES, texts
+from benchmarks.commands import peers
 from benchmarks.commands.report import stored as figures
 from benchmarks.commands.score_auto import Cell, score
 from benchmarks.measure import Effort
-from benchmarks.page import aims, which_index
 from benchmarks.results import latest
 from benchmarks.tables import TABLES, TO_FAISS, Figure, Table, pivot
 from benchmarks.tasks import TASKS
@@ -36,7 +36,8 @@ TRIED = ("lists", "search", "add", "pairs", "quantizers", "auto", "budgets", "co
 TRIED += ("maintenance", "serving")
 _NONE = dict.fromkeys(("turn_seconds", "serve_seconds", "pause_seconds"), 0)
 SWIFT = Effort(rounds=2, fewest_rounds=1, most_calls=1, call_seconds=float("inf"), **_NONE)
-README = "before\n<!-- benchmark:begin -->\nold figures\n<!-- benchmark:end -->\nafter\n"
+README = "before\n<!-- fast:begin -->\nold figures\n<!-- fast:end -->\nafter\n"
+READMES = ("README.md", "README.ja.md")
 
 
 class Said(NamedTuple):
@@ -45,7 +46,7 @@ class Said(NamedTuple):
     stderr: str
 
 
-def _benchmarks(*arguments: str | Path) -> Said:
+def _benchmarks(*arguments: str | Path | int) -> Said:
     """One command, in this process, where it must not set thread counts for good; its figures are worth nothing."""
     out, err = io.StringIO(), io.StringIO()
     with ExitStack() as stack:
@@ -165,25 +166,32 @@ def test_quantized_indexes_take_less_memory_on_the_same_lists(stored: Path) -> N
             assert found["faiss"]["recall"] == found["ours"]["recall"]
 
 
-def test_the_page_of_quantizers_shows_the_nprobe_of_the_case() -> None:
-    rows = [
-        {"engine": "ours", "nq": 1, "nprobe": nprobe, "qps": 10, "recall": 0.5, "bytes": 500, "codes": 0, "raw": 512}
-        for nprobe in (8, 32)
-    ]
-    facts = {"cpu": "", "threads": 1, "date": "", "commit": "", "changed": False, "command": "", "run": ""}
-    text = which_index({("headline", "quantizers"): results.TaskRun("headline", "quantizers", facts, rows)})
-    assert text.count("| ours | 10 | 0.5000 | 500 | 0.977 |") == 1
-    assert which_index({}) == ""
+def test_figures_of_other_machines_stay_out_of_the_pages(stored: Path, tmp_path: Path) -> None:
+    text = stored.read_text().replace('"case": "tiny"', '"case": "headline"')
+    lines = [json.loads(line) for line in text.splitlines()]
+    other = [{**line, "run": "other"} for line in lines if line.get("task") in (None, "add")]
+    other[0] |= {"cpu": "another", "date": "2999-01-01"}
+    both = tmp_path / "both.jsonl"
+    both.write_text("\n".join(map(json.dumps, [*(line for line in lines if line.get("task") != "add"), *other])))
+    found = figures([both])
+    assert ("headline", "search") in found
+    assert ("headline", "add") not in found
 
 
-def test_aims_stand_beside_what_was_reached_with_codes() -> None:
-    rows = [{"engine": "ours", "nq": 1, "qps": 30, "rows_scored": 33}, {"engine": "faiss", "nq": 1, "qps": 10}]
-    task = results.TaskRun("headline", "search", {"simd": ["avx2", "avx512_vnni"]}, rows)
-    lines = aims(task).splitlines()
-    assert lines[2].startswith("| ours | 3.00× |")
-    assert lines[3].startswith("| aim, avx512_vnni | 3.8× | 3.2× |")
-    assert aims(results.TaskRun("headline", "search", {"simd": []}, rows)) == ""
-    assert aims(results.TaskRun("headline", "search", task.facts, rows[1:])) == "", "measured without codes"
+def test_a_page_may_have_the_table_of_any_task(stored: Path) -> None:
+    text = fill("<!-- tiny/add:begin -->\n<!-- tiny/add:end -->\n<!-- none/add:begin -->\n", latest([stored]))
+    assert "| ours |" in text
+    assert MARKED.search(text)[2] == "tiny/add"
+
+
+def test_documents_of_several_vectors_are_stored(tmp_path: Path) -> None:
+    small = ("--documents", 30, "--document-tokens", 4, "--query-tokens", 2, "--d", 8, "--nlist", 8)
+    done = _benchmarks("multi-vector", *small, "--threads", 1, "--out", tmp_path / "out.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "| all lists |" in done.stdout
+    (task,) = results.history([tmp_path / "out.jsonl"])
+    assert task.pick(engine="all lists")[0]["recall"] == 1
+    assert latest([tmp_path / "out.jsonl"]) == {}, "not the corpus of the page"
 
 
 def test_every_number_of_request_threads_is_served(stored: Path) -> None:
@@ -248,6 +256,18 @@ def test_contention_and_compiled_models_are_tasks(tmp_path: Path) -> None:
     assert all(row["agreement"] == 1 for row in models.rows if row["engine"] != "eager")
 
 
+def test_the_page_on_other_libraries_says_what_they_can_do() -> None:
+    """But for AOTInductor, which takes long, and of two libraries, as others are rarely installed."""
+    tried = {feature: how for feature, how in peers.FEATURES.items() if feature != "AOTInductor"}
+    with (
+        patch.object(peers, "FEATURES", tried),
+        patch.object(peers, "PEERS", {name: peers.PEERS[name] for name in ("here", "faiss")}),
+    ):
+        done = _benchmarks("peers", "--why")
+    assert done.returncode == 0, done.stdout
+    assert f"| a `torch.nn.Module` | yes |{' no |' if 'left out: faiss' not in done.stdout else ''}" in done.stdout
+
+
 def test_auto_is_scored_on_what_was_measured(stored: Path) -> None:
     done = _benchmarks("score-auto", "--case", "tiny", "--preset", "latency", "--top", "2", "--file", stored)
     assert done.returncode == 0, done.stderr
@@ -278,31 +298,14 @@ def test_the_report_draws_the_tables_and_fills_both_readmes(stored: Path, tmp_pa
     written = (tmp_path / "docs" / "benchmarks.md").read_text()
     assert "| ours |" in written
     assert {path.name for path in (tmp_path / "docs" / "img").iterdir()} == {"headline.svg", "search-headline.svg"}
+    assert written.index("## Many queries at a time") < written.index("## Details: headline") < written.index("## Runs")
     assert (tmp_path / "docs" / "img" / "search-headline.svg").read_text().startswith("<?xml")
     for name in READMES:
         text = (tmp_path / name).read_text()
-        assert text.startswith("before\n<!-- benchmark:begin -->")
-        assert text.endswith("<!-- benchmark:end -->\nafter\n")
+        assert text.startswith("before\n<!-- fast:begin -->")
+        assert text.endswith("<!-- fast:end -->\nafter\n")
         assert "old figures" not in text
-        assert "| ours |" in text
-
-
-def test_pages_agree_with_the_stored_figures() -> None:
-    """What `python -m benchmarks report` writes is what is there."""
-    tasks = figures([results.DEFAULT])
-    for path, text in texts(tasks, ROOT):
-        assert path.read_text(encoding="utf-8") == text, f"{path.name} is stale: run `python -m benchmarks report`"
-
-
-@pytest.mark.long
-def test_pictures_agree_with_the_stored_figures() -> None:
-    pytest.importorskip("matplotlib")
-    from benchmarks.plots import plots
-
-    drawn = plots(figures([results.DEFAULT]))
-    assert drawn.keys() == {path.name for path in (ROOT / "docs" / "img").glob("*.svg")}
-    for name, draw in drawn.items():
-        assert (ROOT / "docs" / "img" / name).read_text(encoding="utf-8") == draw(), f"{name} is stale"
+        assert "| nq 1 |" in text
 
 
 def test_a_report_without_lines_says_so(tmp_path: Path) -> None:

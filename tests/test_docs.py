@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ENGLISH = {page.relative_to(ROOT).as_posix(): page for page in PAGES if not page.name.endswith(".ja.md")}
 JAPANESE = sorted([*ROOT.glob("*.ja.md"), *(ROOT / "docs").glob("*.ja.md")])
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-FIGURES = re.compile(r"<!-- benchmark:begin -->.*<!-- benchmark:end -->", re.DOTALL)
+FIGURES = re.compile(r"<!-- (\w+):begin -->.*?<!-- \1:end -->", re.DOTALL)
 WITH_PYTHON = [name for name, page in ENGLISH.items() if "```python" in page.read_text(encoding="utf-8")]
 
 
@@ -87,6 +87,11 @@ def test_japanese_pages_have_the_structure_of_the_english_ones(page):
     """The same headings, code, tables and pictures in the same order; benchmark figures are in English pages only."""
     english = page.with_name(page.name.replace(".ja.md", ".md"))
     assert _structure(page) == _structure(english)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
+def test_the_readme_is_short(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 250
 
 
 def _structure(page: Path) -> list[str]:

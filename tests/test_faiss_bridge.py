@@ -318,6 +318,19 @@ def test_a_damaged_file_is_refused(faiss, tmp_path):
             load(path)
 
 
+def test_a_file_that_asks_for_too_much_memory_is_named(faiss, tmp_path, monkeypatch):
+    """As faiss does for some damaged sizes, with an error that has no text."""
+    path = tmp_path / "index.faiss"
+    faiss.write_index(theirs(faiss, "Flat", faiss.METRIC_L2), str(path))
+
+    def allocating(name):
+        raise MemoryError
+
+    monkeypatch.setattr(faiss, "read_index", allocating)
+    with pytest.raises(MemoryError, match=r"index\.faiss .* more memory than there is"):
+        load(path)
+
+
 def test_a_file_of_an_unsupported_index_is_refused(faiss, tmp_path):
     faiss.write_index(faiss.IndexHNSWFlat(D, 8), str(tmp_path / "graph.faiss"))
     with pytest.raises(ValueError, match="IndexHNSWFlat is not supported"):

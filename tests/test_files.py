@@ -277,6 +277,19 @@ def test_views_are_written_without_their_base(tmp_path):
     assert (tmp_path / "index.pt").stat().st_size < 10_000
 
 
+def test_a_column_of_one_row_is_written(tmp_path):
+    """It counts as contiguous whatever its stride."""
+    index, pair = IndexFlatL2(8), torch.tensor([[7, 5]])
+    rows = dict(packed_embeddings=torch.ones(1, 8), list_offsets=torch.tensor([0, 1]), list_ids=pair[:, 0])
+    index.load_state_dict({**index.state_dict(), **rows}, assign=True)
+    index.save(tmp_path / "index.pt")
+    assert load(tmp_path / "index.pt").list_ids.tolist() == [7]
+    index.add(torch.ones(1, 8) * 2, groups=torch.tensor([3]))
+    index.remove_ids([7])
+    index.save(tmp_path / "index.pt")
+    assert load(tmp_path / "index.pt").list_groups.tolist() == [3]
+
+
 # --- malicious files ----------------------------------------------------------------------------------------
 
 

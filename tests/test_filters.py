@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.datasets import PLAIN, Problem, problem
+from tests.fuzz.filters import passing
 from tests.kinds import KINDS
 from tests.oracle import Reach, agree, check, check_range, probed, stored_rows
 from tests.problems import each_metric, each_mode, each_problem, flat, shared
@@ -40,20 +41,6 @@ def settings(name: str, queries: int, n: int) -> dict[str, Any]:
         chosen["exclude"] = torch.randint(-1, n, (queries, 30), generator=generator)
         chosen["exclude"][:1] = -1
     return chosen
-
-
-def passing(ids: Tensor, queries: int, selector: Any = None, exclude: Any = None) -> Tensor:
-    """Which ids (N,) each query may find, bool (Q, N), one by one."""
-    found = torch.ones(queries, len(ids), dtype=torch.bool)
-    for q in range(queries):
-        if isinstance(selector, Tensor):
-            known = torch.nonzero(selector[q])[:, 0]
-            found[q] &= torch.isin(ids, known)
-        elif selector is not None:
-            found[q] &= torch.isin(ids, selector[q])
-        if exclude is not None:
-            found[q] &= ~torch.isin(ids, exclude[q])
-    return found
 
 
 def reach(index: Any, queries: Tensor, allowed: Tensor, **limits: Any) -> Reach:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 
 from tests.fuzz import codes
 from tests.fuzz.__main__ import main
+from tests.fuzz.answers import Query
 from tests.fuzz.machine import Fuzz
 from tests.problems import METRICS
 from torch_ivf_module import native
 from torch_ivf_module.index.base import IndexBase
+from torch_ivf_module.index.ivf import IndexIVF
 
 QUERIES = dict(data="plain", count=9, seed=1, own=True)
 
@@ -52,6 +55,25 @@ def _search_with(state: Fuzz) -> None:
     state.search_with("matrix", "plain", 1, "nan", 5, 2, 40, "exact", "some")
 
 
+def _search_filtered(state: Fuzz) -> None:
+    state.search_filtered("auto", "plain", 9, 1, "nan", 5, 3, None, "speed", "lists", "few", None)
+
+
+def _range_search_filtered(state: Fuzz) -> None:
+    state.search_filtered("csr", "plain", 9, 1, None, 5, 3, None, "speed", "masks", "some", 1.001)
+
+
+def _search_by_group(state: Fuzz) -> None:
+    state.add("plain", 50, 3, "few")
+    state.search_filtered("auto", "plain", 9, 1, None, 5, 3, None, "speed", None, None, None, "groups")
+
+
+def _group_by(state: Fuzz) -> None:
+    state.remove_ids("all", 1)
+    state.add("plain", 50, 3, "few")
+    state.search_filtered("auto", "plain", 9, 3, None, 9, 5, None, "speed", None, None, None, "group_by")
+
+
 def _modes_agree(state: Fuzz) -> None:
     state.modes_agree("plain", 1, 3)
 
@@ -85,10 +107,10 @@ FAULTS: list[tuple[str, Callable[[Any], Any], Callable[[Fuzz], None]]] = [
     *(("search", fault, call) for fault in (_wrong_id, _row_missed) for call in (_search, _against_faiss)),
     ("search", _wrong_distance, _search),
     ("search", _row_missed, _modes_agree),
-    ("search", _wrong_id, _search_with),
+    *(("search", _wrong_id, call) for call in (_search_with, _search_filtered, _search_by_group)),
     ("search_and_reconstruct", _row_missed, _search_and_reconstruct),
     ("search_and_reconstruct", lambda found: (*found[:2], found[2].roll(1, 1)), _search_and_reconstruct),
-    ("range_search", _last_result_lost, _range_search),
+    *(("range_search", _last_result_lost, call) for call in (_range_search, _range_search_filtered)),
     ("reconstruct", _rounded, _reconstruct),
     ("remove_ids", lambda count: count + 1, _remove),
     ("half", lambda index: index.remove_ids(index.list_ids[-1:]), _convert),
@@ -107,18 +129,38 @@ def state(request):
 
 @pytest.mark.parametrize(("name", "fault", "call"), FAULTS)
 def test_a_wrong_result_is_detected(state, monkeypatch, name, fault, call):
-    right = getattr(IndexBase, name)
-    monkeypatch.setattr(IndexBase, name, lambda *given, **settings: fault(right(*given, **settings)))
+    right = getattr(IndexIVF, name)
+    monkeypatch.setattr(IndexIVF, name, lambda *given, **settings: fault(right(*given, **settings)))
     with pytest.raises(AssertionError):
         call(state)
 
 
-@pytest.mark.parametrize("call", dict.fromkeys(call for _, _, call in FAULTS))
+@pytest.mark.parametrize("call", dict.fromkeys([*(call for _, _, call in FAULTS), _group_by]))
 def test_correct_results_are_no_mismatch(state, call):
     call(state)
 
 
-def test_a_row_in_a_wrong_list_is_detected(state):
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        *((call, field) for call in (_search_filtered, _range_search_filtered) for field in ("selector", "exclude")),
+        (_search_by_group, "groups"),
+        (_group_by, "group_by"),
+    ],
+)
+def test_a_filter_that_is_ignored_is_detected(state, monkeypatch, call, field):
+    right = Query.params
+    monkeypatch.setattr(Query, "params", lambda self, **more: replace(right(self, **more), **{field: None}))
+    with pytest.raises(AssertionError):
+        call(state)
+
+
+@pytest.mark.parametrize("rebalanced", [False, True])
+def test_a_row_in_a_wrong_list_is_detected(state, rebalanced):
+    if rebalanced:
+        state.add("translated", 40, 5)
+        state.rebalance(1 << 16, 1)
+        state.state()
     index = state.index
     index.list_offsets = index.list_offsets.index_add(0, torch.tensor([2]), torch.tensor([1]))
     with pytest.raises(AssertionError, match="not its nearest"):
@@ -135,8 +177,8 @@ def test_a_short_run_finds_nothing(capsys):
 
 
 def test_a_report_can_be_replayed(monkeypatch, tmp_path, capsys):
-    right = IndexBase.remove_ids
-    monkeypatch.setattr(IndexBase, "remove_ids", lambda self, ids: right(self, ids) + 1)
+    right = IndexIVF.remove_ids
+    monkeypatch.setattr(IndexIVF, "remove_ids", lambda self, ids: right(self, ids) + 1)
     assert main(["--cases", "60", "--seed", "3"]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"\d+ cases, \d+ operations and \d+ comparisons in \d+ s: a mismatch at --seed \d+$", printed)

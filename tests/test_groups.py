@@ -323,22 +323,20 @@ def test_changes_keep_groups(kind):
 
 
 @pytest.mark.parametrize("kind", ["ivf", "ivfsq"])
-def test_rebalancing_keeps_groups(kind):
-    index, x, groups = filled(kind), vectors(Q, 1), wanted_groups()
-    index.add_with_ids(0.1 * vectors(300, 6) + 2, torch.arange(2000, 2300), groups=torch.arange(300) % 3)
-    index.add_with_ids(0.1 * vectors(50, 7) + 2, torch.arange(50))  # ids that others have, without groups
-    params = SearchParams(groups=groups)
-    before, known = index.search(x, 10, params=params), torch.cat([torch.arange(20), torch.arange(60, N)])
-    expected = index.groups_of(known)
-    assert index.rebalance().moved > 0
-    after = index.search(x, 10, params=params)
-    assert torch.equal(after[1], before[1])
-    torch.testing.assert_close(after[0], before[0])
-    assert torch.equal(index.groups_of(known), expected)
-    assert torch.equal(index.groups_of(torch.arange(2000, 2300)), torch.arange(300) % 3)
-    index.list_sizes()  # packs
-    assert torch.equal(index.search(x, 10, params=params)[1], before[1])
-    index.check_buffers()
+def test_rows_that_are_rebalanced_keep_their_groups(kind):
+    """Where few rows move, so that cells of packed rows are kept, and after packing."""
+    index, x, known, wanted = filled(kind), vectors(Q, 1), stored_groups(filled(kind)), wanted_groups()
+    allowed = [[id for id, group in known.items() if group == one] for one in wanted.tolist()]
+    params = SearchParams(groups=wanted)
+    expected = index.search(x, 5, params=params)
+    for max_rows in (150, 1000):
+        assert index.rebalance(max_rows=max_rows).moved
+        for packs in (False, True):
+            if packs:
+                index.list_sizes()
+            assert torch.equal(index.search(x, 5, params=params)[1], expected[1])
+            assert same_groups(index)
+            assert torch.equal(brute_force(index, x, 5, allowed)[1], expected[1])
 
 
 def test_update_keeps_the_group_unless_one_is_given():

@@ -195,7 +195,8 @@ class Bookkeeping(RuleBasedStateMachine):
 
     @rule(size=SIZES, ids=st.lists(IDS, max_size=6), seed=SEEDS, add_id=st.integers(-3, 50))
     def merge(self, size, ids, seed, add_id):
-        other = self.make()
+        other = deepcopy(self.index)
+        other.reset()
         x, y = self.vectors(size, seed), self.vectors(len(ids), seed + 1)
         other.add(x)
         other.add_with_ids(y, torch.tensor(ids, dtype=torch.int64))
@@ -255,7 +256,11 @@ class InvertedFile(Bookkeeping):
             with few_training_rows():
                 report = self.index.retrain(niter=1)
                 assert 0 <= report.moved <= report.total == len(self.rows)
-                self.index.train(lattice(60, D, seed=9, reach=4), niter=2)  # for `merge`
+
+    @rule(max_rows=st.sampled_from([6, 25, 1000]), seed=SEEDS)
+    def rebalance(self, max_rows, seed):
+        report = self.index.rebalance(max_rows=max_rows, seed=seed)
+        assert 0 <= report.moved <= report.total == len(self.rows)
 
 
 class Flat(Bookkeeping):

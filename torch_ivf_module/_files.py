@@ -48,11 +48,16 @@ def check_target(path: Path, *others: Path | None) -> None:
 
 
 def readable(read: Callable[[], Found], kind: type[Exception], text: str) -> Found:
-    """The result of `read`. What it raises becomes an error of this kind, whose text is `text` and the reason."""
+    """The result of `read`. What it raises becomes an error of this kind, whose text is `text` and the reason.
+
+    MemoryError remains one: a damaged file may ask for any size, and a sound one may be too large.
+    """
     try:
         return read()
-    except (kind, ImportError, MemoryError):
+    except (kind, ImportError):
         raise
+    except MemoryError as error:
+        raise MemoryError(f"{text}: it is damaged, or takes more memory than there is") from error
     except Exception as error:  # readers raise a dozen kinds for damage, all of them meaning the same here
         raise kind(f"{text}: {error or type(error).__name__}") from error
 

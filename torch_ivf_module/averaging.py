@@ -52,7 +52,8 @@ class AveragedModel(swa_utils.AveragedModel):
         with _without_own_buffers(self.module), _without_own_buffers(model):
             super().update_parameters(model)
         for name, index in theirs.items():
-            buffers = {own: tensor for own, tensor in index.state_dict().items() if own in index.store.saved}
+            held = index.store.hand_out()
+            buffers = {own: held[own] for own in index.store.saved if own in held}
             if not unchanged(self._followed.get(name, {}), buffers):
                 mine[name].load_state_dict(buffers, strict=False)
                 self._followed[name] = sources_of(buffers, buffers)

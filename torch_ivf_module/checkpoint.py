@@ -93,7 +93,8 @@ def written(path: Path, write: Callable[[], None]) -> None:
 def _own(tensor: Tensor) -> Tensor:
     """A tensor as it is to be written: on the CPU, and no view of a larger one, which would be written too."""
     tensor = tensor.detach().cpu().contiguous()
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    part = tensor.untyped_storage().nbytes() > tensor.nbytes
+    return tensor.clone(memory_format=torch.contiguous_format) if part else tensor
 
 
 def load(
@@ -117,7 +118,8 @@ def load(
 
     Nothing in the file is executed. Files of faiss are parsed by faiss, so open only those you trust. Raises
     `BadFile` (a ValueError) for a file that is damaged, not an index, or from a newer release; FileNotFoundError if
-    there is no such file; ImportError, which names the extra, if a package is missing.
+    there is no such file; ImportError, which names the extra, if a package is missing; MemoryError, which names the
+    file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -61,12 +61,10 @@ def _resize(held: Any, metadata: Metadata, prefix: str) -> None:
     kinds = [schema.names(rows) for rows in row_format.NAMES]
     found = [(parent, kind) for parent in parents for kind in kinds if all(parent + name in held for name in kind)]
     for parent, kind in found:
-        grouped = held[parent + "list_ids"] if prefix + parent + schema.GROUPS in metadata.state_dict_metadata else None
-        held.pop(parent + schema.GROUPS, None)
-        if grouped is not None:
-            held[parent + schema.GROUPS] = grouped
+        held.pop(parent + schema.GROUPS, None)  # a state that was saved has them, or not, whatever the index has
         for name in (*kind, schema.GROUPS):
             saved = metadata.state_dict_metadata.get(prefix + parent + name)
             old = held.get(parent + name)
-            if isinstance(saved, TensorStorageMetadata) and old is not None and old.shape != saved.size:
-                held[parent + name] = _empty(saved.size, saved.properties.dtype, old)
+            if isinstance(saved, TensorStorageMetadata) and (old is None or old.shape != saved.size):
+                like = held[parent + "list_ids"] if old is None else old
+                held[parent + name] = _empty(saved.size, saved.properties.dtype, like)

@@ -17,6 +17,7 @@ from .graph import SearchGraph
 from .index import validation
 from .index.base import IndexBase
 from .index.eager import opaque, refuse_recording, without_autocast
+from .index.grouping import refuse as refuse_groups
 from .index.integrity import VersionToken
 from .maxsim_graph import MaxSimGraph, maxsim_answer, maxsim_input
 from .params import SearchParams, positive
@@ -79,8 +80,8 @@ class MaxSim(nn.Module):
         queries : (nq, T, d) tokens, of any float dtype.
         k : documents per query, >= 1.
         mask : (nq, T) bool, false for padding tokens; None if there is no padding.
-        params : settings of this call, as for `search` of the index, but without `exclude` and with one `selector`
-            for all queries.
+        params : settings of this call, as for `search` of the index, but without `exclude`, `groups` and
+            `group_by`, and with one `selector` for all queries.
 
         Returns
         -------
@@ -101,6 +102,7 @@ class MaxSim(nn.Module):
         if params.per_query:
             name = "selector" if params.exclude is None else "exclude"
             raise ValueError(f"{name} for each query is not for MaxSim: pass one selector of documents for all")
+        refuse_groups(params, "MaxSim")
         with without_autocast(index.device):
             packed, documents = self._stored()
             tokens, weights, usable = maxsim_input(queries.float(), mask, index.metric)

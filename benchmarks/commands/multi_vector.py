@@ -8,33 +8,57 @@ Q queries, T tokens per query, M documents, W tokens per document, d dim.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from torch_ivf_module import IndexIVFFlat, MaxSim, SearchParams
+from torch_ivf_module import IndexIVFFlat, MaxSim, SearchParams, native
 
-from .. import machine
+from .. import machine, results
+from ..tables import MAXSIM, pivot
 
 K, TOPICS, PER_DOCUMENT, NOISE, QUERIES = 10, 2000, 12, 0.6, 16
+SHAPE = {  # what can be set; figures of other values than these are stored, but not reported
+    "documents": (10_000, "documents"),
+    "document_tokens": (64, "vectors of a document"),
+    "query_tokens": (32, "vectors of a query, at most those of a document"),
+    "d": (128, "dimension"),
+    "nlist": (1_024, "lists"),
+}
+JOB = {"case": "documents", "task": "maxsim"}
 SETTINGS = ((1, 32, 64), (2, 128, 128), (8, 512, 128), (8, 512, 512))  # nprobe, neighbours, candidates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    option("--documents", type=int, default=10_000, help="default: 10,000")
-    option("--document-tokens", type=int, default=64, help="vectors of a document (default: 64)")
-    option("--query-tokens", type=int, default=32, help="vectors of a query, at most those of a document (default: 32)")
-    option("--d", type=int, default=128, help="dimension (default: 128)")
-    option("--nlist", type=int, default=1024, help="lists (default: 1024)")
+    for name, (default, help) in SHAPE.items():
+        option(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{help} (default: {default:,})")
+    option("--out", type=Path, default=results.DEFAULT, help="the file to append to")
     machine.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     machine.set_threads(options.threads)
+    facts = machine.describe(options.threads, f"multi-vector --threads {options.threads}")
+    shape = {name: getattr(options, name) for name in SHAPE}
+    other = {name: value for name, value in shape.items() if value != SHAPE[name][0]}
+    facts |= {"native": native.available(), "skipped": {}, "values": other, **shape}
+    run, begin = results.name(facts), time.perf_counter()
+    rows = [{"kind": "row", **JOB, **row, "run": run} for row in measure(options)]
+    done = {"kind": "done", **JOB, "seconds": time.perf_counter() - begin, "run": run}
+    for line in ({"kind": "run", "schema": 1, "run": run, **facts}, *rows, done):
+        results.append(options.out, line)
+    print(pivot(MAXSIM, rows))
+    return 0
+
+
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows: seconds of one query and, of a query, in a batch of 16, and the share of the right documents."""
     vectors, queries = corpus(options)  # (M, W, d), (Q, T, d)
     flat = vectors.flatten(0, 1)
     index = IndexIVFFlat(options.d, nlist=options.nlist, metric="ip")
@@ -51,11 +75,10 @@ def run(options: argparse.Namespace) -> int:
 
     truth = torch.stack([loop(query) for query in queries])
     base = _fastest(lambda i: loop(queries[i]), 3)
-    print("| | ms, one query | × loop | ms per query of 16 | × loop | recall@10 |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    print(f"| loop over documents | {1e3 * base:.1f} | 1 | – | – | 1 |")
+    yield {"engine": "loop over documents", "seconds": base, "loop": base, "recall": 1.0}
     found = torch.stack([product(query) for query in queries])
-    _row("one matrix product", _fastest(lambda i: product(queries[i]), 3), None, base, _recall(found, truth))
+    one = _fastest(lambda i: product(queries[i]), 3)
+    yield {"engine": "one matrix product", "seconds": one, "loop": base, "recall": _recall(found, truth)}
     for nprobe, neighbours, candidates in ((options.nlist, 1, 1), *SETTINGS):
         searcher, params = MaxSim(index, neighbours=neighbours, candidates=candidates), SearchParams(nprobe=nprobe)
         search = partial(searcher.search, k=K, params=params)
@@ -64,10 +87,7 @@ def run(options: argparse.Namespace) -> int:
         many = _fastest(lambda _, search=search: search(queries), 3) / QUERIES
         name = f"nprobe {nprobe}, neighbours {neighbours}, candidates {candidates}"
         name = "all lists" if nprobe == options.nlist else name
-        _row(name, one, many, base, _recall(found, truth))
-    shape = f"{options.documents:,} documents × {options.document_tokens} tokens × {options.d}"
-    print(f"\n{shape}, queries of {options.query_tokens} tokens, nlist {options.nlist}, threads {options.threads}")
-    return 0
+        yield {"engine": name, "seconds": one, "batch_seconds": many, "loop": base, "recall": _recall(found, truth)}
 
 
 def corpus(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -97,8 +117,3 @@ def _fastest(call: Callable[[int], object], times: int) -> float:
 
 def _recall(found: Tensor, truth: Tensor) -> float:
     return (found[:, :, None] == truth[:, None]).any(2).float().mean().item()
-
-
-def _row(name: str, one: float, many: float | None, base: float, recall: float) -> None:
-    batch = "– | –" if many is None else f"{1e3 * many:.1f} | {base / many:.1f}"
-    print(f"| {name} | {1e3 * one:.1f} | {base / one:.1f} | {batch} | {recall:.4f} |")

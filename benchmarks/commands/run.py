@@ -115,7 +115,7 @@ def measure(jobs: Sequence[Job], options: argparse.Namespace, words: list[str], 
     if facts["load"] > 0.5:
         print(f"the machine is busy (load {facts['load']:.1f}): these figures mean little")
     out = _out(options)
-    run = f"{re.sub('[^0-9]', '', facts['date'])[:14]}-{facts['commit'][:7]}-{os.getpid()}"
+    run = results.name(facts)
     results.append(out, {"kind": "run", "schema": 1, "run": run, **facts})
     failures = _do(jobs, names, options, lambda line: results.append(out, {**line, "run": run}))
     _print(run, out)

@@ -51,7 +51,6 @@ FLAT: dict[str, Entry] = {
     "ours-triton": Entry(adapters.OursFlat, _OURS, triton=True, accelerator=True),
     "matmul": IVF["matmul"],
 }
-GRAPH: dict[str, Entry] = {"hnswlib": Entry(adapters.Hnswlib, "hnswlib")}
 QUANTIZED: dict[str, Entry] = {  # list-based, with vectors in fewer bits
     "ours": IVF["ours"],
     "ours-float16": Entry(adapters.OursIVF, _OURS, rows="SQfp16"),
@@ -62,9 +61,16 @@ QUANTIZED: dict[str, Entry] = {  # list-based, with vectors in fewer bits
     "faiss-sq8": Entry(adapters.FaissIVF, "faiss", rows="SQ8"),
     "faiss-sq4": Entry(adapters.FaissIVF, "faiss", rows="SQ4"),
     "faiss-pq": Entry(adapters.FaissIVF, "faiss", {"k_factor": 10}, rows="PQ{half}x4fs,RFlat"),
-    "scann": Entry(adapters.Scann, "scann.torch", rows="AH,reorder"),
+    "scann": Entry(adapters.Scann, "scann.torch", {"k_factor": 10}, rows="AH,reorder"),
 }
-_ALL = {**IVF, **FLAT, **GRAPH, **QUANTIZED}
+CURVES: dict[str, Entry] = {  # each with its own training; a mode that differs in speed alone would add nothing
+    **{name: QUANTIZED[name] for name in ("ours", "ours-sq8", "faiss", "faiss-sq8", "faiss-pq", "scann")},
+    "faiss-pq-50": replace(QUANTIZED["faiss-pq"], settings={"k_factor": 50}),  # ranks 50 * k candidates again
+    "scann-50": replace(QUANTIZED["scann"], settings={"k_factor": 50}),
+    "torch-ivf": IVF["torch-ivf"],
+    "hnswlib": Entry(adapters.Hnswlib, "hnswlib"),
+}
+_ALL = {**IVF, **FLAT, **QUANTIZED, **CURVES}
 LIBRARIES: dict[str, str] = {name: entry.library for name, entry in _ALL.items()}
 
 

@@ -217,7 +217,9 @@ class Hnswlib(Engine):
 
 
 class Scann(Engine):
-    """scann-core-torch: 4-bit product codes of two dimensions each, 100 candidates ranked again; its own lists."""
+    """scann-core-torch, with lists of its own: 4-bit codes of two dimensions each, k_factor * k rows ranked again."""
+
+    parameter = "leaves"
 
     def convert(self, x: np.ndarray) -> Any:
         return torch.from_numpy(np.ascontiguousarray(x))
@@ -231,6 +233,7 @@ class Scann(Engine):
         builder = importlib.import_module("scann.torch").builder(x.numpy(), 10, metric)
         tree = builder.set_n_training_threads(self.spec.threads).tree(self.spec.nlist, 1)
         self.index = tree.score_ah(2, anisotropic_quantization_threshold=threshold).reorder(100).build()
+        self.index.k_factor = 10  # named as in faiss
 
     def set(self, value: int) -> None:
         self.leaves = value
@@ -240,4 +243,4 @@ class Scann(Engine):
 
     def search(self, x: Any, k: int) -> Any:
         search = self.index.search_batched_parallel if len(x) > 1 else self.index.search_batched
-        return search(x, k, leaves_to_search=self.leaves)[::-1]
+        return search(x, k, pre_reorder_num_neighbors=k * self.index.k_factor, leaves_to_search=self.leaves)[::-1]

@@ -12,7 +12,8 @@ from .profile import profile
 from .recall import pairs, quantizers, recall
 from .search import flat, lists, search
 from .serving import contention, serving
+from .updates import updates
 
 _SEARCHES = (lists, search, flat, recall, pairs, quantizers, auto, budgets, codes, filters, serving, contention)
-_OTHERS = (query_filters, train, add, maintenance, compiled, memory, formats, profile)
+_OTHERS = (query_filters, train, add, maintenance, updates, compiled, memory, formats, profile)
 TASKS: dict[str, Callable[[Context], None]] = {task.__name__: task for task in (*_SEARCHES, *_OTHERS)}

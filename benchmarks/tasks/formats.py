@@ -4,6 +4,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..context import Context
 from ..measure import rotation, timed
 
 _SMALL, _ALL = (1, 8, 32), (1, 8, 32, 512, 2_048)  # a graph reads as many rows of every list as the longest has
+_EFFORT = {"cell_seconds": 4.0, "fewest_rounds": 2}  # of compiled models: the eager one shows how stable figures are
 # The format, the suffix of its file, settings of the graph, batches.
 _VARIANTS: dict[str, tuple[str, str, dict[str, Any], tuple[int, ...]]] = {
     "aoti, tiles": ("aoti", ".pt2", {"layout": "tiles"}, _SMALL),
@@ -77,14 +79,15 @@ def compiled(ctx: Context) -> None:
             ctx.note(f"making {name}")
             torch._dynamo.config.recompile_limit = 64  # of all models here together
             models[name] = torch.compile(models[name], fullgraph=True, dynamic=True)
-            # torch compiles one query apart
-            made = ctx.attempt(name, timed, list, map(models[name], [x[:nq] for nq in _SMALL]))
+            # torch compiles one query apart, and any other number once
+            made = ctx.attempt(name, timed, list, map(models[name], [x[:nq] for nq in _SMALL[:2]]))
             if made is None:
                 del models[name]
             else:
                 facts[name] = {"make_seconds": made[0]}
-        sizes = {name: ctx.case.nqs if parts[name] is index else _SMALL for name in models}
-        _time(ctx, models, dict.fromkeys(models, x), sizes, facts)
+        sizes = {name: _ALL if parts[name] is index else _SMALL for name in models}
+        shorter = replace(ctx, effort=replace(ctx.effort, **_EFFORT))
+        _time(shorter, models, dict.fromkeys(models, x), sizes, facts)
 
 
 def _time(

@@ -7,18 +7,16 @@ from typing import Any
 
 from .. import answers
 from ..context import Context
-from ..engines import GRAPH, IVF, QUANTIZED, Variant
+from ..engines import CURVES, QUANTIZED, Variant
 from ..measure import timed
 
-# A mode that only differs in speed from another one of the same library adds nothing to this curve.
-_LISTS = ("ours", "faiss", "torch-ivf")
-_EFFORT = {"cell_seconds": 4.0, "fewest_rounds": 2}  # there are many figures, and a curve shows what one would not
+_EFFORT = {"cell_seconds": 3.0, "fewest_rounds": 2}  # there are many figures, and a curve shows what one would not
 _PARTS = (0.25, 1, 2)  # of the case's nprobe, for indexes of fewer bits
-_SLOWEST = 4.0  # seconds for all the checked queries; an engine that needs longer gets no larger values
+_SLOWEST = 2.5  # seconds for all the checked queries; an engine that needs longer gets no larger values
 
 
 def recall(ctx: Context) -> None:
-    engines = {**ctx.make(IVF, *_LISTS), **ctx.make(GRAPH)}
+    engines = ctx.make(CURVES)
     ctx.note("building")
     built = {}
     for owner in dict.fromkeys(engine.owner for engine in engines.values()):
@@ -27,7 +25,7 @@ def recall(ctx: Context) -> None:
     rows = {name: engine.convert(ctx.checked) for name, engine in engines.items()}
     for name, engine in engines.items():
         engine.warm(rows[name][:64])
-    values = {"nprobe": ctx.case.nprobes, "ef": ctx.case.efs}
+    values = {"nprobe": ctx.case.nprobes, "leaves": ctx.case.nprobes, "ef": ctx.case.efs}
     for step in zip_longest(*(values[engine.parameter] for engine in engines.values())):
         facts: dict[str, dict[str, Any]] = {}
         for (name, engine), value in zip(engines.items(), step, strict=True):

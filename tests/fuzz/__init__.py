@@ -4,6 +4,7 @@
 
 * vectors.py: the kinds of data, from a name, a size and a seed;
 * model.py: the expected contents of an index, and which rows a query must and may find;
+* filters.py: a selector and exclusions for each query, and the rows that pass;
 * answers.py: searches of every kind, compared with the model;
 * against_faiss.py: the same queries with faiss;
 * changes.py, moves.py, machine.py: the calls of a sequence, as rules of a hypothesis state machine;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from torch import Tensor
 
+from tests.fuzz.answers import lists_of
+from tests.fuzz.filters import GROUPS, groups_of
 from tests.fuzz.model import LAST_ID, Model
 from tests.fuzz.vectors import GENTLE, KINDS, vectors
 from tests.problems import few_training_rows
@@ -20,6 +23,7 @@ SEEDS = st.integers(0, 2**16)
 DATA = st.sampled_from(sorted(KINDS))
 SIZES = st.one_of(st.integers(0, 12), st.integers(0, 60), st.sampled_from([0, 1, 300, 700]))
 ID_STYLES = st.sampled_from(["fresh", "present", "repeated", "negative", "huge", "last"])
+GROUPED = st.sampled_from([None, None, *GROUPS])
 CHOICES = st.sampled_from(["some", "pending", "unknown", "none", "all", "mask", "one"])
 
 
@@ -79,24 +83,25 @@ class Changes(RuleBasedStateMachine):
 
     last_added = 0
 
-    @rule(data=DATA, size=SIZES, seed=SEEDS)
-    def add(self, data: str, size: int, seed: int) -> None:
+    @rule(data=DATA, size=SIZES, seed=SEEDS, grouped=GROUPED)
+    def add(self, data: str, size: int, seed: int, grouped: str | None = None) -> None:
         x = self.rows(data, self.room(size), seed)
+        groups = groups_of(grouped, len(x), seed)
         if self.model.next_id + len(x) > LAST_ID:
             raises(RuntimeError, self.index.add, x)
             return
-        self.index.add(x)
-        self.model.add(x, torch.arange(self.model.next_id, self.model.next_id + len(x)))
+        self.index.add(x, groups=groups)
+        self.model.add(x, torch.arange(self.model.next_id, self.model.next_id + len(x)), groups)
         self.model.next_id += len(x)
         self.last_added = len(x)
 
-    @rule(data=DATA, size=SIZES, seed=SEEDS, style=ID_STYLES)
-    def add_with_ids(self, data: str, size: int, seed: int, style: str) -> None:
+    @rule(data=DATA, size=SIZES, seed=SEEDS, style=ID_STYLES, grouped=GROUPED)
+    def add_with_ids(self, data: str, size: int, seed: int, style: str, grouped: str | None = None) -> None:
         x = self.rows(data, self.room(size), seed)
-        ids = self.some_ids(style, len(x), seed)
-        self.index.add_with_ids(x, ids)
+        ids, groups = self.some_ids(style, len(x), seed), groups_of(grouped, len(x), seed)
+        self.index.add_with_ids(x, ids, groups=groups)
         self.model.next_id = self.model.number_after(ids)
-        self.model.add(x, ids)
+        self.model.add(x, ids, groups)
         self.last_added = len(x)
 
     @rule()
@@ -132,15 +137,17 @@ class Changes(RuleBasedStateMachine):
         self.index = self.index.copy_subset(given)
         self.model.keep(rows)
 
-    @rule(data=DATA, choice=CHOICES.filter(lambda choice: choice != "mask"), seed=SEEDS)
-    def update(self, data: str, choice: str, seed: int) -> None:
+    @rule(data=DATA, choice=CHOICES.filter(lambda choice: choice != "mask"), seed=SEEDS, grouped=GROUPED)
+    def update(self, data: str, choice: str, seed: int, grouped: str | None = None) -> None:
         ids = self.chosen(choice, seed)[0].unique()
         counts = (ids[:, None] == self.model.ids).sum(1)
         ids = ids[counts == 1]
-        x = self.rows(data, len(ids), seed)
-        self.index.update(ids, x)
-        self.model.keep(~torch.isin(self.model.ids, ids))
-        self.model.add(x, ids)
+        x, groups = self.rows(data, len(ids), seed), groups_of(grouped, len(ids), seed)
+        self.index.update(ids, x, groups=groups)
+        old, changed = self.model.ids.argsort(), torch.isin(self.model.ids, ids)
+        groups = self.model.groups[old[changed[old]]] if groups is None else groups  # ids ascend
+        self.model.keep(~changed)
+        self.model.add(x, ids, groups)
 
     @rule()
     def reset(self) -> None:
@@ -149,13 +156,22 @@ class Changes(RuleBasedStateMachine):
         self.model.next_id = 0
         self.model.unordered = set()
 
-    @rule(data=DATA, size=SIZES, seed=SEEDS, style=ID_STYLES, add_id=st.sampled_from([0, 1, 1000, -7]))
-    def merge_from(self, data: str, size: int, seed: int, style: str, add_id: int) -> None:
+    @rule(
+        data=DATA,
+        size=SIZES,
+        seed=SEEDS,
+        style=ID_STYLES,
+        add_id=st.sampled_from([0, 1, 1000, -7]),
+        grouped=GROUPED,
+    )
+    def merge_from(
+        self, data: str, size: int, seed: int, style: str, add_id: int, grouped: str | None = None
+    ) -> None:
         other = self.index.copy_subset(torch.empty(0, dtype=torch.int64))
         other.reset()
         x = self.rows(data, self.room(size), seed)
-        ids = self.some_ids(style, len(x), seed)
-        other.add_with_ids(x, ids)
+        ids, groups = self.some_ids(style, len(x), seed), groups_of(grouped, len(x), seed)
+        other.add_with_ids(x, ids, groups=groups)
         if any(not -(2**63) <= id + add_id <= LAST_ID or id + add_id == -1 for id in ids.tolist()):
             raises(ValueError, self.index.merge_from, other, add_id)
             return
@@ -163,8 +179,19 @@ class Changes(RuleBasedStateMachine):
         self.index.merge_from(other, add_id)
         assert other.ntotal == 0
         self.model.next_id = max(self.model.number_after(ids + add_id), min(other_next + add_id, LAST_ID))
-        self.model.add(x, ids + add_id)
+        self.model.add(x, ids + add_id, groups)
         self.last_added = len(x)
+
+    @precondition(lambda self: self.model.trainable)
+    @rule(max_rows=st.sampled_from([1, 30, 1 << 16]), seed=SEEDS)
+    def rebalance(self, max_rows: int, seed: int) -> None:
+        """Some rows are in another list afterwards, which need not be the nearest."""
+        report = self.index.rebalance(max_rows=max_rows, seed=seed)
+        assert report.total == self.model.n
+        copied = deepcopy(self.index)  # for reading the buffers packs what is pending
+        self.model.centroids = copied.centroids.clone()
+        assert self.model.centroids.isfinite().all()
+        self.model.lists = lists_of(copied, self.model)
 
     def took_centroids(self) -> None:
         centroids = self.index.centroids.clone()
@@ -191,4 +218,8 @@ class Changes(RuleBasedStateMachine):
     @precondition(lambda self: self.model.centroids is not None)
     @rule()
     def rebuild_lists(self) -> None:
+        if "list_groups" in deepcopy(self.index).state_dict():
+            raises(RuntimeError, self.index.rebuild_lists)
+            return
+        assert (self.model.groups == -1).all()
         self.index.rebuild_lists()

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.fuzz import against_faiss, answers
 from tests.fuzz.answers import Query
 from tests.fuzz.changes import CHOICES, DATA, SEEDS
+from tests.fuzz.filters import EXCLUSIONS, SELECTORS, exclusions_of, selector_of
 from tests.fuzz.model import Model
 from tests.fuzz.moves import Moves
 from tests.fuzz.vectors import GENTLE, vectors
@@ -146,6 +147,57 @@ class Fuzz(Moves):
         cap = None if self.model.centroids is None else max_codes
         query = Query(x, k, nprobe, cap, profile, self.selector(choice, seed))
         answers.check_search(self.index, self.model, query)
+        compared()
+
+    @rule(
+        mode=st.sampled_from(MODES),
+        data=DATA,
+        count=COUNTS,
+        seed=SEEDS,
+        spoilt=st.sampled_from([None, None, None, *SPOILT]),
+        k=KS,
+        nprobe=NPROBES,
+        max_codes=st.sampled_from([None, None, 5, 40]),
+        profile=st.sampled_from(["speed", "speed", "exact"]),
+        form=st.sampled_from([None, "shared", *SELECTORS]),
+        exclude=st.sampled_from([None, *EXCLUSIONS]),
+        factor=st.sampled_from([None, None, 0.5, 1.001]),
+        grouped=st.sampled_from([None, "groups", "group_by", "both"]),
+    )
+    def search_filtered(
+        self,
+        mode: str,
+        data: str,
+        count: int,
+        seed: int,
+        spoilt: str | None,
+        k: int,
+        nprobe: int,
+        max_codes: int | None,
+        profile: str,
+        form: str | None,
+        exclude: str | None,
+        factor: float | None,
+        grouped: str | None = None,
+    ) -> None:
+        """A filter and a group for each query: a search, or with `factor` a range search."""
+        self.index.search_mode = mode
+        x, ids = self.queries(data, count, seed, own=True, spoilt=spoilt), self.model.ids
+        cap = None if self.model.centroids is None or factor is not None else max_codes
+        shared = self.selector("some", seed) if form == "shared" else None
+        chosen = selector_of(form, ids, count, seed) if form in SELECTORS else shared
+        excluded = exclusions_of(exclude, ids, count, seed) if exclude else None
+        query = Query(x, k, nprobe, cap, profile, chosen, excluded)
+        if grouped in ("groups", "both"):
+            known = torch.cat([self.model.groups, torch.tensor([-1, 123])])
+            picks = torch.randint(0, len(known), (count,), generator=torch.Generator().manual_seed(seed))
+            query = query._replace(groups=known[picks])
+        if grouped in ("group_by", "both") and factor is None and len(ids.unique()) == len(ids):
+            answers.check_group_by(self.index, self.model, query._replace(group_by=1 + seed % 3))
+        elif factor is None:
+            answers.check_search(self.index, self.model, query)
+        else:
+            answers.check_range_search(self.index, self.model, query, seed, factor)
         compared()
 
     @rule(codes=st.sampled_from(SETTINGS))

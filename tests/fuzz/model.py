@@ -29,6 +29,8 @@ class Model:
         self.ids = torch.empty(0, dtype=torch.int64)
         self.stored = torch.empty(0, d, dtype=dtype)
         self.placed = torch.empty(0, d, dtype=torch.float64)
+        self.lists = torch.empty(0, dtype=torch.int64)  # where that is not the nearest list, the list; else -1
+        self.groups = torch.empty(0, dtype=torch.int64)  # -1 without one
         self.next_id = 0
         self.unordered: set[int] = set()  # ids of which any row may be the last one
 
@@ -45,7 +47,7 @@ class Model:
 
     # -- changes -------------------------------------------------------------------------------------------
 
-    def add(self, x: Tensor, ids: Tensor) -> None:
+    def add(self, x: Tensor, ids: Tensor, groups: Tensor | None = None) -> None:
         """Add rows x (n, d) in the storage dtype, or encoded and decoded; at unit length for cosine."""
         prepared = metrics.prepare(x, self.metric)
         if self.metric == "cosine":
@@ -55,11 +57,14 @@ class Model:
         self.stored = torch.cat([self.stored, stored])
         self.placed = torch.cat([self.placed, placed.double()])
         self.ids = torch.cat([self.ids, ids])
+        self.lists = torch.cat([self.lists, torch.full_like(ids, -1)])
+        self.groups = torch.cat([self.groups, torch.full_like(ids, -1) if groups is None else groups])
         self.unordered -= set(ids.tolist())
 
     def keep(self, kept: Tensor) -> int:
         """Keep the rows where `kept` (N,) is true; return how many were removed."""
-        self.ids, self.stored, self.placed = self.ids[kept], self.stored[kept], self.placed[kept]
+        for name in ("ids", "stored", "placed", "lists", "groups"):
+            setattr(self, name, getattr(self, name)[kept])
         return int((~kept).sum())
 
     def number_after(self, ids: Tensor) -> int:
@@ -71,13 +76,19 @@ class Model:
 
     def place_again(self) -> None:
         """Assign every row to its nearest list."""
-        self.placed = self.stored.double()
+        self.placed, self.lists = self.stored.double(), torch.full_like(self.ids, -1)
 
     def forget_order(self) -> None:
         """A file does not store which row of a duplicate id was added last if they are in different lists."""
         if self.centroids is not None:
             ids, counts = self.ids.unique(return_counts=True)
             self.unordered = set(ids[counts > 1].tolist())
+
+    def forget_groups(self) -> None:
+        """faiss has none; the rows of a list remain in the order of their groups."""
+        several = [id for id in self.ids.unique().tolist() if len(self.groups[self.ids == id].unique()) > 1]
+        self.unordered |= set(several)
+        self.groups = torch.full_like(self.groups, -1)
 
     # -- searches ------------------------------------------------------------------------------------------
 
@@ -93,7 +104,7 @@ class Model:
     def reach(
         self, queries: Tensor, nprobe: int, max_codes: int | None = None, selected: Tensor | None = None
     ) -> Reach:
-        """Rows (Q, N) that queries must read and may read; `selected` (N,) says which may be found at all."""
+        """Rows (Q, N) that queries must read and may read; `selected` (Q, N) says which may be found at all."""
         queries = comparable(queries, self.metric)
         required = allowed = torch.ones(len(queries), self.n, dtype=torch.bool)
         if self.centroids is not None:
@@ -116,7 +127,9 @@ class Model:
     def in_lists(self) -> Tensor:
         """The lists that a row may be in, bool (N, L): one, unless two are equally near."""
         assert self.centroids is not None
-        return nearest_lists(self.placed, self.centroids, 1, self.metric).allowed
+        nearest = nearest_lists(self.placed, self.centroids, 1, self.metric).allowed
+        known = torch.arange(len(self.centroids)) == self.lists[:, None]
+        return torch.where(self.lists[:, None] < 0, nearest, known)
 
     def _capped(self, queries: Tensor, nprobe: int, max_codes: int, lists: Tensor, may: Tensor) -> ListReach:
         """The nearest lists that have at most `max_codes` rows together, and always the nearest one.

@@ -81,6 +81,7 @@ class Moves(Changes):
     @rule()
     def to_faiss_and_back(self) -> None:
         self.index = from_faiss(to_faiss(self.index))
+        self.model.forget_groups()
         ids = self.model.ids
         self.model.next_id = 0
         self.model.next_id = self.model.number_after(ids)

@@ -6,6 +6,7 @@ C cells, Q queries, P probes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ def cells_probed(
     return new, moved[: probed.numel()].view(probed.shape)
 
 
-def groups_at(cells: list[Cells], rows: Tensor) -> Tensor:
+def groups_at(cells: Sequence[Cells], rows: Tensor) -> Tensor:
     """The groups of rows (...) that are numbered over the segments to which the cells belong; NO_GROUP for -1."""
     result, before = torch.full_like(rows, NO_GROUP), 0
     for part in cells:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import filtered_search, range_scan
-from .cells import NO_GROUP, Cells, cells_probed
+from .cells import NO_GROUP, Cells, cells_probed, groups_at
 from .filters import Filter
 from .kernels import Kernel, kernel_for
 from .lists import InvertedLists, ids_at
@@ -23,6 +23,7 @@ from .search import search as search_lists
 from .stats import Stats, add_stats
 
 _MORE = 4  # how many times as many rows are searched for where those found have too many of one group
+_RESULT_BYTES = 96  # workspace for each row found of a query: score, row, id, group, and what sorts them
 
 
 def search(
@@ -122,34 +123,35 @@ def probed_lists(
 
 def spread(
     find: Callable[[Tensor, int], tuple[Tensor, ...]],
-    groups_of: Callable[[Tensor], Tensor],
+    cells: Sequence[Cells],
     queries: int,
-    k: int,
+    options: SearchOptions,
     most: int,
-    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """The k best rows of each query of which at most `most` have the same group: scores and rows (Q, k).
 
     ``find(which, n)`` returns the n best scores and rows of the queries (q,), and perhaps more that is not used;
-    `groups_of` the groups of rows. Where the rows found are not enough, more are searched for, until there are no
+    `cells` are those of each segment. Where the rows found are not enough, more are searched for, until there are no
     others. Rows without a group are not limited.
     """
-    scores = rows = None
-    which, wanted = torch.arange(queries, device=device), k
+    k, wanted, device = options.k, options.k, cells[0].offsets.device
+    scores = torch.empty(queries, k, device=device)
+    rows, which = torch.empty_like(scores, dtype=torch.int64), torch.arange(queries, device=device)
+    total = sum(int(part.offsets[-1]) for part in cells)
     while True:
-        found, at, *_ = find(which, wanted)
-        kept = (at >= 0) & within_group(groups_of(at), most)
-        order = torch.sort((~kept).to(torch.uint8), dim=1, stable=True).indices[:, :k]
-        enough = (kept.sum(1) >= k) | (at[:, -1] < 0)
-        missing = ~kept.gather(1, order)
-        best = found.gather(1, order).masked_fill(missing, -torch.inf), at.gather(1, order).masked_fill(missing, -1)
-        if scores is None or rows is None:
-            scores, rows = best
-        else:
-            scores[which], rows[which] = best
-        which, wanted = which[~enough], wanted * _MORE
-        if not which.shape[0]:
+        unfinished = []
+        for part in which.split(max(1, options.max_bytes // (_RESULT_BYTES * wanted))):
+            found, at, *_ = find(part, wanted)
+            kept = (at >= 0) & within_group(groups_at(cells, at), most)
+            order = torch.sort((~kept).to(torch.uint8), dim=1, stable=True).indices[:, :k]
+            missing = ~kept.gather(1, order)
+            scores[part] = found.gather(1, order).masked_fill(missing, -torch.inf)
+            rows[part] = at.gather(1, order).masked_fill(missing, -1)
+            unfinished.append(part[(kept.sum(1) < k) & (at[:, -1] >= 0)])
+        which = torch.cat(unfinished)
+        if not which.shape[0] or wanted >= total:
             return scores, rows
+        wanted = min(_MORE * wanted, total)
 
 
 def within_group(groups: Tensor, most: int) -> Tensor:

@@ -118,6 +118,7 @@ def merge_from(self: IndexBase, other: IndexBase, add_id: int = 0) -> None:
         x, ids, assigned, groups, _ = stored_rows(other.store)
         ids = _shifted(ids, validation.int64(add_id, "add_id"))
         rows = store.format.copied(x, "other", store.packed.dtype)
+        groups = None if groups is None else groups.clone()
         after = min(other.store.next_id + add_id, schema.LAST_ID)
         number = max(store.next_id, schema.next_id_after(ids), after)
         store.add(rows, ids, assigned, number, groups, custom_ids=True)
@@ -209,8 +210,8 @@ def stored_rows(store: ListStore) -> tuple[Tensor, Tensor, Tensor, Tensor | None
     groups = store.buffers.get(schema.GROUPS)
     numbers = torch.arange(store.nlist, device=ids.device)
     assigned = torch.repeat_interleave(numbers, lengths(offsets)) if store.nlist else ids[:0]
-    repeated = torch.tensor(list(store.ids.last_lists), dtype=torch.int64, device="cpu").to(ids.device)
-    last = store.ids.last(offsets, repeated, *store.ids.rows(store.buffers, repeated))
+    repeated = torch.tensor(list(store.ids.last_places), dtype=torch.int64, device="cpu").to(ids.device)
+    last = store.ids.last(store.buffers, repeated, *store.ids.rows(store.buffers, repeated))
     last = last[last >= 0]
     if last.shape[0]:
         earlier = torch.ones_like(ids, dtype=torch.bool).index_fill_(0, last, False)

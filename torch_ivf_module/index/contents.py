@@ -27,9 +27,8 @@ class Contents:
         self.packed, self.offsets, self.ids = store.packed, store.buffers["list_offsets"], store.buffers["list_ids"]
         self.d, self.nlist, self.n, updates = store.d, store.nlist, self.ids.shape[0], store._updates
         joined = updates.joined() if updates.rows else (self.packed[:0], self.ids[:0], self.ids[:0], None)
-        self.pending, self.pending_ids, self.pending_lists, pending_groups = joined
-        groups = groups_in(store.buffers), filled_groups(pending_groups, self.pending_ids)
-        self.groups = groups if store.grouped else None
+        self.pending, self.pending_ids, self.pending_lists, groups = joined
+        self.groups = (groups_in(store.buffers), filled_groups(groups, self.pending_ids)) if store.grouped else None
         self.deleted = None if updates.deleted is None else updates.deleted.mask
 
     def sizes(self) -> Tensor:
@@ -70,7 +69,7 @@ class Contents:
         return self._both(self.ids, self.pending_ids, at)
 
     def groups_at(self, at: Tensor) -> Tensor | None:
-        """Their groups (R,); None if no row has one."""
+        """Their groups (R,), None if no row has one."""
         return None if self.groups is None else self._both(*self.groups, at)
 
     def lists(self, at: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..functional import grouped_search
-from ..functional.cells import Cells, groups_at
+from ..functional.cells import Cells
 from ..functional.filters import Filter
 from ..functional.lists import InvertedLists, ids_at, is_selected, mask_rows
 from ..functional.probe import Coarse
@@ -31,7 +31,7 @@ def refuse(params: SearchParams, what: str) -> None:
     """ValueError if a search depends on groups, where `what` does not have them."""
     if by_group(params):
         name = "group_by" if params.groups is None else "groups"
-        raise ValueError(f"params has {name}, which {what} does not support: search a plain index")
+        raise ValueError(f"params has {name}, which {what} does not support: search a flat or inverted-file index")
 
 
 def search_by_group(
@@ -54,9 +54,7 @@ def search_by_group(
     if params.group_by is None:
         scores, rows, ids = find(slice(None), k)
     else:
-        scores, rows = grouped_search.spread(
-            find, lambda rows: groups_at(cells, rows), queries.shape[0], k, params.group_by, queries.device
-        )
+        scores, rows = grouped_search.spread(find, cells, queries.shape[0], options, params.group_by)
         ids = ids_at([part.ids for part in segments], rows)
     if stats is not None:
         index.last_search_stats = stats

@@ -48,10 +48,12 @@ def repacked(buffers: Mapping[str, Tensor], rows: Tensor, updates: PendingUpdate
     if updates.rows:
         new, ids, assigned, groups = updates.joined()
         if updates.custom_ids:
-            lookup.note(labels[:, 0] if grouped else labels, ids, assigned)
+            lookup.note(labels[:, 0] if grouped else labels, ids, assigned, groups)
         join = append_by_group if grouped else append
         rows, offsets, labels = join(rows, offsets, labels, new, _labels(ids, groups, grouped=grouped), assigned)
-    return _unlabelled(rows, offsets, labels, grouped=grouped)
+    rows, offsets, ids, groups = _unlabelled(rows, offsets, labels, grouped=grouped)
+    left = groups is not None and bool((groups != NO_GROUP).any())
+    return rows, offsets, ids, groups if left else None
 
 
 def _labels(ids: Tensor, groups: Tensor | None, *, grouped: bool) -> Tensor:
@@ -64,4 +66,6 @@ def _labels(ids: Tensor, groups: Tensor | None, *, grouped: bool) -> Tensor:
 def _unlabelled(rows: Tensor, offsets: Tensor, labels: Tensor, *, grouped: bool) -> Packed:
     if not grouped:
         return rows, offsets, labels, None
-    return rows, offsets, labels[:, 0].contiguous(), labels[:, 1].contiguous()
+    # Not `contiguous`, which would return a single row's as they are, of stride 2.
+    ids, groups = (column.clone(memory_format=torch.contiguous_format) for column in labels.unbind(1))
+    return rows, offsets, ids, groups

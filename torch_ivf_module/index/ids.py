@@ -11,9 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..functional.cells import NO_GROUP, filled_groups
 from ..functional.id_lookup import IdOrder, last_of, order_of, rows_with
 from .integrity import Sources, sources_of, unchanged
 from .lazy import Latest
+from .schema import GROUPS
 
 
 class Matches(NamedTuple):
@@ -33,13 +35,13 @@ class Matches(NamedTuple):
 class IdLookup:
     """Finds packed rows by id. `buffers` are all buffers of the index, by name.
 
-    `last_lists` has, for each id that several rows have, the list of the row added last: the rows of one list are in
-    the order in which they were added, but those of different lists are not. It is not saved, so in an index that was
-    loaded the last packed row is taken.
+    `last_places` has, for each id that several rows have, the list and the group of the row added last: the rows of one
+    list that have one group are in the order in which they were added, but others are not. It is not saved, so in an
+    index that was loaded the last packed row is taken.
     """
 
     def __init__(self) -> None:
-        self.last_lists: dict[int, int] = {}
+        self.last_places: dict[int, tuple[int, int]] = {}
         self._order: tuple[Sources, IdOrder] | None = None
         self._searched: Latest[Tensor, IdOrder] = Latest()
 
@@ -70,29 +72,32 @@ class IdLookup:
         """What sorts the ids (N,) of a version of the packed lists, without the lock that changes hold."""
         return self._searched.get(ids, order_of)
 
-    def last(self, offsets: Tensor, wanted: Tensor, rows: Tensor, which: Tensor) -> Tensor:
+    def last(self, buffers: Mapping[str, Tensor], wanted: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         """For each wanted id (n,) the row added last among `rows` (H,), -1 if it has none.
 
-        `which` (H,) is the position in `wanted` of the id of each row; `offsets` (L + 1,) are those of the lists.
+        `which` (H,) is the position in `wanted` of the id of each row.
         """
         last = last_of(rows, which, wanted.shape[0])
-        if not self.last_lists:
+        if not self.last_places:
             return last
-        noted = torch.tensor([self.last_lists.get(id, -1) for id in wanted.tolist()], device="cpu").to(wanted.device)
-        number = torch.searchsorted(offsets, rows, right=True) - 1
-        in_noted = number == noted[which]
-        in_list = last_of(rows[in_noted], which[in_noted], wanted.shape[0])
-        return torch.where(in_list < 0, last, in_list)
+        noted = [self.last_places.get(id, (-1, NO_GROUP)) for id in wanted.tolist()]
+        noted_of = torch.tensor(noted, dtype=torch.int64, device="cpu").view(-1, 2).to(wanted.device)[which]
+        lists, groups = noted_of.unbind(1)
+        there = torch.searchsorted(buffers["list_offsets"], rows, right=True) - 1 == lists
+        if GROUPS in buffers:
+            there &= buffers[GROUPS][rows] == groups
+        last_there = last_of(rows[there], which[there], wanted.shape[0])
+        return torch.where(last_there < 0, last, last_there)
 
     def latest(
-        self, offsets: Tensor, wanted: Tensor, found: Matches, packed: Tensor, pending: Tensor | None
+        self, buffers: Mapping[str, Tensor], wanted: Tensor, found: Matches, packed: Tensor, pending: Tensor | None
     ) -> Tensor:
         """Of each wanted id (n,) the entry of the row added last: of `packed` (N, ...), or of the pending rows.
 
         `found` are the rows of the ids; `pending` (T, ...) are the entries of the pending rows, -1 without them.
         KeyError for an id without a row.
         """
-        rows = self.last(offsets, wanted, found.packed, found.of_packed)
+        rows = self.last(buffers, wanted, found.packed, found.of_packed)
         at = last_of(found.pending, found.of_pending, wanted.shape[0])
         unknown = wanted[(rows < 0) & (at < 0)]
         if unknown.shape[0]:
@@ -102,8 +107,16 @@ class IdLookup:
         out[at >= 0] = -1 if pending is None else pending[at[at >= 0]]
         return out
 
-    def note(self, packed_ids: Tensor, ids: Tensor, assigned: Tensor) -> None:
-        """Before rows with ids (n,) are added to the lists `assigned` (n,): update `last_lists` for repeated ids."""
+    def note(self, packed_ids: Tensor, ids: Tensor, assigned: Tensor, groups: Tensor | None) -> None:
+        """Before rows with ids (n,) and groups (n,) are added to the lists `assigned` (n,): update `last_places` for
+        repeated ids."""
         values, counts = torch.unique(torch.cat([packed_ids, ids]), return_counts=True)
         repeated = torch.isin(ids, values[counts > 1])
-        self.last_lists.update(zip(ids[repeated].tolist(), assigned[repeated].tolist(), strict=True))
+        kept = None if groups is None else groups[repeated]
+        self.last_places.update(places(ids[repeated], assigned[repeated], kept))
+
+
+def places(ids: Tensor, assigned: Tensor, groups: Tensor | None) -> dict[int, tuple[int, int]]:
+    """The list and the group of each id (n,), of a repeated one those of the last row; lists and groups (n,)."""
+    pairs = zip(assigned.tolist(), filled_groups(groups, ids).tolist(), strict=True)
+    return dict(zip(ids.tolist(), pairs, strict=True))

@@ -158,7 +158,8 @@ class Integrity:
         if as_known or matches:
             changed = not as_known and self._sums is not None
         else:
-            wrong: str | None = "the values of list_offsets, list_ids or next_id were changed in place"
+            names = ", ".join(schema.integers(buffers)[:-1]) + f" or {schema.integers(buffers)[-1]}"
+            wrong: str | None = f"the values of {names} were changed in place"
             if any(buffers[name] is not tensor for name, (tensor, _) in self._sources.items()) or not self._sources:
                 wrong = schema.misfit(buffers, rows, flat=flat)  # replaced by the caller: checked as a loaded state
             _refuse(wrong)

@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 Contents = VersionToken  # its name in modules that were pickled before it had this one
 # The state of a store that a pickle or a deepcopy of an index contains in addition to the packed buffers.
-STORE_STATE = ("_version_token", "_latest", "_list_ordering", "_unordered")
+STORE_STATE = ("_version_token", "_last_places", "_list_ordering", "_unordered")
 
 
 def store_state(store: ListStore) -> dict[str, Any]:
     """The values of STORE_STATE."""
-    values = store.version, store.ids.last_lists, store.ordering, store.unordered
+    values = store.version, store.ids.last_places, store.ordering, store.unordered
     return dict(zip(STORE_STATE, values, strict=True))
 
 
 def set_store_state(store: ListStore, state: Mapping[str, Any]) -> None:
     """Restore the values of STORE_STATE in the new store of an unpickled or copied index."""
     store.version = state.get("_version_token") or VersionToken()
-    store.ids.last_lists = state.get("_latest", {})
+    store.ids.last_places = state.get("_last_places", {})
     store.ordering, store.unordered = state.get("_list_ordering", "none"), state.get("_unordered", 0)
     store.moved()  # tells a later in-place write from a replaced tensor
 

@@ -8,7 +8,6 @@ N packed rows, T pending rows, H hits.
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor
@@ -28,15 +27,15 @@ class PendingRows:
 
     `columns` are vectors, ids and lists, each in tensors that follow each other, and `groups` those of the same rows,
     None where they have none. Only tensors that the lists hold now count: others may be appended later. There are
-    `stored` rows with removed ones, `rows` without, at least one.
+    `stored` rows with removed ones, `rows` without, at least one, of so many `changes`.
     """
 
     def __init__(
-        self, columns: tuple[list[Tensor], ...], groups: list[Tensor | None], rows: int, stored: int
+        self, columns: tuple[list[Tensor], ...], groups: list[Tensor | None], rows: int, stored: int, changes: int
     ) -> None:
         self._columns = [(column, len(column)) for column in columns]
         self._groups = groups, len(groups)
-        self.rows, self._stored = rows, stored
+        self.rows, self.changes, self._stored = rows, changes, stored
         self._sorted: Latest[Tensor, tuple[InvertedLists, Tensor | None]] = Latest()
         self._cells: Latest[InvertedLists, Cells] = Latest()
 
@@ -118,6 +117,7 @@ class PendingUpdates:
         self._assigned: list[Tensor] = []
         self._groups: list[Tensor | None] = []  # None for rows without groups
         self.rows = 0  # pending rows, without removed ones
+        self.changes = 0  # calls that added them
         self._stored_rows = 0  # rows of `_x`, with removed ones
         self.custom_ids = False  # whether callers chose some of the ids, so that packed rows may have them too
         self._now: PendingRows | None = None  # the pending rows, if they were asked for since the last change
@@ -142,8 +142,8 @@ class PendingUpdates:
     def copied(self) -> PendingUpdates:
         """The same updates, for changes that are to be seen all at once or not at all; tensors are not copied."""
         other = copy.copy(self)
-        other._x, other._ids, other._assigned = list(self._x), list(self._ids), list(self._assigned)
-        other._groups = list(self._groups)
+        other._x, other._ids = list(self._x), list(self._ids)
+        other._assigned, other._groups = list(self._assigned), list(self._groups)
         return other
 
     # -- pending rows --------------------------------------------------------------------------------------
@@ -156,9 +156,12 @@ class PendingUpdates:
     def pending(self) -> PendingRows | None:
         """The pending rows as they are now, None if there are none."""
         if self._now is None and self.rows:
-            columns = self._x, self._ids, self._assigned
-            self._now = PendingRows(columns, self._groups, self.rows, self._stored_rows)
+            self._now = self._as_they_are()
         return self._now
+
+    def _as_they_are(self) -> PendingRows:
+        columns = self._x, self._ids, self._assigned
+        return PendingRows(columns, self._groups, self.rows, self._stored_rows, self.changes)
 
     def push(
         self, x: Tensor, ids: Tensor, assigned: Tensor, groups: Tensor | None = None, *, custom_ids: bool
@@ -172,14 +175,14 @@ class PendingUpdates:
         self._assigned.append(assigned)
         self._groups.append(groups)
         self.rows += x.shape[0]
+        self.changes += 1
         self._stored_rows += x.shape[0]
         self._now = None
 
     def joined(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """All pending rows: x (T, d), ids (T,), lists (T,), groups (T,) or None. There must be at least one."""
         if len(self._x) > 1 or self._stored_rows > self.rows:
-            columns = self._x, self._ids, self._assigned
-            x, ids, assigned, groups = PendingRows(columns, self._groups, self.rows, self._stored_rows).joined()
+            x, ids, assigned, groups = self._as_they_are().joined()
             self._x, self._ids, self._assigned, self._groups = [x], [ids], [assigned], [groups]
             self._stored_rows = self.rows
         return self._x[0], self._ids[0], self._assigned[0], self._groups[0]
@@ -202,7 +205,7 @@ class PendingUpdates:
             self._now = None
             if not self.rows:
                 self._x, self._ids, self._assigned, self._groups = [], [], [], []
-                self._stored_rows, self.custom_ids = 0, False
+                self._stored_rows, self.changes, self.custom_ids = 0, 0, False
             elif self._stored_rows > 2 * self.rows + _FEW:
                 self.joined()
 
@@ -221,12 +224,13 @@ class PendingUpdates:
             self.deleted = DeletedRows(mask.index_fill(0, rows, True), self.deleted_rows + rows.shape[0])
 
 
-def few(pending: int, packed: int) -> bool:
-    """Whether reading `pending` rows as a second set of lists is cheaper than packing them.
+def few(pending: int, changes: int, packed: int) -> bool:
+    """Whether reading `pending` rows, added by so many changes, as a second set of lists is cheaper than packing them.
 
-    A read sorts T pending rows; packing copies all N once every T reads. The sum is least at T = sqrt(N).
+    A search after each change sorts T pending rows; packing copies all N rows, once in C changes. The sum is least
+    where T = N / C. Besides, a search reads at most a sixteenth more rows than it has to.
     """
-    return pending <= max(_FEW, math.isqrt(packed))
+    return pending <= _FEW or (pending * changes <= packed and 16 * pending <= packed)
 
 
 def many_deleted(deleted: int, packed: int) -> bool:

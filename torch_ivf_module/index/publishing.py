@@ -124,11 +124,14 @@ class Versions:
         if last is not None:
             last.packed.read |= last.read
         try:
-            if last is not None and last.packed.read and not few(self._store._updates.rows, last.packed.rows):
+            updates = self._store._updates
+            if last is not None and last.packed.read and not few(updates.rows, updates.changes, last.packed.rows):
                 self._store.pack()
             version = self._next()
             if last is not None and version is not None and _expected(last, version):
                 version.lists()
+                if last.packed.has_cells:
+                    version.cells()
         finally:
             self.changing = False
             self._replace(version or self._next())
@@ -142,11 +145,13 @@ class Versions:
 
     def _packed(self) -> Packed:
         """The packed lists of the buffers: those of the last version if they are the same, but for the centroids."""
-        last, (_, *lists) = self.last, self._present()
-        if last is not None and last.packed.sources is self._written:
+        last, now = self.last, self._written
+        if last is not None and last.packed.sources is now:
             return last.packed
-        if last is not None and all(last.packed.sources.get(name) is self._written[name] for name in lists):
-            return last.packed.with_centroids(self._written)
+        before = {} if last is None else last.packed.sources
+        lists = {*before, *now} - {"centroids"}
+        if last is not None and all(name in before and before[name] is now.get(name) for name in lists):
+            return last.packed.with_centroids(now)
         return Packed(self._written, self._store.metric, self._store.d)
 
     def _replace(self, version: Version | None) -> None:

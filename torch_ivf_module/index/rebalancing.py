@@ -145,7 +145,7 @@ def _last_at_the_end(store: ListStore, contents: Contents, at: Tensor, wanted: T
     """The order of rows at ascending positions (R,) in which the last added of each id `wanted` (n,) are at the end."""
     which = torch.searchsorted(wanted, contents.ids_at(at))
     packed = at < contents.n
-    last = store.ids.last(contents.offsets, wanted, at[packed], which[packed])
+    last = store.ids.last(store.buffers, wanted, at[packed], which[packed])
     pending = last_of(at[~packed], which[~packed], wanted.shape[0])
     last = torch.where(pending < 0, last, pending)  # pending rows were added later than packed ones
     is_last = at == last[which]

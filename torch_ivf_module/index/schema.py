@@ -106,7 +106,7 @@ def _misfit_groups(offsets: Tensor, groups: Tensor) -> str | None:
     falls = torch.nonzero(groups[1:] < groups[:-1])[:, 0] + 1
     within = falls[~torch.isin(falls, offsets)]
     if within.shape[0]:
-        return f"{GROUPS} must not fall within a list, but does at entry {int(within[0])}"
+        return f"{GROUPS} must ascend within each list, but entry {int(within[0])} is less than the one before"
     return None
 
 

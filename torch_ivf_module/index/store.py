@@ -23,7 +23,7 @@ from .pending import PendingUpdates, few, many_deleted
 from .publishing import Versions
 from .row_format import RowFormat
 
-Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, int]]
+Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, tuple[int, int]]]
 
 
 class ListStore:
@@ -159,11 +159,11 @@ class ListStore:
         KeyError for an unknown id.
         """
         with self.lock:
-            if not few(self._updates.rows, self._packed_rows):
+            if not few(self._updates.rows, self._updates.changes, self._packed_rows):
                 self.pack()
             pending = self._updates.joined()[3 if groups else 0] if self._updates.rows else None
             stored = groups_in(self.buffers) if groups else self.packed
-            return self.ids.latest(self.buffers["list_offsets"], wanted, self.matches(wanted), stored, pending)
+            return self.ids.latest(self.buffers, wanted, self.matches(wanted), stored, pending)
 
     # -- changing ------------------------------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ class ListStore:
         with self.lock:
             if self._integrity.check(self.buffers, self.format, flat=self.flat):
                 self._forget_derived()
-                self.ids.last_lists = {}
+                self.ids.last_places = {}
                 self.new_version()
 
     def about_to_move(self) -> dict[str, Tensor]:
@@ -288,11 +288,11 @@ class ListStore:
         """The state for `restore`: references to tensors, no copies."""
         self.pack()
         with self.lock:
-            return self.own_buffers(), copy.copy(self._integrity), self.ids.last_lists
+            return self.own_buffers(), copy.copy(self._integrity), self.ids.last_places
 
     def restore(self, snapshot: Snapshot) -> None:
         """Undo everything since `snapshot`."""
         with self.lock:
             self.exchange(snapshot[0])
             self._integrity.restore(snapshot[1])
-            self.ids.last_lists = snapshot[2]
+            self.ids.last_places = snapshot[2]

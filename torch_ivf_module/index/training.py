@@ -22,6 +22,7 @@ from ..params import positive
 from . import validation
 from .building import stored_rows
 from .groups import packed_by_list
+from .ids import places
 from .searching import prepared
 from .store import ListStore
 
@@ -121,5 +122,5 @@ def move_to(store: ListStore, centroids: Tensor) -> int:
         store.replace_lists(*lists)
         store.ordering = "none"
         last = slice(packed.shape[0] - repeated, None)  # the last added rows of their ids, as before
-        store.ids.last_lists = dict(zip(ids[last].tolist(), assigned[last].tolist(), strict=True))
+        store.ids.last_places = places(ids[last], assigned[last], None if groups is None else groups[last])
         return int((assigned != before).sum())

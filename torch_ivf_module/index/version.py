@@ -52,15 +52,20 @@ class Packed:
         return self._cells.get(self.sources, lambda _: cells_of(lists.offsets, filled_groups(self.groups, lists.ids)))
 
     def with_centroids(self, sources: Sources) -> Packed:
-        """The same lists with the centroids of `sources`; biases and codes are not computed again."""
-        other, derived = Packed(sources, self.metric, 0), self._derived.value
+        """The same lists with the centroids of `sources`; biases, codes and cells are not computed again."""
+        other, derived, cells = Packed(sources, self.metric, 0), self._derived.value, self._cells.value
         other.read, other.codes = self.read, self.codes
-        if (cells := self._cells.value) is not None:
-            other._cells.get(sources, lambda _: cells)
         if derived is not None:
-            centroids = next(iter(sources.values()))[0]
+            centroids = sources["centroids"][0]
             other._derived.get(sources, lambda _: with_centroids(derived, centroids, self.metric))
+        if cells is not None:
+            other._cells.get(sources, lambda _: cells)
         return other
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether a search by group has read the lists."""
+        return self._cells.value is not None
 
     @property
     def bytes(self) -> int:
@@ -76,7 +81,8 @@ class Version:
         self.packed, self.pending, self.deleted = packed, pending, deleted
         self.read = False  # whether a search has read it
         self.ntotal = packed.rows + (pending.rows if pending else 0) - (deleted.rows if deleted else 0)
-        self.crowded = pending is not None and not few(pending.rows, packed.rows)  # packing would make it faster
+        # Whether packing would make it faster.
+        self.crowded = pending is not None and not few(pending.rows, pending.changes, packed.rows)
         self._lists: tuple[Coarse, list[InvertedLists]] | None = None
 
     def lists(self, *, counted: bool = False) -> tuple[Coarse, list[InvertedLists]]:

@@ -145,7 +145,7 @@ class ShardedModule(nn.Module):
     def _store_part(self, rows: LocalRows, full: bool, offsets: Tensor, step: str) -> None:
         """Store this process's part of a global index with offsets (L + 1,); arguments as for `_part`."""
         part, owners = self._part(rows, full, offsets, step)
-        self.index.store.ids.last_lists = {}
+        self.index.store.ids.last_places = {}
         self.index.store.replace_lists(*part)
         self._set_placement(offsets, owners)
 
