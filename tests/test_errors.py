@@ -239,6 +239,19 @@ def test_parameters_of_another_type(kind):
             call(normal(2, D), 3, params={"nprobe": 3})
 
 
+@each_kind
+def test_filters_of_another_shape_or_dtype(kind):
+    index, x = KINDS[kind](), normal(3, D)
+    for name, value, error, words in (
+        ("exclude", torch.arange(3), ValueError, ("(3, m)", "(3,)", "exclude[:, None]")),
+        ("exclude", torch.zeros(7, 2, dtype=torch.int64), ValueError, ("3 queries", "(7, 2)")),
+        ("selector", torch.ones(9, dtype=torch.uint8), TypeError, ("uint8", "selector.long()", ".bool()")),
+        ("selector", torch.tensor([[1, 2]]), ValueError, ("(1, 2)", "a list of 3 tensors")),
+    ):
+        with unchanged(index), refuses(error, name, *words):
+            index.search(x, 2, params=SearchParams(**{name: value}))
+
+
 # --- ids ----------------------------------------------------------------------------------------------------
 
 BAD_IDS = {
@@ -365,6 +378,16 @@ def test_kmeans_arguments():
 
 
 # --- the rest of the constructor ----------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize(("name", "value"), [("metric", "ip"), ("d", D + 1)])
+def test_what_vectors_depend_on_cannot_be_changed(kind, name, value):
+    index = KINDS[kind]()
+    words = (repr(getattr(index, name)), f"make another index with {name}={value!r}")
+    with unchanged(index), refuses(AttributeError, name, *words):
+        setattr(index, name, value)
+    setattr(index, name, getattr(index, name))
 
 
 def test_unknown_arguments():

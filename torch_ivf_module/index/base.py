@@ -252,6 +252,7 @@ class IndexBase(nn.Module):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        validation.unchanged(name, value, self.__dict__)
         super().__setattr__(name, value)
         store: ListStore | None = self.__dict__.get("store")
         if store is not None and name in store.names:
