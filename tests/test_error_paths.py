@@ -42,7 +42,7 @@ def filled(index: nn.Module) -> nn.Module:
 
 def test_files_of_torch_that_hold_something_else_are_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
-    with refuses(BadFile, "list.pt", "holds no index"):
+    with refuses(BadFile, "list.pt", "contains a list, not an index"):
         load(tmp_path / "list.pt")
     with refuses(BadData, "list.pt", "a tensor or a dict of tensors", "got list"):
         open_vectors(tmp_path / "list.pt")
@@ -118,7 +118,7 @@ def test_an_id_map_that_lost_ids_is_refused(faiss):
     theirs.train(x)
     theirs.add_with_ids(x, numpy.arange(100) + 1000)
     theirs.remove_ids(numpy.arange(1000, 1050))
-    with refuses(ValueError, "index maps fewer ids than it holds"):
+    with refuses(ValueError, "index has fewer ids than vectors"):
         from_faiss(theirs)
 
 
@@ -183,9 +183,9 @@ def test_commands_refuse_what_they_cannot_do(tmp_path, monkeypatch, capsys):
     numpy.save("queries.npy", normal(3, D).numpy())
     inner.save("plain.pt")
     assert cli.main(["export", "transformed.pt", "--format", "torchscript"]) == 1
-    assert "has a transform before its index" in capsys.readouterr().err
+    assert "is an IndexPreTransform" in capsys.readouterr().err
     assert cli.main(["search", "plain.pt", "queries.npy", "--ids", "found.txt"]) == 1
-    assert "results are written as .npy, got found.txt" in capsys.readouterr().err
+    assert "the file name must end in .npy, got found.txt" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["search", "plain.pt", "queries.npy", "--device", "nowhere"])
     assert "'nowhere' cannot be used here" in capsys.readouterr().err
