@@ -14,6 +14,7 @@
 #   make native       the native kernel of this checkout, which make test has built too if there is a C++ compiler
 #   make lint types   ruff and mypy
 #   make dist         the wheels and the sdist, checked, and installed in environments of their own;  make wheels  unchecked
+#   make dist-twice   whether two clones of the last commit make the same packages, byte for byte
 #   make docs         the site, into site/;  make notebooks  examples and tutorial as notebooks, executed
 #   make bench-quick  the headline beside faiss, in about a minute;  make bench  all benchmarks and their report
 #   make clean        remove the environment and everything generated
@@ -44,7 +45,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two pip runs in one environment would tread on each other.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-integrations fuzz fuzz-codes damaged-files killed-writers larger-than-memory build-larger-than-memory stress-updates sanitize native lint types docs notebooks dist wheels bench-quick bench clean
+.PHONY: help demo test test-long test-integrations fuzz fuzz-codes damaged-files killed-writers larger-than-memory build-larger-than-memory stress-updates sanitize native lint types docs notebooks dist dist-twice wheels bench-quick bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -107,14 +108,20 @@ dist: wheels
 	$(RUN) -m twine check --strict dist/*
 	$(RUN) -m pytest -m long tests/test_dist.py $(ARGS)
 
+dist-twice: $(VENV)/.ready-dev $(VENV)/.ready-dist
+	$(RUN) tests/dist_twice.py --venv $(VENV) $(ARGS)
+
+# The time of everything in the packages; in an unpacked sdist all files have it.
+wheels: export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || date -r pyproject.toml +%s))
 # From nothing: setuptools takes over what an earlier build has noted. One wheel holds the native kernel, by the torch of
 # this environment and for systems with a libc as new as this one's; libtorch is the user's. One serves all others.
+# Each is built from an sdist, whose files have the same modes everywhere.
 wheels: $(VENV)/.ready-dev $(VENV)/.ready-dist
 	rm -rf dist build *.egg-info
-	TORCH_IVF_NATIVE=0 $(RUN) -m build --no-isolation --outdir dist
+	umask 022; TORCH_IVF_NATIVE=0 $(RUN) -m build --no-isolation --outdir dist
 	rm -rf build
-	$(RUN) -m build --no-isolation --wheel --outdir build/linux
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/linux/*.whl
+	umask 022; $(RUN) -m build --no-isolation --outdir build/linux
+	umask 022; PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist build/linux/*.whl
 	rm -rf build
 
 # A link that leads nowhere, a page that no menu has, a name that is not in the package: each is an error.

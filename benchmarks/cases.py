@@ -45,7 +45,7 @@ class Case:
 
 _HEADLINE = Case(
     "headline", "Gaussian, 262,144 × 128, nlist 512 trained on the first 20,480 rows, nprobe 32, L2",
-    "gaussian", 262_144, 128, 512, 32, train_rows=20_480,
+    "gaussian", 262_144, 128, 512, 32, train_rows=20_480, nprobes=(4, 8, 16, 32, 64, 128, 256),
 )  # fmt: skip
 _PATCHES = "8×8×3 patches of two photographs, 262,144 × 192, nlist 512, nprobe 8, L2"
 _TOKENS = "MiniLM token embeddings, 30,522 × 384, nlist 256, nprobe 16, cosine; queries are base rows"

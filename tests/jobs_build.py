@@ -67,6 +67,6 @@ def refuses(rank: int, size: int, folder: str) -> None:
     """A row that one process refuses."""
     x = BASE.clone()
     x[5] = torch.nan if rank else 0
-    says = "row 5 holds NaN" if rank else "rank 1 refused its input, or failed"
+    says = "row 5 holds NaN" if rank else "rank 1 refused its input or failed"
     with pytest.raises((RuntimeError, ValueError), match=says), few_training_rows():
         build_file(x, Path(folder, "index"), ShardedIndex(IndexIVFFlat(D, nlist=L)), max_memory=MEMORY)

@@ -41,7 +41,7 @@ def sharded(rank: int, size: int, shard: str) -> None:
         assert found[0][0].tolist() == found[1][0].tolist()
         assert found[0][2].sort().values.tolist() == found[1][2].sort().values.tolist()
     params = SearchParams(**chosen(rank, size, len(own), "masks" if rank else "lists"))
-    with pytest.raises(RuntimeError, match="rank 1 makes another call than rank 0"):
+    with pytest.raises(RuntimeError, match="rank 1 called another method than rank 0"):
         index.search(own, K, params=params)
     wrong = SearchParams(exclude=torch.ones(len(own) + (rank == 1), 2, dtype=torch.int64))
     error = (ValueError, "exclude must have a row") if rank == 1 else (RuntimeError, "rank 1 refused its input")

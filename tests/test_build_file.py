@@ -145,7 +145,7 @@ def test_a_trained_index_keeps_its_centroids_and_its_numbering(x, tmp_path):
     assert built.trained_on == 0
     index.add(x)
     same_file(tmp_path / "index.pt", index)
-    with pytest.raises(ValueError, match="train_rows is for an index that has to be trained"):
+    with pytest.raises(ValueError, match="train_rows is for an index that is not trained yet"):
         build_file(x, tmp_path / "index.pt", built.index, train_rows=100)
 
 
@@ -200,7 +200,7 @@ def test_wrong_arguments(x, tmp_path):
     far[4321, 3] = 1e30
     for error, says, arguments in (
         (ValueError, "index must be empty, got one of 3 vectors", (x, path, filled)),
-        (ValueError, "index must be of d = 12, as vectors, got d = 13", (x, path, IndexFlatL2(13))),
+        (ValueError, "index must have d = 12, the dimension of vectors, got 13", (x, path, IndexFlatL2(13))),
         (TypeError, "index must be an index of this package", (x, path, nn.Linear(2, 2))),
         (ValueError, r"vectors must have shape \(n, d\), got \(12,\)", (x[0], path)),
         (TypeError, "vectors must be float", (x.long(), path)),
@@ -214,9 +214,9 @@ def test_wrong_arguments(x, tmp_path):
         (ValueError, "rows must be a number or a range of step 1 within 0 to 6,000", {"rows": range(6_001)}),
         (ValueError, "rows must be >= 1", {"rows": 0}),
         (ValueError, "key names an array of a file", {"key": "x"}),
-        (TypeError, "ids must be a tensor or an array where vectors are", {"ids": "ids.npy"}),
+        (TypeError, "ids must be a tensor or an array, not a file", {"ids": "ids.npy"}),
         (ValueError, "ids must have one id for each of the 6000 rows", {"ids": torch.arange(3)}),
-        (ValueError, "a row for each of 8 lists to train on, got 7", {"train_rows": 7}),
+        (ValueError, "a row per list for 8 lists, got 7", {"train_rows": 7}),
         (ValueError, "max_memory must be more than", {"max_memory": 3_000}),
     ):
         with pytest.raises(error, match=says):

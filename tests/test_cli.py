@@ -253,7 +253,7 @@ def test_search_arguments_that_do_not_fit_the_index_are_refused(index, x, tmp_pa
     np.save(tmp_path / "x.npy", x.numpy())
     np.save(tmp_path / "thin.npy", x[:, :5].numpy())
     for words, says in {
-        ("flat.pt", "x.npy", "--nprobe", 3): "flat: it has no lists for --nprobe",
+        ("flat.pt", "x.npy", "--nprobe", 3): "flat index, which has no lists: leave out --nprobe",
         ("index.pt", "thin.npy"): "vectors of 5",
     }.items():
         assert run("search", tmp_path / words[0], tmp_path / words[1], *words[2:]) == 1

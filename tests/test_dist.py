@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
+import time
 import venv
 import zipfile
 from collections.abc import Iterator
@@ -91,6 +93,25 @@ def test_the_kernel_needs_no_more_of_torch_than_its_stable_functions(built: Buil
     assert "torch_call_dispatcher" in needed or "torch_library_impl" in needed
     # Beside them the standard library and libc, whose symbols carry versions.
     assert not [name for name in needed if "@" not in name and not STABLE.fullmatch(name)]
+
+
+def test_nothing_of_the_build_is_in_the_packages(built: Built) -> None:
+    """One time for all files, modes that no umask changes, no owner, and no path of this machine in the kernel."""
+    with tarfile.open(built.sdist) as archive:
+        entries = archive.getmembers()
+    assert [entry.name for entry in entries if not entry.isdir()] == sorted(
+        (entry.name for entry in entries if not entry.isdir()), key=lambda name: name.split("/")
+    )
+    assert {(entry.uid, entry.gid, entry.uname, entry.gname) for entry in entries} == {(0, 0, "", "")}
+    assert {entry.mode for entry in entries} <= {0o644, 0o755}
+    (epoch,) = {entry.mtime for entry in entries}
+    for wheel in (built.native, built.pure):
+        packed = zipfile.ZipFile(wheel).infolist()
+        assert {entry.date_time for entry in packed} == {time.gmtime(epoch - epoch % 2)[:6]}  # zip counts two seconds
+        assert {entry.external_attr >> 16 & 0o777 for entry in packed} <= {0o644, 0o755, 0o664}
+    kernel = zipfile.ZipFile(built.native).read(KERNEL)
+    for folder in (ROOT, Path(sys.prefix), Path(torch.__file__).parent, Path(tempfile.gettempdir())):
+        assert os.fsencode(f"{folder}/") not in kernel
 
 
 def test_the_metadata_says_what_is_so(built: Built) -> None:

@@ -19,6 +19,7 @@ import torch_ivf_module
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROSE = sorted([*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/README.md"), *(ROOT / "docs").rglob("*.md")])
 ENGLISH = {page.relative_to(ROOT).as_posix(): page for page in PAGES if not page.name.endswith(".ja.md")}
 JAPANESE = sorted([*ROOT.glob("*.ja.md"), *(ROOT / "docs").glob("*.ja.md")])
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -53,7 +54,7 @@ def test_code_blocks_run(name, tmp_path, monkeypatch):
         assert doctest.OutputChecker().check_output(said, came, flags), f"{name} says\n{said}but it is\n{came}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.ja.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_point_to_files_and_headings(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", text):
@@ -62,6 +63,12 @@ def test_links_point_to_files_and_headings(page):
         file = page.parent / target if target else page
         assert file.exists(), f"{page.name} links to {target}"
         assert not anchor or anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
+
+
+def test_changelog_and_citation_are_of_this_version():
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [versions[0]] == cited == [torch_ivf_module.__version__]
 
 
 def anchors(page: Path) -> set[str]:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import numpy
 import pytest
 import torch
 
 from tests.datasets import PLAIN, normal
 from tests.problems import few_training_rows, flat, shared
 from tests.states import settings_of, unchanged
-from torch_ivf_module import IndexFlatIP, IndexFlatL2, IndexIVFFlat, SearchParams
+from torch_ivf_module import (
+    IndexFlatIP,
+    IndexFlatL2,
+    IndexIVFFlat,
+    SearchParams,
+    build_file,
+    export,
+    index_factory,
+    load,
+    tune,
+)
 from torch_ivf_module.functional import kmeans
 
 D = PLAIN.d
@@ -107,8 +118,6 @@ def test_number_of_results(kind, k, error):
 
 
 def test_number_of_results_may_be_any_kind_of_integer():
-    import numpy
-
     index = KINDS["ivf"]()
     assert index.search(normal(2, D), numpy.int64(3))[0].shape == (2, 3)
 
@@ -228,6 +237,19 @@ def test_parameters_of_another_type(kind):
     for call in (index.search, index.range_search):
         with unchanged(index), refuses(TypeError, "params", "SearchParams", "dict"):
             call(normal(2, D), 3, params={"nprobe": 3})
+
+
+@each_kind
+def test_filters_of_another_shape_or_dtype(kind):
+    index, x = KINDS[kind](), normal(3, D)
+    for name, value, error, words in (
+        ("exclude", torch.arange(3), ValueError, ("(3, m)", "(3,)", "exclude[:, None]")),
+        ("exclude", torch.zeros(7, 2, dtype=torch.int64), ValueError, ("3 queries", "(7, 2)")),
+        ("selector", torch.ones(9, dtype=torch.uint8), TypeError, ("uint8", "selector.long()", ".bool()")),
+        ("selector", torch.tensor([[1, 2]]), ValueError, ("(1, 2)", "a list of 3 tensors")),
+    ):
+        with unchanged(index), refuses(error, name, *words):
+            index.search(x, 2, params=SearchParams(**{name: value}))
 
 
 # --- ids ----------------------------------------------------------------------------------------------------
@@ -358,6 +380,16 @@ def test_kmeans_arguments():
 # --- the rest of the constructor ----------------------------------------------------------------------------
 
 
+@each_kind
+@pytest.mark.parametrize(("name", "value"), [("metric", "ip"), ("d", D + 1)])
+def test_what_vectors_depend_on_cannot_be_changed(kind, name, value):
+    index = KINDS[kind]()
+    words = (repr(getattr(index, name)), f"make another index with {name}={value!r}")
+    with unchanged(index), refuses(AttributeError, name, *words):
+        setattr(index, name, value)
+    setattr(index, name, getattr(index, name))
+
+
 def test_unknown_arguments():
     for make in (IndexIVFFlat, IndexFlatL2, IndexFlatIP):
         with pytest.raises(TypeError, match="probes"):
@@ -371,3 +403,70 @@ def test_a_refused_setting_changes_nothing():
         with pytest.raises(ValueError, match=name):
             setattr(index, name, 0)
     assert settings_of(index) == before
+
+
+# --- files, and functions that take an index ----------------------------------------------------------------
+
+
+@each_kind
+def test_one_id_that_is_not_in_a_list(kind):
+    index = KINDS[kind]()
+    with unchanged(index), refuses(ValueError, "ids", "()", "pass [7]"):
+        index.remove_ids(7)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ("empty", "index.save")),
+        (b"hello", ("not written by index.save",)),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".index", ""])
+def test_a_file_that_is_no_index(content, words, suffix, tmp_path):
+    path = tmp_path / f"found{suffix}"
+    path.write_bytes(content)
+    with refuses(ValueError, str(path), "cannot be read as an index", *words):
+        load(path)
+
+
+def test_a_file_with_another_object(tmp_path):
+    path = tmp_path / "tensor.pt"
+    torch.save(torch.ones(3), path)
+    with refuses(ValueError, str(path), "Tensor", "not an index"):
+        load(path)
+
+
+def test_building_over_the_file_of_vectors(tmp_path):
+    path = tmp_path / "x.npy"
+    numpy.save(path, normal(50, D).numpy())
+    before = path.read_bytes()
+    for other in (path, tmp_path / "." / "x.npy"):
+        with refuses(ValueError, "overwrite", "x.npy"):
+            build_file(path, other, IndexFlatL2(D))
+    with refuses(FileNotFoundError, "no such folder", "nowhere"):
+        build_file(path, tmp_path / "nowhere" / "index.pt", IndexFlatL2(D))
+    assert path.read_bytes() == before
+
+
+def test_the_order_of_arguments():
+    with refuses(TypeError, "description", "IVF512,Flat", "int"):
+        index_factory("IVF16,Flat", 64)
+    for write in (export.to_torchscript, export.to_exported, export.to_onnx):
+        with refuses(TypeError, "model must be a torch.nn.Module", "str"):
+            write("model.onnx", torch.nn.Linear(2, 2))
+
+
+def test_opening_an_exported_file_that_is_not_there(tmp_path):
+    for format in export.FORMATS:
+        with refuses(FileNotFoundError, "no such file", "model.pt2"):
+            export.runner(tmp_path / "model.pt2", format)
+    with refuses(ValueError, "format", "'onx'", "'onnx'"):
+        export.runner(tmp_path / "model.pt2", "onx")
+
+
+@pytest.mark.parametrize(("recall", "error"), [("0.9", TypeError), (95, ValueError), (0, ValueError)])
+def test_the_recall_to_tune_for(recall, error):
+    index = shared(PLAIN).index
+    with unchanged(index), refuses(error, "target_recall", "str" if error is TypeError else str(recall)):
+        tune(index, normal(3, D), target_recall=recall)

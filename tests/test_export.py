@@ -195,7 +195,7 @@ def test_export_of_a_users_model(tmp_path):
     assert all(module.training for module in model.modules())
     with pytest.raises(ValueError, match=r"path must end in .pt2"):
         export.to_aoti(model, tmp_path / "model.so", example=x)
-    with pytest.raises(ValueError, match="example is needed to export a Model"):
+    with pytest.raises(ValueError, match="example is needed to export Model"):
         export.to_exported(model, tmp_path / "none.pt2")
     with pytest.raises(ValueError, match="example must have at least two rows"):
         export.to_exported(model, tmp_path / "none.pt2", example=x[:1])

@@ -333,7 +333,7 @@ def test_a_file_that_asks_for_too_much_memory_is_named(faiss, tmp_path, monkeypa
 
 def test_a_file_of_an_unsupported_index_is_refused(faiss, tmp_path):
     faiss.write_index(faiss.IndexHNSWFlat(D, 8), str(tmp_path / "graph.faiss"))
-    with pytest.raises(ValueError, match="IndexHNSWFlat has no counterpart"):
+    with pytest.raises(ValueError, match="IndexHNSWFlat is not supported"):
         load(tmp_path / "graph.faiss")
 
 
@@ -407,7 +407,7 @@ def test_similar_looking_transforms_are_converted_correctly_or_refused(faiss, re
     x = normal(ROWS, D)
     index.train(x.numpy())
     index.add(x.numpy())
-    with pytest.raises(TypeError, match=r"counterpart|not decoded"):
+    with pytest.raises(TypeError, match="is not supported"):
         from_faiss(index)
 
 

@@ -367,5 +367,5 @@ def test_filters_of_each_query_are_refused(nprobe: int, name: str, value: object
     x = torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
     index = IndexIVFFlat(4, nlist=4, metric="ip").train(x)
     index.add_with_ids(x, torch.arange(160) % 3)
-    with pytest.raises(ValueError, match=f"^{name} of each query"):
+    with pytest.raises(ValueError, match=f"^{name} for each query"):
         MaxSim(index).search(x[:8].view(2, 4, 4), 1, params=SearchParams(nprobe=nprobe, **{name: value}))

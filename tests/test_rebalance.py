@@ -318,7 +318,7 @@ def test_what_is_refused():
     with pytest.raises(TypeError, match="max_rows"):
         index.rebalance(max_rows=2.5)
     for wrong in (0.99, 0, True, "1.5", float("nan"), -2):
-        with pytest.raises(ValueError, match="auto_rebalance must be None or an imbalance factor from 1 on"):
+        with pytest.raises(ValueError, match="auto_rebalance must be None or an imbalance factor >= 1"):
             index.auto_rebalance = wrong
     with pytest.raises(ValueError, match="auto_rebalance"):
         IndexIVFFlat(D, auto_rebalance=0.9)
@@ -458,7 +458,7 @@ class TestAuto:
         index, x = drifted(), normal(400, D, seed=8)
         index.auto_rebalance = 1.01
         before, lists = index.ntotal, lists_of(copy.deepcopy(index))
-        text = "auto_rebalance failed, lists stay as they are: no memory"
+        text = "auto_rebalance failed, and the lists are unchanged: no memory"
         fails = patch.object(rebalancing, "nearest_lists", side_effect=MemoryError("no memory"))
         with fails, pytest.warns(RuntimeWarning, match=text):
             index.add(x)

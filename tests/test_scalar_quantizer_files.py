@@ -160,7 +160,7 @@ def test_flags_that_do_not_go_together(vectors, tmp_path, capsys):
     assert run("convert", tmp_path / "index.pt", tmp_path / "other.safetensors") == 0
     assert load(tmp_path / "other.safetensors").config()["bits"] == 4
     assert run("convert", tmp_path / "index.pt", tmp_path / "other.pt", "--dtype", "float16") == 1
-    assert "holds codes of 4 bits" in capsys.readouterr().err
+    assert "contains codes of 4 bits" in capsys.readouterr().err
 
 
 def test_loading_a_state_is_all_or_nothing():

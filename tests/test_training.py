@@ -122,7 +122,7 @@ def test_an_average_of_different_sizes_is_refused():
     with pytest.raises(ValueError, match="more"):
         mean.update_parameters(model)
     assert isinstance(model.memory["goods"], IndexIVFFlat), "the model is unchanged"
-    with pytest.raises(TypeError, match="hold an index"):
+    with pytest.raises(TypeError, match="contains an index"):
         AveragedModel(IndexFlatL2(D))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["beside", "check_source", "readable", "replace", "short_name"]
+__all__ = ["beside", "check_source", "check_target", "readable", "replace", "short_name"]
 
 Found = TypeVar("Found")
 
@@ -36,6 +36,17 @@ def check_source(path: Path) -> None:
         raise FileNotFoundError(f"no such file: {path}")
 
 
+def check_target(path: Path, *others: Path | None) -> None:
+    """Refuse, before any work, a path that cannot be written, or that is one of the `others`, which are read."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file to write")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {path.parent}")
+    for other in others:
+        if other is not None and path.resolve() == other.resolve():
+            raise ValueError(f"writing {path} would overwrite {other}; name another file")
+
+
 def readable(read: Callable[[], Found], kind: type[Exception], text: str) -> Found:
     """The result of `read`. What it raises becomes an error of this kind, whose text is `text` and the reason.
 
@@ -48,7 +59,7 @@ def readable(read: Callable[[], Found], kind: type[Exception], text: str) -> Fou
     except MemoryError as error:
         raise MemoryError(f"{text}: it is damaged, or takes more memory than there is") from error
     except Exception as error:  # readers raise a dozen kinds for damage, all of them meaning the same here
-        raise kind(f"{text}: {error}") from error
+        raise kind(f"{text}: {error or type(error).__name__}") from error
 
 
 def replace(path: Path, write: Callable[[str], None], suffix: str = "") -> None:
@@ -184,7 +195,7 @@ def _last_write(folder: Path) -> float:
 def _machine() -> str:
     """Whose locks can be seen from here: the running kernel, which all its containers share, or the machine's name."""
     try:
-        name = Path("/proc/sys/kernel/random/boot_id").read_text()
+        name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
         name = platform.node()
     return hashlib.sha256(name.encode()).hexdigest()[:8]

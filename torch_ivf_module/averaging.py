@@ -15,15 +15,15 @@ from .index.integrity import Sources, sources_of, unchanged
 
 
 class AveragedModel(swa_utils.AveragedModel):
-    """torch.optim.swa_utils.AveragedModel for a model that holds indexes: weights are averaged, indexes followed.
+    """torch.optim.swa_utils.AveragedModel for a model that contains indexes: weights are averaged, indexes are copied.
 
-    The class of torch averages or copies every buffer in place, entry by entry. Ids and offsets cannot be averaged
-    (with ``use_buffers=True`` they are, and rounded), and vectors that were added later have no place to be copied to.
-    Here each index of the average takes the whole state of its counterpart whenever that has changed.
+    torch's class averages or copies every buffer in place. With ``use_buffers=True`` it would average ids and offsets,
+    which gives wrong ones, and it cannot copy an index whose size has changed. Here each index of the average gets the
+    complete state of the index in the model, whenever that has changed.
 
-    Parameters and buffers that a subclass adds to an index are averaged like any other. Arguments as there. Raises
-    TypeError for a model that is an index without parameters, ValueError when the two no longer hold indexes in the
-    same places.
+    Parameters and buffers that a subclass adds to an index are averaged. Arguments are those of torch's class. Raises
+    TypeError for a model that is itself an index without parameters, ValueError if the model and the average no longer
+    have indexes at the same names.
 
     >>> import torch
     >>> from torch_ivf_module import IndexFlatL2
@@ -37,7 +37,7 @@ class AveragedModel(swa_utils.AveragedModel):
 
     def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
         if isinstance(model, IndexBase) and next(model.parameters(), None) is None:
-            raise TypeError("model must hold an index, not be one: an index has no weights to average")
+            raise TypeError("model must be a module that contains an index: an index itself has no weights")
         super().__init__(model, *args, **settings)
         self._followed: dict[str, Sources] = {}
 
@@ -45,10 +45,10 @@ class AveragedModel(swa_utils.AveragedModel):
         return {**self.__dict__, "_followed": {}}  # which holds the buffers of another model
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Average the weights of `model` in, and follow its indexes."""
+        """Update the average with the weights of `model`, and copy its indexes."""
         mine, theirs = _indexes(self.module), _indexes(model)
         if mine.keys() != theirs.keys():
-            raise ValueError(f"model must hold its indexes at {sorted(mine)}, as at first, got {sorted(theirs)}")
+            raise ValueError(f"model must have indexes at {sorted(mine)}, as when wrapped, got {sorted(theirs)}")
         with _without_own_buffers(self.module), _without_own_buffers(model):
             super().update_parameters(model)
         for name, index in theirs.items():

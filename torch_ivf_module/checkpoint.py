@@ -38,6 +38,7 @@ PLAIN: dict[str, type[IndexBase]] = {
     kind.__name__: kind
     for kind in (IndexFlat, IndexFlatL2, IndexFlatIP, IndexIVFFlat, IndexScalarQuantizer, IndexIVFScalarQuantizer)
 }
+_NOT_OURS = "the file is empty, truncated, or was not written by index.save"
 _TRIES = 20  # of reading a file that is being replaced meanwhile
 CLASSES = (*PLAIN, IndexPreTransform.__name__)
 
@@ -45,7 +46,7 @@ AnyIndex = IndexBase | IndexPreTransform
 
 
 class BadFile(ValueError):
-    """The file is no index, or is damaged; the text says why."""
+    """The file is not an index, or is damaged; the text says why."""
 
 
 def save(index: AnyIndex, path: str | os.PathLike[str], notes: Mapping[str, Any] | None = None) -> None:
@@ -103,17 +104,22 @@ def load(
     mmap: bool = False,
     codes: Setting = "saved",
 ) -> AnyIndex:
-    """Open an index, of the class that the file names.
+    """Open the index in a file; the file determines its class.
 
-    Files are those of `save`, those that torch-ivf 0.1.1 saved, and those of `faiss.write_index` (extra `faiss`).
+    Supported are files of `save`, of torch-ivf 0.1.1, and of `faiss.write_index` (extra `faiss`).
 
-    Checksums tell an altered file, of `save`'s own. `mmap=True` maps the vectors instead of reading them, so theirs is
-    not looked at; a faiss file is always read. `codes` replaces the saved setting of that name: with ``mmap=True,
-    codes=8`` codes and lists are in memory, and a search reads from the file only the rows that they do not exclude.
+    Parameters
+    ----------
+    path : the file.
+    device : where to put the index; the CPU by default.
+    mmap : map the vectors instead of reading them. Their checksum is then not checked. No effect for files of faiss.
+    codes : replaces the saved setting `codes`. With ``mmap=True, codes=8`` the 8-bit codes are in memory, and a search
+        reads from the file only the rows that the codes do not exclude.
 
-    Nothing in the file is executed; but faiss's files are parsed by faiss, so open only those you trust. Raises
-    `BadFile` (a ValueError) for a file that is damaged, foreign or from a newer release, FileNotFoundError if there is
-    none, ImportError naming the extra that a file needs, MemoryError naming the file.
+    Nothing in the file is executed. Files of faiss are parsed by faiss, so open only those you trust. Raises
+    `BadFile` (a ValueError) for a file that is damaged, not an index, or from a newer release; FileNotFoundError if
+    there is no such file; ImportError, which names the extra, if a package is missing; MemoryError,
+    which names the file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +130,7 @@ def load(
     path = Path(path)
     codes = codes if codes == "saved" else checked_codes(codes)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; load opens files, from_pretrained folders")
+        raise IsADirectoryError(f"{path} is a folder, but load opens files; for a folder use from_pretrained")
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     index = _unreplaced(path, lambda: _open(path, mmap))
@@ -182,13 +188,13 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
 
 def _read_torch(path: Path, mmap: bool) -> Mapping[str, Any]:
     if mmap and not zipfile.is_zipfile(path):  # torch's own text would advise saving it by an option of torch.save
-        raise ValueError("it is cut, or was not written by index.save; `build` makes an index of a file of vectors")
+        raise ValueError(f"{_NOT_OURS}; `build` makes an index from a file of vectors")
     try:
         about = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:  # torch's own text ends in advice to run what is in the file
-        raise ValueError("it is cut, no file of torch, or holds code, which is never run") from error
+    except (pickle.UnpicklingError, EOFError, LookupError) as error:  # with texts of the pickle module, or advice of
+        raise ValueError(f"{_NOT_OURS}, or it contains code, which is never executed") from error  # torch to run code
     if not isinstance(about, dict):
-        raise ValueError("it holds no index")
+        raise ValueError(f"it contains a {type(about).__name__}, not an index")
     return about
 
 
@@ -217,7 +223,7 @@ def _checked(path: Path, about: Mapping[str, Any], tensors: object, unread: tupl
         raise BadFile(f"{path} is damaged: its description does not match its checksum")
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise BadFile(f"{path} is damaged: {name} is no plain tensor")
+            raise BadFile(f"{path} is damaged: {name} is not a contiguous tensor")
         if name.rpartition(".")[2] not in unread and digests[name] != _digest(tensor):
             raise BadFile(f"{path} is damaged: {name} does not match its checksum")
     index = rebuilt(about)
@@ -257,7 +263,7 @@ def rebuilt(about: Mapping[str, Any]) -> AnyIndex:
         steps = [Normalize() if step == "l2norm" else _linear(*step) for step in config["steps"]]
         return IndexPreTransform(config["d"], nn.Sequential(*steps).requires_grad_(False), inner)
     if name not in PLAIN:
-        raise ValueError(f"it holds a {name!r}, this release knows {', '.join(CLASSES)}")
+        raise ValueError(f"it contains a {name!r}, this release knows {', '.join(CLASSES)}")
     if "dtype" in config:
         config["dtype"] = getattr(torch, config["dtype"])
     if name in (IndexFlatL2.__name__, IndexFlatIP.__name__):

@@ -27,13 +27,13 @@ class Command(NamedTuple):
 COMMANDS = {
     name: Command(help, command.add_arguments, command.run)
     for name, command, help in (
-        ("build", build, "build an index over the vectors in a file"),
-        ("search", search, "search an index for the queries in a file"),
-        ("info", info, "tell what is in a saved index"),
+        ("build", build, "build an index from a file of vectors"),
+        ("search", search, "search an index for the nearest vectors of a file of queries"),
+        ("info", info, "print what a saved index contains"),
         ("export", export, "write a model file that searches without this package"),
-        ("convert", convert, "write an index as another kind of file; from and to faiss, from torch-ivf"),
-        ("build-native", build_native, "compile the native kernel, where the installed package has none"),
-        ("demo", demo, "build and search an index over real vectors, beside exact search and faiss"),
+        ("convert", convert, "convert an index to another file format: from and to faiss, from torch-ivf"),
+        ("build-native", build_native, "compile the native kernel, if the installed package has none"),
+        ("demo", demo, "build and search an index of image patches, and compare it with exact search and faiss"),
     )
 }
 
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m torch_ivf_module",
         description="An inverted-file (IVF) vector index that is a torch.nn.Module.",
-        epilog="On an error the reason is on stderr, with --json nothing is on stdout, and the exit status is 1.",
+        epilog="After an error, the reason is on stderr and the exit status is 1; with --json, stdout is empty.",
     )
     parser.add_argument("--version", action="version", version=f"torch_ivf_module {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None takes them from ``sys.argv``.
 
     Returns:
-        0 on success; 1 when a check that the command makes has failed, a file or an argument does not suit
-        or an optional package is missing; 130 when it was interrupted. Wrong usage leaves through argparse (status 2).
+        0 on success; 1 if a check of the command failed, a file or an argument cannot be used, or an optional package
+        is missing; 130 if it was interrupted. For wrong usage argparse exits with status 2.
     """
     parser = build_parser()
     args = parser.parse_args(argv)

@@ -13,10 +13,10 @@ from .index import row_format, schema
 
 
 class IndexLoadPlanner(DefaultLoadPlanner):
-    """Loads buffers of indexes in the size they were saved in; everything else as torch's own planner.
+    """A load planner that gives the buffers of indexes their saved sizes; otherwise torch's DefaultLoadPlanner.
 
-    `torch.distributed.checkpoint.load` writes into tensors that are there, which those of a new index are too small
-    for. This planner puts tensors of the saved sizes into the state_dict first, on the same devices. Arguments as for
+    `torch.distributed.checkpoint.load` writes into existing tensors, and those of a new index are too small. This
+    planner first puts tensors of the saved sizes into the state_dict, on the same devices. Arguments are those of
     DefaultLoadPlanner.
 
     >>> import tempfile, torch.distributed.checkpoint as dcp

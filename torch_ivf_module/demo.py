@@ -146,24 +146,24 @@ def survives_saving(index: IndexIVFFlat, queries: Tensor, k: int, path: Path) ->
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the demo's flags."""
-    option, nprobes = parser.add_argument, "lists to read for a query, one or more settings (default: 1 4 8 16 32)"
-    option("--device", type=usable_device, default="cpu", help="where our index lives (default: cpu)")
-    option("--dim", type=positive, help="Gaussian vectors of this dimension instead of photograph patches")
-    option("--nb", type=positive, default=262_144, help="base vectors (default: %(default)s)")
-    option("--nq", type=positive, default=2_048, help="queries (default: %(default)s)")
-    option("--nlist", type=positive, default=512, help="lists to train (default: %(default)s)")
+    option, nprobes = parser.add_argument, "lists to probe per query, one or more values (default: 1 4 8 16 32)"
+    option("--device", type=usable_device, default="cpu", help="device of our index (default: cpu)")
+    option("--dim", type=positive, help="use Gaussian vectors of this dimension instead of image patches")
+    option("--nb", type=positive, default=262_144, help="number of vectors (default: %(default)s)")
+    option("--nq", type=positive, default=2_048, help="number of queries (default: %(default)s)")
+    option("--nlist", type=positive, default=512, help="number of lists (default: %(default)s)")
     option("--nprobe", type=positive, nargs="+", default=[1, 4, 8, 16, 32], metavar="P", help=nprobes)
-    option("--topk", type=positive, default=20, help="results for a query (default: %(default)s)")
-    option("--metric", choices=["l2", "ip", "cosine"], default="l2", help="default: %(default)s")
-    option("--seed", type=int, default=0, help="of the data and of training (default: %(default)s)")
-    option("--verify", action="store_true", help="fail unless our ids are faiss's (else brute force's), ties aside")
-    option("--plot", type=Path, metavar="FILE.png", help="draw queries/s against recall")
-    option("--save", type=Path, metavar="FILE", help="keep the index here (default: a temporary folder)")
+    option("--topk", type=positive, default=20, help="results per query (default: %(default)s)")
+    option("--metric", choices=["l2", "ip", "cosine"], default="l2", help="metric (default: %(default)s)")
+    option("--seed", type=int, default=0, help="seed of the data and of training (default: %(default)s)")
+    option("--verify", action="store_true", help="fail if ids differ from those of faiss or brute force, ties aside")
+    option("--plot", type=Path, metavar="FILE.png", help="plot queries/s against recall")
+    option("--save", type=Path, metavar="FILE", help="save the index here (default: a temporary folder)")
 
 
 def announce(device: torch.device) -> Any:
     """Print what the demo runs with; faiss, or None where it is not installed."""
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     processor = cpuinfo.partition("model name")[2].partition("\n")[0].strip("\t :") or platform.machine()
     try:
         faiss = require("faiss", "faiss")

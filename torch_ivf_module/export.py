@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._files import beside, replace, short_name
+from ._files import beside, check_source, replace, short_name
 from ._optional import require
 from .graph import SearchGraph
 from .params import positive
@@ -44,9 +44,9 @@ _MOST_BATCH = 1 << 20
 def to_torchscript(model: nn.Module, path: str | os.PathLike[str], *, search_mode: str = "matrix") -> Path:
     """Write `model` as TorchScript, for torch.jit.load in Python and torch::jit::load in C++.
 
-    Its `forward` keeps the optional mask and any leading shape. With ``search_mode="csr"``, for a SearchGraph, it is a
-    loop over lists instead, for batches of hundreds of queries x (nq, d). The file is bound to the device of the
-    index. Returns the path.
+    Its `forward` keeps the optional mask and any leading shape. With ``search_mode="csr"``, for a SearchGraph only, it
+    searches list by list, which is faster for batches of hundreds of queries x (nq, d). The file works on the device
+    of the index only. Returns the path.
     """
     if search_mode not in ("matrix", "csr"):
         raise ValueError(f"search_mode must be 'matrix' or 'csr', got {search_mode!r}")
@@ -54,7 +54,7 @@ def to_torchscript(model: nn.Module, path: str | os.PathLike[str], *, search_mod
         if not isinstance(model, SearchGraph):
             raise ValueError(f"search_mode='csr' is for a SearchGraph, got {type(model).__name__}")
         model = ScriptedLists(model)
-    with quietly(), _evaluating(model):
+    with quietly(), _evaluating(_module(model)):
         _swapped(model, lambda module: replace(Path(path), torch.jit.script(module).save))
     return Path(path)
 
@@ -90,15 +90,17 @@ def to_exported(
     per_query: bool = False,
     exclude: int | None = None,
 ) -> Path:
-    """Write `model` as torch.export records it, for torch.export.load. Returns the path.
+    """Write `model` as a program of torch.export, for torch.export.load. Returns the path.
 
     Parameters
     ----------
-    example : an input of `model` of at least two rows, needed unless it is a SearchGraph.
-    mask : number of ids that a second input, a bool mask over ids, speaks of; None for no such input.
-    per_query : whether the mask has a row for each query.
-    exclude : columns of the input `exclude`, ids that each query must not find, which is given by its name; by default
-        that of a SearchGraph, and none of another model.
+    model : a SearchGraph, or a module that contains one or, if the kernel is available, an index.
+    path : the file to write.
+    example : an input of `model` of at least two rows; not needed for a SearchGraph.
+    mask : length n of a second input, a bool mask over ids (n,); None for no such input.
+    per_query : whether the mask has a row for each query, (nq, n).
+    exclude : columns m of the input ``exclude=`` (nq, m), the ids that each query must not find; by default as in the
+        SearchGraph, or none.
     """
     program = _exported(model, example, mask, per_query, exclude)
     replace(Path(path), lambda part: torch.export.save(program, part), ".pt2")
@@ -114,10 +116,10 @@ def to_aoti(
     per_query: bool = False,
     exclude: int | None = None,
 ) -> Path:
-    """Compile `model` ahead of time into a package (.pt2) of machine code for this kind of processor.
+    """Compile `model` by AOTInductor into a package (.pt2) of machine code for this kind of processor.
 
-    torch._inductor.aoti_load_package opens it in Python, AOTIModelPackageLoader in C++. Needs a C++ compiler here, not
-    where it runs. See `to_exported` for the parameters.
+    torch._inductor.aoti_load_package opens it in Python, AOTIModelPackageLoader in C++. A C++ compiler is needed here,
+    but not where the package runs. See `to_exported` for the parameters.
     """
     if Path(path).suffix != ".pt2":
         raise ValueError(f"path must end in .pt2, by which an AOTInductor package is known, got {os.fspath(path)!r}")
@@ -136,12 +138,12 @@ def to_onnx(
     exclude: int | None = None,
     most_bytes: int = _MOST_BYTES,
 ) -> Path:
-    """Write `model` as ONNX, opset 18, inputs ``x`` (``mask``, ``exclude``), outputs ``D`` and ``I`` of a SearchGraph.
+    """Write `model` as ONNX (opset 18). Inputs: ``x``, ``mask``, ``exclude``. Outputs of a SearchGraph: ``D``, ``I``.
 
-    One file; or if its weights take more than `most_bytes`, which may be up to 1.5e9, a second one beside it named
-    ``path.<8 digits>.data``, which the first refers to and which has to stay beside it.
-    A runtime gathers every candidate before it multiplies them: N queries take N * d * 4 bytes times the candidates
-    of one, so batches are best small. Needs the extra `export`. See `to_exported` for the other parameters.
+    If the weights take more than `most_bytes` (at most 1.5e9), they are in a second file ``path.<8 digits>.data`` in
+    the same folder, which has to stay there. A runtime copies the candidates of all queries before it multiplies them,
+    which takes nq * candidates * d * 4 bytes, so use small batches. Needs the extra `export`. See `to_exported` for the
+    other parameters.
     """
     require("onnxscript", "export")
     onnx = require("onnx", "export")
@@ -208,15 +210,23 @@ def _exported(
         return torch.export.export(model, args, named, dynamic_shapes=shapes)
 
 
+def _module(model: nn.Module) -> nn.Module:
+    """`model`, which is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; the path is the second argument")
+    return model
+
+
 def _inputs(
     model: nn.Module, example: Tensor | None, mask: int | None, per_query: bool, exclude: int | None
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor], tuple[dict[int, Any], ...]]:
     """Inputs to record `model` with, by position and by name, and which of their dimensions may change."""
-    if "graph" in model._modules:
+    if "graph" in _module(model)._modules:
         raise ValueError("model has a submodule called 'graph', a name that torch.export uses itself: call it another")
     if example is None:
         if not isinstance(model, SearchGraph):
-            raise ValueError(f"example is needed to export a {type(model).__name__}: an input of at least two rows")
+            what = f"example is needed to export {type(model).__name__}"
+            raise ValueError(f"{what}: pass example=x, an input of at least two rows; only a SearchGraph needs none")
         example = torch.zeros(2, model.d, dtype=torch.float32, device=model.list_ids.device)
     if example.dim() == 0 or example.shape[0] < 2:
         raise ValueError(f"example must have at least two rows, got shape {tuple(example.shape)}")
@@ -236,10 +246,13 @@ def _inputs(
 
 
 def runner(path: str | os.PathLike[str], format: str) -> Callable[..., tuple[Tensor, ...]]:
-    """Open a file that one of the functions above wrote: a function of tensors that returns tensors.
+    """Open a file that one of the functions above wrote, as a function of tensors that returns tensors.
 
     An ONNX file is run by onnxruntime on the CPU (extra `export`).
     """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+    check_source(Path(path))
     if format == "torchscript":
         with quietly():
             module = torch.jit.load(str(path))
@@ -251,17 +264,15 @@ def runner(path: str | os.PathLike[str], format: str) -> Callable[..., tuple[Ten
     if format == "aoti":
         package = torch._inductor.aoti_load_package(str(path))
         return lambda *inputs, **named: tuple(package(*inputs, **named))
-    if format == "onnx":
-        session = require("onnxruntime", "export").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        names = [value.name for value in session.get_inputs()]
+    session = require("onnxruntime", "export").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
 
-        def run(*inputs: Tensor, **named: Tensor) -> tuple[Tensor, ...]:
-            given = {**dict(zip(names, inputs, strict=not named)), **named}
-            feeds = {name: given[name].detach().cpu().numpy() for name in names}
-            return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
+    def run(*inputs: Tensor, **named: Tensor) -> tuple[Tensor, ...]:
+        given = {**dict(zip(names, inputs, strict=not named)), **named}
+        feeds = {name: given[name].detach().cpu().numpy() for name in names}
+        return tuple(torch.from_numpy(array) for array in session.run(None, feeds))
 
-        return run
-    raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+    return run
 
 
 class Agreement(NamedTuple):

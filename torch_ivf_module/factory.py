@@ -26,23 +26,25 @@ _ROWS: dict[str, dict[str, Any]] = {
 def index_factory(
     d: int, description: str, metric: str = "l2", **settings: Any
 ) -> IndexBase | IndexPreTransform:
-    """The empty index that a string of faiss's index_factory describes.
+    """Create an empty index from a string of faiss's index_factory.
 
     Parameters
     ----------
     d : dimension of the vectors.
-    description : parts joined by commas: optionally L2norm, which together with metric "ip" is metric "cosine";
-        optionally IVFn, n lists; and how vectors are stored: Flat (float32), SQfp16, SQbf16, SQ8 or SQ4.
+    description : parts separated by commas: optionally L2norm; optionally IVFn for n lists; and the storage of
+        vectors: Flat (float32), SQfp16, SQbf16, SQ8 or SQ4. L2norm with metric "ip" gives metric "cosine".
     metric : "l2", "ip" or "cosine".
     settings : further arguments of the constructor, such as `nprobe`, `k` and `device`.
 
-    Where faiss trains a transform, as for PCA and OPQ, train it and give it to `IndexPreTransform`, or take
-    `faiss_compat.index_factory`. Raises ValueError for such a string and any other that is not described here.
+    Raises ValueError for other strings. For trained transforms such as PCA and OPQ use `IndexPreTransform` or
+    `faiss_compat.index_factory`.
 
     >>> index_factory(64, "IVF16,SQ8", nprobe=4)
     IndexIVFScalarQuantizer(64, metric='l2', k=10, search_mode='auto', bits=8, nlist=16, nprobe=4, max_codes=None, \
 list_ordering='none', ntotal=0, dtype=torch.float32, device=cpu)
     """
+    if not isinstance(description, str):
+        raise TypeError(f"description must be a string such as 'IVF512,Flat', got {type(description).__name__}")
     *before, rows = description.split(",")
     lists = re.fullmatch(r"IVF(\d+)", before[-1]) if before else None
     before = before[:-1] if lists else before

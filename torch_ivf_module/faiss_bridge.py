@@ -40,24 +40,23 @@ WORKS = (
 
 
 def from_faiss(index: Any, *, codes: bool = True) -> IndexBase | IndexPreTransform:
-    """The index that answers as a faiss index does, with the same ids.
+    """Convert a faiss index, with its vectors, lists and ids. Nothing is trained again.
 
     Parameters
     ----------
-    index : one of WORKS. Vectors that faiss holds as float16 or bfloat16 stay as they are. Linear transforms (PCA, OPQ,
+    index : a faiss index. float16 and bfloat16 vectors keep their dtype. Linear transforms (PCA, OPQ,
         rotations, centring, remapped dimensions) become `nn.Linear`; L2 normalisation before an inner product becomes
         metric "cosine".
-    codes : whether vectors behind a scalar quantizer of 8, 6 or 4 bits become codes of 8, 8 or 4 bits again. Those of
-        QT_8bit_uniform, QT_4bit_uniform and QT_8bit_direct are kept, up to float32 rounding, if they are not of
-        residuals. In others each dimension has a range, but in `IndexScalarQuantizer` each vector has: they are decoded
-        and encoded again, which changes an entry by up to half of a 255th (8 bits) or a 15th of the range of its
-        vector. False decodes them to float32: the same answers as faiss, in four times the memory.
+    codes : whether codes of 8, 6 or 4 bits become codes of 8, 8 or 4 bits here. False decodes them to float32: the same
+        results as faiss, in four times the memory. Codes of QT_8bit_uniform, QT_4bit_uniform and QT_8bit_direct are
+        kept, up to float32 rounding, unless they are codes of residuals. Other codes have a range for each dimension,
+        but `IndexScalarQuantizer` has one for each vector. So they are decoded and encoded again, which changes an
+        entry by at most 1/510 (8 bits) or 1/30 (4 bits) of the range of its vector.
 
-    Vectors are copied, to the CPU. What only speeds faiss up (a direct map, a graph over the centroids) is left behind.
-    Lists are taken over as they are where the coarse quantizer is an IndexFlat. Any other is approximate and may have
-    put vectors into lists that are not the nearest: each vector is moved to its nearest list.
-    `add` numbers on from the largest id. Raises TypeError for an index that has no counterpart, ValueError for one
-    whose vectors are not finite, ImportError without faiss (extra `faiss`).
+    Vectors are copied to the CPU. A direct map, or a graph over the centroids, is ignored. If the coarse quantizer is
+    an IndexFlat, the lists are kept. Other quantizers are approximate, so each vector is moved to its nearest list.
+    `add` continues from the largest id. Raises TypeError for an unsupported index, ValueError if a vector is not
+    finite, ImportError without faiss (extra `faiss`).
 
     >>> import faiss
     >>> theirs = faiss.IndexFlatL2(2)
@@ -84,13 +83,13 @@ def _converted(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> Index
         return _ivf(faiss, index, ids, codes)
     if _is_flat(faiss, index) or type(index) is faiss.IndexScalarQuantizer:
         return _flat(faiss, index, ids, codes)
-    raise Unsupported(f"faiss's {type(index).__name__} has no counterpart here; these do: {WORKS}")
+    raise Unsupported(f"faiss's {type(index).__name__} is not supported; supported are {WORKS}")
 
 
 def _metric(faiss: Any, index: Any) -> str:
     names = {faiss.METRIC_L2: "l2", faiss.METRIC_INNER_PRODUCT: "ip"}
     if index.metric_type not in names:
-        raise Unsupported(f"index has faiss's metric number {index.metric_type}; l2 and inner product work")
+        raise Unsupported(f"index has faiss's metric {index.metric_type}; supported are L2 and inner product")
     return names[index.metric_type]
 
 
@@ -112,7 +111,7 @@ def _flat(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> IndexBase:
 def _ivf(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> IndexBase:
     metric = _metric(faiss, index)
     if index.quantizer.metric_type != index.metric_type:
-        raise Unsupported("index chooses lists by another metric than it ranks by; here the two are the same")
+        raise Unsupported("the quantizer of index has another metric than the index, which is not supported")
     quantizer, settings = storage(faiss, index, codes)
     settings |= dict(nlist=index.nlist, nprobe=index.nprobe, max_codes=index.max_codes)
     kind = IndexIVFScalarQuantizer if "bits" in settings else IndexIVFFlat
@@ -124,7 +123,7 @@ def _ivf(faiss: Any, index: Any, ids: Tensor | None, codes: bool) -> IndexBase:
     rows, offsets, labels = _lists(faiss, index, quantizer, ours, centroids)
     if ids is not None:
         if labels.shape[0] and not 0 <= int(labels.min()) <= int(labels.max()) < ids.shape[0]:
-            raise ValueError("index maps fewer ids than it holds, as IndexIDMap does over an IVF after remove_ids")
+            raise ValueError("index has fewer ids than vectors, as IndexIDMap over IVF has after remove_ids")
         labels = ids[labels]
     if not _is_flat(faiss, coarse):
         nearest = nearest_lists(rows, coarse_of(centroids, metric), metric)
@@ -143,7 +142,7 @@ def _load(ours: IndexBase, centroids: Tensor, rows: Tensor, offsets: Tensor, ids
     try:
         ours.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"index cannot be taken over: {error}") from error
+        raise ValueError(f"index cannot be converted: {error}") from error
 
 
 def _lists(
@@ -201,7 +200,7 @@ def _step(faiss: Any, transform: Any) -> nn.Linear | Normalize:
         matrix = np.ascontiguousarray(_plain(transform.apply(np.eye(d, dtype=np.float32))).T)
     else:
         raise Unsupported(
-            f"faiss's {type(transform).__name__} has no counterpart here; these do: linear transforms, "
+            f"faiss's {type(transform).__name__} is not supported; supported are linear transforms, "
             "CenteringTransform, RemapDimensionsTransform and NormalizationTransform by the L2 norm"
         )
     layer = nn.Linear(d, out, device=CPU, dtype=torch.float32)

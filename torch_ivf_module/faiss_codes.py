@@ -53,7 +53,7 @@ def storage(faiss: Any, index: Any, codes: bool) -> tuple[str | None, dict[str, 
     names = {getattr(faiss.ScalarQuantizer, name, None): name for name in QUANTIZERS}
     if sq.qtype not in names:
         known = ", ".join(QUANTIZERS)
-        raise Unsupported(f"index has faiss's scalar quantizer {sq.qtype}, which is not decoded here: {known} are")
+        raise Unsupported(f"index has faiss's scalar quantizer {sq.qtype}, which is not supported; these are: {known}")
     name = names[sq.qtype]
     if codes and QUANTIZERS[name] is not None:
         return name, {"bits": QUANTIZERS[name]}

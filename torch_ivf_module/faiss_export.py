@@ -20,17 +20,18 @@ from .index.pre_transform import Normalize
 __all__ = ["to_faiss"]
 
 def to_faiss(index: IndexBase | IndexPreTransform) -> Any:
-    """The faiss index that answers as `index` does, with the same ids.
+    """Convert `index` to a faiss index, with its vectors, lists and ids. Nothing is trained again.
 
-    float32 vectors give IndexFlat or IndexIVFFlat; float16 and bfloat16 ones IndexScalarQuantizer or
-    IndexIVFScalarQuantizer, which hold them as they are. Codes of 8 or 4 bits give these classes with QT_8bit or
-    QT_4bit: faiss has a range for each dimension instead of each vector, so vectors are decoded and encoded again,
-    which changes an entry by up to half of a 255th (8 bits) or a 15th of the range of its dimension; without vectors
-    such an index is not trained. A flat index whose ids are not 0 .. N - 1 comes in an IndexIDMap2; cosine and
-    `IndexPreTransform` come behind faiss's transforms, so that queries go in as they are here.
+    - float32 vectors become an IndexFlat or IndexIVFFlat.
+    - float16 and bfloat16 vectors become an IndexScalarQuantizer or IndexIVFScalarQuantizer with the same values.
+    - Codes of 8 or 4 bits become these classes with QT_8bit or QT_4bit. faiss has a range for each dimension instead of
+      each vector, so they are decoded and encoded again, which changes an entry by at most 1/510 (8 bits) or 1/30
+      (4 bits) of the range of its dimension. Without vectors, the faiss index is not trained.
+    - A flat index with ids other than 0 .. N - 1 becomes an IndexIDMap2.
+    - Metric "cosine" and `IndexPreTransform` become transforms of faiss, so queries are passed unchanged.
 
-    Vectors are copied. faiss's own `add` numbers from `ntotal`: where ids have gaps, go on with `add_with_ids`. Raises
-    TypeError for a transform that is not made of `nn.Linear` and `Normalize`, ImportError without faiss.
+    Vectors are copied. faiss's `add` numbers from `ntotal`: if ids have gaps, use `add_with_ids` there. Raises
+    TypeError if a transform does not consist of `nn.Linear` and `Normalize`, ImportError without faiss.
 
     >>> from torch_ivf_module import IndexFlatIP
     >>> index = IndexFlatIP(2)

@@ -35,19 +35,19 @@ _SHARED = {"list_packed": "packed_embeddings"}  # the buffer of an index whose n
 class SearchGraph(nn.Module):
     """The search of one index with constant settings and static shapes; made by ``index.graph()``.
 
-    It calls the functions that ``search_mode="matrix"`` calls, and reads nothing back from the device. So torch.compile
-    makes one graph of it for every batch size, and torch.export, AOTInductor, ONNX and TorchScript can save it (see
-    `torch_ivf_module.export`). The vectors are the index's own buffers, or a copy of its codes, and not in the
+    It calls the same functions as ``search_mode="matrix"``, and reads nothing back from the device. So torch.compile
+    compiles it to one graph for all batch sizes, and torch.export, AOTInductor, ONNX and TorchScript can save it (see
+    `torch_ivf_module.export`). The vectors are the buffers of the index, or a copy of its codes. They are not in the
     ``state_dict`` of the graph.
 
-    Constant are `k`, `nprobe`, `max_codes`, and the maximum number of candidates of a query: the total length of the
-    `nprobe` longest lists, which determines the time of every query. Vectors added later are not in the graph. A graph
-    whose index has changed raises RuntimeError; an exported file cannot do so, and in-place writes to the buffers are
-    not noticed.
+    `k`, `nprobe`, `max_codes` and the number of candidates of a query are constant. The number of candidates is the
+    total length of the `nprobe` longest lists, and determines the time of every query. Vectors that are added later are
+    not in the graph. If its index has changed, a graph raises RuntimeError. An exported file cannot do so, and in-place
+    writes to the buffers are not detected.
 
-    Results are those of `search`, except for queries whose k-th and next neighbours, or nearest lists, differ by less
-    than float32 rounding: `search` makes a second pass for them, a graph cannot. Nor does a graph find rows whose
-    scores overflow.
+    Results are those of `search`, with two exceptions. If the k-th and the next neighbours, or the nearest lists,
+    differ by less than float32 rounding, `search` makes a second pass, and a graph does not. And a graph does not find
+    rows whose scores overflow.
 
     >>> from torch_ivf_module import IndexFlatL2
     >>> index = IndexFlatL2(2)
@@ -150,9 +150,9 @@ class SearchGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """D and I, both (..., k), for queries x (..., d), as `search` gives them.
 
-        `mask` (n,) bool says for each id below n whether it may be found, and other ids may not; (..., n) says so for
-        each query. A graph made with ``exclude=m`` also takes `exclude` (..., m) int64, the ids that each query must
-        not find; -1 excludes nothing.
+        `mask` (n,) bool says for each id below n whether it may be found; other ids may not. A mask (..., n) has a row
+        for each query. A graph made with ``exclude=m`` also takes `exclude` (..., m) int64, the ids that each query
+        must not find; -1 excludes nothing.
         """
         if (node := recorded_by_fx(self, x)) is not None:
             return node
@@ -173,7 +173,7 @@ class SearchGraph(nn.Module):
             mask = validation.layer_mask(mask, "mask", x.shape[:-1], device)
             mask = mask if mask.dim() == 1 else mask.flatten(0, -2)
         if (exclude is not None) != bool(self.exclude):
-            raise ValueError("exclude is for graphs that index.graph(exclude=m) made, and these need it")
+            raise ValueError("exclude must be passed if the graph was made by index.graph(exclude=m), and only then")
         if exclude is not None:
             exclude = validation.layer_ids(exclude, "exclude", x.shape[:-1], self.exclude, device)
             exclude = exclude.reshape(-1, self.exclude)

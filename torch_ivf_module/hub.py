@@ -21,9 +21,9 @@ FREE = ("nprobe", "max_codes", "k", "search_mode", "max_bytes", "codes")  # wher
 
 
 def save_pretrained(index: AnyIndex, folder: str | os.PathLike[str], **settings: Any) -> Any:
-    """Write `index` to a folder: config.json, model.safetensors (which `load` opens too) and a model card.
+    """Write `index` to a folder: config.json, model.safetensors (which `load` can open) and a model card.
 
-    `settings` are those of huggingface_hub's `save_pretrained`: push_to_hub, repo_id and the like.
+    `settings` are arguments of huggingface_hub's `save_pretrained`, such as push_to_hub and repo_id.
 
     >>> import tempfile
     >>> from torch_ivf_module import IndexFlatL2
@@ -36,16 +36,16 @@ def save_pretrained(index: AnyIndex, folder: str | os.PathLike[str], **settings:
 
 
 def push_to_hub(index: AnyIndex, repo_id: str, **settings: Any) -> Any:
-    """Upload `index` to a repository of the Hub; `settings` are those of huggingface_hub's `push_to_hub`."""
+    """Upload `index` to a repository of the Hub; `settings` are arguments of huggingface_hub's `push_to_hub`."""
     return _shelf()(index).push_to_hub(repo_id, **settings)
 
 
 def from_pretrained(name: str | os.PathLike[str], *, device: Any = None, mmap: bool = False, **settings: Any) -> Any:
     """Open the index in a local folder or in a repository of the Hub.
 
-    `settings` are those of huggingface_hub's `from_pretrained`: revision, token, cache_dir and the like. What
-    config.json says of nprobe, k and the other settings of a search holds; what it says of the buffers must agree with
-    them. Raises BadFile (a ValueError) if it does not, or if a file is damaged, FileNotFoundError if it is missing.
+    `settings` are arguments of huggingface_hub's `from_pretrained`, such as revision, token and cache_dir. Settings of
+    a search, such as nprobe and k, are those in config.json. Settings in config.json that contradict the buffers are
+    refused. Raises BadFile (a ValueError) for these and for a damaged file, FileNotFoundError if a file is missing.
     """
     try:
         return _shelf().from_pretrained(name, device=device, mmap=mmap, **settings).index
@@ -91,10 +91,10 @@ def _agree(index: AnyIndex, config: Any, path: Path) -> None:
     """Hold config.json against the index beside it, and take from it what may be set freely."""
     found = description(index)
     if not isinstance(config, dict) or config.get("class") != found["class"]:
-        raise BadFile(f"{CONFIG} beside {path} must describe an {found['class']}, which is what the file holds")
+        raise BadFile(f"{CONFIG} next to {path} must describe an {found['class']}, which is what the file contains")
     own, told = found["config"], config.get("config")
     if not isinstance(told, dict):
-        raise BadFile(f"{CONFIG} beside {path} must have its settings as an object named config, got {told!r}")
+        raise BadFile(f"{CONFIG} next to {path} must have an object named config with the settings, got {told!r}")
     for name in {*own, *told}:
         if name == "index" and isinstance(index, IndexPreTransform):
             _agree(index.index, told.get(name), path)
@@ -102,11 +102,11 @@ def _agree(index: AnyIndex, config: Any, path: Path) -> None:
             if name in told:  # else it was written by a release without this setting
                 _set(index, name, told[name], path)
         elif own.get(name) != told.get(name):
-            raise BadFile(f"{CONFIG} says {name} = {told.get(name)!r}, but {path} holds {own.get(name)!r}")
+            raise BadFile(f"{CONFIG} says {name} = {told.get(name)!r}, but {path} has {own.get(name)!r}")
 
 
 def _set(index: AnyIndex, name: str, value: Any, path: Path) -> None:
     try:
         setattr(index, name, value)
     except (TypeError, ValueError) as error:
-        raise BadFile(f"{CONFIG} beside {path}: {error}") from error
+        raise BadFile(f"{CONFIG} next to {path}: {error}") from error

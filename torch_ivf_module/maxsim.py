@@ -24,25 +24,25 @@ from .params import SearchParams, positive
 
 
 class MaxSim(nn.Module):
-    """Search for documents that are sets of vectors, by queries that are such sets (ColBERT, arXiv:2004.12832).
+    """Search for documents that are sets of vectors, with queries that are sets of vectors (ColBERT, arXiv:2004.12832).
 
     The score of a document is the sum, over the tokens of the query, of the maximum product (metric "ip", or "cosine")
     with a vector of the document. Vectors with the same id are a document: ``index.add_with_ids(vectors, documents)``
     adds them, ``index.remove_ids`` removes them, and `SearchParams.selector` selects documents.
 
-    If all lists are probed, and no `max_codes` or budget is set, all documents are scored: the answer is that of a loop
-    over documents, up to ties and the rounding of float32 scores. Else the documents of the `neighbours` nearest
-    vectors of each token are ranked by an estimate (see `functional.maxsim.estimates`), and the best `candidates` of
-    them are scored exactly. If fewer have been found, others are scored too.
+    If all lists are probed, and no `max_codes` or budget is set, all documents are scored: the result is that of a loop
+    over documents, up to ties and float32 rounding. Otherwise the `neighbours` nearest vectors of each token are
+    searched, their documents are ranked by an estimate (see `functional.maxsim.estimates`), and the best `candidates`
+    documents are scored exactly. If fewer documents were found, others are scored too.
 
     Parameters
     ----------
-    index : an index of metric "ip" or "cosine", a submodule of this module. The state_dict has nothing else.
+    index : an index with metric "ip" or "cosine"; it becomes a submodule. The state_dict has only its entries.
     k : documents that `forward` returns.
     candidates : documents to score for each query, >= 1; at least k are scored.
     neighbours : vectors to find for each token, >= 1.
 
-    ValueError for the metric "l2", TypeError for what is not an index of this process.
+    Raises ValueError for the metric "l2", TypeError for anything but a flat index or an inverted file.
 
     >>> from torch_ivf_module import IndexFlatIP
     >>> index = IndexFlatIP(2)
@@ -73,13 +73,13 @@ class MaxSim(nn.Module):
     def search(
         self, queries: Tensor, k: int, *, mask: Tensor | None = None, params: SearchParams | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The k documents of highest score of each query.
+        """The k documents with the highest scores for each query.
 
         Parameters
         ----------
         queries : (nq, T, d) tokens, of any float dtype.
         k : documents per query, >= 1.
-        mask : (nq, T) bool, false for tokens that are padding; None if none are.
+        mask : (nq, T) bool, false for padding tokens; None if there is no padding.
         params : settings of this call, as for `search` of the index, but without `exclude`, `groups` and
             `group_by`, and with one `selector` for all queries.
 
@@ -89,8 +89,8 @@ class MaxSim(nn.Module):
         documents : (nq, k) int64 ids of documents.
 
         If there are fewer than k documents, the remaining ids are -1 and the remaining D -inf. A query without tokens,
-        or with one that is not finite, has no results. Workspace is at most about `max_bytes` of the index, but one
-        document at a time is read as a whole. Raises ValueError, TypeError or RuntimeError, which name the argument.
+        or with a token that is not finite, has no results. The workspace is about `max_bytes` of the index; a longer
+        document needs more. Raises ValueError, TypeError or RuntimeError, which name the argument.
         """
         refuse_transform("MaxSim.search")
         refuse_recording("MaxSim.search")
@@ -101,7 +101,7 @@ class MaxSim(nn.Module):
         k, params = positive(k, "k"), index.checked_params(params)
         if params.per_query:
             name = "selector" if params.exclude is None else "exclude"
-            raise ValueError(f"{name} of each query is not for MaxSim: give one selector of documents for all queries")
+            raise ValueError(f"{name} for each query is not for MaxSim: pass one selector of documents for all")
         refuse_groups(params, "MaxSim")
         with without_autocast(index.device):
             packed, documents = self._stored()
@@ -178,9 +178,9 @@ class MaxSim(nn.Module):
     def graph(
         self, *, tokens: int, k: int | None = None, candidates: int | None = None, nprobe: int | None = None
     ) -> MaxSimGraph:
-        """The search as a module of static shapes, for queries of `tokens` tokens: see `MaxSimGraph`.
+        """The search as a module of static shapes, for queries of `tokens` tokens; see `MaxSimGraph`.
 
-        Settings that are None are those of this module and of its index.
+        A setting of None is that of this module or of its index.
         """
         k = self.k if k is None else positive(k, "k")
         candidates = self.candidates if candidates is None else positive(candidates, "candidates")

@@ -20,9 +20,9 @@ from .index import validation
 class MaxSimGraph(nn.Module):
     """The search of a `MaxSim` with constant settings and a constant number of tokens; made by ``searcher.graph()``.
 
-    Constant are the number of tokens T, `k`, `candidates` and what is constant in a `SearchGraph`, which it holds.
-    Every query scores `candidates` documents, each as if it had as many rows as the longest. With at least as many
-    candidates as documents the answer is exact; else it may miss some, also where all lists are probed.
+    The number of tokens T, `k`, `candidates` and the constants of a `SearchGraph` are constant. Every query scores
+    `candidates` documents, each as if it had as many rows as the longest document. If there are at least as many
+    candidates as documents, the result is exact. Otherwise documents may be missed, even if all lists are probed.
 
     >>> from torch_ivf_module import IndexFlatIP, MaxSim
     >>> index = IndexFlatIP(2)
@@ -51,7 +51,7 @@ class MaxSimGraph(nn.Module):
     def forward(self, queries: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """D and the ids of documents, both (Q, k), for queries (Q, T, d), as `MaxSim.search` gives them.
 
-        `mask` (Q, T) bool is false for tokens that are padding.
+        `mask` (Q, T) bool is false for padding tokens.
         """
         self.search.check_current()
         queries = validation.floats(queries, "queries", self.document_ids.device)

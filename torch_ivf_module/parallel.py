@@ -14,12 +14,12 @@ from .index.base import IndexBase
 
 
 def ignore_in_ddp(model: nn.Module) -> list[str]:
-    """Keep DistributedDataParallel from broadcasting vectors: call it on `model` before wrapping that.
+    """Exclude the buffers of indexes from the broadcasts of DistributedDataParallel. Call it before wrapping `model`.
 
-    DDP sends the buffers of rank 0 to every rank before each forward, and of an index that would be all its vectors.
-    This puts the names of every index's and every graph's own buffers into ``model._ddp_params_and_buffers_to_ignore``,
-    from where DDP takes them; names that are there already stay. Each rank then has to hold the same index by itself,
-    by loading the same file, say. Returns the names added.
+    DDP sends the buffers of rank 0 to every rank before each forward. For an index these are all its vectors. This
+    function adds the names of the buffers of all indexes and graphs to ``model._ddp_params_and_buffers_to_ignore``,
+    which DDP reads. Each rank must then load the same index itself, for example from the same file. Returns the names
+    that were added.
 
     >>> from torch_ivf_module import IndexFlatL2, ignore_in_ddp
     >>> ignore_in_ddp(nn.Sequential(nn.Linear(2, 2), IndexFlatL2(2)))[:2]
@@ -32,12 +32,12 @@ def ignore_in_ddp(model: nn.Module) -> list[str]:
 
 
 def check_ddp(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Raise RuntimeError, on every rank, if the indexes in `model` have other sizes on other ranks.
+    """Raise RuntimeError on every rank if the indexes in `model` do not have the same sizes on all ranks.
 
-    For a model that DistributedDataParallel is to wrap without `ignore_in_ddp`: DDP compares the parameters of the
-    ranks, but not their buffers, and of other sizes these end or stop the processes, or are overwritten in part. Every
-    rank of `group` (by default all) has to call it, as it is a collective; the shapes of buffers are sent, no values.
-    Names in ``model._ddp_params_and_buffers_to_ignore`` are left out. It says nothing of what is added afterwards.
+    Call it before wrapping `model` in DistributedDataParallel without `ignore_in_ddp`. DDP does not compare the sizes
+    of buffers: if they differ, processes end or hang, or vectors are overwritten. It is a collective call: every rank
+    of `group` (by default all) must make it. Only the shapes of buffers are sent. Names in
+    ``model._ddp_params_and_buffers_to_ignore`` are left out. Later changes of the indexes are not checked.
 
     >>> from torch_ivf_module import IndexFlatL2, check_ddp
     >>> model = nn.Sequential(nn.Linear(2, 2), IndexFlatL2(2))

@@ -36,41 +36,40 @@ _SHARE = ("use_per_list_sizes", "dynamic_nprobe", "min_codes_per_list", "strict_
 
 @dataclass(frozen=True, repr=False)
 class SearchParams:
-    """Settings of one search. A field left None has the profile's value, or else the index's own.
+    """Settings of one search. A field of None has the value of the profile, or else of the index.
 
     Parameters
     ----------
-    profile : "speed" (default) ranks by a rounded score, allows for its error and scores the best exactly; "exact"
-        scores every vector of the probed lists exactly, which takes several times as long. "approx" is "speed" with
-        a budget that is yours to give; "approx_fast", "approx_balanced" and "approx_quality" bring one, of 32,768,
-        65,536 or 131,072 rows, and `use_per_list_sizes`.
-    nprobe : lists to visit, >= 1.
-    max_codes : the most rows to read: whole lists, nearest first, until the next would pass it; the nearest is
-        always read. 0 is no limit.
-    candidate_budget : rows to share out among the lists of a query, which reads the first of each; 0 is no limit.
-    budget_strategy : "distance_weighted" gives near lists more, "uniform" gives all the same.
-    use_per_list_sizes : whether no list gives more than ceil(candidate_budget / nprobe) rows.
-    min_codes_per_list : rows that every list gives at least, as far as it has them.
-    max_codes_cap_per_list : rows that any list gives at most, with a budget or without; 0 is no limit.
-    dynamic_nprobe : whether the farthest lists are left out where `min_codes_per_list` of all is more than the budget.
-    strict_budget : whether a query never reads more than the budget, for which rounding and minima are cut.
+    profile : "speed" (default) ranks rows by a rounded score with an error bound, and scores the best exactly. "exact"
+        scores every row of the probed lists exactly, which takes several times as long. "approx" is "speed" with your
+        own budget. "approx_fast", "approx_balanced" and "approx_quality" have a budget of 32,768, 65,536 or 131,072
+        rows, and `use_per_list_sizes`.
+    nprobe : number of lists to probe, >= 1.
+    max_codes : maximum of rows to read. Complete lists are read, nearest first, while their total is within it; the
+        nearest list is always read. 0 means no limit.
+    candidate_budget : number of rows that a query reads in all its lists together; it reads the first rows of each
+        list. 0 means no limit.
+    budget_strategy : "distance_weighted" reads more rows of near lists, "uniform" the same number of each.
+    use_per_list_sizes : whether at most ceil(candidate_budget / nprobe) rows of a list are read.
+    min_codes_per_list : minimum of rows to read of each list.
+    max_codes_cap_per_list : maximum of rows to read of each list, also without a budget. 0 means no limit.
+    dynamic_nprobe : whether the farthest lists are not read if `min_codes_per_list` of all lists exceeds the budget.
+    strict_budget : whether a query never exceeds the budget; otherwise rounding and minima may.
     list_ordering, rebuild_policy, rebuild_threshold_adds : with the policy "auto_threshold" the search first calls
-        ``index.rebuild_lists(ordering=list_ordering)`` if the lists are in another order, or if the threshold is not 0
-        and so many rows have come since. "manual" (default) leaves the lists alone.
-    safe_pruning : taken for the sake of code written for torch-ivf; it has no effect, as there. Skipping lists that
-        cannot hold a result has not paid where it was measured.
+        ``index.rebuild_lists(ordering=list_ordering)`` if the lists have another order, or if the threshold is not 0
+        and this many rows were added since. With "manual" (default) it does not.
+    safe_pruning : has no effect, as in torch-ivf.
     selector : the ids that may be found: int64 (n,) in any order, or a bool mask (n,) whose entry i is for id i; a
-        tensor, array or list. Of each query by itself: a bool mask (nq, n), or a list of nq lists of ids. See
-        docs/filters.md.
+        tensor, array or list. For each query: a bool mask (nq, n), or a list of nq lists of ids. See docs/filters.md.
     exclude : int64 (nq, m), ids that each query must not find; -1 excludes nothing.
-    groups : the group of each query, int64 (nq,): it finds rows that were added with this group, no others, and reads
-        no others. -1 is the group of rows that were added without one.
-    group_by : results that may have the same group, >= 1: the best k rows of which no more do. Rows without a group
-        are not limited.
-    debug_stats : whether to put a dict of what the search did into ``index.last_search_stats``.
-    approximate : True is another way to say profile="approx".
+    groups : int64 (nq,), the group of each query. A query finds only rows that were added with this group, and reads no
+        others. -1 means the rows that were added without a group.
+    group_by : maximum of results with the same group, >= 1: the best k rows under this limit. Rows without a group are
+        not limited.
+    debug_stats : whether to write a dict about the search to ``index.last_search_stats``.
+    approximate : True means profile="approx".
 
-    Raises ValueError or TypeError for a value that is not one of these, naming the field.
+    Raises ValueError or TypeError for a wrong value, naming the field.
 
     >>> SearchParams(nprobe=4)
     SearchParams(nprobe=4)
@@ -120,7 +119,7 @@ class SearchParams:
                 object.__setattr__(self, name, as_tensor(getattr(self, name), name))
         lost = [name for name in _SHARE if getattr(self, name)]
         if lost and not self.of("candidate_budget"):
-            raise ValueError(f"{lost[0]} shares out a candidate_budget: give one, or a profile that has one")
+            raise ValueError(f"{lost[0]} needs a candidate_budget: pass one, or a profile that has one")
 
     def of(self, name: str) -> Any:
         """The value of a field, or the profile's where it is None."""

@@ -22,11 +22,11 @@ _COLOUR, _MARKED = "#0072B2", "#D55E00"  # colour-blind people can tell these ap
 
 
 def plot_list_sizes(index: IndexIVF | Tensor, ax: Any = None) -> Any:
-    """A histogram of how many vectors the lists hold, with the mean marked.
+    """Draw a histogram of the list sizes, with the mean marked.
 
     Parameters
     ----------
-    index : a trained inverted file, or the sizes (L,) of its lists as `index.list_sizes()` gives them.
+    index : a trained inverted file, or the sizes (L,) of its lists, from `index.list_sizes()`.
     ax : the matplotlib axes to draw on; new ones by default.
 
     Returns the axes. Raises RuntimeError for an index without lists, TypeError for anything else, ImportError (naming
@@ -58,14 +58,14 @@ def plot_list_sizes(index: IndexIVF | Tensor, ax: Any = None) -> Any:
 
 
 def plot_recall(found: Tuned | Sequence[Point], ax: Any = None) -> Any:
-    """Queries a second against recall: all that `tune` tried, and what it chose.
+    """Plot queries/s against recall: all settings that `tune` measured, and the one that it chose.
 
     Parameters
     ----------
-    found : what `tune` returned, or points of such a curve.
+    found : the result of `tune`, or points of its curve.
     ax : the matplotlib axes to draw on; new ones by default.
 
-    Points without a budget are joined by a line and labelled with their nprobe; those with one stand by themselves.
+    Points without a budget are joined by a line and labelled with their nprobe; points with a budget are single marks.
     Returns the axes. Raises ValueError for no points, ImportError (naming the extra `plot`) without matplotlib.
 
     >>> curve = [Point(1, None, 0.6, 1e-5), Point(4, None, 0.9, 3e-5), Point(4, 500, 0.88, 2e-5)]
@@ -75,7 +75,7 @@ def plot_recall(found: Tuned | Sequence[Point], ax: Any = None) -> Any:
     """
     curve = found.curve if isinstance(found, Tuned) else list(found)
     if not curve:
-        raise ValueError("found has no points to plot: give what `tune` returned, or some of its curve")
+        raise ValueError("found has no points to plot: pass the result of `tune`, or its curve")
     axes = _axes(ax)
     whole = sorted((p for p in curve if p.budget is None), key=lambda point: point.nprobe)
     limited = [p for p in curve if p.budget is not None]

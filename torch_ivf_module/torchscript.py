@@ -88,7 +88,7 @@ class ScriptedLists(nn.Module):
         super().__init__()
         graph.check_current()
         if graph.exclude:
-            raise ValueError("search_mode='csr' is for a graph without exclude: make one with search_mode='matrix'")
+            raise ValueError("search_mode='csr' does not support exclude: use search_mode='matrix'")
         lists = graph.lists()
         self.d = graph.d
         self.width = int(torch.sort(blocks_of(lists.sizes), descending=True).values[: graph.nprobe].sum())

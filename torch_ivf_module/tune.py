@@ -22,24 +22,24 @@ _BUDGETS = ("max_codes", "candidate_budget")  # the fields of SearchParams that 
 
 
 class Point(NamedTuple):
-    """One setting that was tried."""
+    """A setting that was measured."""
 
     nprobe: int
     budget: int | None  # rows a query may read, None for no limit
     recall: float
-    seconds: float  # a query, in a batch of all of them
+    seconds: float  # per query, in one batch of all queries
 
 
 class Tuned(NamedTuple):
-    """What `tune` found."""
+    """The result of `tune`."""
 
     nprobe: int
     budget: int | None
     recall: float
     seconds: float
-    reached: bool  # whether the recall is what was asked for
+    reached: bool  # whether the recall is at least target_recall
     params: SearchParams  # the settings for `index.search(x, k, params=...)`
-    curve: list[Point]  # all that was measured, by nprobe and budget
+    curve: list[Point]  # all measured settings, by nprobe and budget
 
 
 def tune(
@@ -53,27 +53,27 @@ def tune(
     apply: bool = False,
     verbose: bool = False,
 ) -> Tuned:
-    """The smallest nprobe, and then the smallest budget of rows, with which `index` reaches a recall on `queries`.
+    """Find the smallest nprobe, and then the smallest budget of rows, that reach a recall on `queries`.
 
-    Recall rises with both, so they are found by bisection: first the least nprobe without a budget, then, with that,
-    the least budget, to within 1/64 of what a query reads. A budget that is not faster is left out.
+    Both are found by bisection: first the smallest nprobe without a budget, then the smallest budget with this nprobe,
+    to within 1/64 of the rows that a query reads. If the budget does not make the search faster, none is used.
 
     Parameters
     ----------
-    index : a trained inverted file with vectors in it. Its own `max_codes` is not regarded.
-    queries : (nq, d), like those to come, but held out: vectors of the index itself find themselves too easily.
-    ground_truth : (nq, T) int64 ids of the true nearest, T >= k, best first; -1 for none. By default an exact search
-        over the index's own vectors, which may take long.
-    target_recall : the share of the k true neighbours that are to be found, above 0 and at most 1.
-    k : results a query.
-    budget : the field of `SearchParams` that limits the rows; None looks for nprobe alone.
-    apply : whether to set the index's own `nprobe` to what was found, and `max_codes` to the budget if that is its
-        field, else to None. Otherwise, and where the target was not reached, the index is left as it was.
+    index : a trained inverted file with vectors. Its setting `max_codes` is ignored.
+    queries : (nq, d), typical queries that are not in the index: for stored vectors the recall would be too high.
+    ground_truth : (nq, T) int64 ids of the true neighbours, T >= k, nearest first, -1 for none. By default they are
+        computed by an exact search, which may take long.
+    target_recall : the share of the k true neighbours to find, above 0 and at most 1.
+    k : results per query.
+    budget : the field of `SearchParams` that limits rows, "max_codes" or "candidate_budget"; None tunes nprobe alone.
+    apply : if the target is reached, set `index.nprobe`, and set `index.max_codes` to the budget ("max_codes") or to
+        None. By default the index is not changed.
     verbose : show a progress bar (extra `progress`).
 
-    Even a search of all lists may miss the target, if ids of `ground_truth` are not in the index or k is too small for
-    ties. `Tuned.reached` is then False, and all lists are what was found. Raises ValueError, TypeError or RuntimeError
-    (nothing in the index), naming the argument.
+    Even a search of all lists may miss the target, for example if ids of `ground_truth` are not in the index. Then
+    `Tuned.reached` is False, and `Tuned.nprobe` is `nlist`. Raises ValueError, TypeError or RuntimeError (empty index),
+    which name the argument.
 
     >>> from torch_ivf_module import IndexIVFFlat
     >>> x = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
@@ -89,6 +89,8 @@ def tune(
     queries, k = validation.vectors(queries, "queries", index.d, index.device).detach(), positive(k, "k")
     if not queries.shape[0]:
         raise ValueError("queries must have at least one row, got none")
+    if not isinstance(target_recall, (int, float)):
+        raise TypeError(f"target_recall must be a number, got {type(target_recall).__name__}")
     if not 0 < target_recall <= 1:
         raise ValueError(f"target_recall must be above 0 and at most 1, got {target_recall}")
     if not index.ntotal:

@@ -89,6 +89,7 @@ FEATURES: dict[str, Callable[[Peer, Any], bool]] = {
     "range search": lambda peer, index: len(peer.range(index)) > 0,
     "filter by id": lambda peer, index: _odd(peer.allow(index)),
     "a filter for each query": lambda peer, index: _odd(peer.each(index)),
+    "a group for each row": lambda peer, index: _odd(peer.group()),
     "search a file without reading it in": _mapped,
     "remove vectors": lambda peer, index: _odd(peer.remove(index)),  # last: it changes the index
 }

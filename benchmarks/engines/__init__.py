@@ -60,7 +60,7 @@ QUANTIZED: dict[str, Entry] = {  # list-based, with vectors in fewer bits
     "faiss": IVF["faiss"],
     "faiss-sq8": Entry(adapters.FaissIVF, "faiss", rows="SQ8"),
     "faiss-sq4": Entry(adapters.FaissIVF, "faiss", rows="SQ4"),
-    "faiss-pq": Entry(adapters.FaissIVF, "faiss", {"k_factor": 10}, rows="PQ{half}x4fs,RFlat"),
+    "faiss-pq": Entry(adapters.FaissIVF, "faiss", {"k_factor": 10}, rows="PQ{half}x4fsr,RFlat"),
     "scann": Entry(adapters.Scann, "scann.torch", {"k_factor": 10}, rows="AH,reorder"),
 }
 CURVES: dict[str, Entry] = {  # each with its own training; a mode that differs in speed alone would add nothing

@@ -26,6 +26,7 @@ class Peer(NamedTuple):
     range: Callable[[Any], Any] | None = None
     allow: Callable[[Any], Any] | None = None  # among the odd ids
     each: Callable[[Any], Any] | None = None  # the same, as a filter for each query
+    group: Callable[[], Any] | None = None  # the odd ids are a group, of which results are
     remove: Callable[[Any], Any] | None = None  # the even ids, and search
     map: Callable[[Any, str], Any] | None = None  # an index that is the file, which is to be written
     graph: Callable[[Any], nn.Module] | None = None  # what is exported, if not a module around the index
@@ -37,6 +38,12 @@ def _filled(index: Any, rows: Any, train: Any) -> Any:
     return index
 
 
+def _own_group() -> Any:
+    index = own.IndexIVFFlat(D, nlist=LISTS, nprobe=LISTS).train(X)
+    index.add(X, groups=torch.arange(N) % 2)
+    return index.search(Q, K, params=own.SearchParams(groups=torch.ones(len(Q), dtype=torch.int64)))[1]
+
+
 def _hnswlib(module: Any, rows: Tensor) -> Any:
     index = module.Index("l2", D)
     index.init_index(N, ef_construction=200)
@@ -46,7 +53,7 @@ def _hnswlib(module: Any, rows: Tensor) -> Any:
 
 
 def _usearch(module: Any, rows: Tensor) -> Any:
-    index = module.Index(ndim=D, metric="l2sq", expansion_search=200)
+    index = module.Index(ndim=D, metric="l2sq", dtype="f32", expansion_search=200)
     index.add(np.arange(len(rows)), rows.numpy())
     return index
 
@@ -73,7 +80,7 @@ PEERS = {
         range=lambda i: i.range_search(Q, 9.0)[2],
         allow=lambda i: i.search(Q, K, params=own.SearchParams(selector=ODD))[1],
         each=lambda i: i.search(Q, K, params=own.SearchParams(selector=[torch.from_numpy(ODD)] * len(Q)))[1],
-        remove=lambda i: (i.remove_ids(EVEN), i.search(Q, K)[1])[1],
+        group=_own_group, remove=lambda i: (i.remove_ids(EVEN), i.search(Q, K)[1])[1],
         map=lambda i, path: (i.save(path), own.load(path, mmap=True))[1], graph=lambda i: i.graph(),
     ),
     "faiss": Peer(

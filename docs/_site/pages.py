@@ -20,6 +20,7 @@ PLACES = {
     "README.ja.md": "index.ja.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmark-program.md",
     "export/README.md": "export-programs.md",
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .._files import beside
+from .._files import beside, check_target
 from ..advice import nlist_for
 from ..checkpoint import load
 from ..functional.metric import METRICS
@@ -31,7 +31,6 @@ from .common import (
     VECTOR_FILES,
     Reporter,
     add_json,
-    check_target,
     index_writer,
     positive,
     read_bytes,
@@ -45,35 +44,36 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `build`."""
     option = parser.add_argument
-    option("vectors", type=Path, help=VECTOR_FILES)
-    option("index", type=Path, help=f"the index to write: {INDEX_FILES}")
-    option("--key", help="the array of a file that holds several: a name, group/dataset in HDF5, a column in Parquet")
-    option("--metric", choices=METRICS, help="default: the one that an HDF5 file names, or l2")
-    option("--flat", action="store_true", help="exhaustive search instead of an inverted file")
-    option("--nlist", type=positive, help="lists (default: 4 * sqrt(rows))")
-    option("--nprobe", type=positive, help="lists that a query reads (default: 8)")
-    option("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: %(default)s")
-    option("--bits", type=int, choices=BITS, help="store codes of so many bits instead of floats")
+    option("vectors", type=Path, help=f"the file of vectors: {VECTOR_FILES}")
+    option("index", type=Path, help=f"the file to write: {INDEX_FILES}")
+    option("--key", help="name of the array, if the file has several; in HDF5 group/dataset, in Parquet a column")
+    option("--metric", choices=METRICS, help="default: that of the HDF5 file, or l2")
+    option("--flat", action="store_true", help="build a flat index (exhaustive search) instead of an inverted file")
+    option("--nlist", type=positive, help="number of lists (default: 4 * sqrt(rows))")
+    option("--nprobe", type=positive, help="lists to probe per query, saved with the index (default: 8)")
+    dtypes = ("float32", "float16", "bfloat16")
+    option("--dtype", choices=dtypes, default="float32", help="dtype of the stored vectors (default: %(default)s)")
+    option("--bits", type=int, choices=BITS, help="store codes with this many bits per number instead of floats")
     option(
         "--ids-from",
         "--ids",
         metavar="NAME|FILE",
-        help="an integer id for each row: an array or column of the file of vectors, or else a file (.npy, .ivecs, "
-        "or any other kind that vectors come in) that holds one such array, or one called ids (default: 0, 1, 2, …)",
+        help="integer ids of the rows: the name of an array or column in the file of vectors, or another file (.npy, "
+        ".ivecs, or any format of vectors) with one array, or with one called ids (default: 0, 1, 2, …)",
     )
-    option("--rows", type=positive, help="take the first so many rows (default: all)")
-    option("--train-rows", type=positive, help="rows, chosen at random, to train on (default: 256 a list)")
+    option("--rows", type=positive, help="use only the first ROWS rows (default: all)")
+    option("--train-rows", type=positive, help="number of random rows for training (default: 256 per list)")
     option("--niter", type=positive, default=10, help="iterations of k-means (default: %(default)s)")
-    option("--seed", type=int, default=1234, help="of the sample and of training (default: %(default)s)")
+    option("--seed", type=int, default=1234, help="seed of the random sample and of training (default: %(default)s)")
     option("--batch", type=positive, help="rows read at a time (default: as many as memory allows)")
     option(
         "--max-memory",
         type=read_bytes,
         metavar="SIZE",
         default=DEFAULT_MEMORY,
-        help=f"such as 8G, beside Python and PyTorch (default: {shown_bytes(DEFAULT_MEMORY)})",
+        help=f"memory to use beyond that of Python and PyTorch, such as 8G (default: {shown_bytes(DEFAULT_MEMORY)})",
     )
-    option("--device", type=usable_device, default="cpu", help="where to build (default: cpu)")
+    option("--device", type=usable_device, default="cpu", help="device for training and assigning (default: cpu)")
     add_json(parser)
 
 
@@ -124,15 +124,15 @@ def _built(args: argparse.Namespace, index: IndexBase, path: Path) -> Built:
 def _check_flags(args: argparse.Namespace) -> None:
     lists = {"--nlist": args.nlist, "--nprobe": args.nprobe, "--train-rows": args.train_rows}
     if args.bits and args.dtype != "float32":
-        raise ValueError(f"--bits {args.bits} stores codes, which have no --dtype {args.dtype}: leave one of them out")
+        raise ValueError(f"--bits {args.bits} and --dtype {args.dtype} exclude each other: leave one of them out")
     if args.flat and any(lists.values()):
-        raise ValueError(f"--flat has no lists: leave out {', '.join(name for name in lists if lists[name])}")
+        raise ValueError(f"a --flat index has no lists: leave out {', '.join(name for name in lists if lists[name])}")
 
 
 def _metric(args: argparse.Namespace, vectors: Vectors) -> str:
     metric: str = args.metric or vectors.metric or "l2"
     if metric not in METRICS:
-        raise ValueError(f"{args.vectors} is of vectors by {metric!r}, which there is not: choose a --metric")
+        raise ValueError(f"{args.vectors} has the metric {metric!r}, which is not supported: pass --metric")
     return metric
 
 

@@ -13,7 +13,7 @@ __all__ = ["add_arguments", "run"]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `build-native`."""
-    parser.add_argument("--again", action="store_true", help="also where it is built already")
+    parser.add_argument("--again", action="store_true", help="compile even if there is a kernel already")
     add_json(parser)
 
 

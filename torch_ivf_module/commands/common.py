@@ -22,7 +22,6 @@ __all__ = [
     "VECTOR_FILES",
     "Reporter",
     "add_json",
-    "check_target",
     "index_writer",
     "load_trained",
     "positive",
@@ -71,26 +70,15 @@ def say(what: str, text: str, seconds: float | None = None) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Declare --json."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def load_trained(path: Path, *, device: torch.device | None = None, mmap: bool = False) -> AnyIndex:
     """`load`, but for an index that cannot be searched yet: ValueError."""
     index = load(path, device=device, mmap=mmap)
     if not index.is_trained:
-        raise ValueError(f"{path} holds an index that is not trained, and so nothing to search")
+        raise ValueError(f"{path} contains an index that is not trained, so there is nothing to search")
     return index
-
-
-def check_target(path: Path, *others: Path | None) -> None:
-    """Refuse, before the work, a file that cannot be written, or that is one of those that the command uses besides."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file to write")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {path.parent}")
-    for other in others:
-        if other is not None and path.resolve() == other.resolve():
-            raise ValueError(f"writing {path} would overwrite {other}; name another file")
 
 
 def index_writer(path: Path) -> Callable[[AnyIndex], None]:

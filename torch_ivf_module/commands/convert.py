@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from .._files import check_target
 from ..checkpoint import load
 from ..index import IndexPreTransform
-from .common import INDEX_FILES, Reporter, add_json, check_target, index_writer, shown_bytes
+from .common import INDEX_FILES, Reporter, add_json, index_writer, shown_bytes
 
 __all__ = ["add_arguments", "run"]
 
@@ -18,9 +19,9 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `convert`."""
     option = parser.add_argument
-    option("source", type=Path, help="an index of this library, of torch-ivf, or of faiss (extra faiss)")
-    option("target", type=Path, help=INDEX_FILES)
-    option("--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored vectors (default: as they are)")
+    option("source", type=Path, help="a file of this package, of torch-ivf, or of faiss (extra faiss)")
+    option("target", type=Path, help=f"the file to write: {INDEX_FILES}")
+    option("--dtype", choices=("float32", "float16", "bfloat16"), help="dtype of the vectors (default: unchanged)")
     add_json(parser)
 
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype is not None:
         inner = index.index if isinstance(index, IndexPreTransform) else index
         if not inner.store.packed.is_floating_point():
-            raise ValueError(f"{args.source} holds {inner.store.format.kind}, not floats of a --dtype: leave it out")
+            raise ValueError(f"{args.source} contains {inner.store.format.kind}, not floats: leave out --dtype")
         inner.to(getattr(torch, args.dtype))
     write(index)
     size = args.target.stat().st_size

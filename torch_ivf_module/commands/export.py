@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from .. import export
+from .._files import check_target
 from ..functional.row_codes import as_float, rows_at
 from ..graph import LAYOUTS, SearchGraph
 from ..index import IndexPreTransform, SearchParams
-from .common import Reporter, add_json, check_target, load_trained, positive, shown_bytes
+from .common import Reporter, add_json, load_trained, positive, shown_bytes
 
 __all__ = ["add_arguments", "run"]
 
@@ -27,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("index", type=Path, help="a saved index")
     option("--format", choices=tuple(export.FORMATS), required=True)
-    option("--k", type=positive, help="results a query (default: the index's own)")
-    option("--nprobe", type=positive, help="lists a query visits (default: the index's own)")
-    option("--max-codes", type=positive, help="the most rows a query reads (default: the index's own)")
-    option("--storage", choices=("float32", "float16", "bfloat16"), help="dtype of the scanned vectors")
-    option("--layout", choices=LAYOUTS, default="rows", help="see IndexBase.graph")
-    option("--out", type=Path, help="where to write (default: beside the index)")
-    option("--check", action="store_true", help="run the file and compare its answers")
+    option("-k", "--k", type=positive, help="results per query (default: the index's own)")
+    option("--nprobe", type=positive, help="lists to probe per query (default: the index's own)")
+    option("--max-codes", type=positive, help="maximum of rows that a query reads (default: the index's own)")
+    option("--storage", choices=("float32", "float16", "bfloat16"), help="dtype of the vectors (default: unchanged)")
+    option("--layout", choices=LAYOUTS, default="rows", help="tiles is faster for aoti, rows otherwise (default: rows)")
+    option("--out", type=Path, help="the file to write (default: next to the index)")
+    option("--check", action="store_true", help="run the file, and compare its results with the index")
     add_json(parser)
 
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     check_target(out, args.index)
     index = load_trained(args.index)
     if isinstance(index, IndexPreTransform):
-        raise ValueError(f"{args.index} has a transform before its index: export index.graph() in Python")
+        raise ValueError(f"{args.index} is an IndexPreTransform: export index.graph() in Python instead")
     graph = index.graph(
         args.k,
         args.nprobe,

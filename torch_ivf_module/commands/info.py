@@ -26,7 +26,7 @@ _UNEVEN = 2.0  # imbalance from which reading costs twice what even lists would
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `info`."""
-    parser.add_argument("index", type=Path, help="any file that torch_ivf_module.load opens")
+    parser.add_argument("index", type=Path, help="a saved index: a file of this package, of torch-ivf or of faiss")
     add_json(parser)
 
 

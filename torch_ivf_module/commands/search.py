@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._files import replace
+from .._files import check_target, replace
 from ..checkpoint import AnyIndex
 from ..index import IndexPreTransform
 from ..params import SearchParams
 from ..vector_files import Vectors, open_vectors, read_truth
-from .common import VECTOR_FILES, Reporter, add_json, check_target, load_trained, positive, usable_device
+from .common import VECTOR_FILES, Reporter, add_json, load_trained, positive, usable_device
 
 __all__ = ["add_arguments", "run"]
 
@@ -31,23 +31,23 @@ _SHOWN = 10  # queries and results that a person is shown
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `search`."""
     option = parser.add_argument
-    option("index", type=Path, help="any file that torch_ivf_module.load opens")
-    option("queries", type=Path, help=VECTOR_FILES)
-    option("-k", "--k", type=positive, default=10, help="results a query (default: %(default)s)")
-    option("--key", help="the array of a file that holds several (default: test, if there is one)")
+    option("index", type=Path, help="a saved index: a file of this package, of torch-ivf or of faiss")
+    option("queries", type=Path, help=f"the file of query vectors: {VECTOR_FILES}")
+    option("-k", "--k", type=positive, default=10, help="results per query (default: %(default)s)")
+    option("--key", help="name of the array, if the file has several (default: test, if there is one)")
     option(
         "--truth",
         type=Path,
         metavar="FILE",
-        help="ids of the true neighbours of each query, nearest first, to report the recall: .ivecs, .ibin, .npy, … "
-        "(default: neighbors beside test in an HDF5 file)",
+        help="ids of the true neighbours of each query, nearest first, for the recall: .ivecs, .ibin, .npy, … "
+        "(default: the array neighbors, if the file of queries is HDF5 and has one)",
     )
-    option("--nprobe", type=positive, help="lists that a query reads (default: the index's own)")
-    option("--max-codes", type=positive, help="the most rows that a query reads (default: the index's own)")
+    option("--nprobe", type=positive, help="lists to probe per query (default: the index's own)")
+    option("--max-codes", type=positive, help="maximum of rows that a query reads (default: the index's own)")
     option("--batch", type=positive, default=4_096, help="queries searched at a time (default: %(default)s)")
     option("--ids", type=Path, metavar="FILE.npy", help="write the ids here, int64 (queries, k)")
     option("--distances", type=Path, metavar="FILE.npy", help="write the distances here, float32 (queries, k)")
-    option("--mmap", action="store_true", help="read of the index only what the search touches")
+    option("--mmap", action="store_true", help="map the vectors of the index instead of reading them into memory")
     option("--device", type=usable_device, help="where to search (default: cpu)")
     add_json(parser)
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         assert queries.truth is not None
         facts["recall"] = _recall(I, queries.truth[:, : args.k])
         source = args.truth or args.queries
-        talk.say("recall", f"{facts['recall']:.4f} of the {args.k} nearest that {source.name} names")
+        talk.say("recall", f"{facts['recall']:.4f} of the {args.k} nearest ids in {source.name}")
     if args.ids is None and args.distances is None:
         results = [{"ids": ids, "distances": row} for ids, row in zip(I.tolist(), _finite(D), strict=True)]
         talk.result({**facts, "results": results}, _table(D, I))
@@ -98,17 +98,17 @@ def _check_targets(args: argparse.Namespace) -> None:
         if path is None:
             continue
         if path.suffix != ".npy":
-            raise ValueError(f"results are written as .npy, got {path}")
+            raise ValueError(f"results are written as .npy: the file name must end in .npy, got {path}")
         check_target(path, args.index, args.queries, args.truth, other)
 
 
 def _check_fit(args: argparse.Namespace, index: AnyIndex, queries: Vectors) -> None:
     if queries.d != index.d:
-        raise ValueError(f"{queries.name} holds vectors of {queries.d}, {args.index} an index of vectors of {index.d}")
+        raise ValueError(f"{queries.name} has vectors of {queries.d} dimensions, but {args.index} has {index.d}")
     lists = {"--nprobe": args.nprobe, "--max-codes": args.max_codes}
     if (index.index if isinstance(index, IndexPreTransform) else index).store.flat and any(lists.values()):
         given = " and ".join(name for name in lists if lists[name])
-        raise ValueError(f"{args.index} is flat: it has no lists for {given}")
+        raise ValueError(f"{args.index} is a flat index, which has no lists: leave out {given}")
 
 
 def _comparable(args: argparse.Namespace, index: AnyIndex, queries: Vectors) -> bool:

@@ -1,7 +1,7 @@
 """faiss's Python interface over the indexes of this library: ``import torch_ivf_module.faiss_compat as faiss``.
 
-Arrays in and out, or tensors. What is here behaves as in faiss, but for the differences that the page "In place of
-faiss" of the documentation lists; what is not raises `Unsupported`, an AttributeError, which says what is.
+Functions take and return arrays, or tensors. The page "In place of faiss" of the documentation lists the differences
+from faiss. Names that are not supported raise `Unsupported`, an AttributeError that lists the supported ones.
 
 >>> import numpy
 >>> index = IndexFlatL2(2)

@@ -42,7 +42,7 @@ class PyCallbackIOReader:
         self._callback, self._most = callback, bs
 
     def read(self) -> bytes:
-        """All there is."""
+        """All remaining bytes."""
         return b"".join(iter(lambda: self._callback(self._most), b""))
 
 
@@ -53,7 +53,7 @@ class VectorIOWriter:
         self.data: Any = numpy.zeros(0, "uint8")
 
     def write(self, data: bytes) -> None:
-        """Put bytes behind those there are."""
+        """Append bytes."""
         self.data = numpy.concatenate([self.data, numpy.frombuffer(data, "uint8")])
 
 
@@ -64,7 +64,7 @@ class VectorIOReader:
         self.data = Vector(numpy.zeros(0, "uint8"), self._take)
 
     def read(self) -> bytes:
-        """All there is."""
+        """All remaining bytes."""
         return vector_to_array(self.data).tobytes()
 
     def _take(self, data: Any) -> None:
@@ -82,10 +82,10 @@ def BufferedIOReader(reader: Any, bsz: int = 0) -> Any:
 
 
 def write_index(index: Index, target: Any, io_flags: int = 0, *, format: str = _OURS) -> None:
-    """Write an index to a path, or by a writer, such as `PyCallbackIOWriter`.
+    """Write an index to a path, or to a writer such as `PyCallbackIOWriter`.
 
-    `format` is "torch_ivf_module", which `torch_ivf_module.load` opens too, or "faiss" (extra `faiss`), which faiss's
-    `read_index` opens. RuntimeError for an index with untrained transforms or a path that cannot be written.
+    `format` is "torch_ivf_module", for `torch_ivf_module.load`, or "faiss" (extra `faiss`), for `read_index` of faiss.
+    Raises RuntimeError for an index with untrained transforms or a path that cannot be written.
     """
     if hasattr(target, "write"):
         target.write(serialize_index(index, format=format).tobytes())
@@ -97,7 +97,7 @@ def write_index(index: Index, target: Any, io_flags: int = 0, *, format: str = _
         if format == _FAISS:
             ivf = try_extract_index_ivf(index)
             if ivf is not None and ivf.quantizer.metric_type != ivf.metric_type:
-                raise Unsupported("to faiss's format go only inverted files whose quantizer has their metric")
+                raise Unsupported("format='faiss' needs an inverted file whose quantizer has the same metric")
             _real_faiss().write_index(to_faiss(module), path)
         elif format == _OURS:
             checkpoint.save(module, path, {"faiss_compat": class_names(index)})
@@ -108,10 +108,10 @@ def write_index(index: Index, target: Any, io_flags: int = 0, *, format: str = _
 
 
 def read_index(source: Any, io_flags: int = 0) -> Index:
-    """The index in a file, of this library's format or (extra `faiss`) of faiss's, or from a reader.
+    """Read an index from a file of this library or (extra `faiss`) of faiss, or from a reader.
 
-    With the flag IO_FLAG_MMAP or IO_FLAG_MMAP_IFC the vectors of a file of this library are mapped. RuntimeError if
-    there is no such file, or it holds no index.
+    With the flag IO_FLAG_MMAP or IO_FLAG_MMAP_IFC, the vectors of a file of this library are mapped. Raises
+    RuntimeError if there is no such file, or if it is not an index.
     """
     if hasattr(source, "read"):
         return deserialize_index(numpy.frombuffer(source.read(), "uint8"))
@@ -150,5 +150,5 @@ def clone_index(index: Index) -> Index:
 def _real_faiss() -> Any:
     """faiss itself. RuntimeError while this package has its name."""
     if installed():
-        raise RuntimeError("faiss's own files need faiss, whose name this package has now: call uninstall() before")
+        raise RuntimeError("files of faiss need faiss, which install() has replaced: call uninstall() first")
     return require("faiss", "faiss")

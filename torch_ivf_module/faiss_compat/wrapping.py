@@ -28,11 +28,11 @@ _FLATS = {"IndexFlatL2": METRIC_L2, "IndexFlatIP": METRIC_INNER_PRODUCT}
 
 
 def wrap(module: Any, classes: Sequence[str] = ()) -> Index:
-    """An index of this library as one with faiss's methods, which shares its vectors.
+    """Wrap an index of this library in an index with the methods of faiss. Vectors are shared, not copied.
 
-    `classes` are the names that `class_names` gave of the index that had the module before. Without them a flat index
-    whose ids are not 0 .. N - 1 comes in an IndexIDMap2. An index by cosine becomes one by inner product behind a
-    NormalizationTransform.
+    A flat index with ids other than 0 .. N - 1 is wrapped in an IndexIDMap2. An index with metric "cosine" becomes an
+    inner-product index behind a NormalizationTransform. `classes` are names from `class_names`, for an index that was
+    wrapped before.
 
     >>> wrap(FlatModule(4, "ip"))
     faiss_compat.IndexFlatIP(4, ntotal=0)

@@ -57,23 +57,22 @@ def kmeans(
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     shard: RowShard | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Fit `nlist` centroids to rows `x` (N, d): Lloyd (1982), random start, empty clusters refilled as in faiss.
+    """Fit `nlist` centroids to rows `x` (N, d) by Lloyd's k-means; empty clusters are refilled as in faiss.
 
     x may be a tensor of any float dtype, an array, or a list of rows.
 
-    At most ``max_points_per_centroid * nlist`` sampled rows are used. For ip and cosine the centroids are normalized to
-    unit length. The global random state is neither used nor changed; `generator` (on the CPU) takes precedence over
-    `seed`. `start`, if given, are the initial centroids (nlist, d) instead of random rows.
+    At most ``max_points_per_centroid * nlist`` sampled rows are used. For ip and cosine the centroids have unit length.
+    The global random state is neither used nor changed. `generator` (on the CPU) replaces `seed`. `start` (nlist, d)
+    are the initial centroids; by default they are random rows.
 
     Returns the centroids (nlist, d) float32 and the objective of each iteration (niter,) float32: the sum of
     squared distances to the assigned centroids for l2, the sum of their products with the rows otherwise.
 
     With a `shard`, x are the rows of one of several processes, which all make the same call. The sample and the initial
-    centroids are those that one process with all rows would use; only the order of summation, and so the rounding,
-    differs.
+    centroids are those of one process with all rows. Only the order of summation differs, and so the rounding.
 
-    Raises ValueError for fewer rows than centroids, rows that float32 does not hold as finite numbers, another shape
-    or an unknown metric; TypeError for rows that are not floats or not dense.
+    Raises ValueError for fewer rows than centroids, rows that are not finite in float32, a wrong shape or an unknown
+    metric; TypeError for rows that are not floats or not dense.
 
     >>> centroids, objective = kmeans(torch.rand(200, 8), 4)
     >>> centroids.shape

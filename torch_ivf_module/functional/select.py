@@ -24,9 +24,9 @@ _SMALL = 1 << 14  # up to so many elements one call of top-k takes less time tha
 
 
 def select_topk(scores: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row, best first: scores (Q, k) and labels (Q, k), padded with -inf and -1.
+    """The k highest scores of each row, best first: scores (Q, k) and labels (Q, k), padded with -inf and -1.
 
-    A score that is NaN or infinite counts as padding, and so does a label of -1. Differentiable in `scores`.
+    A score that is NaN or infinite, or a label of -1, counts as padding. Differentiable in `scores`.
 
     >>> select_topk(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([[7, 8, 9]]), 2)
     (tensor([[3., 2.]]), tensor([[8, 9]]))

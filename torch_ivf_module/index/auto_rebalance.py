@@ -37,7 +37,7 @@ def _get(self: IndexIVF) -> float | None:
 
 def _set(self: IndexIVF, value: float | None) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1):
-        raise ValueError(f"auto_rebalance must be None or an imbalance factor from 1 on, as 1.5, got {value!r}")
+        raise ValueError(f"auto_rebalance must be None or an imbalance factor >= 1, such as 1.5, got {value!r}")
     self._auto_rebalance = None if value is None else float(value)
 
 
@@ -71,4 +71,4 @@ def _after_changes(index: IndexIVF, rows: int) -> None:
                 if imbalance_of(sizes) > (index._auto_rebalance or math.inf):
                     index.rebalance(max_rows=max(most, 2 * int(sizes.max())))
     except (MemoryError, RuntimeError) as error:  # the caller's change has been made
-        warnings.warn(f"auto_rebalance failed, lists stay as they are: {error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"auto_rebalance failed, and the lists are unchanged: {error}", RuntimeWarning, stacklevel=4)

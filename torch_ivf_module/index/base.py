@@ -252,6 +252,7 @@ class IndexBase(nn.Module):
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        validation.unchanged(name, value, self.__dict__)
         super().__setattr__(name, value)
         store: ListStore | None = self.__dict__.get("store")
         if store is not None and name in store.names:
@@ -292,7 +293,7 @@ class IndexBase(nn.Module):
         load_state_dict of any parent calls this.
         """
         missing_keys, _, error_msgs = lists
-        names = tuple(name for name in self.store.saved if name not in self._non_persistent_buffers_set)
+        names = module.loaded_names(self.store.saved, self._non_persistent_buffers_set)
         with module.own_loading(self, state_dict, prefix, local_metadata, strict, *lists, names=names) as others:
             if names:
                 module.load_buffers(self, state_dict, prefix, local_metadata, strict, missing_keys, error_msgs)

@@ -31,12 +31,11 @@ Self = TypeVar("Self", bound="IndexBase")
 def add(self: IndexBase, x: Tensor, *, groups: Tensor | None = None) -> None:
     """Add vectors x (n, d) under the ids from ``next_id`` on.
 
-    They are converted to the storage dtype and detached; for cosine they are stored at unit length. Raises ValueError
-    for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and RuntimeError before
-    training or when the ids would pass 2^63 - 2; the index is unchanged then.
+    `groups` (n,) int64 are the groups of the rows, for `SearchParams(groups=...)`; -1, the default, means no group.
 
-    `groups` (n,) int64 are the groups of the rows, by which `SearchParams(groups=...)` finds them: any numbers, of
-    which -1, the default, is no group.
+    Vectors are converted to the storage dtype and detached; for cosine they are scaled to unit length. Raises
+    ValueError for a wrong shape or device or a row that is not finite, TypeError for a wrong dtype, and RuntimeError
+    before training or if ids would exceed 2^63 - 2. The index is then unchanged.
     """
     x = validation.vectors(x, "x", self.d, self.device)
     _add(self.store, x, None, validation.groups(groups, x.shape[0], self.device))
@@ -54,11 +53,11 @@ def add_with_ids(self: IndexBase, x: Tensor, ids: Tensor, *, groups: Tensor | No
 def remove_ids(self: IndexBase, ids: Tensor) -> int:
     """Remove vectors by id and return how many rows were removed.
 
-    `ids` is int64 (n,), of which unknown ones are ignored, or a bool mask whose entry i says whether to remove id i.
-    Every row of a duplicate id is removed; the others keep their ids.
+    `ids` is int64 (n,), or a bool mask whose entry i says whether to remove id i. Unknown ids are ignored. If several
+    rows have an id, all of them are removed. The other rows keep their ids.
 
-    Many small removals are cheap: rows are marked at first, and the memory of marked rows is freed when they are an
-    eighth of the index, or when the buffers are next read.
+    Many small calls are fast: removed rows are only marked. Their memory is freed when they are an eighth of the index,
+    or when other code next reads the buffers.
     """
     wanted = selected_ids(ids, self.device)
     with self.store.lock:
@@ -69,7 +68,7 @@ def remove_ids(self: IndexBase, ids: Tensor) -> int:
 def update(self: IndexBase, ids: Tensor, x: Tensor, *, groups: Tensor | None = None) -> None:
     """Replace the vectors of ids (n,) by x (n, d), and their groups by `groups` (n,) if given.
 
-    Raises KeyError for an unknown id, ValueError for one given twice; the index is unchanged then.
+    Raises KeyError for an unknown id, ValueError for an id given twice. The index is then unchanged.
     """
     store = self.store
     x = validation.vectors(x, "x", self.d, self.device)
@@ -97,10 +96,10 @@ def merge_from(self: IndexBase, other: IndexBase, add_id: int = 0) -> None:
     """Move all vectors of `other`, another index of the same d, metric and centroids, into this one; `other` is empty
     afterwards, as after `reset`.
 
-    As in faiss, lists are joined without assigning vectors again, and `add_id` is added to each id of `other`;
-    ``a.merge_from(b, add_id=int(a.next_id))`` keeps the ids of two separately numbered indexes apart. Here that also
-    holds for flat indexes, which faiss numbers anew. Merge from a ``deepcopy`` to keep `other`. Raises TypeError or
-    ValueError saying what differs, or that an id would leave int64 or become -1; both indexes are unchanged then.
+    As in faiss, lists are joined without assigning vectors again, and `add_id` is added to each id of `other`:
+    ``a.merge_from(b, add_id=int(a.next_id))`` avoids equal ids. Unlike in faiss, this also holds for flat indexes. To
+    keep `other`, merge from a ``deepcopy``. Raises TypeError or ValueError if the indexes differ, or if an id would
+    exceed int64 or become -1. Both indexes are then unchanged.
 
     >>> from torch_ivf_module import IndexFlatL2
     >>> a, b = IndexFlatL2(2), IndexFlatL2(2)
@@ -128,9 +127,9 @@ def merge_from(self: IndexBase, other: IndexBase, add_id: int = 0) -> None:
 
 @eager
 def copy_subset(self: Self, ids: Tensor) -> Self:
-    """A new index that holds copies of the vectors of some ids, given as in `remove_ids`.
+    """A new index with copies of the vectors of some ids, which are given as in `remove_ids`.
 
-    It has the centroids and settings of this one, and ids and `next_id` are kept. faiss's ``copy_subset_to(other, 0,
+    It has the same centroids, settings, ids and `next_id`. faiss's ``copy_subset_to(other, 0,
     a1, a2)`` is ``copy_subset(torch.arange(a1, a2))`` followed by ``other.merge_from``.
 
     >>> from torch_ivf_module import IndexFlatL2
@@ -154,14 +153,14 @@ def copy_subset(self: Self, ids: Tensor) -> Self:
 
 @eager
 def reset(self: IndexBase) -> None:
-    """Remove all vectors, and number from 0 again, as faiss does; centroids stay."""
+    """Remove all vectors; ids start from 0 again. Centroids are kept, as in faiss."""
     if self.store.buffers["centroids"].shape[0]:
         self.store.check()  # if other buffers were overwritten, the centroids may have been too
     self.store.exchange(empty_buffers(self.store, keep_centroids=True))
 
 
 def reset_parameters(self: IndexBase) -> None:
-    """Make the index empty and untrained, as after construction; settings, dtype and device stay.
+    """Make the index empty and untrained, as after construction. Settings, dtype and device are kept.
 
     The values of the buffers are not read, so they may be uninitialised.
 

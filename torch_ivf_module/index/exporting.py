@@ -45,7 +45,7 @@ def exported_search(
     if x.dim() != 2 or x.shape[1] != index.d:
         raise ValueError(f"x must have shape (n, {index.d}), got {tuple(x.shape)}")
     if not store.handed_out:
-        raise RuntimeError("export a module that holds the index: torch.export has not read the buffers of this one")
+        raise RuntimeError("torch.export did not record the buffers of the index: export a module that contains it")
     # torch.export has read the buffers, and has then replaced them by tensors without values.
     with outside_of_modes():
         derived = derive(store.handed_out, store.names, store.metric)

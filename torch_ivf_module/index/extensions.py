@@ -30,11 +30,11 @@ def provide(**functions: Callable[..., Any]) -> None:
 
 
 def save(self: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the index to one file: safetensors for a ``.safetensors`` suffix, else what torch.load opens.
+    """Write the index to a file: in safetensors format for the suffix ``.safetensors``, otherwise for torch.load.
 
-    It is written to a temporary file in the same folder, synced and renamed, so a crash leaves the old file or the new
-    one. Raises TypeError for an `IndexPreTransform` whose transform is not made of `nn.Linear` and `Normalize`, of
-    which the state_dict can be saved.
+    It is written to a temporary file in the same folder, synced and renamed, so after a crash the old file or the new
+    one is complete. Raises TypeError for an `IndexPreTransform` whose transform does not consist of `nn.Linear` and
+    `Normalize`; save its state_dict instead.
     """
     _PROVIDED["save"](self, path)
 
@@ -48,12 +48,12 @@ def load(
     mmap: bool = False,
     codes: Setting = "saved",
 ) -> Self:
-    """`torch_ivf_module.load` for a file that holds an index of this class; TypeError for one of another."""
+    """`torch_ivf_module.load` for a file with an index of this class; TypeError for another class."""
     return _of_class(cls, _PROVIDED["load"](path, device=map_location, mmap=mmap, codes=codes), path)
 
 
 def save_pretrained(self: nn.Module, folder: str | os.PathLike[str], **settings: Any) -> Any:
-    """Write the index to a folder as the Hugging Face Hub has them; see `torch_ivf_module.hub` (extra `hub`)."""
+    """Write the index to a folder in the layout of the Hugging Face Hub; see `torch_ivf_module.hub` (extra `hub`)."""
     return _PROVIDED["save_pretrained"](self, folder, **settings)
 
 
@@ -64,7 +64,7 @@ def push_to_hub(self: nn.Module, repo_id: str, **settings: Any) -> Any:
 
 @classmethod  # type: ignore[misc]
 def from_pretrained(cls: type[Self], name: str | os.PathLike[str], **settings: Any) -> Self:
-    """Open an index of this class in a folder or on the Hub; see `torch_ivf_module.hub` (extra `hub`)."""
+    """Open an index of this class from a folder or the Hub; see `torch_ivf_module.hub` (extra `hub`)."""
     return _of_class(cls, _PROVIDED["from_pretrained"](name, **settings), name)
 
 
@@ -92,17 +92,17 @@ def graph(
 
     Parameters
     ----------
-    k, nprobe, max_codes : as the index has them, by default.
-    storage : dtype of the vectors that are scanned (float32, float16, bfloat16), by default the index's own.
-    layout : "rows" scans the index's own buffers, or one copy if `storage` differs from their dtype, and distances are
-        then those to the copy. "tiles" scans a copy that a compiler makes faster code of, N * d * itemsize bytes in
-        addition to the buffers; what is returned is scored with the index's own vectors.
-    exclude : number of ids that each query must not find. The graph then takes them as a further input, ``exclude=``
-        int64 (..., exclude); -1 excludes nothing.
+    k, nprobe, max_codes : by default those of the index.
+    storage : dtype of the scanned vectors (float32, float16, bfloat16); by default that of the index.
+    layout : "rows" scans the buffers of the index. If `storage` is another dtype, it scans a copy, and distances are to
+        the vectors of the copy. "tiles" scans a copy of N * d * itemsize bytes in a layout for which compilers generate
+        faster code; results are scored with the vectors of the index.
+    exclude : number of ids that each query must not find. The graph then has another input, ``exclude=`` int64
+        (..., exclude); -1 excludes nothing.
 
-    The graph has to be made again after every change of the index. One made without `k`, `nprobe`, `max_codes`,
-    `storage` and `exclude` is what `forward` takes under torch.compile, until a setting of the index changes. Raises
-    RuntimeError for an untrained index, ValueError for a wrong setting.
+    Make the graph again after every change of the index. `forward` uses a graph that was made without `k`, `nprobe`,
+    `max_codes`, `storage` and `exclude` under torch.compile, until a setting of the index changes. Raises RuntimeError
+    for an untrained index, ValueError for a wrong setting.
     """
     made: SearchGraph = _PROVIDED["graph"](
         self, k=k, nprobe=nprobe, max_codes=max_codes, storage=storage, layout=layout, exclude=exclude
@@ -113,9 +113,9 @@ def graph(
 
 
 def plot(self: IndexBase, ax: Any = None) -> Any:
-    """A histogram of how many vectors the lists hold, on matplotlib axes (extra `plot`), which it returns.
+    """Draw a histogram of the list sizes with matplotlib (extra `plot`), and return the axes.
 
-    See `torch_ivf_module.plotting`, which also draws what `tune` tried.
+    See `torch_ivf_module.plotting`, which can also plot a result of `tune`.
 
     >>> from torch_ivf_module import IndexIVFFlat
     >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ class IndexFlat(IndexBase):
     metric : "l2" (squared), "ip" or "cosine".
     k : results that `forward` returns.
     search_mode, max_bytes, codes : see the properties.
-    device, dtype : where and in which dtype (float32, float16, bfloat16) vectors are stored.
+    device, dtype : of the stored vectors; the dtype is float32, float16 or bfloat16.
 
     >>> import torch
     >>> index = IndexFlat(4)

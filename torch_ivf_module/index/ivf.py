@@ -71,12 +71,12 @@ class IndexIVF(IndexBase):
 
     @property
     def nlist(self) -> int:
-        """Number of lists; before training the number that `fit` makes."""
+        """Number of lists; before training, the number that `fit` will create."""
         return self.store.nlist or self._wanted_nlist
 
     @property
     def nprobe(self) -> int:
-        """Lists that a query reads; more than `nlist` means all."""
+        """Number of lists that a query reads; a value above `nlist` means all."""
         return self._own_nprobe
 
     @nprobe.setter
@@ -97,17 +97,18 @@ class IndexIVF(IndexBase):
 
     @property
     def list_ordering(self) -> str:
-        """The order of the rows of each list, except rows added since; "none" after `fit`."""
+        """The order that `rebuild_lists` last gave to the rows of each list; "none" after `fit`."""
         return self.store.ordering
 
     @eager
     def rebuild_lists(self, *, ordering: str | None = None) -> None:
-        """Sort the rows of each list by how likely they are results, for searches with a budget, which read the first.
+        """Sort the rows of each list, the most likely results first, for searches with a budget.
 
-        `ordering` is "residual_norm_asc" (l2: rows near the centroid first) or "proj_desc" (ip, cosine: rows with a
-        large product with the centroid first); the default is the one of the metric. Rows added later follow unsorted
-        until the next call, which `SearchParams(rebuild_policy=...)` can make. Results of searches without a budget do
-        not change. Raises ValueError for an ordering that the metric does not have.
+        A search with a budget reads the first rows of each list. `ordering` is "residual_norm_asc" (l2: rows near the
+        centroid first) or "proj_desc" (ip, cosine: rows with a large product with the centroid first); the default
+        depends on the metric. Rows that are added later follow unsorted until the next call, which
+        `SearchParams(rebuild_policy=...)` can make. Results of searches without a budget do not change. Raises
+        ValueError for an ordering of another metric.
 
         >>> from torch_ivf_module import IndexIVFFlat
         >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))
@@ -160,12 +161,13 @@ class IndexIVF(IndexBase):
         generator: torch.Generator | None = None,
         verbose: bool = False,
     ) -> Self:
-        """Fit the centroids to x (n, d) by k-means on at most ``max_points_per_centroid * nlist`` sampled rows.
+        """Train the centroids by k-means on x (n, d), or a sample of ``max_points_per_centroid * nlist`` of its rows.
 
-        The same seed, device and thread count give the same centroids. On a filled index every stored vector
-        moves to its new list. `verbose` shows a progress bar (extra `progress`). Returns self.
+        The same seed, device and number of threads give the same centroids. In a filled index every stored vector
+        is moved to its new list. `verbose` shows a progress bar (extra `progress`). Returns self.
 
-        Raises ValueError for fewer rows than `nlist` or rows that are not finite; warns for fewer than 39 per list.
+        Raises ValueError for fewer rows than `nlist` or a row that is not finite. Warns for fewer than 39 rows per
+        list.
         """
         x = training.training_rows(self, x)
         centroids = training.clustered(
@@ -184,11 +186,11 @@ class IndexIVF(IndexBase):
 
     @eager
     def retrain(self, x: Tensor | None = None, *, verbose: bool = False, **settings: Any) -> Retrained:
-        """Continue k-means from the present centroids, on x (n, d) or the stored vectors, and move every vector.
+        """Continue k-means from the current centroids, on x (n, d) or the stored vectors, and assign all vectors again.
 
-        For an index whose vectors have changed since training. Centroids keep their numbers, so the result can say how
-        many vectors moved; `fit` would start again. `settings` and errors are those of `fit`; RuntimeError before
-        training.
+        For an index whose vectors have changed since training. Unlike `fit`, it does not start from random rows, and
+        the result says how many vectors moved to another list. `settings` and errors are those of `fit`. Raises
+        RuntimeError before training.
 
         >>> from torch_ivf_module import IndexIVFFlat
         >>> x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))

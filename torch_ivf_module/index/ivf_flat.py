@@ -20,11 +20,11 @@ class IndexIVFFlat(IndexIVF):
     nprobe : lists that a query reads, min(8, nlist) by default; with more lists recall is higher.
     metric : "l2" (squared), "ip" or "cosine".
     max_codes : the maximum of rows that a query reads, None for no limit; see `SearchParams`.
-    list_ordering : the order of the rows that will be loaded into the index; see `rebuild_lists`.
+    list_ordering : the order of the rows in the buffers that will be loaded; see `rebuild_lists`.
     auto_rebalance : the imbalance factor above which changes call `rebalance`, None for never; see the property.
     k : results that `forward` returns.
     search_mode, max_bytes, codes : see the properties.
-    device, dtype : where and in which dtype (float32, float16, bfloat16) vectors are stored.
+    device, dtype : of the stored vectors; the dtype is float32, float16 or bfloat16.
 
     >>> import torch
     >>> x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,12 @@ def without_own_buffers(store: ListStore) -> Iterator[None]:
             buffers.clear()
             buffers.update(own)
             buffers.update(others)
+
+
+def loaded_names(saved: tuple[str, ...], left_out: Set[str]) -> tuple[str, ...]:
+    """The entries of a state_dict that an index takes, without those `left_out`; none without its required entries."""
+    names = tuple(name for name in saved if name not in left_out)
+    return () if names == (schema.GROUPS,) else names
 
 
 @contextmanager

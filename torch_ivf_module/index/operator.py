@@ -88,7 +88,7 @@ def _params_of(settings: Sequence[Any]) -> SearchParams:
 def _index(handle: int) -> IndexBase:
     index = _INDEXES.get(handle)
     if index is None:
-        raise RuntimeError("the index that this compiled model searches has been deleted: keep one, and compile again")
+        raise RuntimeError("the index of this compiled model has been deleted: keep a reference, and compile again")
     return index
 
 

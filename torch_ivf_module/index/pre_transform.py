@@ -42,14 +42,14 @@ def _of_index(name: str) -> property:
 
 
 class IndexPreTransform(nn.Module):
-    """Applies `transform` to vectors and queries, and adds them to or searches them in `index`; as faiss's class.
+    """Applies `transform` to vectors and queries before they are passed to `index`, like faiss's class.
 
     Parameters
     ----------
     d : dimension of the vectors before the transform.
     transform : a module that maps (n, d) to (n, index.d), float32.
-    index : a flat or inverted-file index; its settings, such as `nprobe`, and its methods are those of this
-        module too; what a flat index lacks, an AttributeError names.
+    index : a flat or inverted-file index. Its settings, such as `nprobe`, and its methods are available on this module
+        too.
 
     >>> from torch_ivf_module import IndexFlat
     >>> index = IndexPreTransform(4, nn.Linear(4, 2).requires_grad_(False), IndexFlat(2))

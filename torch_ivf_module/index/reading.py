@@ -34,7 +34,7 @@ class ListStats(NamedTuple):
 
 @eager
 def reconstruct(self: IndexBase, id: int) -> Tensor:
-    """The stored vector (d,) of an id, in the storage dtype; of a duplicate id the last. KeyError if unknown."""
+    """The stored vector (d,) of an id, in the storage dtype; the last if several rows have it. KeyError if unknown."""
     return self.reconstruct_batch(torch.tensor([validation.int64(id, "id")], device="cpu").to(self.device))[0]
 
 
@@ -62,7 +62,7 @@ def list_sizes(self: IndexBase) -> Tensor:
 
 @eager
 def imbalance_factor(self: IndexBase) -> float:
-    """Rows that a query reads on average, relative to lists of equal size, if queries are distributed as the vectors.
+    """Average number of rows that a query reads, relative to lists of equal size, for queries distributed like vectors.
 
     As in faiss: ``L * sum(sizes ** 2) / sum(sizes) ** 2``, at best 1; 1 for an empty index.
     """
@@ -71,7 +71,7 @@ def imbalance_factor(self: IndexBase) -> float:
 
 @eager
 def list_stats(self: IndexBase) -> ListStats:
-    """The number of lists, how many are empty, their minimum, median and maximum size, and `imbalance_factor`."""
+    """The number of lists and of empty lists, the minimum, median and maximum size, and `imbalance_factor`."""
     sizes = self.list_sizes()
     if not sizes.shape[0]:
         return ListStats(0, 0, 0, 0.0, 0, 1.0)
@@ -87,7 +87,7 @@ def list_stats(self: IndexBase) -> ListStats:
 
 @eager
 def groups_of(self: IndexBase, ids: Tensor) -> Tensor:
-    """The groups (n,) int64 of ids (n,) int64; of a duplicate id that of the row whose vector `reconstruct` returns.
+    """The groups (n,) int64 of ids (n,) int64; if several rows have an id, of the row that `reconstruct` returns.
 
     -1 for a row that was added without a group. KeyError if an id is unknown.
 

@@ -40,22 +40,23 @@ class Rebalanced(NamedTuple):
 
 @eager
 def rebalance(self: IndexIVF, *, max_rows: int = 1 << 16, seed: int = 1234) -> Rebalanced:
-    """Split the longest lists, merge the shortest with others, and move rows between these and their neighbours only.
+    """Split the longest lists, merge the shortest lists, and move rows between these lists and their neighbours.
 
-    For an index whose vectors have changed since training, where `retrain` would take too long. A call reads at most
-    `max_rows` vectors, and those that share an id with one that moves; it looks at all ids. The number of lists stays:
-    the parts of a list get the numbers of merged ones. A list of more than `max_rows` vectors is not split, and counted
-    as `too_long`. As long as calls move vectors, another one may do more.
+    For an index whose vectors have changed since training, if `retrain` would take too long. A call reads at most
+    `max_rows` vectors, and vectors that share an id with a moved one; it also reads all ids. The number of lists is
+    constant: the parts of a split list get the numbers of merged lists. A list of more than `max_rows` vectors is not
+    split, and is counted as `too_long`. While calls move vectors, another call may improve the lists further.
 
-    Moved vectors are pending as added ones are, and packed when they are many; see docs/drift.md. `list_ordering` is
-    "none" afterwards. Searches that probe all lists return what they did before. Raises RuntimeError before training;
-    ValueError for max_rows < 1; the index is unchanged then.
+    Moved vectors are pending, like added ones, and are packed if there are many; see docs/drift.md. `list_ordering` is
+    "none" afterwards. Searches of all lists return the same results as before. Raises RuntimeError before training,
+    ValueError for max_rows < 1. The index is then unchanged.
 
-    A list is split by k-means into as many parts as it is longer than the mean. Then the centroids of the parts, of
-    merged lists, of their neighbours, and of the lists that have grown or shrunk most since theirs were computed, are
-    fitted together, and their rows are assigned again. That is SPFresh's LIRE (Xu et al., SOSP 2023, arXiv 2410.14452)
-    with the local k-means of Ada-IVF (Mohoney et al., arXiv 2411.00970), which also counts the changes of each list,
-    and of Quake (Mohoney et al., arXiv 2506.03437), which also weighs what a split saves against what a merge costs.
+    A list that is n times as long as the mean is split by k-means into n parts. Then the centroids of the parts, of
+    merged lists, of their neighbours, and of the lists that have grown or shrunk most since their centroid was
+    computed, are fitted together, and their rows are assigned again. This is LIRE of SPFresh (Xu et al., SOSP 2023,
+    arXiv 2410.14452) with the local k-means of Ada-IVF (Mohoney et al., arXiv 2411.00970), which also counts the
+    changes of each list, and of Quake (Mohoney et al., arXiv 2506.03437), which also compares the gain of a split with
+    the cost of a merge.
 
     >>> from torch_ivf_module import IndexIVFFlat
     >>> x = torch.randn(800, 8, generator=torch.Generator().manual_seed(0))

@@ -14,10 +14,10 @@ from .row_format import CodeRows
 class IndexScalarQuantizer(IndexBase):
     """Exhaustive search over vectors that are stored as codes; a quarter or an eighth of the memory of `IndexFlat`.
 
-    Distances are to the decoded vectors, which `reconstruct` returns. Each vector has its own range: the least entry is
-    code 0, the largest is the highest code, so a decoded entry differs from the one that was added by at most half of a
-    255th (8 bits) or a 15th (4 bits) of the range of its vector, and by rounding. faiss, whose class of this name has a
-    range for each dimension, has to be trained; here `train` only checks its argument.
+    Distances are to the decoded vectors, which `reconstruct` returns. Each vector has its own range: its smallest entry
+    has code 0, and its largest entry the highest code. So a decoded entry differs from the original by at most 1/510
+    (8 bits) or 1/30 (4 bits) of the range of its vector, plus rounding. No training is needed: `train` only checks its
+    argument. faiss's class of this name has a range for each dimension, and must be trained.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class IndexScalarQuantizer(IndexBase):
     metric : "l2" (squared), "ip" or "cosine".
     k : results that `forward` returns.
     search_mode, max_bytes, codes : see the properties.
-    device : where codes are stored. Casts such as ``half()`` do not change them; `dtype`, of the decoded vectors, is
+    device : device of the codes. Casts such as ``half()`` do not change codes. `dtype` is that of decoded vectors,
         float32.
 
     >>> import torch
@@ -47,9 +47,9 @@ class IndexScalarQuantizer(IndexBase):
 
 
 class IndexIVFScalarQuantizer(IndexIVF):
-    """Inverted file over vectors that are stored as codes, as `IndexScalarQuantizer` stores them.
+    """Inverted file over vectors that are stored as codes, as in `IndexScalarQuantizer`.
 
-    Codes do not depend on lists or centroids: training again, merging and sharding move them unchanged.
+    Codes do not depend on lists or centroids, so training again, merging and sharding do not change them.
 
     Parameters
     ----------

@@ -85,10 +85,11 @@ def range_search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All vectors of the probed lists strictly inside the radius: D < radius (l2), D > radius (ip, cosine).
 
-    `radius` is a number, or a tensor (nq,) of one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
-    I (n,) int64; the results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params`, `nprobe`, `selector`,
-    `exclude` and `groups` are used: all rows of the probed lists are read, `max_codes` and budgets are ignored, as in
-    faiss. D has no derivative and never requires grad. Raises as `search`, and RuntimeError for a dual tensor x.
+    `radius` is a number, or a tensor (nq,) with one for each query. Returns lims (nq + 1,) int64, D (n,) float32 and
+    I (n,) int64. The results of query i are ``lims[i]:lims[i + 1]``, in any order. Of `params`, only `nprobe`,
+    `selector`, `exclude` and `groups` are used: all rows of the probed lists are read, and `max_codes` and budgets are
+    ignored, as in faiss. D has no derivative and never requires grad. Raises the errors of `search`, and RuntimeError
+    for a dual tensor x.
     """
     x = validation.vectors(x, "x", self.d, self.device)
     if is_dual(x):

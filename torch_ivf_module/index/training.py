@@ -35,10 +35,10 @@ _ROWS_PER_LIST = 39  # faiss warns if there are fewer training rows per list
 
 
 def train(self: Self, mode: bool | Tensor = True, **settings: Any) -> Self:
-    """Fit the index to a tensor, as faiss's `train`; or switch the mode, as torch.nn.Module's.
+    """Train the index on a tensor, as faiss's `train`; or switch the mode, as `train` of torch.nn.Module.
 
-    ``train(x, ...)`` is `fit`; ``train(True)`` and ``train(False)`` set the training flag. For torch-ivf's users
-    `max_iter` is `niter`, and `batch_size` and `tol` are accepted without effect.
+    ``train(x, ...)`` is `fit`. ``train(True)`` and ``train(False)`` set the training flag. For code written for
+    torch-ivf, `max_iter` means `niter`, and `batch_size` and `tol` are accepted but have no effect.
     """
     given: object = mode
     if isinstance(given, Tensor) or (hasattr(given, "__len__") and not isinstance(given, (str, bytes))):

@@ -6,6 +6,7 @@ N rows, d dim.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,6 +17,14 @@ from ..functional.transforms import wrapped
 from .schema import LAST_ID
 
 _IDS = (torch.int64, torch.int32, torch.uint32, torch.uint64)
+_FIXED = ("d", "metric")  # attributes of an index on which its vectors and centroids depend
+
+
+def unchanged(name: str, value: object, attributes: Mapping[str, object]) -> None:
+    """AttributeError if `value` would change one of `attributes` that is fixed."""
+    if name in _FIXED and attributes.get(name, value) != value:
+        what = f"{name} cannot be changed from {attributes[name]!r}"
+        raise AttributeError(f"{what}: make another index with {name}={value!r}")
 
 
 def vectors(x: object, name: str, d: int, device: torch.device) -> Tensor:
@@ -118,9 +127,12 @@ def _int64s(value: object, name: str, device: torch.device, dim: int, shape: str
             raise ValueError(f"{name} holds an integer beyond the 64 bits of int64: {RANGE}")
         cast = f"{name}.long()" if isinstance(value, Tensor) else f"torch.as_tensor({name}).long()"
         what = "" if tensor.is_complex() else f"; cast it with {cast}"
+        what += ", or a mask with .bool()" if tensor.dtype == torch.uint8 else ""
         raise TypeError(f"{name} must be int64 or int32, got {word(tensor.dtype)}{what}")
     if tensor.dim() != dim:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        what = f"; pass [{int(tensor)}] for one" if tensor.dim() == 0 and dim == 1 else ""
+        what = f"; pass {name}[:, None] for one id per query" if tensor.dim() == 1 and dim == 2 else what
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}{what}")
     found = _plain(_placed(tensor, value, name, device), name).detach().long()
     if tensor.dtype == torch.uint64 and bool((found < 0).any()):
         raise ValueError(f"{name} must be below 2^63, got {int(found[found < 0][0]) + 2**64}")

@@ -1,7 +1,6 @@
-"""Adaptors for other libraries: each is a module of its own, imported by name.
+"""Adaptors for other libraries. Import the module of a library by its name.
 
-A module that subclasses something of its library imports it at once; where it is missing, the ImportError names the
-extra that installs it.
+If the library is not installed, the import or the first call raises an ImportError that names the extra.
 
 >>> from torch_ivf_module.integrations.torch_geometric import L2KNNIndex
 >>> L2KNNIndex().numel

@@ -30,7 +30,7 @@ class MemoryBank(nn.Module):
     def __init__(self, index: IndexBase) -> None:
         super().__init__()
         if index.metric != "l2":
-            raise ValueError(f"index must be of metric 'l2', by which PatchCore compares, got {index.metric!r}")
+            raise ValueError(f"index must have metric 'l2', the metric of PatchCore, got {index.metric!r}")
         self.index = index
 
     @property
@@ -68,8 +68,8 @@ class MemoryBank(nn.Module):
 class PatchcoreModel(_patchcore.PatchcoreModel):  # type: ignore[misc]
     """anomalib's PatchcoreModel whose `memory_bank` is a `MemoryBank`; made by `with_index`.
 
-    A graph that torch.export records, as for ONNX and OpenVINO, compares with every vector, as anomalib's own does.
-    Loads the state_dict of anomalib's own model, too.
+    In a graph that torch.export records, for example for ONNX or OpenVINO, it compares with all vectors, as anomalib's
+    model does. It can load the state_dict of anomalib's model.
     """
 
     memory_bank: MemoryBank
@@ -110,7 +110,7 @@ def with_index(model: Model, index: Callable[[int], IndexBase] = IndexFlatL2) ->
     Parameters
     ----------
     model : anomalib's `Patchcore`, or the `PatchcoreModel` inside; fitted or not.
-    index : makes an empty index of metric "l2" for vectors of d dimensions. The default is exact;
+    index : a function of the dimension d that returns an empty index with metric "l2". The default is exact.
         ``lambda d: IndexIVFFlat(d, nlist=64, nprobe=8)`` searches a part of the bank.
 
     Returns `model`. Raises TypeError for another model, ValueError for an index of another metric.

@@ -31,17 +31,17 @@ INDEX, DOCUMENTS = "index.pt", "documents.json"
 
 
 class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
-    """Texts by the vectors of an embedding, in an index of this package.
+    """A vector store of texts, whose vectors are in an index of this package.
 
     Parameters
     ----------
     embedding : LangChain's `Embeddings`.
-    index : an empty index; None for an `IndexFlat` of metric "cosine", made for the first texts. One with lists that is
-        not trained is trained on the first texts added, which must be as many as its `train` needs.
+    index : an empty index; None for an `IndexFlat` with metric "cosine". An untrained index with lists is trained on
+        the first texts that are added, which must be at least as many as `train` needs.
 
-    A text added under a known id replaces that text; unknown ids in `delete` are ignored. Scores are those of the
-    index: the larger the better for "cosine" and "ip", squared distances for "l2". `filter` is a function of a
-    Document, as in LangChain's InMemoryVectorStore; it is called for every document.
+    A text with a known id replaces the old text. Unknown ids in `delete` are ignored. Scores are those of the index:
+    larger is better for "cosine" and "ip"; for "l2" they are squared distances. `filter` is a function of a Document,
+    as in LangChain's InMemoryVectorStore; it is called for every document.
 
     >>> from langchain_core.embeddings import DeterministicFakeEmbedding
     >>> store = IndexVectorStore.from_texts(["one", "two"], DeterministicFakeEmbedding(size=8), ids=["1", "2"])
@@ -51,7 +51,7 @@ class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
 
     def __init__(self, embedding: Any, index: IndexBase | None = None) -> None:
         if index is not None and index.ntotal:
-            raise ValueError(f"index must be empty, got one of {index.ntotal} vectors, whose texts are not known")
+            raise ValueError(f"index must be empty, got one with {index.ntotal} vectors: their texts are not known")
         self.embedding = embedding
         self.index = index
         self._documents: dict[int, Any] = {}  # by their ids in the index
@@ -70,7 +70,7 @@ class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
         ids: Sequence[str | None] | None = None,
         **_: Any,
     ) -> list[str]:
-        """Add n texts; metadatas and ids, where given, are n too. Returns the ids, new ones where they were None."""
+        """Add n texts, with n metadatas and n ids if given. Returns the ids; an id of None is replaced by a new one."""
         texts = list(texts)
         metadatas = metadatas or [{} for _ in texts]
         names = [id or str(uuid.uuid4()) for id in ids or [None] * len(texts)]
@@ -108,7 +108,7 @@ class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Any]:
-        """The documents of those of these ids that are known."""
+        """The documents with these ids; unknown ids are ignored."""
         return [self._documents[self._numbers[id]] for id in ids if id in self._numbers]
 
     def similarity_search(self, query: str, k: int = 4, **settings: Any) -> list[Any]:
@@ -190,7 +190,7 @@ class IndexVectorStore(_stores.VectorStore):  # type: ignore[misc]
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], embedding: Any) -> IndexVectorStore:
-        """The store that `save` wrote. ValueError if index and documents do not belong together."""
+        """The store that `save` wrote. ValueError if the index and the documents are not of the same save."""
         store = cls(embedding)
         index: Any = checkpoint.load(Path(folder, INDEX))
         store.index = index

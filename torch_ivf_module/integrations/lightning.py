@@ -23,23 +23,24 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 class KNNAccuracy(_lightning.Callback):  # type: ignore[misc]
-    """Logs how many validation samples the labels of their nearest neighbours classify correctly.
+    """Logs the accuracy of a k-nearest-neighbour classifier on the validation samples.
 
-    Before each validation `index` is filled again with what the module now makes of the reference. A sample has the
-    class with the most votes of its k nearest, each weighted by exp(cosine / temperature): the evaluation of DINO
-    (Caron et al., ICCV 2021). The index stays as the attribute `index`, the labels as `labels` (n,).
+    Before each validation, the embeddings of the reference set are computed and added to a new index. A sample is
+    assigned to the class with the most votes of its k nearest neighbours, each weighted by exp(cosine / temperature),
+    as in the evaluation of DINO (Caron et al., ICCV 2021). The attribute `index` is the index, `labels` (n,) the
+    labels.
 
     Parameters
     ----------
-    reference : batches (x, labels) of the samples that vote, such as a DataLoader; iterated before each validation.
-        Batches of the validation are (x, labels) too.
-    k, temperature : as above.
-    index : makes an empty index of metric "cosine" for vectors of d dimensions; it is trained if it has lists.
-    embed : gives the embeddings (Q, d) of x, as ``embed(module, x)``; None for ``module(x)``.
-    name : of what is logged.
+    reference : batches (x, labels) of the reference set, such as a DataLoader. Validation batches are (x, labels) too.
+    k, temperature : number of neighbours and weighting of votes, as above.
+    index : a function of the dimension d that returns an empty index with metric "cosine"; it is trained if it has
+        lists.
+    embed : ``embed(module, x)`` returns the embeddings (Q, d) of x; None for ``module(x)``.
+    name : the name of the logged value.
 
-    With several processes each fills an index with the whole reference, and the accuracy is that of all. Not run in
-    the sanity check.
+    With several processes, each fills an index with the whole reference set, and the accuracy is that of all processes.
+    The callback does not run in the sanity check.
     """
 
     def __init__(
@@ -78,13 +79,13 @@ class KNNAccuracy(_lightning.Callback):  # type: ignore[misc]
 
     @torch.no_grad()
     def fill(self, module: Any) -> None:
-        """Make the index of what the module makes of the reference. ValueError for another metric than "cosine"."""
+        """Fill a new index with the embeddings of the reference set. ValueError for another metric than "cosine"."""
         made = [(self._embed(module, x.to(module.device)), labels) for x, labels in self.reference]
         vectors = torch.cat([part for part, _ in made])
         if self.index is None or self.index.d != vectors.shape[1]:
             self.index = self._make_index(vectors.shape[1])
         if self.index.metric != "cosine":
-            raise ValueError(f"index must make one of metric 'cosine', got metric {self.index.metric!r}")
+            raise ValueError(f"index must return an index with metric 'cosine', got metric {self.index.metric!r}")
         self.index.to(vectors.device).reset()
         self.index.train(vectors)
         self.index.add(vectors)

@@ -26,15 +26,15 @@ Self = TypeVar("Self", bound="IndexKNN")
 class IndexKNN(nn.Module):
     """Nearest neighbours for `AccuracyCalculator`, `InferenceModel` and the testers of pytorch-metric-learning.
 
-    It has the methods of `FaissKNN`. Its `index` is a submodule, on the device of the vectors that it was made for, and
-    distances are differentiable with respect to the query.
+    It has the methods of `FaissKNN`. Its `index` is a submodule, on the device of the first vectors. Distances are
+    differentiable with respect to the query.
 
     Parameters
     ----------
-    reset_before : whether each call makes a new index for its reference.
-    reset_after : whether each call drops the index afterwards.
-    index_init_fn : makes an index for vectors of d dimensions, by default `IndexFlatL2`; an index with lists is trained
-        on the first vectors that come.
+    reset_before : whether each call creates a new index for its reference.
+    reset_after : whether each call deletes the index afterwards.
+    index_init_fn : a function of the dimension d that returns an index, by default `IndexFlatL2`. An index with lists
+        is trained on the first vectors.
 
     >>> knn = IndexKNN()
     >>> x = torch.tensor([[0.0], [1.0], [3.0]])
@@ -61,8 +61,9 @@ class IndexKNN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Distances and positions (Q, k) in the reference of the k nearest of query (Q, d).
 
-        reference (n, d) is added to the index first; None for what it has. With `ref_includes_query` row i of the query
-        is number i of the reference, and not its own neighbour. Raises ValueError where there is no index.
+        reference (n, d) is added to the index first; None searches the current index. With `ref_includes_query`, row i
+        of the query is row i of the reference, and is not returned as its own neighbour. Raises ValueError if there is
+        no index.
         """
         if self.reset_before:
             self._make(query)
@@ -77,7 +78,7 @@ class IndexKNN(nn.Module):
         return found
 
     def train(self: Self, mode: bool | Tensor = True) -> Self:
-        """`train(embeddings)` makes an index of embeddings (n, d); `train(True)` and `train(False)` switch the mode."""
+        """`train(embeddings)` indexes embeddings (n, d); `train(True)` and `train(False)` switch the mode."""
         if isinstance(mode, bool):
             return super().train(mode)
         self._make(mode)
@@ -85,7 +86,7 @@ class IndexKNN(nn.Module):
         return self
 
     def add(self, embeddings: Tensor) -> None:
-        """Add embeddings (n, d); ValueError where there is no index."""
+        """Add embeddings (n, d); ValueError if there is no index."""
         if self.index is None:
             raise ValueError("there is no index: call train(embeddings) first, or set reset_before=True")
         embeddings = embeddings.detach().to(self.index.device)
@@ -100,12 +101,12 @@ class IndexKNN(nn.Module):
         checkpoint.save(self.index, filename)
 
     def load(self, filename: str | os.PathLike[str]) -> None:
-        """Take the index in a file."""
+        """Replace the index by the one in a file."""
         found: Any = checkpoint.load(filename)
         self.index = found
 
     def reset(self) -> None:
-        """Drop the index."""
+        """Delete the index."""
         self.index = None
 
     def _make(self, x: Tensor) -> None:

@@ -27,19 +27,18 @@ def semantic_search(
     top_k: int = 10,
     score_function: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> list[list[dict[str, int | float]]]:
-    """The `top_k` best of a corpus for each query, as `sentence_transformers.util.semantic_search` gives them.
+    """Find the `top_k` best of a corpus for each query, like `sentence_transformers.util.semantic_search`.
 
     Parameters
     ----------
     query_embeddings : (Q, d) or (d,).
-    corpus_embeddings : (n, d), or an index of them, which is searched as it is: with the metric, lists and nprobe that
-        it has. An index is worth it where the same corpus is searched more than once.
+    corpus_embeddings : (n, d), or an index of them, which is searched with its own metric and settings. Pass an index
+        if the same corpus is searched more than once.
     query_chunk_size, corpus_chunk_size : have no effect; a search limits its memory by ``index.max_bytes``.
-    score_function : `cos_sim` (None is the same) or `dot_score` of sentence_transformers.util, for corpus embeddings
-        that are no index.
+    score_function : `cos_sim` (the default) or `dot_score` of sentence_transformers.util. Leave it out for an index.
 
-    Returns for each query a list of ``{"corpus_id": int, "score": float}``, the best first. Raises ValueError for
-    another score function, and for an index of metric "l2", whose distances are no similarity.
+    Returns for each query a list of ``{"corpus_id": int, "score": float}``, best first. Raises ValueError for another
+    score function, and for an index with metric "l2", whose distances are not similarities.
 
     >>> import torch
     >>> semantic_search(torch.tensor([0.0, 1.0]), torch.tensor([[1.0, 0.0], [0.0, 2.0]]), top_k=2)
@@ -51,7 +50,7 @@ def semantic_search(
     elif score_function is None:
         index = corpus_embeddings
     else:
-        raise ValueError("score_function is for corpus_embeddings that are no index; an index has its metric")
+        raise ValueError("corpus_embeddings is an index, which has its own metric: leave score_function out")
     if index.metric == "l2":
         raise ValueError("corpus_embeddings must be an index of metric 'cosine' or 'ip', got one of metric 'l2'")
     queries = queries[None] if queries.dim() == 1 else queries

@@ -19,24 +19,24 @@ __all__ = ["KNNIndex", "KNNOutput", "L2KNNIndex", "MIPSKNNIndex"]
 
 
 class KNNOutput(NamedTuple):
-    """Scores and numbers (Q, k) of what was found."""
+    """Scores and numbers (Q, k) of the points that were found."""
 
     score: Tensor
     index: Tensor  # type: ignore[assignment]  # the name in PyG hides a method of tuples
 
 
 class KNNIndex(nn.Module):
-    """The k nearest of some data points, with the methods of `torch_geometric.nn.KNNIndex`.
+    """Search for the k nearest points, with the methods of `torch_geometric.nn.KNNIndex`.
 
-    Its `index` is a submodule, on the device of the first points added, and scores are differentiable with respect to
-    the queries. With L2 they are squared distances.
+    Its `index` is a submodule, on the device of the first points. Scores are differentiable with respect to the
+    queries. With L2 they are squared distances.
 
     Parameters
     ----------
-    index_factory : a string of faiss's index_factory that `torch_ivf_module.index_factory` knows, such as "Flat",
-        "IVF64,Flat" or "IVF64,SQ8", without L2norm; None is "Flat".
-    emb : the points to add, (n, d); the first that are added train the index.
-    reserve : has no effect; an index needs no memory reserved.
+    index_factory : a string for `torch_ivf_module.index_factory`, such as "Flat", "IVF64,Flat" or "IVF64,SQ8", without
+        L2norm; None means "Flat".
+    emb : points to add, (n, d). The index is trained on the first points that are added.
+    reserve : has no effect.
 
     >>> index = KNNIndex("Flat", emb=torch.tensor([[0.0], [1.0], [3.0]]))
     >>> index.search(torch.tensor([[0.9]]), k=2).index
@@ -74,8 +74,8 @@ class KNNIndex(nn.Module):
     def search(self, emb: Tensor, k: int, exclude_links: Tensor | None = None) -> KNNOutput:
         """The k nearest of emb (Q, d), or all if there are fewer points.
 
-        exclude_links (2, n) int64: rows of `emb` and points that these must not find. A query that has fewer than k
-        points left gets score -inf and index -1 in their place.
+        exclude_links (2, n) int64 are pairs of a row of `emb` and the number of a point that it must not find. If fewer
+        than k points are left, the remaining scores are -inf and the remaining numbers -1.
         """
         index = self._filled()
         _require_matrix(emb)
@@ -96,7 +96,7 @@ class KNNIndex(nn.Module):
 
 
 class L2KNNIndex(KNNIndex):
-    """The nearest by squared L2 distance, exactly.
+    """Exact search by squared L2 distance.
 
     >>> L2KNNIndex(torch.tensor([[0.0], [2.0]])).search(torch.tensor([[3.0]]), k=1)
     KNNOutput(score=tensor([[1.]]), index=tensor([[1]]))
@@ -107,7 +107,7 @@ class L2KNNIndex(KNNIndex):
 
 
 class MIPSKNNIndex(KNNIndex):
-    """Those of the largest inner product, exactly.
+    """Exact search by inner product.
 
     >>> MIPSKNNIndex(torch.tensor([[1.0], [2.0]])).search(torch.tensor([[3.0]]), k=1)
     KNNOutput(score=tensor([[6.]]), index=tensor([[1]]))

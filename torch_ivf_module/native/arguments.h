@@ -1,4 +1,4 @@
-// Arguments of the operators: their checks, and as the cores take them. By torch's stable ABI alone.
+// Checks the arguments of the operators and converts them for the cores. Uses torch's stable ABI only.
 //
 // Q queries, L lists, P probes, N vectors, d dim, k results.
 #pragma once
@@ -137,7 +137,7 @@ inline void set_probed(Problem& p, const Tensor& probed, const std::optional<Ten
   }
 }
 
-// Ascending ids of each of several filters: (F,) where they begin and end in ids (T,), and those ids.
+// The ascending ids of several filters, from three tensors: where each begins and ends (F,) in ids (T,), and ids.
 inline std::vector<IdRange> id_ranges(const std::vector<Tensor>& lists, const char* name) {
   check_that(lists.size() == 3, name, " must be 3 tensors, got ", lists.size());
   for (const Tensor& part : lists) {

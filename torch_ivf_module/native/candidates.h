@@ -45,7 +45,7 @@ class RowScorer {
 
 namespace {
 
-// Of a thread, since several may be at work for different queries of one block. Each instruction set has its own.
+// Scratch memory of one thread. Threads may score different queries of the same block at the same time.
 struct ScoreBuffers {
   std::vector<float> row;
   std::vector<uint64_t> order, keys;
@@ -55,9 +55,9 @@ thread_local ScoreBuffers score_buffers;
 
 } // namespace
 
-// Keeps, for each query of a block, every row that one thread has found and that may be a result: whose optimistic bound
-// exceeds the query's threshold. At least k rows have pessimistic bounds above that. Where many rows stay, all of them
-// are scored exactly, after which k are left: the memory of a query is limited, whatever the data.
+// Keeps, for each query of a block, every row that one thread has found and that may be a result: its optimistic bound
+// exceeds the query's threshold. At least k rows have pessimistic bounds above the threshold. If too many rows remain,
+// all of them are scored exactly and the k best are kept, so the memory of a query is limited for any data.
 class Candidates {
  public:
   // Entries of a query, kBytes each.
@@ -220,8 +220,8 @@ class Candidates {
     state.next = std::min(room_ - 2 * kLanes, state.count + std::max<int64_t>(32, k_));
   }
 
-  // Keys of the k best entries by exact score, best first. Those that are likely the best are scored first: what they
-  // score spares most of the others.
+  // Keys of the k best entries by exact score, best first. The likely best are scored first: their scores exclude most of
+  // the others without scoring them.
   const std::vector<uint64_t>& score_all(int64_t query) {
     State& state = states_[query];
     const float *high = highs(query), *low = lows(query);

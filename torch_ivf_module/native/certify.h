@@ -15,9 +15,9 @@
 
 namespace torch_ivf_module {
 
-// No less than the error of a float32 sum of d products as the microkernels take it, relative to the product of the norms:
-// half a unit in the last place for each addition of a chain, each chunk and each addition across a register, and some
-// for the roundings of the factors and the bias. Of panels, and of products along a row.
+// Bounds of the error of a float32 sum of d products in the microkernels, relative to the product of the norms: half a
+// unit in the last place for each addition of a chain, each chunk and each addition across a register, and 24 for the
+// rounding of the factors and the bias. The first is for panels, the second for products along a row.
 inline double panel_rounding(int64_t d) {
   const int64_t chain = d <= 2 * kPanelChunk ? d : kPanelChunk + d / kPanelChunk;
   return 0x1p-24 * static_cast<double>(chain + 24);
@@ -59,8 +59,9 @@ struct QueryNorms {
   }
 };
 
-// No less than what rounding can take from the ranking score of a row within `reach` of the origin, at a squared distance
-// of less than `distance`, whose scores are computed in the ways `roundings`; with panels relative to the origin or not.
+// A bound of the rounding error of the ranking score of a row, whose distance from the origin is at most `reach` and whose
+// squared distance from the query is below `distance`. `roundings` says how the score was computed, `relative` whether
+// panels are relative to the origin.
 inline double score_error(
     const QueryNorms& q, double distance, double reach, int64_t d, bool relative, uint8_t roundings) {
   const double far = q.size * (reach + q.origin_norm) + reach * reach; // the norm of the row is at most reach + |o|
@@ -72,7 +73,7 @@ inline double score_error(
   if (roundings & kByPanels) {
     product = std::max(product, panel_rounding(d) * (relative ? q.size * reach + reach * reach : far));
   }
-  // Of numbers below the smallest normal one errors are not relative.
+  // The second term is for denormal numbers, whose rounding errors are absolute.
   return std::max(error, product) + 0x1p-126 * static_cast<double>(d + 4);
 }
 

@@ -20,19 +20,19 @@ constexpr int kCentre = 128;
 template <>
 constexpr int kCentre<Code4> = 8;
 
-// Four bytes of rows of 4 bits become two groups of four dimensions: the first, third, fifth and seventh, and the others.
+// Groups of four dimensions in four bytes. With 4 bits there are two: dimensions 0, 2, 4, 6 and dimensions 1, 3, 5, 7.
 template <typename Code>
 constexpr int64_t kGroups = 1;
 template <>
 constexpr int64_t kGroups<Code4> = 2;
 
-// Four bytes at a time that cover the codes of a row; the ranges behind them may be among them.
+// Words of four bytes that cover the codes of a row. The last may contain a part of the range that follows the codes.
 template <typename Code>
 inline int64_t words_of(int64_t d) {
   return (row_bytes<Code>(d) - kRangeBytes + 3) / 4;
 }
 
-// Groups of four dimensions. Queries have zeros for those behind d, so that it does not matter what rows have there.
+// Groups of four dimensions of a row. Queries have zeros beyond dimension d, so the values of rows there do not matter.
 template <typename Code>
 inline int64_t groups_of(int64_t d) {
   return words_of<Code>(d) * kGroups<Code>;
@@ -41,8 +41,8 @@ inline int64_t groups_of(int64_t d) {
 // Columns of a panel, of kCodedRows numbers each: s, m + c s, |s| c sqrt(d), a bound of the norm, and the bias, rounded up.
 enum Column { kScale, kMiddle, kSpread, kReach, kBias, kColumns };
 
-// Shares of rounding errors: of the product of the norms of a query and of the largest number of a row times sqrt(d), and
-// of the bias.
+// Relative rounding errors: product_share of (norm of the query) * (largest number of the row) * sqrt(d), and bias_share of
+// the bias.
 inline float product_share(int64_t d) {
   return static_cast<float>(row_rounding(d)) + 32 * kUnit;
 }
@@ -151,7 +151,7 @@ class RowPanels {
   std::vector<float> columns_;
 };
 
-// Queries of a search in codes, and what bounds need to know of each.
+// The codes of the queries of a search, and for each query the values that its bounds need.
 class RowQueries {
  public:
   struct Query {
@@ -221,7 +221,7 @@ class RowQueries {
     return query;
   }
 
-  // As groups of dimensions are ordered, see kGroups.
+  // Reorder values (padded,) in the order of the groups of dimensions, see kGroups.
   void order(float* values) const {
     for (int64_t i = 0; i < padded_; i += 8) {
       float eight[8];
@@ -232,7 +232,7 @@ class RowQueries {
     }
   }
 
-  // What codes leave of values, in their place.
+  // Subtract the coded vector from `values`, in place: the residual.
   Residual less_codes(float* values, float scale, const int8_t* codes) const {
     Vec most(0.0f), squares(0.0f);
     for (int64_t i = 0; i < padded_; i += kLanes) {

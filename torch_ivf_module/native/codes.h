@@ -18,8 +18,8 @@ namespace torch_ivf_module {
 constexpr int64_t kRun = 1 << 16; // rows of a list that are sorted together, numbered in 16 bits
 constexpr float kUnit = 0x1p-24f; // of rounding
 constexpr float kSmallestScale = 1e-14f;
-// Norms of what is coded: squares of the largest divided by the smallest scale are finite, and of the smallest no square
-// is lost.
+// Limits of the norm of a coded vector: the square of the largest, divided by the smallest scale, is finite, and the square
+// of the smallest does not underflow.
 constexpr float kLargestNorm = 0x1p40f, kSmallestNorm = 1e-12f;
 
 // A panel: scales and halves of squared norms, rounded up, of its rows; their numbers in the run; then, for each four
@@ -52,7 +52,7 @@ inline int64_t panels_of(int64_t rows) {
   return (rows + kCodedRows - 1) / kCodedRows;
 }
 
-// What float32 sums of d squares lose, and some more for what is computed from them: relative to the result.
+// A bound of the relative error of a float32 sum of d squares, with a margin for values computed from the sum.
 inline float sum_rounding(int64_t d) {
   return kUnit * static_cast<float>(d / 4 + 64);
 }

@@ -7,8 +7,8 @@
 
 namespace torch_ivf_module {
 
-// Bytes for the queries that are searched at a time: with what threads found, they stay in the caches. But at least so
-// many queries that each thread multiplies kBlockTasks of them with a list.
+// Bytes for the queries that are searched at a time, so that they and their candidates stay in the caches. But there are
+// at least as many queries as it takes for each thread to multiply kBlockTasks of them with a list.
 inline int64_t codes_bytes(const Problem& p) {
   constexpr int64_t kThreadBytes = 12 << 20;
   const int64_t queries = kBlockTasks * p.within.threads * p.lists / std::max<int64_t>(1, p.probes);
@@ -48,14 +48,14 @@ void search_by_bounds(
       });
 }
 
-// Of rows with codes beside them.
+// Search float rows that have a copy in codes.
 inline void search_codes(
     const Problem& p, const float* x, const Codes& codes, bool differences, Best out, int64_t* scored) {
   const auto scanner = [&](const Problem& problem) { return CodeScanner(problem, x, codes, differences); };
   search_by_bounds(p, x, differences, scanner, out, scored);
 }
 
-// Of rows that are codes. `origin` (d) is what biases are relative to, null where scores are products.
+// Search rows that are stored as codes. Biases are relative to `origin` (d), which is null if scores are products.
 inline void search_coded_rows(const Problem& p, const float* x, const float* origin, Best out, int64_t* scored) {
   const RowQueries queries(p, x, origin);
   const auto search = [&](auto code) {

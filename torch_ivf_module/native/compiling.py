@@ -76,6 +76,8 @@ def _compile_objects(torch_folder: Path, work: Path) -> list[Path]:
     machine = _run([*cxx, "-dumpmachine"]).split("-")[0]
     isas = X86_ISAS if machine == "x86_64" and sys.platform == "linux" else {}
     flags: list[str | Path] = [*_FLAGS, *(["-DTORCH_IVF_X86_ISAS"] if isas else []), "-I", torch_folder / "include"]
+    # The texts of errors name source files: the same bytes wherever the files are.
+    flags += [f"-ffile-prefix-map={folder.parent}/=" for folder in (torch_folder, SOURCES)]
 
     def compiled(source: str, name: str, *more: str) -> Path:
         out = work / f"{name}.o"

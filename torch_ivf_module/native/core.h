@@ -48,7 +48,7 @@ struct Filter {
   bool listed; // whether only `allowed` ids may be found
   IdRange allowed, excluded;
 
-  // What masks alone say, without a branch on what they hold.
+  // Whether the masks allow the id, without a branch on their values.
   bool in_masks(int64_t id) const {
     const bool inside = static_cast<uint64_t>(id) < static_cast<uint64_t>(ids);
     const int64_t at = inside ? id : 0;

@@ -49,7 +49,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def enabled() -> bool:
-    """Whether the kernel may be used: not if TORCH_IVF_NATIVE was 0 when this was imported, nor within `disabled`."""
+    """Whether the kernel may be used: not if TORCH_IVF_NATIVE was 0 at import, and not within `disabled`."""
     return not _library.disabled and not _library.switched_off
 
 
@@ -73,7 +73,7 @@ def disabled() -> Iterator[None]:
 
 
 def available() -> bool:
-    """Whether the kernel is loaded, or can be loaded now. Builds nothing.
+    """Whether the kernel is loaded, or can be loaded now. It is not compiled.
 
     Warns once if there is a kernel that cannot be loaded. Raises RuntimeError if TORCH_IVF_NATIVE_ISA names an
     instruction set that this CPU lacks.
@@ -91,9 +91,9 @@ def available() -> bool:
 def info() -> dict[str, Any]:
     """The kernel for CPUs: available (bool), file (str or None), isa (str or None), why_not (str or None).
 
-    isa is the instruction set in use, "baseline", "avx2", "avx_vnni", "avx512" or "avx512_vnni" (vnni: products of
-    bytes, for codes): the best of this CPU's, or the one that the
-    environment variable TORCH_IVF_NATIVE_ISA names. Raises RuntimeError where this CPU lacks that one.
+    isa is the instruction set in use: "baseline", "avx2", "avx_vnni", "avx512" or "avx512_vnni" (vnni: products of
+    bytes, for codes). It is the best one of this CPU, or the value of the environment variable TORCH_IVF_NATIVE_ISA.
+    Raises RuntimeError if this CPU does not support that value.
 
     >>> from torch_ivf_module import native
     >>> sorted(native.info())
@@ -107,10 +107,10 @@ def info() -> dict[str, Any]:
 
 
 def build(*, again: bool = False) -> Path:
-    """Compile the kernel if there is none that can be loaded, or `again`, and wait for it: its file.
+    """Compile the kernel if none can be loaded, or with `again`, and return its file.
 
-    It needs a C++ compiler and about a minute. Raises RuntimeError with what is missing or what failed. A kernel that
-    this process has loaded stays loaded.
+    This needs a C++ compiler, and takes about a minute. Raises RuntimeError with the reason if it fails. A kernel that
+    this process has already loaded stays loaded.
 
     >>> from torch_ivf_module import native
     >>> native.build().name  # doctest: +SKIP

@@ -27,7 +27,7 @@ inline float widened(BFloat16 value) {
   return float_of(static_cast<uint32_t>(value.bits) << 16);
 }
 
-// Without float32 numbers below the smallest normal one, which torch.set_flush_denormal turns into zeros.
+// Converts without denormal float32 numbers, which torch.set_flush_denormal would turn into zeros.
 inline float widened(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
   const uint32_t exponent = value.bits & 0x7c00, shifted = static_cast<uint32_t>(value.bits & 0x7fff) << 13;

@@ -15,7 +15,7 @@ namespace torch_ivf_module {
 constexpr int64_t kFinishQueries = 16; // an item
 constexpr double kSortNanoseconds = 20; // an estimate, of a result
 
-// What the threads of a team found for one block, each by itself; made when it is first needed.
+// The results of each thread of a team for one block. They are created when a thread first needs them.
 template <typename Found>
 class TeamFound {
  public:
@@ -29,7 +29,7 @@ class TeamFound {
     return *members_[member];
   }
 
-  // What all of them found for a query, in one of them. Different queries may be merged at the same time.
+  // The merged results of all threads for a query. Different queries may be merged at the same time.
   Found* merged(int64_t query) {
     Found* all = nullptr;
     for (const std::unique_ptr<Found>& member : members_) {

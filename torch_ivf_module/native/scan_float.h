@@ -7,18 +7,18 @@
 
 namespace torch_ivf_module {
 
-// Queries that visit a list from which copying its rows into panels pays. On AVX-512, 6 and 12 were slower.
+// Number of queries of a list from which copying its rows into panels is faster. On AVX-512, 6 and 12 were slower.
 constexpr int64_t kPackPays = 24;
-// Rows fetched ahead where they are read once. On Zen 3, 8 and 32 groups took 15 and 35% longer, and none 70%.
+// Rows to prefetch if rows are read one by one. On Zen 3, 8 and 32 groups took 15 and 35% longer, and none 70%.
 constexpr int64_t kAhead = 2 * kRows;
 // Bytes of panels at a time: with the queries that are multiplied with them they stay in a second-level cache.
 constexpr int64_t kSectionBytes = 128 << 10;
 
-// Queries of at most so many tasks are compared with single rows by differences, which rounding hardly touches: reading
-// the rows takes longer. With more, products are as exact as they need to be, and faster.
+// Up to this number of tasks, squared distances are sums of squared differences, which have small rounding errors; reading
+// the rows takes longer than computing them. With more tasks products are used, which are faster.
 constexpr int64_t kFewDifferences = kFew;
 
-// What a scan by squared distances knows of queries.
+// Values of the queries for a scan by squared distances.
 struct Distances {
   const float* x; // (Q, d) not relative to the origin
   const float* highest; // (Q,) the ranking score of a row that equals the query; others have half the square less

@@ -17,18 +17,19 @@
 
 namespace torch_ivf_module {
 
-// Tasks a list from which a part of the queries is a block of its own, so that each thread keeps to its block: thresholds
-// then rise as fast as with one thread, and rows are laid out in panels once a block. Fewer, and all threads share one.
+// Tasks per list from which the queries are divided into blocks, one for each thread. Thresholds then rise as fast as with
+// one thread, and rows are copied into panels once per block. With fewer tasks all threads share one block.
 constexpr int64_t kBlockTasks = 128;
 constexpr int64_t kMostBlockTasks = 512; // of blocks that one thread scans one after the other
-// Tasks a list from which the nearest lists of all queries come before all others, though rows are then read twice.
+// Tasks per list from which the nearest list of each query is scanned before all other lists, although rows are then read
+// twice.
 constexpr int64_t kNearestFirst = 64;
 // Lists are cut at multiples of so many rows, so that panels are full.
 constexpr int64_t kCut = 64, kCodedItem = 1024;
 // Estimates for one core with AVX2: bytes read and multiply-adds in a nanosecond.
 constexpr double kBytesPerNanosecond = 16;
 constexpr double kWorkPerNanosecond = 16, kCodedWorkPerNanosecond = 64;
-// Of an item: what a thread that the system interrupts can keep others waiting for.
+// The time of an item. If the system interrupts a thread, the others wait for its item at the end.
 constexpr double kItemNanoseconds = 4e5;
 
 // Rows that a query reads of a list in one segment.
@@ -134,7 +135,7 @@ class Block {
   }
 
  private:
-  // Of one query, whose lists differ.
+  // Plan for a block of one query: each of its lists has one task.
   void plan_alone(const Problem& p, int segment) {
     for (int64_t j = 0; j < p.probes; ++j) {
       const int64_t list = list_at(p, segment, first_query, j);

@@ -9,7 +9,7 @@
 
 namespace torch_ivf_module {
 
-// Memory that a query takes beside the scan, in bytes, for each dimension and probe.
+// Bytes of memory that a query needs in addition to the scan, for each dimension and for each probe.
 constexpr int64_t kBytesADimension = 12, kBytesAProbe = 12;
 
 // Whether all values of each query are finite, (Q,). 0 * inf and 0 * NaN are NaN.
@@ -130,7 +130,7 @@ class SearchPart {
     p_.limits = p_.limits ? p_.limits + first_ * p_.probes : nullptr;
   }
 
-  // No list for queries that are not finite, and none beyond the cap.
+  // Remove the lists of queries that are not finite, and the lists beyond the cap on rows.
   void leave_out(bool given) {
     for (int64_t q = 0; q < p_.queries; ++q) {
       int64_t* lists = probed_.data() + q * p_.probes;

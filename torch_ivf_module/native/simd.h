@@ -10,8 +10,8 @@
 
 namespace torch_ivf_module {
 
-// Rows of a panel: two vectors. With six queries that is twelve sums, which with two rows and a query nearly fill the
-// sixteen registers of AVX2; AVX-512 has thirty-two.
+// Rows of a panel: two vectors. With six queries there are twelve sums. Together with two vectors of rows and one of a
+// query they use 15 of the 16 registers of AVX2. AVX-512 has 32.
 constexpr int64_t kPanel = 2 * kLanes;
 #if defined(__AVX512F__)
 constexpr int kQueries = 12;

@@ -63,7 +63,7 @@ class Thresholds {
   std::vector<std::atomic<float>> values_;
 };
 
-// How a ranking score was computed, which tells how far rounding may have moved it; several together as bits.
+// How a ranking score was computed, which determines the bound of its rounding error. The values are bits.
 enum Rounding : uint8_t { kByDifferences = 1, kAlongRows = 2, kByPanels = 4 };
 
 // Keeps, for each query of a block, at least its k best rows of those that one thread has found. New rows are appended;
@@ -88,12 +88,12 @@ class TopK {
     return thresholds_.of(query);
   }
 
-  // Tell how some rows of the query are scored.
+  // Record how some rows of the query are scored.
   void note(int64_t query, Rounding rounding) {
     states_[query].roundings |= rounding;
   }
 
-  // Of a row whose score exceeds the threshold, as far as the caller knows.
+  // Take a row. Its score exceeded the threshold when the caller last read it.
   void take(int64_t query, float score, uint32_t row) {
     offer(query, score, row);
   }

@@ -86,13 +86,13 @@ class Exchange:
         refused = torch.nonzero(said[:, 0] == 0)
         if refused.shape[0]:
             raise Refused(
-                f"{step}: rank {int(refused[0])} refused its input, or failed, and says why; no rank was changed"
+                f"{step}: rank {int(refused[0])} refused its input or failed: see its own error; no rank was changed"
             )
         other = torch.nonzero(said[:, 1] != said[0, 1])
         if other.shape[0]:
             raise Refused(
-                f"{step}: rank {int(other[0])} makes another call than rank 0, or has other settings; "
-                "all ranks call the same methods in the same order"
+                f"{step}: rank {int(other[0])} called another method than rank 0, or with other settings: "
+                "all ranks must make the same calls in the same order"
             )
         return result[0], said[:, 2:]
 

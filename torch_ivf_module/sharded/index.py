@@ -29,25 +29,25 @@ Self = TypeVar("Self", bound="ShardedIndex")
 class ShardedIndex(ShardedModule):
     """One index over the processes of a torch.distributed group: each stores a part of the vectors and all centroids.
 
-    Every process makes the same calls in the same order, each with its own data, which may be empty; a call waits for
-    the other processes. `search` returns what one index of all vectors would return. If one process refuses its input,
-    all raise and no index is changed; if one ends, the others raise an error that names the step, within the group's
-    timeout.
+    Every process makes the same calls in the same order, each with its own data, which may be empty. A call waits for
+    the other processes. `search` returns the results of one index of all vectors. If one process refuses its input,
+    all processes raise an error, and no index is changed. If a process ends, the others raise an error that names the
+    step, within the timeout of the group.
 
     Parameters
     ----------
-    index : an empty index, or the same filled index on every process, of which each process keeps its part
-        (``ShardedIndex(load(path, mmap=True))``); centroids, lists and ids are compared between processes, vectors are
-        not. The object is changed, and is the attribute `index`, for reading; `k`, `nprobe`, `max_codes`,
-        `search_mode`, `max_bytes` and `codes` are set on the ShardedIndex, to the same values on every process.
-    process_group : the group, by default that of all processes. Threads must not use one index at the same time.
+    index : an empty index, or the same filled index on every process (``ShardedIndex(load(path, mmap=True))``). Each
+        process keeps its part. Centroids, lists and ids are compared between processes, but not vectors. The object is
+        changed, and becomes the attribute `index`. Set `k`, `nprobe`, `max_codes`, `search_mode`, `max_bytes` and
+        `codes` on the ShardedIndex, to the same values on every process.
+    process_group : the group; by default all processes. Threads must not use one index at the same time.
     shard : "rows" assigns rows to processes in turn: all store the same number, and every query is sent to all.
         "lists" assigns complete lists by size (inverted-file indexes only): a query is sent to the owners of its lists.
 
     Vectors are not buffers of this module, so DistributedDataParallel and fully_shard ignore them. `state_dict` has
-    the names and shapes of the plain index of all rows, with vectors and ids as DTensors sharded along the rows. So
-    `torch.distributed.checkpoint` loads what any number of processes saved, and a plain index loads it too. Calling
-    `state_dict` is a collective call. A sharded index cannot be pickled (TypeError), since a process group cannot.
+    the names and shapes of the plain index of all rows; vectors and ids are DTensors sharded along the rows. So
+    `torch.distributed.checkpoint` can load it with another number of processes, and into a plain index. `state_dict` is
+    a collective call. A sharded index cannot be pickled (TypeError), because a process group cannot.
 
     Raises TypeError or ValueError for a wrong argument, RuntimeError without a process group or when the processes'
     indexes differ.
@@ -86,10 +86,10 @@ class ShardedIndex(ShardedModule):
     ) -> Self:
         """Fit the centroids to the rows x (n, d) of all processes by k-means; each process computes with its own rows.
 
-        The sample and the initial centroids, and up to rounding the result, are those of one process that has the rows
-        of all in the order of the ranks. A `generator` must be in the same state on all processes. On a filled index
-        vectors are moved to their new lists. `verbose` shows a progress bar on rank 0. Settings and
-        errors as `IndexIVF.fit`.
+        The sample and the initial centroids are those of one process with the rows of all processes in the order of the
+        ranks; so is the result, up to rounding. A `generator` must be in the same state on all processes. In a filled
+        index, vectors are moved to their new lists. `verbose` shows a progress bar on rank 0. Settings and errors are
+        those of `IndexIVF.fit`.
         """
         index = self.index
         if not isinstance(index, IndexIVF):
@@ -121,12 +121,12 @@ class ShardedIndex(ShardedModule):
     def add(self, x: Tensor) -> None:
         """Add the rows x (n, d) of this process; ids are assigned from ``next_id`` on, rank by rank.
 
-        Converted and refused as by `IndexBase.add`; each row is then sent to the process that stores it.
+        Rows are checked and converted as in `IndexBase.add`, and then sent to the processes that store them.
         """
         self._add("add", x, None)
 
     def add_with_ids(self, x: Tensor, ids: Tensor) -> None:
-        """As `add`, under ids (n,). No row of any process should have one of them already; that is not checked."""
+        """Like `add`, with ids (n,). The ids must not be in use on any process; this is not checked."""
         self._add("add_with_ids", x, ids)
 
     def _add(self, step: str, x: Tensor, ids: Tensor | None) -> None:
@@ -177,7 +177,7 @@ class ShardedIndex(ShardedModule):
         return count
 
     def reset(self) -> None:
-        """Remove all vectors, and number from 0 again; centroids stay."""
+        """Remove all vectors; ids start from 0 again. Centroids are kept."""
 
         def prepare() -> tuple[None, list[int]]:
             self.index.check_buffers()
@@ -188,7 +188,7 @@ class ShardedIndex(ShardedModule):
         self._forget()
 
     def reset_parameters(self) -> None:
-        """Be empty and untrained, as `IndexBase.reset_parameters`."""
+        """Make the index empty and untrained, like `IndexBase.reset_parameters`."""
         self._agree("reset_parameters", lambda: (None, []))
         self.index.reset_parameters()
         self._forget()
@@ -204,10 +204,10 @@ class ShardedIndex(ShardedModule):
     def search(self, x: Tensor, k: int, *, params: SearchParams | None = None) -> tuple[Tensor, Tensor]:
         """The k nearest of the vectors of all processes to each query of this process.
 
-        x (Q, d), D (Q, k) and I (Q, k) as for `IndexBase.search`; Q may differ between processes and may be 0, `k` and
-        `params` must be the same, but for selector and exclude of each query. A query and the numbers of its lists are
-        sent to every process that stores some of them, which returns k distances and ids. D has no gradient. Raises as
-        `IndexBase.search`, and ValueError for `params` with a budget of rows.
+        x (Q, d), D (Q, k) and I (Q, k) are as in `IndexBase.search`. Q may differ between processes, and may be 0. `k`
+        and `params` must be the same, except for the selector and exclude of each query. A query and the numbers of its
+        lists are sent to every process that stores some of these lists, which returns k distances and ids. D has no
+        gradient. Raises the errors of `IndexBase.search`, and ValueError for `params` with a budget.
         """
 
         def prepare() -> tuple[filters.Queries, list[int]]:
@@ -281,15 +281,15 @@ class ShardedIndex(ShardedModule):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint into the folder `path`, which all processes must have access to; see `restore`.
 
-        It is written beside the previous one, which is removed when the new one is complete: if a save is interrupted,
-        the folder has a complete checkpoint. `newest` returns its path for `torch.distributed.checkpoint`; the key in
+        The previous checkpoint is removed when the new one is complete. So after an interrupted save the folder has a
+        complete checkpoint. `newest` returns its path for `torch.distributed.checkpoint`; the key in
         it is "index".
         """
         checkpoint_files.save(self._exchange, self._global_buffers("save"), path)
 
     def restore(self: Self, path: str | os.PathLike[str]) -> Self:
-        """Load the newest checkpoint in a folder: one of `save` with any number of processes, or one that
-        ``torch.distributed.checkpoint.save({"index": index}, ...)`` wrote of a plain or sharded index. Returns self."""
+        """Load the newest checkpoint of `save` in a folder, or a checkpoint of a plain or sharded index that
+        ``torch.distributed.checkpoint.save({"index": index}, ...)`` wrote. Returns self."""
         empty = global_state.empty_buffers(self._exchange, self.index)
         self.load_state_dict(checkpoint_files.restore(self._exchange, empty, path))
         return self

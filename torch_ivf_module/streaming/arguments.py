@@ -56,7 +56,7 @@ def _ids(ids: object, vectors: object, held: Vectors) -> Callable[[int, int], Te
         return None
     if isinstance(ids, (str, os.PathLike)):
         if not isinstance(vectors, (str, os.PathLike)):
-            raise TypeError("ids must be a tensor or an array where vectors are, not a file")
+            raise TypeError("ids must be a tensor or an array, not a file, because vectors are not a file")
         return open_ids(os.fspath(ids), Path(vectors), held.rows)
     given = validation.ids(ids, "ids", held.rows, torch.device("cpu"))
     return lambda start, end: given[start:end]
@@ -73,7 +73,7 @@ def template(index: AnyIndex | None, source: Source) -> AnyIndex:
     if index.ntotal:
         raise ValueError(f"index must be empty, got one of {index.ntotal:,} vectors: call reset()")
     if index.d != vectors.d:
-        raise ValueError(f"index must be of d = {vectors.d}, as {vectors.name}, got d = {index.d}")
+        raise ValueError(f"index must have d = {vectors.d}, the dimension of {vectors.name}, got {index.d}")
     made = copy.deepcopy(index)
     plain(made).store.ordering = "none"
     return made
@@ -88,9 +88,9 @@ def planned_for(
     if isinstance(inner, IndexIVF) and not inner.is_trained:
         wanted = min(rows, 256 * inner.nlist if train_rows is None else positive(train_rows, "train_rows"))
         if wanted < inner.nlist:
-            raise ValueError(f"vectors must have a row for each of {inner.nlist:,} lists to train on, got {wanted:,}")
+            raise ValueError(f"vectors must have at least a row per list for {inner.nlist:,} lists, got {wanted:,}")
     elif train_rows is not None:
-        raise ValueError("train_rows is for an index that has to be trained: leave it out")
+        raise ValueError("train_rows is for an index that is not trained yet: leave it out")
     size = None if batch is None else positive(batch, "batch")
     return plan(inner, rows, wanted, size, positive(max_memory, "max_memory"))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .._files import replace
+from .._files import check_target, replace
 from ..checkpoint import AnyIndex, header
 from ..index import training
 from ..sharded import ShardedIndex
@@ -41,37 +41,36 @@ def build_file(
     max_memory: int = DEFAULT_MEMORY,
     verbose: bool = False,
 ) -> Built:
-    """Build an index in a file from vectors in a file, both of which may be larger than memory.
+    """Build an index in a file from vectors in a file. Both may be larger than memory.
 
-    The file is what ``index.train(x).add(x)`` and ``index.save(path)`` would write, with the same centroids, rows and
-    checksums. It is searched with ``load(path, mmap=True, codes=8)``.
+    The file is the one that ``index.train(x).add(x)`` and ``index.save(path)`` would write, with the same centroids,
+    rows and checksums. ``load(path, mmap=True, codes=8)`` opens it for searching.
 
     Parameters
     ----------
-    vectors : a file of any kind that the commands read (docs/files.md), or a tensor or an array (n, d), which may be
-        mapped.
-    path : the file to write, for safetensors ending in .safetensors, else as torch.save does.
-    index : an empty index with the settings: a flat or inverted-file index, alone or in an `IndexPreTransform`; by
-        default ``IndexIVFFlat(d, nlist=4 * sqrt(n))`` with the metric that an HDF5 file names. A trained one keeps its
-        centroids. It is not changed. A `ShardedIndex` is built by all processes of its group: each passes its own
-        vectors, or `rows` of a common file, and `path` is a folder that all see, for `ShardedIndex.restore`.
-    key : the array of a file that holds several.
-    ids : int64 ids, one for each row of the vectors: a tensor or an array, an array in the file of vectors by name, or
-        a file. By default the rows are numbered from `next_id` on.
-    rows : how many of the first rows are taken, or which, as a range of step 1; by default all.
-    train_rows : how many of them are sampled for training; by default 256 a list, as `fit` does.
+    vectors : a file of vectors (docs/files.md lists the formats), or a tensor or array (n, d), which may be mapped.
+    path : the file to write. The suffix .safetensors selects this format; any other name gives a file of torch.save.
+    index : an empty index with the settings: flat or inverted file, alone or in an `IndexPreTransform`. The default is
+        ``IndexIVFFlat(d, nlist=4 * sqrt(n))`` with the metric of the HDF5 file, if it has one. A trained index keeps
+        its centroids. The argument is not changed. A `ShardedIndex` is built by all processes of its group: each passes
+        its own vectors, or its `rows` of a common file; `path` is a folder that all can read, for `restore`.
+    key : the name of the array, if the file has several.
+    ids : int64 ids, one for each row: a tensor or an array, the name of an array in the file of vectors, or a file. By
+        default rows are numbered from `next_id` on.
+    rows : the number of rows to use (the first ones), or a range with step 1; by default all.
+    train_rows : number of rows that are sampled for training; by default 256 per list, as in `fit`.
     niter, seed : as in `fit`.
-    batch : how many rows are read at a time; by default as many as `max_memory` allows.
-    max_memory : bytes that are used beside what Python and PyTorch take, and pages of files that the system may free.
-        Fewer than are asked for are sampled if they do not fit.
-    verbose : whether bars show each step and the time that is left (extra `progress`).
+    batch : rows that are read at a time; by default as many as `max_memory` allows.
+    max_memory : bytes to use in addition to Python and PyTorch, and to pages of files, which the system may free. If
+        the sample does not fit, fewer rows are sampled.
+    verbose : show progress bars (extra `progress`).
 
-    Vectors are read twice, the sample of them and all; in between rows are kept sorted beside the file, which takes as
-    much of the disk as the index. The file has its name when it is complete and synced; what a killed process has left
-    behind is removed by the next that writes a file of this name.
+    Vectors are read twice: first a sample, then all. Sorted rows are kept in a temporary file, as large as the index,
+    in the same folder. The file gets its name when it is complete and synced. Temporary files of a killed process are
+    removed by the next call that writes this name.
 
-    Raises TypeError or ValueError for a wrong argument, a row that is not finite, ids of another number, an index that
-    is not empty or too little memory; OSError for files that cannot be read or written.
+    Raises TypeError or ValueError for a wrong argument, a row that is not finite, a wrong number of ids, an index that
+    is not empty, too little memory, or a `path` that is an input too; OSError for files that cannot be read or written.
 
     >>> import tempfile, numpy as np
     >>> from torch_ivf_module import IndexIVFFlat, build_file, load
@@ -88,6 +87,7 @@ def build_file(
         return build_sharded(
             vectors, path, index, key=key, ids=ids, rows=rows, max_memory=max_memory, verbose=verbose, **settings
         )
+    check_target(path, *(Path(file) for file in (vectors, ids) if isinstance(file, (str, os.PathLike))))
     source = opened(vectors, key, ids, rows)
     made = template(index, source)
     planned = planned_for(made, len(source.rows), train_rows, batch, max_memory)

@@ -168,4 +168,4 @@ def _tables(folder: Path, nlist: int) -> np.ndarray:
 
 
 def _cut(folder: Path) -> int:
-    raise OSError(f"{folder} was cut while an index was built from it")
+    raise OSError(f"{folder} became shorter while an index was built from it")

@@ -33,7 +33,7 @@ def vecs(item: str) -> Callable[[Path], Contents]:
             part = held[start:end]
             wrong = np.flatnonzero(part["d"] != d)
             if wrong.size:
-                raise BadData(f"{path} is damaged: row {start + wrong[0]} is not of {d} numbers as row 0 is")
+                raise BadData(f"{path} is damaged: row {start + wrong[0]} does not have {d} numbers, as row 0 has")
             return part["x"]
 
         return Contents({"": Array((held.shape[0], d), number.kind, read)})
