@@ -19,7 +19,7 @@ TESTS = (
     "test_native.py", "test_native_microkernels.py", "test_codes.py", "test_codec.py", "test_operator.py",
     "test_row_codes.py", "test_filters.py", "test_range_search.py", "test_scalar_quantizer.py",
 )  # fmt: skip
-THREADED = ("test_threads.py", "test_native.py", "test_parallel.py")
+THREADED = ("test_threads.py", "test_native.py", "test_updates.py")
 # The library of the first of each is loaded before Python.
 SANITIZERS = {False: ("address", "undefined"), True: ("thread",)}
 # A compiler with these flags after those of the kernel, for its -O3 would take half an hour. It says that it is for no
