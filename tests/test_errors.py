@@ -381,7 +381,7 @@ def test_kmeans_arguments():
 
 
 @each_kind
-@pytest.mark.parametrize(("name", "value"), [("metric", "ip"), ("d", D + 1)])
+@pytest.mark.parametrize(("name", "value"), [("metric", "ip"), ("d", D + 1), ("d", float(D))])
 def test_what_vectors_depend_on_cannot_be_changed(kind, name, value):
     index = KINDS[kind]()
     words = (repr(getattr(index, name)), f"make another index with {name}={value!r}")
@@ -413,6 +413,9 @@ def test_one_id_that_is_not_in_a_list(kind):
     index = KINDS[kind]()
     with unchanged(index), refuses(ValueError, "ids", "()", "pass [7]"):
         index.remove_ids(7)
+    for one in (torch.tensor(7), torch.tensor(7, device="meta")):
+        with unchanged(index), refuses(ValueError, "ids", "()", "pass ids[None]"):
+            index.remove_ids(one)
 
 
 @pytest.mark.parametrize(
