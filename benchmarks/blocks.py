@@ -135,7 +135,8 @@ def fast(tasks: Tasks, say: Say) -> Iterator[str]:
     if not searches:
         return
     names = {name: say(words) for name, words in {**DATA, **ENGINES}.items()}
-    table = replace(TABLES["search"], corner=say("queries/s (× faiss)"), figures=(), words=names)
+    recall = Figure(say("recall@{}").format(searches[0].rows[0]["k"]), "recall", "{:.3f}".format, last)
+    table = replace(TABLES["search"], corner=say("queries/s (× faiss)"), figures=(recall,), words=names)
     rows = [row for task in searches for row in task.rows if row["engine"] in ENGINES]
     yield pivot(replace(table, index=("case", "engine")), rows)
     found = [(line, tasks[name, line.task]) for line in LINES for name in DATA if (name, line.task) in tasks]

@@ -41,6 +41,7 @@ JAPANESE = {
     "bytes of a vector": "ベクトルのバイト数",
     "queries/s": "クエリ/秒",
     "recall@10": "再現率@10",
+    "recall@{}": "再現率@{}",
     "the same with `dtype=torch.float16`": "同じものに `dtype=torch.float16`",
     "the same with `bits=4`": "同じものに `bits=4`",
     "up to some 10,000 vectors, or exact results": "1 万個程度まで、または厳密な結果",

@@ -148,7 +148,7 @@ def test_build_and_info(flat, bits, vectors, tmp_path, capsys):
 def test_info_of_floats_has_bytes_per_vector(vectors, tmp_path, capsys):
     assert run("build", vectors, tmp_path / "index.pt", "--flat", "--dtype", "float16") == 0
     assert run("info", tmp_path / "index.pt") == 0
-    assert "a vector 32 bytes, its id 8; an 8-bit code" in capsys.readouterr().out
+    assert "a vector 32 bytes, its id 8; its 8-bit copy" in capsys.readouterr().out
 
 
 def test_flags_that_do_not_go_together(vectors, tmp_path, capsys):

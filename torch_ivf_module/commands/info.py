@@ -123,7 +123,7 @@ def _stored_as(facts: dict[str, Any]) -> str:
 def _told_bytes(facts: dict[str, Any]) -> str:
     each, codes = facts["bytes_per_vector"], facts["codes"]
     made = codes == 8 or (codes == "auto" and "dtype" in facts)  # of rows that are codes themselves only if asked to
-    code = f"; an 8-bit code {each['code']:,.0f} more, not in the file (codes={codes!r})" if made else ""
+    code = f"; its 8-bit copy {each['code']:,.0f} more, not in the file (codes={codes!r})" if made else ""
     return f"a vector {each['row']:,} bytes, its id 8{code}"
 
 
