@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 
@@ -473,3 +474,10 @@ def test_the_recall_to_tune_for(recall, error):
     index = shared(PLAIN).index
     with unchanged(index), refuses(error, "target_recall", "str" if error is TypeError else str(recall)):
         tune(index, normal(3, D), target_recall=recall)
+
+
+def test_numbers_of_numpy():
+    index = copy.deepcopy(shared(PLAIN).index)
+    tune(index, normal(3, D), k=2, target_recall=numpy.float32(0.5))
+    index.auto_rebalance = numpy.float32(1.5)
+    assert index.auto_rebalance == 1.5

@@ -43,6 +43,12 @@ def snapshot(store: ListStore) -> Snapshot:
         )
 
 
+def packed_snapshot(store: ListStore) -> Snapshot:
+    """The state for `restore`, after pending and deleted rows were packed."""
+    store.pack()
+    return snapshot(store)
+
+
 def restore(store: ListStore, before: Snapshot) -> None:
     """Undo everything since `snapshot`."""
     with store.lock:

@@ -129,7 +129,7 @@ class ShardedModule(nn.Module):
     def _as_before_on_error(self, step: str) -> Iterator[None]:
         """A context that restores the buffers if a change fails, on this or on another process."""
         store = self.index.store
-        before, _ = self._agree(step, lambda: (transactions.snapshot(store), []))
+        before, _ = self._agree(step, lambda: (transactions.packed_snapshot(store), []))
         try:
             yield
         except Exception:
