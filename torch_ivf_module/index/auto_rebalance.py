@@ -7,7 +7,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ..functional.rebalance import imbalance_of
 from .contents import Contents
@@ -36,7 +36,7 @@ def _get(self: IndexIVF) -> float | None:
     return self._auto_rebalance
 
 
-def _set(self: IndexIVF, value: float | None) -> None:
+def _set(self: IndexIVF, value: Any) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 1):
         raise ValueError(f"auto_rebalance must be None or an imbalance factor >= 1, such as 1.5, got {value!r}")
     self._auto_rebalance = None if value is None else float(value)
