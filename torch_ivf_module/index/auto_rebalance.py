@@ -37,7 +37,7 @@ def _get(self: IndexIVF) -> float | None:
 
 
 def _set(self: IndexIVF, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or not float(value) >= 1):
         raise ValueError(f"auto_rebalance must be None or an imbalance factor >= 1, such as 1.5, got {value!r}")
     self._auto_rebalance = None if value is None else float(value)
 
