@@ -93,7 +93,7 @@ stress-updates: $(VENV)/.ready-dev
 	$(RUN) -m tests.stress_updates $(ARGS)
 
 sanitize: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(RUN) -m tests.sanitize $(ARGS)
+	OMP_NUM_THREADS=3 $(RUN) -m tests.sanitize $(ARGS)
 
 native: $(VENV)/.ready-dev
 	$(RUN) -m torch_ivf_module build-native $(ARGS)

@@ -75,6 +75,7 @@ class Sdist(sdist):
             entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, "", ""
             return entry
 
+        self.mkpath(os.path.dirname(base_name))
         with (
             open(f"{base_name}.tar.gz", "wb") as file,
             gzip.GzipFile("", "wb", fileobj=file, mtime=int(epoch)) as packed,

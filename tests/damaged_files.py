@@ -126,6 +126,7 @@ def outcomes(folder: Path, options: argparse.Namespace) -> Iterator[tuple[int, s
         worker = context.Process(target=work, args=(folder, options, number, theirs), daemon=True)
         worker.start()
         theirs.close()
+        ours.recv()  # it has begun, which takes a while where many processes run
         while number < end:
             try:
                 if not any(ours.poll(1.0) for _ in range(SECONDS)):  # one by one: both processes may be stopped
@@ -174,6 +175,7 @@ def work(folder: Path, options: argparse.Namespace, first: int, results: Connect
     warnings.simplefilter("ignore")  # of torch, about tensors of other programs
     expected = {name: opened(folder / kind.file, kind) for name, kind in KINDS.items()}
     limit_allocations(options.memory * 2**20)
+    results.send(None)
     for number in range(first, options.first + options.count):
         name = kind_of(options, number)
         outcome, about = tried(name, expected[name], folder, random.Random(f"{options.seed} {number}"))

@@ -310,7 +310,8 @@ def _half_done(rank: int, size: int, shard: str) -> None:
             index.load_state_dict(state)
         same_answers(index, single, rank, size)
     full["list_ids"][0] = 10**6 + rank
-    with pytest.raises(RuntimeError, match=r"load_state_dict: rank 1 called another method than rank 0, or with other settings"):
+    text = "load_state_dict: rank 1 called another method than rank 0, or with other settings"
+    with pytest.raises(RuntimeError, match=text):
         index.load_state_dict(full)
     same_answers(index, single, rank, size)
 

@@ -19,8 +19,8 @@ TESTS = (
     "test_native.py", "test_native_microkernels.py", "test_codes.py", "test_codec.py", "test_operator.py",
     "test_row_codes.py", "test_filters.py", "test_range_search.py", "test_scalar_quantizer.py",
 )  # fmt: skip
-THREADED = ("test_threads.py", "test_native.py", "test_parallel.py")
-# Of these two the first is loaded before Python, which is not compiled with it.
+THREADED = ("test_threads.py", "test_native.py", "test_updates.py")
+# The library of the first of each is loaded before Python.
 SANITIZERS = {False: ("address", "undefined"), True: ("thread",)}
 # A compiler with these flags after those of the kernel, for its -O3 would take half an hour. It says that it is for no
 # machine that is known, so that there is one variant of the kernel, of the instructions that this CPU has.
@@ -46,28 +46,38 @@ def main(arguments: list[str] | None = None) -> int:
     names = SANITIZERS[options.thread]
     compiler = os.environ.get("CXX", "c++")
     flags = f"-O1 -g -march=native -fno-omit-frame-pointer -fsanitize={','.join(names)} -fno-sanitize-recover=all"
-    library = subprocess.run(
-        [*compiler.split(), f"-print-file-name=lib{names[0][0]}san.so"], capture_output=True, text=True, check=True
-    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         wrapper = folder / "c++"
         wrapper.write_text(WRAPPER.format(compiler=compiler, flags=flags))
         wrapper.chmod(0o755)
-        variables = {**os.environ, **SETTINGS, "CXX": str(wrapper), "TORCH_EXTENSIONS_DIR": str(folder)}
+        # Into files, for pytest captures what is printed.
+        settings = {name: f"{value}:log_path={folder / 'report'}" for name, value in SETTINGS.items()}
+        variables = {**os.environ, **settings, "TORCH_EXTENSIONS_DIR": str(folder)}
         build = [sys.executable, "-c", "from torch_ivf_module import native; native.build()"]
-        subprocess.run(build, env={**variables, "TORCH_IVF_NATIVE": "0"}, check=True)
-        variables["LD_PRELOAD"] = library.stdout.strip()
+        subprocess.run(build, env={**variables, "CXX": str(wrapper), "TORCH_IVF_NATIVE": "0"}, check=True)
+        # Python is not compiled with the sanitizer, and its own library looks for that of C++ when it begins.
+        libraries = (f"lib{names[0][0]}san.so", "libstdc++.so")
+        variables["LD_PRELOAD"] = " ".join(found(compiler, name) for name in libraries)
         if not options.module:
             others = others or tests(options.thread)
-        return subprocess.run([sys.executable, "-m", options.module or "pytest", *others], env=variables).returncode
+        done = subprocess.run([sys.executable, "-m", options.module or "pytest", *others], env=variables)
+        for report in folder.glob("report.*"):
+            print(report.read_text(errors="replace"))
+            report.unlink()
+        return done.returncode
+
+
+def found(compiler: str, library: str) -> str:
+    """The path of a library that comes with the compiler."""
+    command = [*compiler.split(), f"-print-file-name={library}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def tests(threaded: bool) -> list[str]:
     """The files of tests that are run unless others are named."""
     names = THREADED if threaded else TESTS
-    found = sorted(str(path) for name in names for path in HERE.glob(name))
-    return ["-q", "-p", "no:xdist", *found]
+    return ["-q", "-p", "no:xdist", *(str(HERE / name) for name in names)]
 
 
 if __name__ == "__main__":

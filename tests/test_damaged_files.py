@@ -60,6 +60,7 @@ def test_an_error_that_does_not_name_the_file_is_detected(folder, monkeypatch):
 
 def _crashes_and_hangs(folder, options, first, results):
     damaged_files.traced(folder)
+    results.send(None)
     results.send((first, damaged_files.EQUAL, ""))
     if not first:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -70,7 +71,7 @@ def _crashes_and_hangs(folder, options, first, results):
 @where_processes_fork
 def test_crashes_and_hangs_are_detected(tmp_path, monkeypatch):
     monkeypatch.setattr(damaged_files, "work", _crashes_and_hangs)
-    monkeypatch.setattr(damaged_files, "SECONDS", 15)
+    monkeypatch.setattr(damaged_files, "SECONDS", 5)
     found = list(damaged_files.outcomes(tmp_path, damaged_files.parsed(["--count", "4"])))
     good, bad = damaged_files.EQUAL, damaged_files.FAILED
     assert [(number, outcome) for number, outcome, _ in found] == [(0, good), (1, bad), (2, good), (3, bad)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 
@@ -381,7 +382,7 @@ def test_kmeans_arguments():
 
 
 @each_kind
-@pytest.mark.parametrize(("name", "value"), [("metric", "ip"), ("d", D + 1)])
+@pytest.mark.parametrize(("name", "value"), [("metric", "ip"), ("d", D + 1), ("d", float(D))])
 def test_what_vectors_depend_on_cannot_be_changed(kind, name, value):
     index = KINDS[kind]()
     words = (repr(getattr(index, name)), f"make another index with {name}={value!r}")
@@ -413,6 +414,9 @@ def test_one_id_that_is_not_in_a_list(kind):
     index = KINDS[kind]()
     with unchanged(index), refuses(ValueError, "ids", "()", "pass [7]"):
         index.remove_ids(7)
+    for one in (torch.tensor(7), torch.tensor(7, device="meta")):
+        with unchanged(index), refuses(ValueError, "ids", "()", "pass ids[None]"):
+            index.remove_ids(one)
 
 
 @pytest.mark.parametrize(
@@ -470,3 +474,10 @@ def test_the_recall_to_tune_for(recall, error):
     index = shared(PLAIN).index
     with unchanged(index), refuses(error, "target_recall", "str" if error is TypeError else str(recall)):
         tune(index, normal(3, D), target_recall=recall)
+
+
+def test_numbers_of_numpy():
+    index = copy.deepcopy(shared(PLAIN).index)
+    tune(index, normal(3, D), k=2, target_recall=numpy.float32(0.5))
+    index.auto_rebalance = numpy.float32(1.5)
+    assert index.auto_rebalance == 1.5

@@ -66,6 +66,13 @@ def test_the_configuration_can_be_read_and_set_by_hand(tmp_path):
     assert (loaded.nprobe, loaded.k) == (1, 2)
 
 
+def test_auto_rebalance_may_be_set_in_the_configuration(tmp_path):
+    ivf().save_pretrained(tmp_path)
+    assert IndexIVFFlat.from_pretrained(tmp_path).auto_rebalance is None
+    _config(tmp_path, auto_rebalance=1.5)
+    assert IndexIVFFlat.from_pretrained(tmp_path).auto_rebalance == 1.5
+
+
 def _config(tmp_path, **wrong):
     config = json.loads((tmp_path / "config.json").read_text())
     config["config"].update(wrong)

@@ -17,7 +17,8 @@ __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _CARD: dict[str, Any] = {"library_name": "torch_ivf_module", "tags": ["vector-search"]}
-FREE = ("nprobe", "max_codes", "k", "search_mode", "max_bytes", "codes")  # where config.json overrules the file
+# Settings where config.json overrules the file.
+FREE = ("nprobe", "max_codes", "k", "search_mode", "max_bytes", "codes", "auto_rebalance")
 
 
 def save_pretrained(index: AnyIndex, folder: str | os.PathLike[str], **settings: Any) -> Any:

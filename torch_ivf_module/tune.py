@@ -5,6 +5,7 @@ Q queries, k results, T true neighbours a query.
 
 from __future__ import annotations
 
+import numbers
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -89,7 +90,7 @@ def tune(
     queries, k = validation.vectors(queries, "queries", index.d, index.device).detach(), positive(k, "k")
     if not queries.shape[0]:
         raise ValueError("queries must have at least one row, got none")
-    if not isinstance(target_recall, (int, float)):
+    if not isinstance(target_recall, numbers.Real):
         raise TypeError(f"target_recall must be a number, got {type(target_recall).__name__}")
     if not 0 < target_recall <= 1:
         raise ValueError(f"target_recall must be above 0 and at most 1, got {target_recall}")

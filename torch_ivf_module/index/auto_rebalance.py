@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -36,7 +37,7 @@ def _get(self: IndexIVF) -> float | None:
 
 
 def _set(self: IndexIVF, value: float | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 1):
         raise ValueError(f"auto_rebalance must be None or an imbalance factor >= 1, such as 1.5, got {value!r}")
     self._auto_rebalance = None if value is None else float(value)
 

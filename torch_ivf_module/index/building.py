@@ -18,6 +18,7 @@ from . import schema, validation
 from .eager import eager
 from .groups import kept_rows
 from .store import ListStore
+from .transactions import transaction
 
 if TYPE_CHECKING:
     from .base import IndexBase
@@ -60,7 +61,7 @@ def remove_ids(self: IndexBase, ids: Tensor) -> int:
     or when other code next reads the buffers.
     """
     wanted = selected_ids(ids, self.device)
-    with self.store.lock:
+    with transaction(self.store):
         return self.store.delete(self.store.matches(wanted))
 
 
@@ -78,7 +79,7 @@ def update(self: IndexBase, ids: Tensor, x: Tensor, *, groups: Tensor | None = N
     wanted, back = ids.unique(return_inverse=True)
     if wanted.shape[0] != ids.shape[0]:
         raise ValueError("ids must be distinct in update, got one twice")
-    with store.lock:
+    with transaction(store):
         old = store.matches(wanted)
         known = torch.zeros_like(wanted, dtype=torch.bool)
         known[old.of_packed] = known[old.of_pending] = True
@@ -113,7 +114,7 @@ def merge_from(self: IndexBase, other: IndexBase, add_id: int = 0) -> None:
     if not isinstance(getattr(other, "store", None), ListStore):
         raise TypeError(f"other must be a flat or inverted-file index, got {type(other).__name__}")
     first, second = sorted((store, other.store), key=id)
-    with first.lock, second.lock, torch.no_grad():
+    with first.lock, second.lock, transaction(store), torch.no_grad():
         _check_mergeable(self, other)
         x, ids, assigned, groups, _ = stored_rows(other.store)
         ids = _shifted(ids, validation.int64(add_id, "add_id"))
@@ -227,7 +228,7 @@ def _add(store: ListStore, x: Tensor, ids: Tensor | None, groups: Tensor | None)
     store.require_trained("add")
     coarse = None if store.flat else store.coarse()
     rows, assigned = assign(store, x, coarse)
-    with store.lock:
+    with transaction(store):
         if coarse is not None and store.buffers["centroids"] is not coarse.centroids:  # another thread has trained it
             rows, assigned = assign(store, x)
         next_id, custom = store.next_id, ids is not None

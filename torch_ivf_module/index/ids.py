@@ -113,7 +113,7 @@ class IdLookup:
         values, counts = torch.unique(torch.cat([packed_ids, ids]), return_counts=True)
         repeated = torch.isin(ids, values[counts > 1])
         kept = None if groups is None else groups[repeated]
-        self.last_places.update(places(ids[repeated], assigned[repeated], kept))
+        self.last_places = {**self.last_places, **places(ids[repeated], assigned[repeated], kept)}
 
 
 def places(ids: Tensor, assigned: Tensor, groups: Tensor | None) -> dict[int, tuple[int, int]]:

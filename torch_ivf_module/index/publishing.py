@@ -119,7 +119,10 @@ class Versions:
             run_outside(self._publish)
 
     def _publish(self) -> None:
-        """`publish`. If searches read the last version, all that takes long is done before they read the next one."""
+        """`publish`. If searches read the last version, all that takes long is done before they read the next one.
+
+        If this fails, for lack of memory, the change is published without it: a search does it, and has the error.
+        """
         last, version = self.last, None
         if last is not None:
             last.packed.read |= last.read
@@ -132,6 +135,8 @@ class Versions:
                 version.lists()
                 if last.packed.has_cells:
                     version.cells()
+        except (MemoryError, RuntimeError):
+            pass
         finally:
             self.changing = False
             self._replace(version or self._next())

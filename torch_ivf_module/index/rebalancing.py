@@ -20,6 +20,7 @@ from .contents import Contents
 from .eager import eager, without_autocast
 from .pending import many_deleted
 from .store import ListStore
+from .transactions import transaction
 
 if TYPE_CHECKING:
     from .ivf import IndexIVF
@@ -133,12 +134,13 @@ def _move(store: ListStore, contents: Contents, at: Tensor, lists: Tensor, centr
     updates.remove(every[every >= contents.n] - contents.n)
     updates.delete(every[every < contents.n], contents.n)
     updates.push(rows, ids, targets[order], None if groups is None else groups[order], custom_ids=repeated)
-    store.put(centroids=centroids)
-    store._updates, store.ordering = updates, "none"
-    store.unordered += rows.shape[0]
-    store.new_version()
-    if many_deleted(updates.deleted_rows, contents.n) or updates.rows >= max(contents.n, 1):
-        store.pack()
+    with transaction(store):
+        store.put(centroids=centroids)
+        store._updates, store.ordering = updates, "none"
+        store.unordered += rows.shape[0]
+        store.new_version()
+        if many_deleted(updates.deleted_rows, contents.n) or updates.rows >= max(contents.n, 1):
+            store.pack()
     return every.shape[0] - at.shape[0]
 
 

@@ -5,7 +5,6 @@ N packed rows, L lists, d dim, n ids, H hits. A row is a position among the pack
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -22,8 +21,6 @@ from .integrity import CHECKSUMS, Integrity, VersionToken, refuse_without_values
 from .pending import PendingUpdates, few, many_deleted
 from .publishing import Versions
 from .row_format import RowFormat
-
-Snapshot = tuple[dict[str, Tensor], Integrity, dict[int, tuple[int, int]]]
 
 
 class ListStore:
@@ -283,16 +280,3 @@ class ListStore:
         self.handed_out = {}  # frees the tensors from before
         self.versions.forget()
         self._integrity.moved(self.buffers)
-
-    def snapshot(self) -> Snapshot:
-        """The state for `restore`: references to tensors, no copies."""
-        self.pack()
-        with self.lock:
-            return self.own_buffers(), copy.copy(self._integrity), self.ids.last_places
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Undo everything since `snapshot`."""
-        with self.lock:
-            self.exchange(snapshot[0])
-            self._integrity.restore(snapshot[1])
-            self.ids.last_places = snapshot[2]

@@ -22,7 +22,9 @@ _FIXED = ("d", "metric")  # attributes of an index on which its vectors and cent
 
 def unchanged(name: str, value: object, attributes: Mapping[str, object]) -> None:
     """AttributeError if `value` would change one of `attributes` that is fixed."""
-    if name in _FIXED and attributes.get(name, value) != value:
+    if name not in _FIXED or name not in attributes:
+        return
+    if type(value) is not type(attributes[name]) or value != attributes[name]:
         what = f"{name} cannot be changed from {attributes[name]!r}"
         raise AttributeError(f"{what}: make another index with {name}={value!r}")
 
@@ -130,7 +132,8 @@ def _int64s(value: object, name: str, device: torch.device, dim: int, shape: str
         what += ", or a mask with .bool()" if tensor.dtype == torch.uint8 else ""
         raise TypeError(f"{name} must be int64 or int32, got {word(tensor.dtype)}{what}")
     if tensor.dim() != dim:
-        what = f"; pass [{int(tensor)}] for one" if tensor.dim() == 0 and dim == 1 else ""
+        one = f"{name}[None]" if isinstance(value, Tensor) else f"[{value}]"
+        what = f"; pass {one} for one" if tensor.dim() == 0 and dim == 1 else ""
         what = f"; pass {name}[:, None] for one id per query" if tensor.dim() == 1 and dim == 2 else what
         raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}{what}")
     found = _plain(_placed(tensor, value, name, device), name).detach().long()

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..functional.lists import offsets_of, pack
-from ..index import IndexIVF, schema, training
+from ..index import IndexIVF, schema, training, transactions
 from ..index.base import IndexBase
 from ..index.eager import refuse_recording, refuse_scripting
 from ..index.module import load_buffers, misfit, own_loading
@@ -129,11 +129,11 @@ class ShardedModule(nn.Module):
     def _as_before_on_error(self, step: str) -> Iterator[None]:
         """A context that restores the buffers if a change fails, on this or on another process."""
         store = self.index.store
-        snapshot, _ = self._agree(step, lambda: (store.snapshot(), []))
+        before, _ = self._agree(step, lambda: (transactions.packed_snapshot(store), []))
         try:
             yield
         except Exception:
-            store.restore(snapshot)
+            transactions.restore(store, before)
             raise
 
     def _redistribute(self, step: str) -> None:
