@@ -91,3 +91,14 @@ def test_what_a_change_computes_for_later_searches_may_fail(error):
             index.search(X[:1], 1)
     assert index.ntotal == 2640
     agree(index.search(X[:20], 5, params=EVERY), copy.deepcopy(index).search(X[:20], 5, params=EVERY))
+
+
+def test_a_change_copies_no_list_of_pending_rows():
+    """Else adding rows one by one to an index that nobody searches would take quadratic time."""
+    index = IndexFlatL2(4)
+    index.add(torch.zeros(100, 4))
+    index.add(torch.ones(1, 4))
+    columns = [getattr(index.store._updates, name) for name in ("_x", "_ids", "_assigned", "_groups")]
+    for _ in range(3):
+        index.add(torch.ones(1, 4))
+    assert [len(column) for column in columns] == [4] * 4

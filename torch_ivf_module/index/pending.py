@@ -8,6 +8,7 @@ N packed rows, T pending rows, H hits.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,6 +146,21 @@ class PendingUpdates:
         other._x, other._ids = list(self._x), list(self._ids)
         other._assigned, other._groups = list(self._assigned), list(self._groups)
         return other
+
+    def snapshot(self) -> tuple[PendingUpdates, list[int]]:
+        """The state for `restored`. It copies no list: they are appended to or replaced, so their lengths will do."""
+        return copy.copy(self), [len(column) for column in self._columns()]
+
+    @staticmethod
+    def restored(snapshot: tuple[PendingUpdates, list[int]]) -> PendingUpdates:
+        """The updates as they were at the snapshot; the present ones must not be used any more."""
+        updates, counts = snapshot
+        for column, count in zip(updates._columns(), counts, strict=True):
+            del column[count:]
+        return updates
+
+    def _columns(self) -> tuple[list[Any], ...]:
+        return self._x, self._ids, self._assigned, self._groups
 
     # -- pending rows --------------------------------------------------------------------------------------
 

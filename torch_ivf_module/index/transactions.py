@@ -21,7 +21,7 @@ class Snapshot(NamedTuple):
 
     version: VersionToken
     buffers: dict[str, Tensor]
-    updates: PendingUpdates
+    updates: tuple[PendingUpdates, list[int]]
     integrity: Integrity
     last_places: dict[int, tuple[int, int]]
     ordering: str
@@ -31,11 +31,10 @@ class Snapshot(NamedTuple):
 def snapshot(store: ListStore) -> Snapshot:
     """The state for `restore`."""
     with store.lock:
-        updates, store._updates = store._updates, store._updates.copied()
         return Snapshot(
             store.version,
             store.own_buffers(),
-            updates,
+            store._updates.snapshot(),
             copy.copy(store._integrity),
             store.ids.last_places,
             store.ordering,
@@ -56,7 +55,8 @@ def restore(store: ListStore, before: Snapshot) -> None:
             store.exchange(before.buffers)
             store._integrity.restore(before.integrity)
             store.ids.last_places = before.last_places
-        store._updates, store.ordering, store.unordered = before.updates, before.ordering, before.unordered
+        store._updates = PendingUpdates.restored(before.updates)
+        store.ordering, store.unordered = before.ordering, before.unordered
 
 
 @contextmanager
